@@ -1,0 +1,67 @@
+"""Named errors: each says what was received, what is allowed and what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class TalkingHeadError(Exception):
+    """A problem that its reader can mend.
+
+    Args:
+        problem: what is wrong, as a phrase.
+        received: the offending value, shown with `repr` unless it is a string.
+        allowed: the values or the range that would have been accepted.
+        remedy: the next thing to do, as a sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, problem: str, *, received: object = None, allowed: str | None = None, remedy: str | None = None
+    ):
+        self.problem, self.received, self.allowed, self.remedy = problem, received, allowed, remedy
+        message = problem
+        if received is not None:
+            message += f": received {received if isinstance(received, str) else repr(received)}"
+        if allowed:
+            message += f"; allowed: {allowed}"
+        super().__init__(message + "." + (f" {remedy}" if remedy else ""))
+
+
+class InvalidRequest(TalkingHeadError, ValueError):
+    """A parameter is unknown, out of range or contradicts another."""
+
+    exit_code = 2
+
+
+class MediaError(TalkingHeadError):
+    """A picture, recording or video cannot be read or used."""
+
+    exit_code = 2
+
+
+class CheckpointError(TalkingHeadError):
+    """A weight file is missing, damaged, or does not fit the network it is for."""
+
+    exit_code = 2
+
+
+class OutputError(TalkingHeadError):
+    """A result cannot be written: no space, no permission, or something is already there."""
+
+
+class MissingExtra(TalkingHeadError, ImportError):
+    """An optional feature needs packages that are not installed."""
+
+
+class Stopped(TalkingHeadError):
+    """The run was stopped on request; what is finished stays on disk."""
+
+    exit_code = 130
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """A remedy sentence with the known name closest to `name`, or the whole list where none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean `{close[0]}`?" if close else "Known names: " + ", ".join(known) + "."

@@ -1,0 +1,71 @@
+"""Frame ↔ latent ↔ token arithmetic, and the symbols that every shape in this package is written with.
+
+| symbol | meaning |
+| --- | --- |
+| B | batch; 1 unless a docstring says otherwise |
+| C | latent channels (16 in the released VAE) |
+| F | video frames, 25 per second; 4n + 1 in a chunk |
+| H, W | height and width in pixels |
+| T, h, w | latent frames, height and width: T = 1 + (F − 1) / 4, h = H / 8, w = W / 8 |
+| L | tokens of one chunk: T · h/2 · w/2 |
+| S | tokens of one latent frame: h/2 · w/2 |
+| D | width of the transformer |
+| P | speakers, 1 or 2 |
+| A | audio tokens of one latent frame |
+"""
+
+from dataclasses import dataclass
+
+FRAMES_PER_SECOND = 25
+FRAMES_PER_LATENT = 4
+PIXELS_PER_LATENT = 8
+PIXELS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class LatentGrid:
+    """The sizes of one chunk of video in pixels, latents and tokens.
+
+    Args:
+        frames: F, of the form 4n + 1.
+        height: H, a multiple of 16.
+        width: W, a multiple of 16.
+    """
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def latent_frames(self) -> int:
+        return latent_frames(self.frames)
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // PIXELS_PER_LATENT
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // PIXELS_PER_LATENT
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN)
+
+    @property
+    def tokens(self) -> int:
+        return self.latent_frames * self.tokens_per_frame
+
+    def latent_shape(self, channels: int) -> tuple[int, int, int, int]:
+        """[C, T, h, w] of the chunk's latent."""
+        return channels, self.latent_frames, self.latent_height, self.latent_width
+
+
+def latent_frames(frames: int) -> int:
+    """Latent frames T that hold `frames` video frames: the first alone, then four each."""
+    return 1 + (frames - 1) // FRAMES_PER_LATENT
+
+
+def is_whole_chunk(frames: int) -> bool:
+    """Whether `frames` fills its latent frames exactly (1, 5, 9, …, 81, …)."""
+    return frames >= 1 and (frames - 1) % FRAMES_PER_LATENT == 0
