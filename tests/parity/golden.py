@@ -1,0 +1,60 @@
+"""Reads a golden folder: outputs of the reference implementation, and the stream that its inputs are drawn from."""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+FOLDER = Path(os.environ.get("TALKINGHEAD_GOLDEN") or Path(__file__).parents[1] / "golden")
+SALT = json.loads((FOLDER / "golden.json").read_text())["salt"]
+
+# (case, relative error, bound) of every comparison made, for the table that closes the test run.
+comparisons: list[tuple[str, float, float]] = []
+
+
+def load(name: str) -> tuple[dict[str, Tensor], dict]:
+    """The stored outputs of a case and the JSON beside them."""
+    return load_file(FOLDER / f"{name}.safetensors"), json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def random_state(name: str) -> np.random.RandomState:
+    """The stream that belongs to a name of this folder (without the salt)."""
+    return np.random.RandomState(zlib.crc32(f"{SALT}/{name}".encode()))
+
+
+def seeded(name: str, shape: Sequence[int], scale: float = 1.0) -> Tensor:
+    """float32 normal values drawn from a name."""
+    return torch.from_numpy((random_state(name).standard_normal(shape) * scale).astype(np.float32))
+
+
+def parameters(model: str, shapes: Mapping[str, Sequence[int]], scale: float = 0.05) -> dict[str, Tensor]:
+    """Every parameter of a model; norm weights are drawn around 1."""
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[name] = seeded(f"{model}/{name}", shape, scale)
+        if name.endswith("gamma") or (len(shape) == 1 and name.endswith("weight")):
+            tensors[name] += 1
+    return tensors
+
+
+def relative_error(out: Tensor, reference: Tensor) -> float:
+    """‖out − reference‖ / ‖reference‖ in double precision."""
+    assert out.shape == reference.shape, f"{tuple(out.shape)} against the reference's {tuple(reference.shape)}"
+    reference = reference.double()
+    return ((out.double() - reference).norm() / reference.norm()).item()
+
+
+def report(case: str, error: float, bound: float) -> None:
+    """Record a comparison for the closing table and hold it to its bound."""
+    comparisons.append((case, error, bound))
+    assert error <= bound, f"{case}: relative error {error:.2e} is above {bound:.0e}"
+
+
+def compare(case: str, out: Tensor, reference: Tensor, bound: float) -> None:
+    report(case, relative_error(out.float(), reference.float()), bound)
