@@ -1,0 +1,57 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lab notebooks lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make the environment in .venv from requirements.lock, where it is not there yet
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] < (3, 14); \
+	  sys.exit(None if ok else "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d: make setup PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/python || { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the versions of requirements.lock into $(VENV); the first time takes a few minutes"
+	@$(BIN)/python -m pip install --quiet --requirement requirements.lock --editable .
+	@touch $@
+	@echo "The environment is ready: $(VENV)"
+
+demo: setup ## make a video of the sample portrait and recording, and print its path
+	@$(BIN)/python -m talkinghead_lab generate params/embedded.yaml
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: setup ## open JupyterLab in notebooks/
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_generate.ipynb
+
+notebooks: setup ## run every notebook with the embedded checkpoint; the executed ones go to outputs/notebooks/
+	@mkdir -p outputs/notebooks
+	@for notebook in $(NOTEBOOKS); do \
+	  echo "$$notebook"; \
+	  $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$(basename $$notebook) -f params/embedded.yaml || exit 1; \
+	done
+
+# uv resolves for every Python at once. What CUDA needs stays out of the lock: pip adds it where the
+# machine's PyTorch asks for it, and a machine with the CPU build never sees it.
+lock: setup ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` also raises one pin
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --fork-strategy fewest --no-header --no-annotate $(if $(UPGRADE),--upgrade-package $(UPGRADE)) \
+	  --output-file requirements.lock
+	sed -i -E '/^(cuda|nvidia|triton)[-=]/d; 1i # Exact versions for Python 3.11 to 3.13, made by `make lock`.' requirements.lock
+
+clean: ## remove .venv and what builds and tools leave; outputs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
