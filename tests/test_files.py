@@ -1,0 +1,89 @@
+import subprocess
+import sys
+
+import pytest
+
+from talkinghead_lab.errors import OutputError
+from talkinghead_lab.files import atomic_path
+
+
+def names_in(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_finished_file_appears_under_its_name_with_usual_rights(tmp_path):
+    final = tmp_path / "record.json"
+    with atomic_path(final) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".json"
+        temporary.write_text("{}")
+        assert not final.exists()
+    assert final.read_text() == "{}"
+    assert names_in(tmp_path) == ["record.json"]
+    (tmp_path / "plain").write_text("")
+    assert final.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, RuntimeError, FileNotFoundError])
+def test_any_exception_leaves_nothing_and_keeps_its_kind(tmp_path, exception):
+    with pytest.raises(exception), atomic_path(tmp_path / "video.mp4") as temporary:
+        temporary.write_bytes(b"half")
+        raise exception
+    assert names_in(tmp_path) == []
+
+
+def test_an_existing_file_is_never_overwritten_unless_told(tmp_path):
+    final = tmp_path / "run.json"
+    final.write_text("first")
+    with pytest.raises(OutputError, match="exists already"), atomic_path(final):
+        pytest.fail("the block must not run")
+    with atomic_path(final, overwrite=True) as temporary:
+        temporary.write_text("second")
+    assert final.read_text() == "second"
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
+    final = tmp_path / "run.json"
+    with pytest.raises(OutputError, match="exists already"), atomic_path(final) as temporary:
+        temporary.write_text("mine")
+        final.write_text("theirs")
+    assert final.read_text() == "theirs"
+    assert names_in(tmp_path) == ["run.json"]
+
+
+def test_a_dangling_link_counts_as_existing(tmp_path):
+    (tmp_path / "run.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="exists already"), atomic_path(tmp_path / "run.json"):
+        pytest.fail("the block must not run")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with (
+        pytest.raises(OutputError, match="must exist and be writable") as caught,
+        atomic_path(tmp_path / "no" / "x"),
+    ):
+        pytest.fail("the block must not run")
+    assert str(tmp_path / "no") in str(caught.value)
+
+
+FILL = """
+import resource, signal, sys
+from pathlib import Path
+from talkinghead_lab.errors import OutputError
+from talkinghead_lab.files import atomic_path
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with atomic_path(Path(sys.argv[1]) / "big.bin") as temporary:
+        temporary.write_bytes(bytes(100_000))
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_no_space_is_an_output_error_and_leaves_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "no space left while writing" in done.stdout
+    assert str(tmp_path) in done.stdout
+    assert names_in(tmp_path) == []
