@@ -1,0 +1,487 @@
+"""The causal video autoencoder of Wan 2.1: one latent frame for the first video frame, then one for every four.
+
+Every convolution in time looks only backwards, so a video can be worked through in pieces: what a layer has to
+remember of the frames before a piece is kept in a `CausalState`, a plain dictionary that the caller owns. Nothing is
+stored on the modules, and memory does not grow with the number of frames.
+
+Architecture and latent statistics: Wan 2.1 (arXiv 2503.20314), weights `Wan2.1_VAE.pth`. Submodule names are the
+names of the released tensors.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from talkinghead_lab.errors import CheckpointError, InvalidRequest
+
+# The mean and the standard deviation of each of the 16 channels of the released latents (Wan 2.1, `WanVAE`).
+RELEASED_LATENT_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+RELEASED_LATENT_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+
+# What each layer remembers of the frames before the current piece.
+CausalState = dict[nn.Module, Tensor]
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the autoencoder.
+
+    Args:
+        dim: channels after the first convolution of the encoder.
+        z_dim: latent channels C.
+        stage_dims: channels of each resolution, from the pixels down. Between two stages the picture is halved.
+        num_res_blocks: residual blocks of an encoder stage; a decoder stage has one more.
+        temporal_downsample: for each halving of the picture, whether time is halved as well.
+        latent_mean, latent_std: statistics of each latent channel; `encode` returns (mean − latent_mean) / latent_std.
+    """
+
+    dim: int
+    z_dim: int
+    stage_dims: tuple[int, ...]
+    num_res_blocks: int
+    temporal_downsample: tuple[bool, ...]
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.temporal_downsample) != len(self.stage_dims) - 1:
+            raise CheckpointError(
+                "`temporal_downsample` needs one entry between each two stages",
+                received=self.temporal_downsample,
+                allowed=f"{len(self.stage_dims) - 1} booleans",
+            )
+        for name in ("latent_mean", "latent_std"):
+            if len(getattr(self, name)) != self.z_dim:
+                raise CheckpointError(
+                    f"`{name}` does not fit the {self.z_dim} latent channels of `conv2.weight`",
+                    received=f"{len(getattr(self, name))} numbers",
+                    allowed=f"{self.z_dim} numbers",
+                    remedy="Give them in the .json file beside the weights.",
+                )
+
+    @property
+    def frames_per_latent(self) -> int:
+        """Video frames held by every latent frame but the first, which holds one."""
+        return 2 ** sum(self.temporal_downsample)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Height and width in pixels of one latent position."""
+        return 2 ** len(self.temporal_downsample)
+
+    @classmethod
+    def from_tensors(cls, shapes: Mapping[str, tuple[int, ...]], fields: Mapping[str, Any]) -> "VAEConfig":
+        """Read the sizes off the tensors of a checkpoint; `fields` may set the latents' statistics.
+
+        Raises:
+            CheckpointError: a tensor that tells a size is missing, or the statistics do not fit the latents.
+        """
+        stages, temporal = _encoder_stages(shapes)
+        return cls(
+            dim=_shape(shapes, "encoder.conv1.weight")[0],
+            z_dim=_shape(shapes, "conv2.weight")[0],
+            stage_dims=tuple(_shape(shapes, f"{blocks[0]}.residual.6.weight")[0] for blocks in stages),
+            num_res_blocks=len(stages[0]),
+            temporal_downsample=tuple(temporal),
+            latent_mean=tuple(fields.get("latent_mean", RELEASED_LATENT_MEAN)),
+            latent_std=tuple(fields.get("latent_std", RELEASED_LATENT_STD)),
+        )
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise CheckpointError(
+            f"the tensor `{name}`, which tells a size of the autoencoder, is missing",
+            remedy="Check that the file is Wan2.1_VAE.pth or has its tensor names.",
+        )
+    return shapes[name]
+
+
+def _encoder_stages(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[list[str]], list[bool]]:
+    """The names of the residual blocks of each encoder stage, and whether the halving after it halves time."""
+    found = {match[1] for name in shapes if (match := re.match(r"(encoder\.downsamples\.\d+)\.", name))}
+    stages: list[list[str]] = [[]]
+    temporal: list[bool] = []
+    for layer in sorted(found, key=lambda name: int(name.rsplit(".", 1)[1])):
+        if f"{layer}.resample.1.weight" in shapes:
+            temporal.append(f"{layer}.time_conv.weight" in shapes)
+            stages.append([])
+        else:
+            stages[-1].append(layer)
+    for number, blocks in enumerate(stages):
+        if len(blocks) != len(stages[0]) or not blocks:
+            raise CheckpointError(
+                f"stage {number} of `encoder.downsamples` has another number of residual blocks than the first",
+                received=f"{len(blocks)} against {len(stages[0])}",
+                remedy="Check that the file is whole and holds this autoencoder.",
+            )
+    return stages, temporal
+
+
+def from_released(tensors: dict[str, Tensor], config: VAEConfig) -> dict[str, Tensor]:
+    """The modules carry the released names, so nothing is renamed."""
+    return dict(tensors)
+
+
+class CausalConv3d(nn.Conv3d):
+    """A convolution whose output frame sees its own and earlier frames only; before the first frame lie zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
+        time, height, width = kernel_size
+        super().__init__(in_channels, out_channels, kernel_size, padding=(0, height // 2, width // 2))
+        self.frames_remembered = time - 1
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        if self.frames_remembered:
+            x = torch.cat([state.get(self, self.nothing_before(x)), x], dim=2)
+            # A copy, because a view would keep the whole piece alive.
+            state[self] = x[:, :, -self.frames_remembered :].clone()
+        return super().forward(x)
+
+    def nothing_before(self, x: Tensor) -> Tensor:
+        """The memory of this layer before any frame."""
+        batch, channels, _, height, width = x.shape
+        return x.new_zeros(batch, channels, self.frames_remembered, height, width)
+
+
+class RMSNorm(nn.Module):
+    """Scales every position's channels to a root mean square of one, in float32, times a learned gain."""
+
+    def __init__(self, dim: int, spatial_dims: int = 3):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *[1] * spatial_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.normalize(x.float(), dim=1) * sqrt(x.shape[1]) * self.gamma.float()).to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.residual = nn.ModuleDict(
+            {
+                "0": RMSNorm(in_dim),
+                "2": CausalConv3d(in_dim, out_dim, (3, 3, 3)),
+                "3": RMSNorm(out_dim),
+                "6": CausalConv3d(out_dim, out_dim, (3, 3, 3)),
+            }
+        )
+        self.shortcut = CausalConv3d(in_dim, out_dim, (1, 1, 1)) if in_dim != out_dim else None
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        layers = self.residual
+        y = layers["2"](F.silu(layers["0"](x)), state)
+        y = layers["6"](F.silu(layers["3"](y)), state)
+        return y + (x if self.shortcut is None else self.shortcut(x, state))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with one head among the positions of each frame."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = RMSNorm(dim, spatial_dims=2)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        batch, _, _, height, _ = x.shape
+        qkv = self.to_qkv(self.norm(rearrange(x, "b c t h w -> (b t) c h w")))
+        query, key, value = rearrange(qkv, "n (three c) h w -> three n 1 (h w) c", three=3).unbind(0)
+        y = F.scaled_dot_product_attention(query, key, value)
+        y = self.proj(rearrange(y, "n 1 (h w) c -> n c h w", h=height))
+        return x + rearrange(y, "(b t) c h w -> b c t h w", b=batch)
+
+
+class Downsample(nn.Module):
+    """Halves the picture, and where `temporal` the frames after the very first."""
+
+    def __init__(self, dim: int, temporal: bool):
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim, 3, stride=2)})
+        self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        batch = x.shape[0]
+        x = F.pad(rearrange(x, "b c t h w -> (b t) c h w"), (0, 1, 0, 1))
+        x = rearrange(self.resample["1"](x), "(b t) c h w -> b c t h w", b=batch)
+        return x if self.time_conv is None else self._halve_time(x, state)
+
+    def _halve_time(self, x: Tensor, state: CausalState) -> Tensor:
+        previous = state.get(self)
+        state[self] = x[:, :, -1:].clone()
+        if previous is not None:
+            return self.time_conv(torch.cat([previous, x], dim=2))
+        first = x[:, :, :1]
+        return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Doubles the picture and halves its channels; where `temporal` it doubles the frames after the very first."""
+
+    def __init__(self, dim: int, temporal: bool):
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim // 2, 3, padding=1)})
+        self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        if self.time_conv is not None:
+            x = self._double_time(x, state)
+        batch = x.shape[0]
+        x = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2, mode="nearest-exact")
+        return rearrange(self.resample["1"](x), "(b t) c h w -> b c t h w", b=batch)
+
+    def _double_time(self, x: Tensor, state: CausalState) -> Tensor:
+        if self.time_conv in state:
+            return self._two_of_each(x, state)
+        # The very first frame stays one frame, and the convolution never sees it.
+        first, rest = x[:, :, :1], x[:, :, 1:]
+        state[self.time_conv] = self.time_conv.nothing_before(x)
+        return first if rest.shape[2] == 0 else torch.cat([first, self._two_of_each(rest, state)], dim=2)
+
+    def _two_of_each(self, x: Tensor, state: CausalState) -> Tensor:
+        return rearrange(self.time_conv(x, state), "b (two c) t h w -> b c (t two) h w", two=2)
+
+
+class Head(nn.ModuleDict):
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__({"0": RMSNorm(in_dim), "2": CausalConv3d(in_dim, out_dim, (3, 3, 3))})
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        return self["2"](F.silu(self["0"](x)), state)
+
+
+def _middle(dim: int) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
+
+
+class Encoder(nn.Module):
+    """Frames [B, 3, F, H, W] to moments [B, 2C, T, h, w], piece by piece."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.conv1 = CausalConv3d(3, config.dim, (3, 3, 3))
+        self.downsamples = nn.ModuleList()
+        width = config.dim
+        for stage, stage_dim in enumerate(config.stage_dims):
+            for _ in range(config.num_res_blocks):
+                self.downsamples.append(ResidualBlock(width, stage_dim))
+                width = stage_dim
+            if stage < len(config.temporal_downsample):
+                self.downsamples.append(Downsample(width, config.temporal_downsample[stage]))
+        self.middle = _middle(width)
+        self.head = Head(width, 2 * config.z_dim)
+
+    def layers(self) -> list[nn.Module]:
+        """The layers in the order in which they run."""
+        return [self.conv1, *self.downsamples, *self.middle, self.head]
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        for layer in self.layers():
+            x = layer(x, state)
+        return x
+
+
+class Decoder(nn.Module):
+    """Latents [B, C, T, h, w] to frames [B, 3, F, H, W], piece by piece."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        width = config.stage_dims[-1]
+        self.conv1 = CausalConv3d(config.z_dim, width, (3, 3, 3))
+        self.middle = _middle(width)
+        self.upsamples = nn.ModuleList()
+        temporal = config.temporal_downsample[::-1]
+        for stage, stage_dim in enumerate(config.stage_dims[::-1]):
+            for _ in range(config.num_res_blocks + 1):
+                self.upsamples.append(ResidualBlock(width, stage_dim))
+                width = stage_dim
+            if stage < len(temporal):
+                self.upsamples.append(Upsample(width, temporal[stage]))
+                width //= 2
+        self.head = Head(width, 3)
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        for layer in [self.conv1, *self.middle, *self.upsamples, self.head]:
+            x = layer(x, state)
+        return x
+
+
+class VAE(nn.Module):
+    """The autoencoder. Inputs are moved to the weights' device and dtype piece by piece; results are float32."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
+        self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
+        self.decoder = Decoder(config)
+
+    def encode(self, video: Tensor, latents_per_piece: int = 1) -> Tensor:
+        """The normalised latent of a video: the posterior's mean, no sampling.
+
+        Args:
+            video: [B, 3, F, H, W] in [−1, 1]; F of the form 4n + 1, H and W multiples of 8 at the released sizes.
+            latents_per_piece: latent frames worked on at once; more is faster and takes more memory.
+
+        Returns:
+            [B, C, T, h, w], float32.
+
+        Raises:
+            InvalidRequest: the video does not fill whole latents.
+        """
+        return self.normalise(self.posterior(video, latents_per_piece)[0])
+
+    def posterior(self, video: Tensor, latents_per_piece: int = 1) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latent's distribution, not normalised, each [B, C, T, h, w] in float32."""
+        self._check_video(video)
+        state: CausalState = {}
+        moments = [
+            self.conv1(self.encoder(piece.to(self.conv1.weight), state), state).float()
+            for piece in self._pieces(video, latents_per_piece)
+        ]
+        mean, log_variance = torch.cat(moments, dim=2).chunk(2, dim=1)
+        return mean, log_variance
+
+    def encode_first_frame_then_zeros(self, image: Tensor, frames: int) -> Tensor:
+        """`encode` of a picture followed by frames − 1 frames of zeros, without working through all of them.
+
+        A layer whose input repeats from piece to piece and whose memory no longer changes will give the same output
+        for ever. Such layers are settled from the pixels upwards, the costly ones within the first few pieces, and
+        are not run again. The result is that of the full encode.
+
+        Args:
+            image: [B, 3, H, W] in [−1, 1].
+            frames: F, of the form 4n + 1.
+
+        Returns:
+            [B, C, T, h, w], float32.
+        """
+        step = self.config.frames_per_latent
+        self._check_video(image[:, :, None].expand(-1, -1, frames, -1, -1))
+        first = image[:, :, None].to(self.conv1.weight)
+        state: CausalState = {}
+        moments = [self.conv1(self.encoder(first, state), state).float()]
+        pending = self.encoder.layers()
+        settled_output = torch.zeros_like(first).expand(-1, -1, step, -1, -1)
+        for _ in range((frames - 1) // step):
+            settled_output, pending, output = _run_pending(settled_output, pending, state)
+            moments.append(self.conv1(output, state).float())
+        return self.normalise(torch.cat(moments, dim=2).chunk(2, dim=1)[0])
+
+    def decode(self, latent: Tensor, latents_per_piece: int = 1) -> Tensor:
+        """The video [B, 3, F, H, W] of a normalised latent [B, C, T, h, w]: float32, clamped to [−1, 1]."""
+        return torch.cat(list(self.decode_pieces(latent, latents_per_piece)), dim=2)
+
+    def decode_pieces(
+        self, latent: Tensor, latents_per_piece: int = 1, clamp: bool = True
+    ) -> Iterator[Tensor]:
+        """Decode a normalised latent [B, C, T, h, w] piece by piece, in order.
+
+        Args:
+            latent: [B, C, T, h, w].
+            latents_per_piece: latent frames worked on at once; more is faster and takes more memory.
+            clamp: limit the frames to [−1, 1]; training needs the gradient outside.
+
+        Yields:
+            [B, 3, f, H, W], float32: f is 4 per latent frame, but 1 for the very first.
+
+        Raises:
+            InvalidRequest: the latent has another number of channels than the network.
+        """
+        if latent.ndim != 5 or latent.shape[1] != self.config.z_dim or 0 in latent.shape:
+            raise InvalidRequest(
+                "not a latent of this autoencoder",
+                received=list(latent.shape),
+                allowed=f"[B, {self.config.z_dim}, T, h, w]",
+            )
+        state: CausalState = {}
+        for piece in latent.split(_at_least_one(latents_per_piece), dim=2):
+            piece = self.denormalise(piece.to(self.conv2.weight.device)).to(self.conv2.weight.dtype)
+            frames = self.decoder(self.conv2(piece, state), state).float()
+            yield frames.clamp(-1, 1) if clamp else frames
+
+    def normalise(self, mean: Tensor) -> Tensor:
+        """The posterior's mean as the transformer takes it."""
+        centre, spread = self._statistics(mean)
+        return (mean.float() - centre) / spread
+
+    def denormalise(self, latent: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        centre, spread = self._statistics(latent)
+        return latent.float() * spread + centre
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self.config.latent_mean, self.config.latent_std
+        shape = (-1, 1, 1, 1)
+        return (
+            torch.tensor(mean, dtype=torch.float32, device=like.device).view(shape),
+            torch.tensor(std, dtype=torch.float32, device=like.device).view(shape),
+        )
+
+    def _pieces(self, video: Tensor, latents_per_piece: int) -> Iterator[Tensor]:
+        """Cut a video so that each piece but the first has `latents_per_piece` whole latent frames."""
+        step = self.config.frames_per_latent
+        piece = _at_least_one(latents_per_piece) * step
+        first = piece - step + 1
+        yield video[:, :, :first]
+        if video.shape[2] > first:
+            yield from video[:, :, first:].split(piece, dim=2)
+
+    def _check_video(self, video: Tensor) -> None:
+        pixels, step = self.config.pixels_per_latent, self.config.frames_per_latent
+        whole = video.ndim == 5 and video.shape[1] == 3 and 0 not in video.shape
+        if not whole or (video.shape[2] - 1) % step or video.shape[3] % pixels or video.shape[4] % pixels:
+            raise InvalidRequest(
+                "the autoencoder cannot cut this video into whole latents",
+                received=list(video.shape),
+                allowed=f"[B, 3, F, H, W] with F = {step}n + 1, H and W multiples of {pixels}",
+            )
+
+
+def _run_pending(
+    settled_output: Tensor, pending: list[nn.Module], state: CausalState
+) -> tuple[Tensor, list[nn.Module], Tensor]:
+    """Run the layers that are not settled on a piece that repeats, and settle those whose memory stood still.
+
+    Returns:
+        The output of the last settled layer, the layers after it, and the output of the last layer.
+    """
+    x, settled = settled_output, 0
+    for position, layer in enumerate(pending):
+        before = _memory(layer, state)
+        x = layer(x, state)
+        if settled == position and _same_memory(before, _memory(layer, state)):
+            settled, settled_output = position + 1, x
+    return settled_output, pending[settled:], x
+
+
+def _memory(layer: nn.Module, state: CausalState) -> CausalState:
+    return {module: state[module] for module in layer.modules() if module in state}
+
+
+def _same_memory(before: CausalState, after: CausalState) -> bool:
+    return before.keys() == after.keys() and all(torch.equal(before[m], after[m]) for m in after)
+
+
+def _at_least_one(latents_per_piece: int) -> int:
+    if latents_per_piece < 1:
+        raise InvalidRequest(
+            "`latents_per_piece` is too small", received=latents_per_piece, allowed="1 or more"
+        )
+    return latents_per_piece
