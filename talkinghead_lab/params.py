@@ -1,8 +1,10 @@
 """The request: one frozen, validated object that YAML, notebooks, widgets, the shell and HTTP all share."""
 
+import json
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -30,8 +32,8 @@ VIDEO_METADATA_KEY = "comment"
 RELEASED_NEGATIVE_PROMPT = (
     "bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, "
     "overall gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, "
-    "poorly drawn hands, poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, "
-    "messy background, three legs, many people in the background, walking backwards"
+    "poorly drawn hands, poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, "
+    "still picture, messy background, three legs, many people in the background, walking backwards"
 )
 RELEASED_SHIFT = {"infinitetalk-480": 7.0, "infinitetalk-720": 11.0}
 
@@ -64,10 +66,16 @@ def local_file(value: str) -> Path:
             raise MediaError("no such sample", received=value, remedy=nearest_name(name, samples))
         return samples[name]
     path = Path(value)
-    if not path.exists():
-        raise MediaError("no such file", received=value, remedy="Check the path and the working directory.")
-    if not path.is_file() or not os.access(path, os.R_OK):
-        raise MediaError("not a file that can be read", received=value, remedy="Check its kind and its rights.")
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # among them a folder that may not be entered, and a null byte
+        reason = getattr(error, "strerror", None) or error
+        remedy = "Check the path and the working directory."
+        raise MediaError(f"no such file ({reason})", received=value[:500], remedy=remedy) from None
+    if not stat.S_ISREG(mode) or not os.access(path, os.R_OK):
+        raise MediaError(
+            "not a file that can be read", received=value, remedy="Check its kind and its rights."
+        )
     return path
 
 
@@ -98,7 +106,9 @@ class GenerationParams(BaseModel):
     audio_path: MediaPath = Field(description="recording, or a video whose sound track speaks")
     image_path: MediaPath = Field(description="portrait, or a driving video to dub")
     prompt: str = Field("", max_length=2000, description="what is seen and how the person moves")
-    negative_prompt: str = Field(RELEASED_NEGATIVE_PROMPT, max_length=2000, description="what must not be seen")
+    negative_prompt: str = Field(
+        RELEASED_NEGATIVE_PROMPT, max_length=2000, description="what must not be seen"
+    )
 
     resolution: Literal["infinitetalk-480", "infinitetalk-720"] = Field(
         "infinitetalk-480", description="the family of released frame sizes"
@@ -133,11 +143,13 @@ class GenerationParams(BaseModel):
         None, gt=0, le=1e6, description="skip forwards while the time embedding moves less than this"
     )
 
-    loras: tuple[Lora, ...] = Field((), max_length=16, description="adapters merged into the transformer, in order")
+    loras: tuple[Lora, ...] = Field(
+        (), max_length=16, description="adapters merged into the transformer, in order"
+    )
     second_audio_path: MediaPath | None = Field(None, description="recording of a second speaker")
     speaker_boxes: tuple[Box, Box] | None = Field(
         None,
-        description="[left, top, right, bottom] in portrait pixels, first and second speaker; unset: left and right half",
+        description="[left, top, right, bottom] in portrait pixels per speaker; unset: left and right half",
     )
     audio_mix: Literal["para", "add"] = Field(
         "para", description="para: both speak at once; add: the second after the first"
@@ -149,7 +161,8 @@ class GenerationParams(BaseModel):
     ckpt_dir: MediaPath | None = Field(None, description="Wan2.1-I2V-14B folder; unset: variable CKPT_DIR")
     wav2vec_dir: MediaPath | None = Field(None, description="wav2vec2 folder; unset: variable WAV2VEC_DIR")
     infinitetalk_dir: MediaPath | None = Field(
-        None, description="InfiniteTalk folder or file, quantised ones included; unset: variable INFINITETALK_DIR"
+        None,
+        description="InfiniteTalk folder or file, quantised ones included; unset: variable INFINITETALK_DIR",
     )
     precision: Literal["auto", "fp32", "bf16", "fp8", "int8"] = Field(
         "auto", description="auto: bf16 on a GPU, fp32 on a CPU; fp8 and int8 hold linear weights so"
@@ -189,7 +202,9 @@ class GenerationParams(BaseModel):
     def _boxes_enclose_something(cls, boxes: tuple[Box, Box] | None) -> tuple[Box, Box] | None:
         for left, top, right, bottom in boxes or ():
             if not (0 <= left < right and 0 <= top < bottom):
-                raise ValueError("must be [left, top, right, bottom] with 0 <= left < right and 0 <= top < bottom")
+                raise ValueError(
+                    "must be [left, top, right, bottom] with 0 <= left < right and 0 <= top < bottom"
+                )
         return boxes
 
     @model_validator(mode="after")
@@ -233,9 +248,10 @@ class GenerationParams(BaseModel):
 
     def to_yaml(self) -> str:
         """YAML that `from_yaml` and papermill read back; fields at their defaults are left out."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
-        )
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        # PyYAML writes these three kinds of line break, unless escaped, so that it does not read them back.
+        escaped = re.search("[\x85\u2028\u2029]", json.dumps(fields, ensure_ascii=False))
+        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=not escaped)
 
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides: Any) -> Self:

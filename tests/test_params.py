@@ -1,0 +1,222 @@
+"""The request: every shipped parameter file, what is refused and how, and the ways there and back."""
+
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from talkinghead_lab.errors import InvalidRequest, MediaError
+from talkinghead_lab.params import RELEASED_SHIFT, GenerationParams, local_file, read_yaml
+
+PARAMETER_FILES = sorted((Path(__file__).parent.parent / "params").glob("*.yaml"))
+MEDIA = {"audio_path": "sample:recording", "image_path": "sample:portrait"}
+
+
+@pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.stem)
+def test_every_shipped_file_is_a_request(path):
+    params = GenerationParams.from_yaml(path)
+    written = read_yaml(path)
+    assert params.diffusion_steps == written["diffusion_steps"]
+    assert (
+        params.checkpoint == written["checkpoint"] == ("embedded" if path.stem == "embedded" else "released")
+    )
+    assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
+
+
+def test_the_presets_say_what_their_names_promise():
+    preset = {path.stem: GenerationParams.from_yaml(path) for path in PARAMETER_FILES}
+    assert preset["infinitetalk-480"].forced_size == (1024, 576)
+    assert preset["infinitetalk-720"].forced_size == (1280, 720)
+    assert preset["infinitetalk-720"].shift == 11
+    fast = preset["infinitetalk-fast"]
+    assert (fast.diffusion_steps, fast.text_guide_scale, fast.audio_guide_scale, fast.shift) == (8, 1, 2, 2)
+    assert not fast.text_is_guided and fast.audio_is_guided and len(fast.loras) == 1
+    assert preset["two-speakers"].speakers == 2 and preset["dubbing"].speakers == 1
+
+
+def test_samples_of_the_default_request_ship_with_the_package():
+    params = GenerationParams.from_yaml(PARAMETER_FILES[0].with_name("embedded.yaml"))
+    assert local_file(params.image_path).stat().st_size > 0
+    assert local_file(params.audio_path).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("text_guide_scale", math.nan, "finite"),
+        ("audio_guide_scale", math.inf, "finite"),
+        ("audio_guide_scale", -1, "greater than or equal to 0"),
+        ("text_guide_scale", 31, "less than or equal to 30"),
+        ("diffusion_steps", 0, "greater than or equal to 1"),
+        ("diffusion_steps", 8.5, "integer"),
+        ("chunk_frames", 80, "77 and 81"),
+        ("chunk_frames", 2, "greater than or equal to 5"),
+        ("motion_frame", 10, "9 and 13"),
+        ("motion_frame", 81, "smaller than chunk_frames 81"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**63, "less than"),
+        ("max_frames", 0, "greater than or equal to 1"),
+        ("sample_shift", 0, "greater than 0"),
+        ("frame_size", "160x161", "multiples of 16"),
+        ("frame_size", "0x160", "multiples of 16"),
+        ("frame_size", "160*160", "WIDTHxHEIGHT"),
+        ("resolution", "infinitetalk-1080", "'infinitetalk-480' or 'infinitetalk-720'"),
+        ("checkpoint", "other", "'embedded' or 'released'"),
+        ("precision", "fp7", "'fp8'"),
+        ("device", "gpu", "auto, cpu, cuda or cuda:N"),
+        ("prompt", "word " * 2000, "2000"),
+        ("audio_path", "  ", "must not be empty"),
+        ("image_path", 7, "string"),
+        ("loras", [{"path": "a.safetensors", "scale": math.nan}], "finite"),
+        ("loras", [{"path": "a.safetensors", "scales": 1}], "scales"),
+        ("speaker_boxes", [[0, 0, 10, 10], [5, 5, 5, 9]], "left < right"),
+        ("speaker_boxes", [[0, 0, 10, 10], [10, 0, 20, 10]], "second_audio_path"),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_is_allowed(field, value, said):
+    with pytest.raises(InvalidRequest) as refusal:
+        GenerationParams(**(MEDIA | {field: value}))
+    message = str(refusal.value)
+    assert said in message
+    assert field in message or field.removesuffix("s") in message
+    assert len(message) < 500
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(InvalidRequest, match="`image_path` is missing"):
+        GenerationParams(audio_path="sample:recording")
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_name():
+    with pytest.raises(InvalidRequest, match=r"received difusion_step.*Did you mean `diffusion_steps`"):
+        GenerationParams(**MEDIA, difusion_step=8)
+
+
+def test_a_field_can_not_be_changed_in_place_and_replace_validates():
+    params = GenerationParams(**MEDIA)
+    with pytest.raises(Exception, match="frozen"):
+        params.seed = 1
+    assert params.replace(seed=1).seed == 1 and params.seed == 42
+    with pytest.raises(InvalidRequest):
+        params.replace(seed=-1)
+
+
+def test_the_shift_follows_the_resolution_unless_set():
+    for resolution, shift in RELEASED_SHIFT.items():
+        assert GenerationParams(**MEDIA, resolution=resolution).shift == shift
+        assert GenerationParams(**MEDIA, resolution=resolution, sample_shift=3).shift == 3
+
+
+def test_relative_paths_start_from_the_project_also_in_notebooks(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    for working_directory in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(working_directory)
+        params = GenerationParams(audio_path="inputs/a.wav", image_path="sample:portrait")
+        assert params.audio_path == str(tmp_path / "inputs" / "a.wav")
+        assert params.image_path == "sample:portrait"
+
+
+@pytest.mark.parametrize("name", ["none.wav", "x" * 5000, "null\0byte"])
+def test_a_file_that_is_not_there_is_named(tmp_path, name):
+    with pytest.raises(MediaError, match="no such file") as refusal:
+        local_file(str(tmp_path / name))
+    assert len(str(refusal.value)) < 1000
+
+
+def test_what_is_no_file_and_what_is_no_sample_is_named(tmp_path):
+    with pytest.raises(MediaError, match="not a file"):
+        local_file(str(tmp_path))
+    with pytest.raises(MediaError, match="no such sample"):
+        local_file("sample:nobody")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without rights")
+def test_a_file_without_read_right_is_named(tmp_path):
+    with tempfile.NamedTemporaryFile() as secret:
+        assert complaint_without_rights(secret.name).startswith("not a file that can be read")
+    assert complaint_without_rights(str(tmp_path / "any.wav")).startswith("no such file (Permission denied)")
+
+
+def complaint_without_rights(path: str) -> str:
+    """What `local_file` says about `path` in a process of the user nobody."""
+    read_end, write_end = os.pipe()
+    if not os.fork():
+        os.setuid(65534)
+        try:
+            local_file(path)
+        except MediaError as error:
+            os.write(write_end, str(error).encode())
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as answer:
+        return answer.read()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"- a list", "no mapping"),
+        (b"seed: [", "not YAML"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"", "no mapping"),
+    ],
+)
+def test_a_parameter_file_that_is_none_is_refused(tmp_path, content, said):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidRequest, match=said):
+        GenerationParams.from_yaml(path)
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        GenerationParams.from_yaml(tmp_path / "none.yaml")
+
+
+def test_a_notebook_namespace_gives_its_literals_and_nothing_else():
+    namespace = MEDIA | {
+        "seed": 7,
+        "loras": [{"path": "/a.safetensors", "scale": 0.5}],
+        "_": "output", "_i1": "source", "__name__": "__main__", "_ih": [], "In": ["x"], "Out": {},
+        "exit": "x", "Path": Path, "GenerationParams": GenerationParams, "print_it": print,
+    }  # fmt: skip
+    params = GenerationParams.from_notebook(namespace)
+    assert (params.seed, params.loras[0].scale) == (7, 0.5)
+    with pytest.raises(InvalidRequest, match="Did you mean `audio_guide_scale`"):
+        GenerationParams.from_notebook(namespace | {"audio_guidance_scale": 3})
+
+
+REQUESTS = st.fixed_dictionaries(
+    {
+        "audio_path": st.text(st.characters(codec="utf-8", exclude_characters="\0~"), min_size=1).filter(
+            str.strip
+        ),
+        "image_path": st.just("sample:portrait"),
+    },
+    optional={
+        "prompt": st.text(st.characters(codec="utf-8"), max_size=200),
+        "negative_prompt": st.sampled_from(["", "yes", "null", "1e3", "a: b", "# no", "ʘ’\n\t"]),
+        "resolution": st.sampled_from(sorted(RELEASED_SHIFT)),
+        "frame_size": st.builds("{}x{}".format, *[st.integers(1, 200).map(lambda tokens: 16 * tokens)] * 2),
+        "seed": st.integers(0, 2**63 - 1),
+        "diffusion_steps": st.integers(1, 1000),
+        "text_guide_scale": st.floats(0, 30),
+        "audio_guide_scale": st.floats(0, 30),
+        "sample_shift": st.none() | st.floats(0, 100, exclude_min=True),
+        "motion_frame": st.integers(0, 19).map(lambda latents: 4 * latents + 1),
+        "use_color_correction": st.booleans(),
+        "loras": st.lists(
+            st.fixed_dictionaries({"path": st.just("/lora.safetensors"), "scale": st.floats(-10, 10)}),
+            max_size=3,
+        ),
+    },
+)
+
+
+@given(fields=REQUESTS)
+def test_every_request_survives_yaml(fields):
+    params = GenerationParams(**fields)
+    assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
+    assert GenerationParams(**params.model_dump(mode="json")) == params
