@@ -119,10 +119,14 @@ class AudioContext:
 
 @dataclass
 class TimeEmbedding:
-    """A timestep as the head ([B, D]) and the blocks ([B, 6, D]) take it, float32."""
+    """Timesteps as the head ([B, D]) and the blocks ([B, 6, D]) take them, float32."""
 
     head: Tensor
     blocks: Tensor
+
+    def at(self, entry: int) -> "TimeEmbedding":
+        """One entry of the batch."""
+        return TimeEmbedding(self.head[entry : entry + 1], self.blocks[entry : entry + 1])
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -1,0 +1,227 @@
+"""Finding weight files, reading them without a second copy, and loading them strictly.
+
+The embedded and the released checkpoint have one layout:
+
+    CKPT_DIR/           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE, models_t5_…, models_clip_…,
+                        google/umt5-xxl/ (tokenizer)
+    WAV2VEC_DIR/        config.json, model.safetensors
+    INFINITETALK_DIR/   single/infinitetalk.safetensors, multi/infinitetalk.safetensors; or one file: the adapter,
+                        or a whole quantised transformer with its .json map beside it
+
+Weights named without suffix are `.safetensors` or `.pth`; a `.json` of the same stem may supply what tensor shapes
+cannot tell (head counts, latent statistics).
+"""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.models import image_encoder, speech_encoder, text_encoder, vae
+from talkinghead_lab.models.dit import DiT, DiTConfig
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.quantization import from_released_quantized, prepare_for_quantized
+
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "weights"
+TRANSFORMER = "diffusion_pytorch_model"
+VAE = "Wan2.1_VAE"
+TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16"
+IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+TOKENIZER = Path("google", "umt5-xxl")
+RELEASED_REPOSITORIES = {
+    "ckpt_dir": "Wan-AI/Wan2.1-I2V-14B-480P",
+    "wav2vec_dir": "TencentGameMate/chinese-wav2vec2-base",
+    "infinitetalk_dir": "MeiGen-AI/InfiniteTalk",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where one checkpoint lies: the Wan2.1 folder, the wav2vec2 folder, the InfiniteTalk file."""
+
+    wan: Path
+    wav2vec2: Path
+    infinitetalk: Path
+
+
+def locate(params: GenerationParams) -> CheckpointFiles:
+    """Folders and files of the checkpoint that a request names.
+
+    Raises:
+        CheckpointError: a folder is not named anywhere, or does not exist.
+    """
+    if params.checkpoint == "embedded":
+        folders = {name: EMBEDDED_FOLDER / name for name in RELEASED_REPOSITORIES}
+    else:
+        folders = {name: _named_folder(name, getattr(params, name)) for name in RELEASED_REPOSITORIES}
+    for name, folder in folders.items():
+        if not folder.exists():
+            raise CheckpointError(f"{name} does not exist", received=str(folder))
+    adapter = _adapter_file(folders["infinitetalk_dir"], params.speakers)
+    return CheckpointFiles(folders["ckpt_dir"], folders["wav2vec_dir"], adapter)
+
+
+def _named_folder(field: str, value: str | None) -> Path:
+    variable = field.upper()
+    path = value or os.environ.get(variable)
+    if not path:
+        raise CheckpointError(
+            f"the released checkpoint needs {field}",
+            remedy=f"Set the parameter {field} or the variable {variable}. `python -m talkinghead_lab fetch FOLDER` "
+            "downloads the released weights.",
+        )
+    return Path(path)
+
+
+def _adapter_file(path: Path, speakers: int) -> Path:
+    if path.is_file():
+        return path
+    kind = "single" if speakers == 1 else "multi"
+    candidates = [path / kind / "infinitetalk.safetensors", path / "infinitetalk.safetensors"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"no InfiniteTalk weights for {speakers} speaker(s)", received=str(path), allowed=f"a folder with {kind}/infinitetalk.safetensors, or the file itself"
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a `.safetensors` or `.pth` file, mapped from disk rather than copied.
+
+    Raises:
+        CheckpointError: missing, truncated or damaged, or a `.pth` that holds anything but tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError("no such weight file", received=str(path))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            "the file holds more than tensors and was not opened",
+            received=str(path),
+            remedy="It could run code. Take the released file, or convert it to safetensors where you trust it.",
+        ) from None
+    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
+        raise CheckpointError(
+            f"the weight file is damaged or cut short ({error})", received=str(path), remedy="Download it again."
+        ) from None
+
+
+def read_shards(folder: Path, stem: str = TRANSFORMER) -> dict[str, Tensor]:
+    """Tensors of one file or of all its shards, by the index where there is one."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        files = sorted({folder / name for name in _read_json(index)["weight_map"].values()})
+    else:
+        files = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not files:
+        raise CheckpointError("no transformer weights", received=str(folder), allowed=f"{stem}*.safetensors")
+    _check_shards_complete(files)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_tensors(file)
+    return tensors
+
+
+def _check_shards_complete(files: list[Path]) -> None:
+    counts = [re.search(r"-(\d+)-of-(\d+)\.", file.name) for file in files]
+    if counts[0]:
+        present, total = {int(c[1]) for c in counts if c}, int(counts[0][2])
+        missing = sorted(set(range(1, total + 1)) - present)
+        if missing:
+            raise CheckpointError(
+                f"shards {missing} of {total} are missing", received=str(files[0].parent), remedy="Download them."
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read as JSON ({error})", received=str(path)) from None
+
+
+def _weights_file(folder: Path, stem: str) -> Path:
+    for suffix in (".safetensors", ".pth"):
+        if (folder / f"{stem}{suffix}").is_file():
+            return folder / f"{stem}{suffix}"
+    raise CheckpointError("no such weight file", received=str(folder / f"{stem}.pth"), allowed=".pth or .safetensors")
+
+
+def _fields_beside(path: Path) -> dict[str, Any]:
+    beside = path.with_suffix(".json")
+    return _read_json(beside) if beside.is_file() else {}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def load_strict(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None, device: torch.device | str
+) -> None:
+    """Give a module built on the meta device its weights; floating ones are converted to `dtype`.
+
+    Raises:
+        CheckpointError: a missing, unexpected or misshapen tensor, which it names.
+    """
+    expected = shapes_of(module.state_dict())
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    misshapen = [n for n in expected.keys() & tensors.keys() if tuple(tensors[n].shape) != expected[n]]
+    for problem, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
+        if names:
+            first = names[0]
+            shapes = f" has shape {tuple(tensors[first].shape)}, not {expected[first]}" if names is misshapen else ""
+            raise CheckpointError(
+                f"{source}: {len(names)} tensors are {problem}",
+                received=f"{first}{shapes}" + (" and others" if len(names) > 1 else ""),
+                remedy="The file is for another model, or incomplete.",
+            )
+    for name, tensor in tensors.items():
+        keep = dtype is None or tensor.element_size() == 1 or name.endswith(".scale") or not tensor.is_floating_point()
+        _assign(module, name, tensor.to(device=device, dtype=None if keep else dtype))
+    module.eval().requires_grad_(False)
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    parent_name, _, leaf = name.rpartition(".")
+    parent = module.get_submodule(parent_name)
+    if leaf in parent._parameters:
+        parent._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        parent._buffers[leaf] = tensor
+
+
+def quantization_map(infinitetalk: Path) -> dict[str, Any] | None:
+    """The map beside a quantised transformer, or None where the file is a plain adapter."""
+    fields = _fields_beside(infinitetalk)
+    return fields if fields and all(isinstance(kinds, dict) for kinds in fields.values()) else None
+
+
+def load_dit(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str) -> DiT:
+    """The transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file that holds both."""
+    fields = _read_json(files.wan / "config.json")
+    quantised = quantization_map(files.infinitetalk)
+    if quantised is None:
+        tensors = read_shards(files.wan) | read_tensors(files.infinitetalk)
+    else:
+        tensors = from_released_quantized(read_tensors(files.infinitetalk))
+    with torch.device("meta"):
+        model = DiT(DiTConfig.from_tensors(shapes_of(tensors), fields))
+        if quantised is not None:
+            prepare_for_quantized(model, quantised)
+    load_strict(model, tensors, f"transformer ({files.infinitetalk.name})", dtype, device)
+    return model

@@ -1,0 +1,180 @@
+"""Samples one latent chunk: shifted flow-matching timesteps, three-way guidance, Euler steps."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from talkinghead_lab.models.attention import Rotation
+from talkinghead_lab.models.dit import AudioContext, DiT, TextContext
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.step_cache import ResidualCache, steps_to_keep, steps_to_skip
+
+TRAINED_TIMESTEPS = 1000
+
+
+def timesteps(steps: int, shift: float) -> Tensor:
+    """[steps + 1] timesteps from 1000 down to 0, float32.
+
+    Even steps from 1000 to 1 and a last one at 0, then t ← shift · t / (1 + (shift − 1) · t) on [0, 1]
+    (Stable Diffusion 3, arXiv 2403.03206, section 5.3.2).
+    """
+    even = torch.from_numpy(np.linspace(TRAINED_TIMESTEPS, 1, steps, dtype=np.float32))
+    t = torch.cat([even, torch.zeros(1)]) / TRAINED_TIMESTEPS
+    return shift * t / (1 + (shift - 1) * t) * TRAINED_TIMESTEPS
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one forward of a step is told: the prompt or the negative prompt, the recording or silence."""
+
+    prompt: bool
+    audio: bool
+
+
+CONDITIONAL = Branch(prompt=True, audio=True)
+DROP_TEXT = Branch(prompt=False, audio=True)
+DROP_AUDIO = Branch(prompt=True, audio=False)
+UNCONDITIONAL = Branch(prompt=False, audio=False)
+
+
+@dataclass
+class AdaptiveProjection:
+    """Adaptive projected guidance (arXiv 2410.02416): bounded updates with `eta` of the part along the prediction."""
+
+    momentum: float
+    norm_threshold: float
+    eta: float = 0.0
+    average: Tensor | float = 0.0
+
+    def __call__(self, update: Tensor, prediction: Tensor) -> Tensor:
+        """Turn a guidance difference into an update; `momentum` carries over between calls."""
+        self.average = update + self.momentum * self.average
+        update = self.average
+        if self.norm_threshold > 0:
+            update = update * (self.norm_threshold / update.norm()).clamp(max=1.0)
+        direction = prediction.double() / prediction.double().norm().clamp(min=1e-12)
+        along = (update.double() * direction).sum() * direction
+        return (update.double() - (1 - self.eta) * along).to(update.dtype)
+
+
+@dataclass
+class Guidance:
+    """Which forwards a step needs, in order, and how their velocities combine.
+
+    v = v(∅, ∅) + text · (v(p, a) − v(∅, a)) + audio · (v(∅, a) − v(∅, ∅)) for prompt p and recording a. A scale
+    of 1 makes one of the forwards unnecessary; with the text scale at 1 the recording is dropped from the
+    prompted forward instead, as the model was trained.
+    """
+
+    text_scale: float
+    audio_scale: float
+    text_guided: bool
+    audio_guided: bool
+    text_projection: AdaptiveProjection | None = None
+    audio_projection: AdaptiveProjection | None = None
+    branches: tuple[Branch, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.branches = (CONDITIONAL,)
+        if self.text_guided:
+            self.branches += (DROP_TEXT, UNCONDITIONAL) if self.audio_guided else (DROP_TEXT,)
+        elif self.audio_guided:
+            self.branches += (DROP_AUDIO,)
+
+    @classmethod
+    def of(cls, params: GenerationParams) -> "Guidance":
+        """A fresh guidance for one chunk of a request."""
+        projections = [
+            AdaptiveProjection(params.apg_momentum, params.apg_norm_threshold) if params.use_apg else None
+            for _ in range(2)
+        ]
+        return cls(
+            params.text_guide_scale,
+            params.audio_guide_scale,
+            params.text_is_guided,
+            params.audio_is_guided,
+            *projections,
+        )
+
+    def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
+        """One velocity from those of the branches."""
+        conditional = velocities[CONDITIONAL]
+        guided = conditional
+        if self.text_guided:
+            difference = conditional - velocities[DROP_TEXT]
+            guided = guided + self._update(difference, self.text_scale, self.text_projection, conditional)
+        if self.audio_guided:
+            heard, unheard = (DROP_TEXT, UNCONDITIONAL) if self.text_guided else (CONDITIONAL, DROP_AUDIO)
+            difference = velocities[heard] - velocities[unheard]
+            guided = guided + self._update(difference, self.audio_scale, self.audio_projection, conditional)
+        return guided
+
+    @staticmethod
+    def _update(
+        difference: Tensor, scale: float, projection: AdaptiveProjection | None, conditional: Tensor
+    ) -> Tensor:
+        return (scale - 1) * (difference if projection is None else projection(difference, conditional))
+
+
+@dataclass
+class ChunkConditions:
+    """What does not change while a chunk is sampled.
+
+    Args:
+        picture: mask and encoded first frame, [1, 4 + C, T, h, w].
+        texts, audios: contexts of the prompt (True) and the negative prompt, of the recording (True) and silence.
+        motion: latents that the chunk begins with, [1, C, motion latents, h, w].
+        rotation: rotary positions of the chunk.
+        regions: speaker regions [3, S], or None for one speaker.
+    """
+
+    picture: Tensor
+    texts: Mapping[bool, TextContext]
+    audios: Mapping[bool, AudioContext]
+    motion: Tensor
+    rotation: Rotation
+    regions: Tensor | None
+
+
+@torch.inference_mode()
+def sample_chunk(
+    model: DiT,
+    noise: Tensor,
+    conditions: ChunkConditions,
+    params: GenerationParams,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Tensor:
+    """Integrate from noise to a latent chunk, both [1, C, T, h, w] in float32.
+
+    `on_step` is called with the number of finished steps; what it raises ends the sampling.
+    """
+    schedule = timesteps(params.diffusion_steps, params.shift).to(noise.device)
+    times = model.time_embedding_of(schedule[:-1])
+    skips = steps_to_skip(times.blocks, params.step_cache_threshold, params.resolution)
+    keeps = steps_to_keep(skips)
+    guidance = Guidance.of(params)
+    caches = {branch: ResidualCache() for branch in guidance.branches}
+    moves = ((schedule[:-1] - schedule[1:]) / TRAINED_TIMESTEPS).tolist()
+    latent, motion_latents = noise.clone(), conditions.motion.shape[2]
+    latent[:, :, :motion_latents] = conditions.motion
+    for step, move in enumerate(moves):
+        time = times.at(step)
+        tokens = model.patchify(latent, conditions.picture)
+        velocities = {}
+        for branch in guidance.branches:
+            out = caches[branch].run(
+                tokens,
+                lambda x, b=branch, t=time: model.run_blocks(  # type: ignore[misc]
+                    x, t, conditions.rotation, conditions.texts[b.prompt], conditions.audios[b.audio], conditions.regions
+                ),
+                skips[step],
+                keeps[step],
+            )
+            velocities[branch] = model.unpatchify(out, time, latent.shape)
+        latent = latent - guidance.combine(velocities) * move
+        latent[:, :, :motion_latents] = conditions.motion
+        on_step(step + 1)
+    return latent
