@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from talkinghead_lab.models.attention import Rotation
-from talkinghead_lab.models.dit import AudioContext, DiT, TextContext
+from talkinghead_lab.models.dit import AudioContext, Context, DiT, TimeEmbedding
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.step_cache import ResidualCache, steps_to_keep, steps_to_skip
 
@@ -125,6 +126,7 @@ class ChunkConditions:
 
     Args:
         picture: mask and encoded first frame, [1, 4 + C, T, h, w].
+        image: context of the picture.
         texts, audios: contexts of the prompt (True) and the negative prompt, of the recording (True) and silence.
         motion: latents that the chunk begins with, [1, C, motion latents, h, w].
         rotation: rotary positions of the chunk.
@@ -132,7 +134,8 @@ class ChunkConditions:
     """
 
     picture: Tensor
-    texts: Mapping[bool, TextContext]
+    image: Context
+    texts: Mapping[bool, Context]
     audios: Mapping[bool, AudioContext]
     motion: Tensor
     rotation: Rotation
@@ -167,14 +170,26 @@ def sample_chunk(
         for branch in guidance.branches:
             out = caches[branch].run(
                 tokens,
-                lambda x, b=branch, t=time: model.run_blocks(  # type: ignore[misc]
-                    x, t, conditions.rotation, conditions.texts[b.prompt], conditions.audios[b.audio], conditions.regions
-                ),
-                skips[step],
-                keeps[step],
+                partial(_run_blocks, model, time, conditions, branch),
+                skip=skips[step],
+                keep=keeps[step],
             )
             velocities[branch] = model.unpatchify(out, time, latent.shape)
         latent = latent - guidance.combine(velocities) * move
         latent[:, :, :motion_latents] = conditions.motion
         on_step(step + 1)
     return latent
+
+
+def _run_blocks(
+    model: DiT, time: TimeEmbedding, conditions: ChunkConditions, branch: Branch, tokens: Tensor
+) -> Tensor:
+    return model.run_blocks(
+        tokens,
+        time,
+        conditions.rotation,
+        conditions.texts[branch.prompt],
+        conditions.image,
+        conditions.audios[branch.audio],
+        conditions.regions,
+    )

@@ -100,21 +100,18 @@ class DiTConfig:
 
 
 @dataclass
-class TextContext:
-    """Prompt and picture as the blocks attend to them: tokens [B, N, D], and keys and values per block."""
+class Context:
+    """Tokens of a prompt or a picture that the blocks attend to, [B, N, D], and keys and values per block."""
 
-    text: Tensor
-    image: Tensor
-    keys_values: list[tuple[KeysValues, KeysValues]] | None = None
+    tokens: Tensor
+    keys_values: list[KeysValues] | None = None
 
 
 @dataclass
-class AudioContext:
-    """Audio tokens [B, T, P·A, audio width] of P speakers, and keys and values per block."""
+class AudioContext(Context):
+    """Audio tokens [B, T, P·A, audio width] of P speakers."""
 
-    tokens: Tensor
-    speakers: int
-    keys_values: list[KeysValues] | None = None
+    speakers: int = 1
 
 
 @dataclass
@@ -184,16 +181,15 @@ class CrossAttention(SelfAttention):
         self.v_img = nn.Linear(config.dim, config.dim)
         self.norm_k_img = RMSNorm(config.dim, config.eps)
 
-    def keys_values(self, text: Tensor, image: Tensor) -> tuple[KeysValues, KeysValues]:
-        return (
-            (self.heads(self.norm_k(self.k(text))), self.heads(self.v(text))),
-            (self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))),
-        )
+    def text_keys_values(self, text: Tensor) -> KeysValues:
+        return self.heads(self.norm_k(self.k(text))), self.heads(self.v(text))
 
-    def forward(self, x: Tensor, keys_values: tuple[KeysValues, KeysValues]) -> Tensor:  # type: ignore[override]
+    def image_keys_values(self, image: Tensor) -> KeysValues:
+        return self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))
+
+    def forward(self, x: Tensor, text: KeysValues, image: KeysValues) -> Tensor:  # type: ignore[override]
         query = self.heads(self.norm_q(self.q(x)))
-        text, image = (attention(query, *pair) for pair in keys_values)
-        return self.o((text + image).flatten(2))
+        return self.o((attention(query, *text) + attention(query, *image)).flatten(2))
 
 
 class Block(nn.Module):
@@ -221,7 +217,8 @@ class Block(nn.Module):
         time: Tensor,
         rotation: Rotation,
         frames: int,
-        text: tuple[KeysValues, KeysValues],
+        text: KeysValues,
+        image: KeysValues,
         audio: KeysValues,
         regions: Tensor | None,
     ) -> Tensor:
@@ -231,13 +228,13 @@ class Block(nn.Module):
             x: [B, L, D].
             time: [B, 6, D], float32.
             frames: T.
-            text, audio: keys and values to attend to.
+            text, image, audio: keys and values to attend to.
             regions: [3, S] where two speakers are heard.
         """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time).split(1, dim=1)
         seen, attended = self.self_attn(layer_norm(x, self.norm1, (shift_a, scale_a)), rotation, regions)
         x = (x + seen * gate_a).to(x.dtype)
-        x = x + self.cross_attn(layer_norm(x, self.norm3), text)
+        x = x + self.cross_attn(layer_norm(x, self.norm3), text, image)
         speakers = None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
         x = x + self.audio_cross_attn(layer_norm(x, self.norm_x), audio, frames, speakers)
         fed = self.ffn(layer_norm(x, self.norm2, (shift_f, scale_f)))
@@ -294,8 +291,8 @@ def sinusoid(timesteps: Tensor, width: int) -> Tensor:
 class DiT(nn.Module):
     """Predicts the velocity of a latent chunk under text, picture and recording.
 
-    Sampling embeds what does not change in a chunk once (`text_context`, `audio_context`, `time_embedding`,
-    `rotation`) and then calls `patchify`, `run_blocks` and `unpatchify` a step; `forward` does all of it.
+    Sampling embeds what does not change in a chunk once (`text_context`, `image_context`, `audio_context`,
+    `time_embedding_of`, `rotation`) and then calls `patchify`, `run_blocks` and `unpatchify` a step; `forward` does all of it.
     """
 
     def __init__(self, config: DiTConfig):
@@ -319,17 +316,23 @@ class DiT(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
-    def text_context(self, texts: Sequence[Tensor], image: Tensor, precompute: bool = True) -> TextContext:
-        """Embed prompts (one [n, text width] a batch entry) and image features [B, N, image width].
+    def text_context(self, texts: Sequence[Tensor], precompute: bool = True) -> Context:
+        """Embed prompts, one [n, text width] a batch entry.
 
-        Prompts are padded with zeros to `text_len` and the padding is attended to: so the model was trained.
-        `precompute` keeps every block's keys and values, which costs memory and saves two matrix products a
-        block and step.
+        They are padded with zeros to `text_len` and the padding is attended to: so the model was trained.
+        `precompute` (here and below) keeps every block's keys and values: more memory, fewer products a step.
         """
         padded = torch.stack([F.pad(text, (0, 0, 0, self.config.text_len - len(text))) for text in texts])
-        context = TextContext(self.text_embedding(padded.to(self.dtype)), self.img_emb(image.to(self.dtype)))
+        context = Context(self.text_embedding(padded.to(self.dtype)))
         if precompute:
-            context.keys_values = [b.cross_attn.keys_values(context.text, context.image) for b in self.blocks]
+            context.keys_values = [b.cross_attn.text_keys_values(context.tokens) for b in self.blocks]
+        return context
+
+    def image_context(self, features: Tensor, precompute: bool = True) -> Context:
+        """Embed image-encoder features [B, N, image width]."""
+        context = Context(self.img_emb(features.to(self.dtype)))
+        if precompute:
+            context.keys_values = [b.cross_attn.image_keys_values(context.tokens) for b in self.blocks]
         return context
 
     def audio_context(self, audio: Tensor, precompute: bool = True) -> AudioContext:
@@ -337,7 +340,7 @@ class DiT(nn.Module):
         batch, speakers = audio.shape[:2]
         tokens = self.audio_proj(audio.to(self.dtype).flatten(0, 1))
         tokens = rearrange(tokens, "(b p) t a d -> b t (p a) d", b=batch)
-        context = AudioContext(tokens, speakers)
+        context = AudioContext(tokens, speakers=speakers)
         if precompute:
             context.keys_values = [b.audio_cross_attn.keys_values(tokens, speakers) for b in self.blocks]
         return context
@@ -363,7 +366,8 @@ class DiT(nn.Module):
         tokens: Tensor,
         time: TimeEmbedding,
         rotation: Rotation,
-        text: TextContext,
+        text: Context,
+        image: Context,
         audio: AudioContext,
         regions: Tensor | None = None,
     ) -> Tensor:
@@ -371,13 +375,17 @@ class DiT(nn.Module):
         frames = audio.tokens.shape[1]
         regions = regions if audio.speakers > 1 else None
         for i, block in enumerate(self.blocks):
-            seen = text.keys_values[i] if text.keys_values else block.cross_attn.keys_values(text.text, text.image)
-            heard = (
-                audio.keys_values[i]
-                if audio.keys_values
-                else block.audio_cross_attn.keys_values(audio.tokens, audio.speakers)
+            cross, heard = block.cross_attn, block.audio_cross_attn
+            tokens = block(
+                tokens,
+                time.blocks,
+                rotation,
+                frames,
+                text.keys_values[i] if text.keys_values else cross.text_keys_values(text.tokens),
+                image.keys_values[i] if image.keys_values else cross.image_keys_values(image.tokens),
+                audio.keys_values[i] if audio.keys_values else heard.keys_values(audio.tokens, audio.speakers),
+                regions,
             )
-            tokens = block(tokens, time.blocks, rotation, frames, seen, heard, regions)
         return tokens
 
     def unpatchify(self, tokens: Tensor, time: TimeEmbedding, latent_shape: Sequence[int]) -> Tensor:
@@ -406,11 +414,15 @@ class DiT(nn.Module):
     ) -> Tensor:
         """Velocity [B, C, T, h, w] from raw conditions; see the methods for their shapes."""
         time = self.time_embedding_of(timesteps)
-        text = self.text_context(texts, image, precompute=False)
-        heard = self.audio_context(audio, precompute=False)
-        tokens = self.patchify(latent, condition)
-        rotation = self.rotation(latent.shape, latent.device)
-        tokens = self.run_blocks(tokens, time, rotation, text, heard, regions)
+        tokens = self.run_blocks(
+            self.patchify(latent, condition),
+            time,
+            self.rotation(latent.shape, latent.device),
+            self.text_context(texts, precompute=False),
+            self.image_context(image, precompute=False),
+            self.audio_context(audio, precompute=False),
+            regions,
+        )
         return self.unpatchify(tokens, time, latent.shape)
 
 
