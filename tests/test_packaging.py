@@ -1,0 +1,127 @@
+"""pyproject.toml, the lock, environment.yml, the Makefile and the package's own imports say the same."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = ROOT / "requirements.lock"
+PYTHONS = ("3.11", "3.12", "3.13")
+CUDA_ONLY = re.compile(r"^(nvidia|cuda|triton)\b")
+
+
+def locked() -> list[Requirement]:
+    """The pins of the lock, each `name==version`, with a marker where not every Python needs it."""
+    return [Requirement(line) for line in LOCK.read_text().splitlines() if not line.startswith("#")]
+
+
+def pins(python: str) -> dict[str, str]:
+    """Locked version of every package that this Python needs on Linux."""
+    machine = {"python_version": python, "python_full_version": f"{python}.1", "sys_platform": "linux"}
+    return {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in locked()
+        if pin.marker is None or pin.marker.evaluate(machine)
+    }
+
+
+def declared() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    extras = PROJECT["optional-dependencies"].values()
+    return [Requirement(text) for group in [PROJECT["dependencies"], *extras] for text in group]
+
+
+def test_the_lock_is_plain_exact_and_free_of_places():
+    for line in LOCK.read_text().splitlines():
+        if not line.startswith("#"):
+            assert re.match(r"[a-z0-9][a-z0-9-]*==[0-9][0-9a-z.]*( ; [^#]+)?$", line), line
+            assert not CUDA_ONLY.match(line), f"{line}: left to the machine's own PyTorch"
+    names = [canonicalize_name(pin.name) for pin in locked()]
+    assert names == sorted(set(names))
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_dependency_is_locked_inside_its_range(python):
+    versions = pins(python)
+    for requirement in declared():
+        version = versions[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, f"{requirement}: locked is {version}"
+
+
+def test_the_lock_is_complete():
+    """What a locked package asks for is locked too, at a version it accepts: pip has nothing left to choose."""
+    versions = pins(f"{sys.version_info.major}.{sys.version_info.minor}")
+    for name in versions:
+        for needed in map(Requirement, requires(name) or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                wanted = canonicalize_name(needed.name)
+                if not CUDA_ONLY.match(wanted):
+                    assert versions[wanted] in needed.specifier, f"{name} needs {needed}"
+
+
+def test_environment_yml_gives_the_same_pins():
+    """It reads the lock itself; only Python is its own to choose, and that inside the project's range."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, from_pip = environment["dependencies"]
+    assert python.removeprefix("python=") in PYTHONS and pip == "pip"
+    assert from_pip == {"pip": ["--requirement requirements.lock", "--editable ."]}
+    assert environment["name"] == PROJECT["name"]
+
+
+def test_the_range_of_pythons_is_the_one_that_is_locked():
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    assert [f"3.{minor}" for minor in range(30) if f"3.{minor}.1" in allowed] == list(PYTHONS)
+    for python in PYTHONS:
+        assert f"Programming Language :: Python :: {python}" in PROJECT["classifiers"]
+
+
+def test_the_package_imports_what_it_declares_and_nothing_more():
+    distributions = packages_distributions()
+    imported = {
+        canonicalize_name(distribution)
+        for name in top_level_imports(ROOT / "talkinghead_lab")
+        - sys.stdlib_module_names
+        - {"talkinghead_lab"}
+        for distribution in distributions[name]
+    }
+    runtime = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    extras = {canonicalize_name(requirement.name) for requirement in declared()} - runtime
+    only_in_notebooks = {"jupyterlab", "papermill"}
+    assert imported - extras <= runtime, f"not declared: {imported - extras - runtime}"
+    assert runtime <= imported | only_in_notebooks, (
+        f"declared for nothing: {runtime - imported - only_in_notebooks}"
+    )
+
+
+def top_level_imports(folder: Path) -> set[str]:
+    """First names of all absolute imports in a folder's modules, those inside functions included."""
+    names = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return names
+
+
+def test_make_lists_its_targets_by_default():
+    def make(*arguments: str) -> str:
+        done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    listed = re.findall(r"^  make (\S+)", make(), re.M)
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert phony and listed == phony.group(1).split()
+    assert {"setup", "demo", "test", "lint", "lab", "notebooks"} <= set(listed)
