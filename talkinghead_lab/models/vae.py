@@ -1,14 +1,13 @@
-"""The causal video autoencoder of Wan 2.1: one latent frame for the first video frame, then one for every four.
+"""The causal video autoencoder of Wan 2.1: a latent frame for the first video frame, then one for every four.
 
-Every convolution in time looks only backwards, so a video can be worked through in pieces: what a layer has to
-remember of the frames before a piece is kept in a `CausalState`, a plain dictionary that the caller owns. Nothing is
-stored on the modules, and memory does not grow with the number of frames.
+Every convolution in time looks only backwards, so a video can be worked through in pieces: what a layer has
+to remember of the frames before a piece is kept in a `CausalState`, a plain dictionary that the caller owns.
+Nothing is stored on the modules, and memory does not grow with the number of frames.
 
-Architecture and latent statistics: Wan 2.1 (arXiv 2503.20314), weights `Wan2.1_VAE.pth`. Submodule names are the
-names of the released tensors.
+Architecture and latent statistics: Wan 2.1 (arXiv 2503.20314), weights `Wan2.1_VAE.pth`. Submodule names are
+the names of the released tensors.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -20,6 +19,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
+from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
+
+RELEASED_FILE = "Wan2.1_VAE.pth"
 
 # The mean and the standard deviation of each of the 16 channels of the released latents (Wan 2.1, `WanVAE`).
 RELEASED_LATENT_MEAN = (
@@ -42,10 +44,10 @@ class VAEConfig:
     Args:
         dim: channels after the first convolution of the encoder.
         z_dim: latent channels C.
-        stage_dims: channels of each resolution, from the pixels down. Between two stages the picture is halved.
+        stage_dims: channels of each resolution, from the pixels down; the picture is halved between two.
         num_res_blocks: residual blocks of an encoder stage; a decoder stage has one more.
         temporal_downsample: for each halving of the picture, whether time is halved as well.
-        latent_mean, latent_std: statistics of each latent channel; `encode` returns (mean − latent_mean) / latent_std.
+        latent_mean, latent_std: statistics of each latent channel, taken out by `encode`.
     """
 
     dim: int
@@ -83,7 +85,7 @@ class VAEConfig:
         return 2 ** len(self.temporal_downsample)
 
     @classmethod
-    def from_tensors(cls, shapes: Mapping[str, tuple[int, ...]], fields: Mapping[str, Any]) -> "VAEConfig":
+    def from_tensors(cls, shapes: Shapes, fields: Mapping[str, Any]) -> "VAEConfig":
         """Read the sizes off the tensors of a checkpoint; `fields` may set the latents' statistics.
 
         Raises:
@@ -91,9 +93,11 @@ class VAEConfig:
         """
         stages, temporal = _encoder_stages(shapes)
         return cls(
-            dim=_shape(shapes, "encoder.conv1.weight")[0],
-            z_dim=_shape(shapes, "conv2.weight")[0],
-            stage_dims=tuple(_shape(shapes, f"{blocks[0]}.residual.6.weight")[0] for blocks in stages),
+            dim=shape_of(shapes, "encoder.conv1.weight", RELEASED_FILE)[0],
+            z_dim=shape_of(shapes, "conv2.weight", RELEASED_FILE)[0],
+            stage_dims=tuple(
+                shape_of(shapes, f"{blocks[0]}.residual.6.weight", RELEASED_FILE)[0] for blocks in stages
+            ),
             num_res_blocks=len(stages[0]),
             temporal_downsample=tuple(temporal),
             latent_mean=tuple(fields.get("latent_mean", RELEASED_LATENT_MEAN)),
@@ -101,21 +105,12 @@ class VAEConfig:
         )
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
-    if name not in shapes:
-        raise CheckpointError(
-            f"the tensor `{name}`, which tells a size of the autoencoder, is missing",
-            remedy="Check that the file is Wan2.1_VAE.pth or has its tensor names.",
-        )
-    return shapes[name]
-
-
-def _encoder_stages(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[list[str]], list[bool]]:
-    """The names of the residual blocks of each encoder stage, and whether the halving after it halves time."""
-    found = {match[1] for name in shapes if (match := re.match(r"(encoder\.downsamples\.\d+)\.", name))}
+def _encoder_stages(shapes: Shapes) -> tuple[list[list[str]], list[bool]]:
+    """The residual blocks of each encoder stage by name, and whether time is halved after each stage."""
     stages: list[list[str]] = [[]]
     temporal: list[bool] = []
-    for layer in sorted(found, key=lambda name: int(name.rsplit(".", 1)[1])):
+    for number in range(count_blocks(shapes, "encoder.downsamples.")):
+        layer = f"encoder.downsamples.{number}"
         if f"{layer}.resample.1.weight" in shapes:
             temporal.append(f"{layer}.time_conv.weight" in shapes)
             stages.append([])
@@ -124,9 +119,9 @@ def _encoder_stages(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[list[st
     for number, blocks in enumerate(stages):
         if len(blocks) != len(stages[0]) or not blocks:
             raise CheckpointError(
-                f"stage {number} of `encoder.downsamples` has another number of residual blocks than the first",
-                received=f"{len(blocks)} against {len(stages[0])}",
-                remedy="Check that the file is whole and holds this autoencoder.",
+                f"stage {number} of `encoder.downsamples` lacks residual blocks or has too many",
+                received=f"{len(blocks)} against {len(stages[0])} in the first stage",
+                remedy=f"Check that the file is whole and has the layout of {RELEASED_FILE}.",
             )
     return stages, temporal
 
@@ -137,7 +132,7 @@ def from_released(tensors: dict[str, Tensor], config: VAEConfig) -> dict[str, Te
 
 
 class CausalConv3d(nn.Conv3d):
-    """A convolution whose output frame sees its own and earlier frames only; before the first frame lie zeros."""
+    """A convolution that sees no later frames; before the first frame lie zeros."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
         time, height, width = kernel_size
@@ -231,7 +226,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the picture and halves its channels; where `temporal` it doubles the frames after the very first."""
+    """Doubles the picture and halves its channels; where `temporal` doubles the frames after the first."""
 
     def __init__(self, dim: int, temporal: bool):
         super().__init__()
@@ -322,7 +317,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """The autoencoder. Inputs are moved to the weights' device and dtype piece by piece; results are float32."""
+    """The autoencoder. Inputs go to the weights' device and dtype piece by piece; results are float32."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -336,7 +331,7 @@ class VAE(nn.Module):
         """The normalised latent of a video: the posterior's mean, no sampling.
 
         Args:
-            video: [B, 3, F, H, W] in [−1, 1]; F of the form 4n + 1, H and W multiples of 8 at the released sizes.
+            video: [B, 3, F, H, W] in [−1, 1]; F of the form 4n + 1, H and W multiples of 8 (released sizes).
             latents_per_piece: latent frames worked on at once; more is faster and takes more memory.
 
         Returns:
@@ -348,7 +343,7 @@ class VAE(nn.Module):
         return self.normalise(self.posterior(video, latents_per_piece)[0])
 
     def posterior(self, video: Tensor, latents_per_piece: int = 1) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent's distribution, not normalised, each [B, C, T, h, w] in float32."""
+        """Mean and log-variance of the latent, not normalised, each [B, C, T, h, w] in float32."""
         self._check_video(video)
         state: CausalState = {}
         moments = [
@@ -361,9 +356,9 @@ class VAE(nn.Module):
     def encode_first_frame_then_zeros(self, image: Tensor, frames: int) -> Tensor:
         """`encode` of a picture followed by frames − 1 frames of zeros, without working through all of them.
 
-        A layer whose input repeats from piece to piece and whose memory no longer changes will give the same output
-        for ever. Such layers are settled from the pixels upwards, the costly ones within the first few pieces, and
-        are not run again. The result is that of the full encode.
+        A layer whose input repeats from piece to piece and whose memory stands still gives the same output
+        for ever. Layers settle from the pixels upwards, the costly ones within the first few pieces, and are
+        not run again. The result is that of the full encode.
 
         Args:
             image: [B, 3, H, W] in [−1, 1].

@@ -1,0 +1,296 @@
+"""The wav2vec2 speech encoder: a recording to one row of hidden states per video frame.
+
+The network is transformers' `Wav2Vec2Model` (arXiv 2006.11477), built from the `config.json` of a wav2vec2
+folder. Between its convolutions and its transformer the features are interpolated from their own rate
+(50 per second) to the video's, as in InfiniteTalk.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import ceil, prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from talkinghead_lab.errors import CheckpointError, MediaError
+from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
+
+RELEASED_FOLDER = "chinese-wav2vec2-base"
+
+# Parts of released files that nothing here uses: what masks features in training, and the heads of
+# pretraining and of speech recognition.
+_UNUSED = r"masked_spec_embed$|(quantizer|project_hid|project_q|dropout_features|lm_head)\."
+_WEIGHT_NORM = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
+
+
+# Twenty seconds at the released sizes: the widest convolution then takes about 130 MB.
+_FEATURES_PER_PIECE = 1000
+_SAMPLES_PER_PIECE = 320_000
+
+
+@dataclass(frozen=True)
+class SpeechEncoderConfig:
+    """Sizes of the speech encoder, by the names of a wav2vec2 `config.json`.
+
+    Args:
+        hidden_size: width of the hidden states.
+        num_hidden_layers: transformer layers; each gives one row per frame.
+        num_attention_heads: attention heads.
+        intermediate_size: inner width of the feed-forward layers.
+        conv_dim, conv_kernel, conv_stride: channels, kernel and stride of each convolution over the samples.
+        conv_bias: whether those convolutions have a bias.
+        num_conv_pos_embeddings: kernel of the positional convolution.
+        num_conv_pos_embedding_groups: its groups.
+        feat_extract_norm: "group" (the first convolution is normalised over time) or "layer" (each one, over
+            channels).
+        feat_extract_activation, hidden_act: activations, by transformers' names.
+        do_stable_layer_norm: whether norms come before each layer, and one after the last.
+        layer_norm_eps: added to the variance before its root is taken.
+        do_normalize: whether recordings are brought to zero mean and unit variance
+            (`preprocessor_config.json`).
+        sampling_rate: samples per second that the network was trained with.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    conv_dim: tuple[int, ...]
+    conv_kernel: tuple[int, ...]
+    conv_stride: tuple[int, ...]
+    conv_bias: bool
+    num_conv_pos_embeddings: int
+    num_conv_pos_embedding_groups: int
+    feat_extract_norm: str = "group"
+    feat_extract_activation: str = "gelu"
+    hidden_act: str = "gelu"
+    do_stable_layer_norm: bool = False
+    layer_norm_eps: float = 1e-5
+    do_normalize: bool = True
+    sampling_rate: int = 16000
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise CheckpointError(
+                "`num_attention_heads` of config.json does not divide the width of the speech encoder",
+                received=f"{self.hidden_size} channels for {self.num_attention_heads} heads",
+            )
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
+            raise CheckpointError(
+                "`conv_stride` of config.json does not fit `feature_extractor.conv_layers`",
+                received=list(self.conv_stride),
+                allowed=f"{len(self.conv_dim)} numbers",
+            )
+
+    @property
+    def samples_per_feature(self) -> int:
+        """Samples from one feature to the next."""
+        return prod(self.conv_stride)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one feature is computed from."""
+        strides = (prod(self.conv_stride[:i]) for i in range(len(self.conv_stride)))
+        return 1 + sum(
+            (kernel - 1) * stride for kernel, stride in zip(self.conv_kernel, strides, strict=True)
+        )
+
+    @classmethod
+    def from_tensors(cls, shapes: Shapes, fields: Mapping[str, Any]) -> "SpeechEncoderConfig":
+        """Read the sizes off the tensors; `fields` (config.json) supplies what shapes cannot tell.
+
+        Raises:
+            CheckpointError: a tensor that tells a size is missing, or config.json contradicts one.
+        """
+        shapes = {_plain(name): tuple(shape) for name, shape in shapes.items()}
+        found = _sizes(shapes)
+        for field, (value, tensor) in found.items():
+            stated = fields.get(field, value)
+            if (tuple(stated) if isinstance(stated, list) else stated) != value:
+                raise CheckpointError(
+                    f"`{field}` of config.json contradicts the tensor `{tensor}`",
+                    received=stated,
+                    allowed=repr(value),
+                    remedy="Use the config.json that came with the weights.",
+                )
+        return cls(
+            **{field: value for field, (value, _) in found.items()},
+            num_attention_heads=fields.get("num_attention_heads", 12),
+            conv_stride=tuple(fields.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))),
+            **{name: fields[name] for name in _OPTIONAL if name in fields},
+        )
+
+
+# What config.json may set and shapes cannot tell; the defaults are those of transformers.
+_OPTIONAL = (
+    *("feat_extract_activation", "hidden_act", "do_stable_layer_norm", "layer_norm_eps"),
+    *("do_normalize", "sampling_rate"),
+)
+
+
+def _sizes(shapes: Shapes) -> dict[str, tuple[Any, str]]:
+    """Each size that the tensors tell, with the tensor that tells it."""
+    first, position = "feature_extractor.conv_layers.0", "encoder.pos_conv_embed.conv"
+    convolutions = [
+        shape_of(shapes, f"feature_extractor.conv_layers.{i}.conv.weight", RELEASED_FOLDER)
+        for i in range(count_blocks(shapes, "feature_extractor.conv_layers."))
+    ]
+    hidden, group, kernel = shape_of(shapes, f"{position}.{_WEIGHT_NORM['weight_v']}", RELEASED_FOLDER)
+    dense = "encoder.layers.0.feed_forward.intermediate_dense.weight"
+    norm_everywhere = "feature_extractor.conv_layers.1.layer_norm.weight" in shapes
+    return {
+        "hidden_size": (hidden, f"{position}.{_WEIGHT_NORM['weight_v']}"),
+        "num_hidden_layers": (count_blocks(shapes, "encoder.layers."), "encoder.layers"),
+        "intermediate_size": (shape_of(shapes, dense, RELEASED_FOLDER)[0], dense),
+        "conv_dim": (tuple(shape[0] for shape in convolutions), "feature_extractor.conv_layers"),
+        "conv_kernel": (tuple(shape[2] for shape in convolutions), "feature_extractor.conv_layers"),
+        "conv_bias": (f"{first}.conv.bias" in shapes, f"{first}.conv.bias"),
+        "num_conv_pos_embeddings": (kernel, f"{position}.{_WEIGHT_NORM['weight_v']}"),
+        "num_conv_pos_embedding_groups": (hidden // group, f"{position}.{_WEIGHT_NORM['weight_v']}"),
+        "feat_extract_norm": ("layer" if norm_everywhere else "group", f"{first}.layer_norm.weight"),
+    }
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the prefix of a pretraining file, its weight norm as in current PyTorch."""
+    stem, _, last = name.removeprefix("wav2vec2.").rpartition(".")
+    return f"{stem}.{_WEIGHT_NORM.get(last, last)}" if stem else last
+
+
+def from_released(tensors: dict[str, Tensor], config: SpeechEncoderConfig) -> dict[str, Tensor]:
+    """Bring the names of any transformers wav2vec2 file to those of `SpeechEncoder`.
+
+    The heads of pretraining and recognition are left out; unknown names stay as they are.
+    """
+    plain = {_plain(name): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in plain.items() if not re.match(_UNUSED, name)}
+
+
+class SpeechEncoder(nn.Module):
+    """wav2vec2 with its features interpolated to the video's frame rate. It runs without any dropout."""
+
+    def __init__(self, config: SpeechEncoderConfig):
+        super().__init__()
+        self.config = config
+        stated = {name: value for name, value in asdict(config).items() if name not in _OPTIONAL[-2:]}
+        network = Wav2Vec2Model(
+            Wav2Vec2Config(
+                **stated | {"attn_implementation": "sdpa", "layerdrop": 0.0, "mask_time_prob": 0.0},
+                **dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout"), 0.0),
+            )
+        )
+        self.feature_extractor = network.feature_extractor
+        self.feature_projection = network.feature_projection
+        self.encoder = network.encoder
+
+    def forward(
+        self, waveform: Tensor, frames: int, window_seconds: float = 60.0, context_seconds: float = 5.0
+    ) -> Tensor:
+        """Embed a recording.
+
+        The convolutions and the interpolation are those of the whole recording, whatever its length, though
+        computed piece by piece. The transformer sees a recording of up to `window_seconds` whole. A longer
+        one is cut into equal windows of at most that length, each computed with `context_seconds` of its
+        neighbours on either side, of which nothing is kept. So rows of a long recording are near those of
+        the undivided one, but not equal, and memory hardly grows beyond that of the result.
+
+        Args:
+            waveform: [samples], mono, `sampling_rate` samples per second.
+            frames: F, the video frames that the recording lasts.
+            window_seconds: the longest stretch that attention spans.
+            context_seconds: what each window sees of its neighbours, on either side.
+
+        Returns:
+            [F, layers, hidden_size]: the states after each layer.
+
+        Raises:
+            MediaError: the recording is shorter than one feature.
+        """
+        if waveform.ndim != 1 or len(waveform) < self.config.receptive_field or frames < 1:
+            raise MediaError(
+                "the recording is too short for the speech encoder",
+                received=f"{list(waveform.shape)} samples for {frames} frames",
+                allowed=f"one channel of {self.config.receptive_field} samples or more",
+            )
+        rows = self._rows(waveform, frames)
+        seconds = len(waveform) / self.config.sampling_rate
+        windows = ceil(seconds / window_seconds)
+        context = ceil(frames * context_seconds / seconds)
+        states = rows.new_empty(frames, self.config.num_hidden_layers, self.config.hidden_size)
+        bounds = [frames * i // windows for i in range(windows + 1)]
+        for start, end in pairwise(bounds):
+            before = min(start, context)
+            for layer, x in enumerate(self._layers(rows[None, start - before : end + context])):
+                states[start:end, layer] = x[0, before : before + end - start]
+        return states
+
+    def _rows(self, waveform: Tensor, frames: int) -> Tensor:
+        """The transformer's input [F, hidden_size]."""
+        waveform = waveform.to(self.feature_projection.projection.weight)
+        if self.config.do_normalize:
+            # As transformers' Wav2Vec2FeatureExtractor, its 1e-7 included.
+            waveform = (waveform - waveform.mean()) / (waveform.var(correction=0) + 1e-7).sqrt()
+        features = self._features(waveform)
+        features = F.interpolate(features[None], size=frames, mode="linear", align_corners=True)
+        return self.feature_projection(features.transpose(1, 2))[0][0]
+
+    def _features(self, waveform: Tensor) -> Tensor:
+        """The features [channels, n] of the whole recording, computed in pieces that give exactly those."""
+        stride, field = self.config.samples_per_feature, self.config.receptive_field
+        first, *others = self.feature_extractor.conv_layers
+        if self.config.feat_extract_norm == "group":
+            first = _group_norm_of_whole(first, waveform)
+        pieces = []
+        for piece in _overlapping(waveform, field, stride, _FEATURES_PER_PIECE):
+            x = first(piece[None, None])
+            for layer in others:
+                x = layer(x)
+            pieces.append(x[0])
+        return torch.cat(pieces, dim=1)
+
+    def _layers(self, x: Tensor) -> Iterator[Tensor]:
+        """The states [1, n, hidden_size] after each layer of the transformer."""
+        encoder, stable = self.encoder, self.config.do_stable_layer_norm
+        x = x + encoder.pos_conv_embed(x)
+        if not stable:
+            x = encoder.layer_norm(x)
+        for number, layer in enumerate(encoder.layers, start=1):
+            x = layer(x)
+            yield encoder.layer_norm(x) if stable and number == len(encoder.layers) else x
+
+
+def _overlapping(waveform: Tensor, field: int, stride: int, outputs: int) -> Iterator[Tensor]:
+    """Cut samples so that a convolution over each piece gives `outputs` of its values, and all pieces all."""
+    total = (len(waveform) - field) // stride + 1
+    for start in range(0, total, outputs):
+        end = min(start + outputs, total)
+        yield waveform[start * stride : (end - 1) * stride + field]
+
+
+def _group_norm_of_whole(layer: nn.Module, waveform: Tensor) -> Callable[[Tensor], Tensor]:
+    """The first convolution's layer with the norm's statistics of the whole recording, not of a piece.
+
+    Without this, a quiet passage would be raised to the loudness of the rest.
+    """
+    convolution, norm = layer.conv, layer.layer_norm
+    count = 0
+    total = squares = torch.zeros(convolution.out_channels, dtype=torch.float64, device=waveform.device)
+    kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+    for piece in _overlapping(waveform, kernel, stride, _SAMPLES_PER_PIECE // stride):
+        x = convolution(piece[None, None])[0]
+        count += x.shape[1]
+        total = total + x.sum(dim=1, dtype=torch.float64)
+        squares = squares + x.square().sum(dim=1, dtype=torch.float64)
+    mean = total / count
+    variance = squares / count - mean.square()
+    scale = norm.weight * (variance + norm.eps).rsqrt().to(norm.weight)
+    shift = norm.bias - mean.to(norm.bias) * scale
+    return lambda x: layer.activation(convolution(x) * scale[:, None] + shift[:, None])

@@ -1,0 +1,208 @@
+"""The umT5 text encoder: prompts to one hidden state per token.
+
+The network is the encoder of transformers' `UMT5EncoderModel`; the weights are the released
+`models_t5_umt5-xxl-enc-bf16.pth`. Architecture: T5 1.1 (arXiv 2002.05202) with a relative position bias of
+its own in every layer (umT5, arXiv 2304.09151).
+"""
+
+import html
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ftfy
+from torch import Tensor, nn
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.models.released_names import Shapes, count_blocks, rename, shape_of
+
+logger = logging.getLogger(__name__)
+
+RELEASED_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
+
+# Released module → module of `TextEncoder`.
+_MODULES = {
+    r"token_embedding": "encoder.embed_tokens",
+    r"norm": "encoder.final_layer_norm",
+    r"blocks\.(\d+)\.norm1": r"encoder.block.\1.layer.0.layer_norm",
+    r"blocks\.(\d+)\.attn\.([qkvo])": r"encoder.block.\1.layer.0.SelfAttention.\2",
+    r"blocks\.(\d+)\.pos_embedding\.embedding": (
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias"
+    ),
+    r"blocks\.(\d+)\.norm2": r"encoder.block.\1.layer.1.layer_norm",
+    r"blocks\.(\d+)\.ffn\.gate\.0": r"encoder.block.\1.layer.1.DenseReluDense.wi_0",
+    r"blocks\.(\d+)\.ffn\.fc1": r"encoder.block.\1.layer.1.DenseReluDense.wi_1",
+    r"blocks\.(\d+)\.ffn\.fc2": r"encoder.block.\1.layer.1.DenseReluDense.wo",
+}
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Sizes of the text encoder.
+
+    Args:
+        vocab_size: tokens that the embedding knows.
+        dim: width of the hidden states.
+        head_dim: width of one attention head.
+        num_heads: attention heads; their widths together need not be `dim`.
+        ffn_dim: inner width of the feed-forward layers.
+        num_layers: blocks.
+        num_buckets: buckets of the relative position bias.
+        max_distance: positions further apart share a bucket.
+        norm_eps: added to the mean square before its root is taken.
+    """
+
+    vocab_size: int
+    dim: int
+    head_dim: int
+    num_heads: int
+    ffn_dim: int
+    num_layers: int
+    num_buckets: int
+    max_distance: int = 128
+    norm_eps: float = 1e-6
+
+    @classmethod
+    def from_tensors(cls, shapes: Shapes, fields: Mapping[str, Any]) -> "TextEncoderConfig":
+        """Read the sizes off the released tensors; `fields` may set `max_distance` and `norm_eps`.
+
+        Raises:
+            CheckpointError: a tensor that tells a size is missing, or two contradict each other.
+        """
+        vocab_size, dim = shape_of(shapes, "token_embedding.weight", RELEASED_FILE)
+        num_buckets, num_heads = shape_of(shapes, "blocks.0.pos_embedding.embedding.weight", RELEASED_FILE)
+        attention_dim = shape_of(shapes, "blocks.0.attn.q.weight", RELEASED_FILE)[0]
+        if attention_dim % num_heads:
+            raise CheckpointError(
+                "`blocks.0.attn.q.weight` cannot be cut into the heads of `blocks.0.pos_embedding`",
+                received=f"{attention_dim} rows for {num_heads} heads",
+                remedy=f"Check that the file is {RELEASED_FILE} or has its layout.",
+            )
+        return cls(
+            vocab_size=vocab_size,
+            dim=dim,
+            head_dim=attention_dim // num_heads,
+            num_heads=num_heads,
+            ffn_dim=shape_of(shapes, "blocks.0.ffn.fc1.weight", RELEASED_FILE)[0],
+            num_layers=count_blocks(shapes, "blocks."),
+            num_buckets=num_buckets,
+            **{name: fields[name] for name in ("max_distance", "norm_eps") if name in fields},
+        )
+
+
+def from_released(tensors: dict[str, Tensor], config: TextEncoderConfig) -> dict[str, Tensor]:
+    """Rename the released tensors to the names of `TextEncoder`; unknown names stay as they are."""
+    return {rename(name, _MODULES): tensor for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token rows of equal length.
+
+    Args:
+        ids: [B, N] token numbers, padded at the end.
+        mask: [B, N], 1 at tokens and 0 at padding.
+        dropped: for each text, how many tokens did not fit.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    dropped: tuple[int, ...]
+
+
+class Tokenizer:
+    """Cleans and tokenises prompts with the tokenizer of a folder (`google/umt5-xxl` of the checkpoint).
+
+    Args:
+        folder: the folder with `tokenizer.json` or `spiece.model`.
+        text_len: tokens of a row; what does not fit is dropped, the closing token kept.
+
+    Raises:
+        CheckpointError: the folder holds no tokenizer.
+    """
+
+    def __init__(self, folder: Path | str, text_len: int):
+        self.text_len = text_len
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                "the tokenizer cannot be read",
+                received=str(folder),
+                allowed="a folder with tokenizer.json or spiece.model",
+                remedy="Point to the checkpoint's google/umt5-xxl folder.",
+            ) from error
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Tokenise texts, cleaned as for the released model; a text that is cut is reported in `dropped`."""
+        texts = [clean(text) for text in texts]
+        whole = self._tokenizer(texts, verbose=False)["input_ids"]
+        rows = self._tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.text_len, return_tensors="pt"
+        )
+        dropped = tuple(max(0, len(ids) - self.text_len) for ids in whole)
+        return Tokens(rows["input_ids"], rows["attention_mask"], dropped)
+
+
+def clean(text: str) -> str:
+    """Mend broken encodings and doubly escaped HTML, and collapse white space, as the released code does."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class TextEncoder(nn.Module):
+    """umT5's encoder behind the released calling convention: one tensor per text, without padding."""
+
+    def __init__(self, config: TextEncoderConfig):
+        super().__init__()
+        self.config = config
+        network = UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=config.vocab_size,
+                d_model=config.dim,
+                d_kv=config.head_dim,
+                d_ff=config.ffn_dim,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
+                relative_attention_num_buckets=config.num_buckets,
+                relative_attention_max_distance=config.max_distance,
+                layer_norm_epsilon=config.norm_eps,
+                dropout_rate=0.0,
+                feed_forward_proj="gated-gelu",
+                attn_implementation="sdpa",
+            )
+        )
+        # The stack alone: the whole model would hold the embedding twice under two names.
+        self.encoder = network.encoder
+
+    def forward(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
+        """Hidden states of token rows.
+
+        Args:
+            ids: [B, N] token numbers, padded at the end.
+            mask: [B, N], 1 at tokens and 0 at padding.
+
+        Returns:
+            For each row [n, dim], n being its number of tokens.
+        """
+        lengths = mask.gt(0).sum(dim=1).tolist()
+        # Padding gets no attention, so columns that are padding in every row change nothing.
+        longest = max(lengths)
+        hidden = self.encoder(input_ids=ids[:, :longest], attention_mask=mask[:, :longest]).last_hidden_state
+        return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
+
+    def encode(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[Tensor]:
+        """Hidden states [n, dim] of each text, on the device of the weights; a text that is cut is logged."""
+        tokens = tokenizer(texts)
+        for text, dropped in zip(texts, tokens.dropped, strict=True):
+            if dropped:
+                logger.warning(
+                    "A prompt has %d tokens more than the %d that are read; its end is dropped: %.60s…",
+                    *(dropped, tokenizer.text_len, text),
+                )
+        device = self.encoder.embed_tokens.weight.device
+        return self(tokens.ids.to(device), tokens.mask.to(device))
