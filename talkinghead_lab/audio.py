@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import numpy as np
@@ -117,7 +117,8 @@ def _decode(path: Path, most_channels: int | None = None) -> Iterator[tuple[int,
     samples = 0
     try:
         # Playlists may name further files; none but this one is to be opened.
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+        options = {"protocol_whitelist": "file"}
+        with av.open(str(path), "r", options=options, metadata_errors="replace") as container:
             stream = next(iter(container.streams.audio), None)
             if stream is None:
                 raise _no_sound(path)
@@ -125,7 +126,7 @@ def _decode(path: Path, most_channels: int | None = None) -> Iterator[tuple[int,
             planes = AudioResampler(format="fltp", layout=layout)
             for frame in _frames(container, path):
                 for part in planes.resample(frame):
-                    block = part.to_ndarray()
+                    block = cast(Wave, part.to_ndarray())
                     samples += block.shape[1]
                     _check(block, samples / part.sample_rate, path)
                     yield part.sample_rate, block

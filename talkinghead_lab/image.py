@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.latent_grid import PIXELS_PER_LATENT
 
-PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 SHORTEST_SIDE = 16
 LARGEST_PIXELS = 80_000_000  # decodes into 240 MB
 WIDEST_SHAPE = 8  # twice the widest released frame; a wider picture would be cropped to a sliver
@@ -79,7 +79,7 @@ def read_portrait(path: str | Path) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, str(error)) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise MediaError(
             f"not a picture that can be read ({reason})",
             received=str(path),
@@ -93,7 +93,7 @@ def is_picture(path: str | Path) -> bool:
     try:
         with Image.open(path, formats=PICTURE_FORMATS):
             return True
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         return False
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return True
@@ -219,7 +219,7 @@ def _halves(width: int, height: int) -> list[tuple[int, int, int, int]]:
 def _kept_span(start: int, stop: int, source: int, covering: int, frame: int) -> Tensor:
     """One axis of a box, [frame / 8] of zeros and ones: scaled, cropped and brought to latents.
 
-    A box is the product of its axes and nearest neighbour keeps it one: no mask of the source's size is needed.
+    A box is the product of its axes and nearest neighbour keeps it one: no mask of the source's size is made.
     """
     span = torch.zeros(1, 1, source)
     span[..., max(0, start) : stop] = 1
