@@ -92,7 +92,9 @@ def _adapter_file(path: Path, speakers: int) -> Path:
         if candidate.is_file():
             return candidate
     raise CheckpointError(
-        f"no InfiniteTalk weights for {speakers} speaker(s)", received=str(path), allowed=f"a folder with {kind}/infinitetalk.safetensors, or the file itself"
+        f"no InfiniteTalk weights for {speakers} speaker(s)",
+        received=str(path),
+        allowed=f"a folder with {kind}/infinitetalk.safetensors, or the file itself",
     )
 
 
@@ -116,7 +118,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError) as error:
         raise CheckpointError(
-            f"the weight file is damaged or cut short ({error})", received=str(path), remedy="Download it again."
+            f"the weight file is damaged or cut short ({error})",
+            received=str(path),
+            remedy="Download it again.",
         ) from None
 
 
@@ -143,7 +147,9 @@ def _check_shards_complete(files: list[Path]) -> None:
         missing = sorted(set(range(1, total + 1)) - present)
         if missing:
             raise CheckpointError(
-                f"shards {missing} of {total} are missing", received=str(files[0].parent), remedy="Download them."
+                f"shards {missing} of {total} are missing",
+                received=str(files[0].parent),
+                remedy="Download them.",
             )
 
 
@@ -158,7 +164,9 @@ def _weights_file(folder: Path, stem: str) -> Path:
     for suffix in (".safetensors", ".pth"):
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
-    raise CheckpointError("no such weight file", received=str(folder / f"{stem}.pth"), allowed=".pth or .safetensors")
+    raise CheckpointError(
+        "no such weight file", received=str(folder / f"{stem}.pth"), allowed=".pth or .safetensors"
+    )
 
 
 def _fields_beside(path: Path) -> dict[str, Any]:
@@ -171,7 +179,11 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def load_strict(
-    module: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None, device: torch.device | str
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
 ) -> None:
     """Give a module built on the meta device its weights; floating ones are converted to `dtype`.
 
@@ -184,14 +196,23 @@ def load_strict(
     for problem, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
         if names:
             first = names[0]
-            shapes = f" has shape {tuple(tensors[first].shape)}, not {expected[first]}" if names is misshapen else ""
+            shapes = (
+                f" has shape {tuple(tensors[first].shape)}, not {expected[first]}"
+                if names is misshapen
+                else ""
+            )
             raise CheckpointError(
                 f"{source}: {len(names)} tensors are {problem}",
                 received=f"{first}{shapes}" + (" and others" if len(names) > 1 else ""),
                 remedy="The file is for another model, or incomplete.",
             )
     for name, tensor in tensors.items():
-        keep = dtype is None or tensor.element_size() == 1 or name.endswith(".scale") or not tensor.is_floating_point()
+        keep = (
+            dtype is None
+            or tensor.element_size() == 1
+            or name.endswith(".scale")
+            or not tensor.is_floating_point()
+        )
         _assign(module, name, tensor.to(device=device, dtype=None if keep else dtype))
     module.eval().requires_grad_(False)
 
@@ -224,4 +245,69 @@ def load_dit(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | 
         if quantised is not None:
             prepare_for_quantized(model, quantised)
     load_strict(model, tensors, f"transformer ({files.infinitetalk.name})", dtype, device)
+    return model
+
+
+def load_vae(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str) -> vae.VAE:
+    """The video autoencoder."""
+    path = _weights_file(files.wan, VAE)
+    tensors = read_tensors(path)
+    config = vae.VAEConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    with torch.device("meta"):
+        model = vae.VAE(config)
+    load_strict(model, vae.from_released(tensors, config), path.name, dtype, device)
+    return model
+
+
+def load_image_encoder(
+    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+) -> image_encoder.ImageEncoder:
+    """CLIP's image tower."""
+    path = _weights_file(files.wan, IMAGE_ENCODER)
+    tensors = read_tensors(path)
+    config = image_encoder.ImageEncoderConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    with torch.device("meta"):
+        model = image_encoder.ImageEncoder(config)
+    load_strict(model, image_encoder.from_released(tensors, config), path.name, dtype, device)
+    return model
+
+
+def load_text_encoder(
+    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+) -> text_encoder.TextEncoder:
+    """umT5; the quantised one where it lies beside a quantised transformer."""
+    quantised = sorted(files.infinitetalk.parent.glob("t5_map_*.json"))
+    if quantised and quantization_map(files.infinitetalk) is not None:
+        path = quantised[0].with_name(quantised[0].name.replace("t5_map_", "t5_")).with_suffix(".safetensors")
+        tensors, kinds = from_released_quantized(read_tensors(path)), _read_json(quantised[0])
+    else:
+        path, kinds = _weights_file(files.wan, TEXT_ENCODER), {}
+        tensors = read_tensors(path)
+    config = text_encoder.TextEncoderConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    with torch.device("meta"):
+        model = text_encoder.TextEncoder(config)
+        prepare_for_quantized(model, text_encoder.from_released(kinds, config))
+    load_strict(model, text_encoder.from_released(tensors, config), path.name, dtype, device)
+    return model
+
+
+def load_tokenizer(files: CheckpointFiles, text_len: int) -> text_encoder.Tokenizer:
+    """The text encoder's tokenizer."""
+    return text_encoder.Tokenizer(files.wan / TOKENIZER, text_len)
+
+
+def load_speech_encoder(
+    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+) -> speech_encoder.SpeechEncoder:
+    """wav2vec2."""
+    path = _weights_file(files.wav2vec2, "model")
+    tensors = read_tensors(path)
+    fields = _read_json(files.wav2vec2 / "config.json")
+    preprocessor = files.wav2vec2 / "preprocessor_config.json"
+    if preprocessor.is_file():
+        fields |= _read_json(preprocessor)
+    config = speech_encoder.SpeechEncoderConfig.from_tensors(shapes_of(tensors), fields)
+    with torch.device("meta"):
+        model = speech_encoder.SpeechEncoder(config)
+    load_strict(model, speech_encoder.from_released(tensors, config), path.name, dtype, device)
     return model

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from talkinghead_lab import checkpoints
+from talkinghead_lab.checkpoints import CheckpointFiles
 
 FOLDER = Path(os.environ.get("TALKINGHEAD_GOLDEN") or Path(__file__).parents[1] / "golden")
 SALT = json.loads((FOLDER / "golden.json").read_text())["salt"]
@@ -58,3 +61,24 @@ def report(case: str, error: float, bound: float) -> None:
 
 def compare(case: str, out: Tensor, reference: Tensor, bound: float) -> None:
     report(case, relative_error(out.float(), reference.float()), bound)
+
+
+def write_checkpoint(folder: Path) -> CheckpointFiles:
+    """Write this folder's models as real files with the released names: Wan, adapter, VAE and image encoder."""
+    dit, vae, clip = (load(name)[1] for name in ("dit", "vae", "clip"))
+    wan, adapter = folder / "ckpt_dir", folder / "infinitetalk.safetensors"
+    wan.mkdir(parents=True)
+    weights = parameters("dit", dit["params"])
+    adapter_names = {name for name in weights if "audio" in name or "norm_x" in name}
+    save_file({name: weights[name] for name in adapter_names}, adapter)
+    base = [name for name in weights if name not in adapter_names]
+    for shard, names in enumerate((base[::2], base[1::2]), start=1):
+        shard_file = wan / f"{checkpoints.TRANSFORMER}-0000{shard}-of-00002.safetensors"
+        save_file({name: weights[name] for name in names}, shard_file)
+    (wan / "config.json").write_text(json.dumps(dit["config"] | dit["extra_config"]))
+    torch.save(parameters("vae", vae["params"]), wan / f"{checkpoints.VAE}.pth")
+    image_encoder = parameters("clip", clip["params"], clip["weight_scale"])
+    path = wan / f"{checkpoints.IMAGE_ENCODER}.pth"
+    torch.save({f"visual.{name}": tensor for name, tensor in image_encoder.items()}, path)
+    path.with_suffix(".json").write_text(json.dumps({"num_heads": clip["config"]["num_heads"]}))
+    return CheckpointFiles(wan, folder / "wav2vec_dir", adapter)

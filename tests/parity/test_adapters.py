@@ -1,0 +1,68 @@
+"""LoRA merging and quantised checkpoints against the reference, through files with the released names."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from talkinghead_lab import checkpoints
+from talkinghead_lab.checkpoints import CheckpointFiles
+from talkinghead_lab.lora import merge_lora
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.quantization import QuantizedLinear
+from tests.parity import golden
+from tests.parity.test_dit import inputs
+
+
+@torch.inference_mode()
+def velocity(model: DiT, timestep: float = 437.25) -> torch.Tensor:
+    return model(timesteps=torch.tensor([timestep]), **inputs(1))[0]
+
+
+@pytest.fixture
+def files(tmp_path) -> CheckpointFiles:
+    return golden.write_checkpoint(tmp_path)
+
+
+def test_lora(files, tmp_path):
+    outputs, case = golden.load("lora")
+    tensors = {key: golden.seeded(key, shape, case["tensor_scale"]) for key, shape in case["tensors"].items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    model = checkpoints.load_dit(files, torch.float32, "cpu")
+    assert merge_lora(model, tmp_path / "lora.safetensors", case["scale"]) == sum(
+        key.endswith(("lora_down.weight", ".diff", ".diff_b")) for key in tensors
+    )
+    golden.compare("lora velocity", velocity(model), outputs["velocity.t437.25"], 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantised_checkpoint(kind, files, tmp_path):
+    outputs, _ = golden.load(f"dit_{kind}")
+    quantised = tmp_path / f"infinitetalk_single_{kind}.safetensors"
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(golden.FOLDER / f"dit_{kind}_checkpoint{suffix}", quantised.with_suffix(suffix))
+    model = checkpoints.load_dit(
+        CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu"
+    )
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    assert layers == set(json.loads(quantised.with_suffix(".json").read_text()))
+    golden.compare(f"dit_{kind} velocity", velocity(model), outputs["velocity.t437.25"], 1e-3)
+
+
+def test_lora_on_quantised_weights_has_its_effect(files, tmp_path):
+    """The reference drops LoRAs on quantised weights without a word."""
+    outputs, case = golden.load("lora")
+    tensors = {key: golden.seeded(key, shape, case["tensor_scale"]) for key, shape in case["tensors"].items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    quantised = tmp_path / "whole.safetensors"
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(golden.FOLDER / f"dit_int8_checkpoint{suffix}", quantised.with_suffix(suffix))
+    model = checkpoints.load_dit(
+        CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu"
+    )
+    without = velocity(model)
+    merge_lora(model, tmp_path / "lora.safetensors", case["scale"])
+    assert golden.relative_error(velocity(model), outputs["velocity.t437.25"]) < 0.05
+    assert golden.relative_error(without, outputs["velocity.t437.25"]) > 0.2
