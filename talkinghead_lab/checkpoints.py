@@ -16,7 +16,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -311,3 +311,23 @@ def load_speech_encoder(
         model = speech_encoder.SpeechEncoder(config)
     load_strict(model, speech_encoder.from_released(tensors, config), path.name, dtype, device)
     return model
+
+
+def fetch_released(folder: Path) -> dict[str, Path]:
+    """Download the released weights; returns the environment variables that name them.
+
+    Only what the pipeline reads is taken. What is there already is checked and not downloaded again.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = {
+        "ckpt_dir": ["config.json", f"{TRANSFORMER}*", f"{VAE}*", "models_*", f"{TOKENIZER}/*"],
+        "wav2vec_dir": ["*.json", "*.bin", "*.safetensors"],
+        "infinitetalk_dir": ["single/*", "multi/*"],
+    }
+    variables = {}
+    for field, repository in RELEASED_REPOSITORIES.items():
+        target = folder / repository.rpartition("/")[2]
+        snapshot_download(repository, local_dir=target, allow_patterns=wanted[field])
+        variables[field.upper()] = target
+    return variables

@@ -4,10 +4,8 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from talkinghead_lab import audio, checkpoints
@@ -37,13 +35,28 @@ def no_stage(name: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-class Source(Protocol):
-    """A portrait or a driving video."""
+@dataclass(frozen=True)
+class Inputs:
+    """The media of a request, read: the picture or video, (W, H) of the frames, a 16 kHz wave per speaker."""
 
-    @property
-    def size(self) -> tuple[int, int]: ...
+    source: Source
+    frame_size: tuple[int, int]
+    voices: tuple[audio.Wave, ...]
 
-    def frame_at(self, seconds: float) -> Image: ...
+
+def read_inputs(params: GenerationParams) -> Inputs:
+    """Open what a request names; no network is needed, so mistakes show before weights are loaded.
+
+    Raises:
+        MediaError: a file is missing or cannot be used.
+    """
+    source = open_source(local_file(params.image_path))
+    size = params.forced_size or nearest_size(*source.size, params.resolution)
+    voices: tuple[audio.Wave, ...] = (audio.read_speech(local_file(params.audio_path)),)
+    if params.second_audio_path is not None:
+        second = audio.read_speech(local_file(params.second_audio_path))
+        voices = audio.mix_speakers(voices[0], second, params.audio_mix)
+    return Inputs(source, size, voices)
 
 
 @dataclass(frozen=True)
@@ -120,26 +133,18 @@ class Pipeline:
         )
 
     @torch.inference_mode()
-    def encode(self, params: GenerationParams, stage: Stage = no_stage) -> Conditions:
-        """Read and encode what a request names.
-
-        Raises:
-            MediaError: the picture or a recording cannot be used.
-        """
+    def encode(self, inputs: Inputs, params: GenerationParams, stage: Stage = no_stage) -> Conditions:
+        """Encode the texts and recordings of a request."""
         assert self.text_encoder and self.tokenizer and self.speech_encoder, "needs the encoders"
-        source = open_source(local_file(params.image_path))
-        size = params.forced_size or nearest_size(*source.size, params.resolution)
-        voices = read_voices(params)
         with stage("text"):
-            prompt, negative = self.text_encoder.encode(
-                [params.prompt, params.negative_prompt], self.tokenizer
-            )
+            texts = [params.prompt, params.negative_prompt]
+            prompt, negative = self.text_encoder.encode(texts, self.tokenizer)
         with stage("audio"):
             speech = tuple(
                 self.speech_encoder(torch.from_numpy(voice).to(self.device), audio.frame_count(voice)).cpu()
-                for voice in voices
+                for voice in inputs.voices
             )
-        return Conditions(prompt, negative, speech, source, size)
+        return Conditions(prompt, negative, speech, inputs.source, inputs.frame_size)
 
 
 @dataclass
@@ -288,15 +293,6 @@ def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.randn(shape, generator=generator)
-
-
-def read_voices(params: GenerationParams) -> list[audio.Wave]:
-    """The speakers' recordings at 16 kHz on one time line."""
-    first = audio.read_speech(local_file(params.audio_path))
-    if params.second_audio_path is None:
-        return [first]
-    second = audio.read_speech(local_file(params.second_audio_path))
-    return list(audio.mix_speakers(first, second, params.audio_mix))
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:

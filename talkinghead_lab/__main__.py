@@ -1,0 +1,79 @@
+"""`python -m talkinghead_lab`: the same pipeline from a shell."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from talkinghead_lab import __version__
+from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
+from talkinghead_lab.params import GenerationParams
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 2 for bad input, 1 for a failure, 130 when stopped."""
+    options = parse(arguments)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        options.run(options)
+    except TalkingHeadError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped; what is finished stays in the run's folder.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m talkinghead_lab", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("generate", help="make the video that a parameter file describes")
+    command.add_argument("params", type=Path, help="YAML file with the request")
+    command.add_argument(
+        "-p", nargs=2, action="append", default=[], dest="overrides", metavar=("NAME", "VALUE"),
+        help="set a parameter, YAML syntax; may be repeated",
+    )  # fmt: skip
+    command.add_argument(
+        "--run", type=Path, dest="run_dir", help="the run's folder; an unfinished run is continued"
+    )
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    command.set_defaults(run=run_generate)
+    command = commands.add_parser("fetch", help="download the released weights (about 80 GB)")
+    command.add_argument("folder", type=Path, help="where they go")
+    command.set_defaults(run=run_fetch)
+    return parser.parse_args(arguments)
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    """Generate; the path of the video, or the result as JSON, is all that goes to stdout."""
+    from talkinghead_lab.runs import generate
+
+    overrides = {name: _value(name, text) for name, text in options.overrides}
+    result = generate(GenerationParams.from_yaml(options.params, **overrides), options.run_dir)
+    print(json.dumps(result.to_json()) if options.json else result.video_path)
+
+
+def run_fetch(options: argparse.Namespace) -> None:
+    """Download the released weights and print what to set."""
+    from talkinghead_lab.checkpoints import fetch_released
+
+    for variable, folder in fetch_released(options.folder).items():
+        print(f"export {variable}={folder}")
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidRequest(f"the value of `{name}` is not YAML ({error})", received=text) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
