@@ -32,11 +32,11 @@ def rename(name: str, modules: Mapping[str, str]) -> str:
     """Replace the module at the front of a tensor's name.
 
     Args:
-        name: such as `blocks.3.attn.q.weight`.
+        name: of a tensor, such as `blocks.3.attn.q.weight`, or of a module.
         modules: pattern of a module's released name → its name here. What follows the module (`weight`,
             `bias`, the parts of a quantised weight) stays; a name that no pattern fits stays altogether.
     """
     for pattern, replacement in modules.items():
-        if match := re.match(rf"{pattern}(?=\.)", name):
+        if match := re.match(rf"{pattern}(?=\.|$)", name):
             return match.expand(replacement) + name[match.end() :]
     return name

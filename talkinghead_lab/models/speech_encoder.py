@@ -31,6 +31,9 @@ _WEIGHT_NORM = {
 }
 
 
+# What wav2vec2 does at random while it is trained.
+_RANDOM = ("hidden_dropout", "activation_dropout", "attention_dropout", "layerdrop", "mask_time_prob")
+
 # Twenty seconds at the released sizes: the widest convolution then takes about 130 MB.
 _FEATURES_PER_PIECE = 1000
 _SAMPLES_PER_PIECE = 320_000
@@ -180,16 +183,14 @@ class SpeechEncoder(nn.Module):
     def __init__(self, config: SpeechEncoderConfig):
         super().__init__()
         self.config = config
-        stated = {name: value for name, value in asdict(config).items() if name not in _OPTIONAL[-2:]}
-        network = Wav2Vec2Model(
-            Wav2Vec2Config(
-                **stated | {"attn_implementation": "sdpa", "layerdrop": 0.0, "mask_time_prob": 0.0},
-                **dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout"), 0.0),
-            )
+        fields: dict[str, Any] = (
+            asdict(config) | dict.fromkeys(_RANDOM, 0.0) | {"attn_implementation": "sdpa"}
         )
-        self.feature_extractor = network.feature_extractor
-        self.feature_projection = network.feature_projection
-        self.encoder = network.encoder
+        del fields["do_normalize"], fields["sampling_rate"]
+        network = Wav2Vec2Model(Wav2Vec2Config(**fields))
+        self.feature_extractor: Any = network.feature_extractor
+        self.feature_projection: Any = network.feature_projection
+        self.encoder: Any = network.encoder
 
     def forward(
         self, waveform: Tensor, frames: int, window_seconds: float = 60.0, context_seconds: float = 5.0
@@ -222,7 +223,7 @@ class SpeechEncoder(nn.Module):
             )
         rows = self._rows(waveform, frames)
         seconds = len(waveform) / self.config.sampling_rate
-        windows = ceil(seconds / window_seconds)
+        windows = min(ceil(seconds / window_seconds), frames)
         context = ceil(frames * context_seconds / seconds)
         states = rows.new_empty(frames, self.config.num_hidden_layers, self.config.hidden_size)
         bounds = [frames * i // windows for i in range(windows + 1)]
@@ -234,11 +235,12 @@ class SpeechEncoder(nn.Module):
 
     def _rows(self, waveform: Tensor, frames: int) -> Tensor:
         """The transformer's input [F, hidden_size]."""
-        waveform = waveform.to(self.feature_projection.projection.weight)
+        weight = self.feature_projection.projection.weight
+        waveform = waveform.to(weight.device, torch.float32)
         if self.config.do_normalize:
             # As transformers' Wav2Vec2FeatureExtractor, its 1e-7 included.
             waveform = (waveform - waveform.mean()) / (waveform.var(correction=0) + 1e-7).sqrt()
-        features = self._features(waveform)
+        features = self._features(waveform.to(weight.dtype))
         features = F.interpolate(features[None], size=frames, mode="linear", align_corners=True)
         return self.feature_projection(features.transpose(1, 2))[0][0]
 
@@ -247,7 +249,7 @@ class SpeechEncoder(nn.Module):
         stride, field = self.config.samples_per_feature, self.config.receptive_field
         first, *others = self.feature_extractor.conv_layers
         if self.config.feat_extract_norm == "group":
-            first = _group_norm_of_whole(first, waveform)
+            first = _normalised_as_whole(first, waveform)
         pieces = []
         for piece in _overlapping(waveform, field, stride, _FEATURES_PER_PIECE):
             x = first(piece[None, None])
@@ -275,22 +277,24 @@ def _overlapping(waveform: Tensor, field: int, stride: int, outputs: int) -> Ite
         yield waveform[start * stride : (end - 1) * stride + field]
 
 
-def _group_norm_of_whole(layer: nn.Module, waveform: Tensor) -> Callable[[Tensor], Tensor]:
-    """The first convolution's layer with the norm's statistics of the whole recording, not of a piece.
+def _normalised_as_whole(layer: Any, waveform: Tensor) -> Callable[[Tensor], Tensor]:
+    """The first convolution with its norm over time taken from the whole recording, for use on pieces of it.
 
-    Without this, a quiet passage would be raised to the loudness of the rest.
+    A norm of each piece by itself would raise a quiet passage to the loudness of the rest.
     """
     convolution, norm = layer.conv, layer.layer_norm
-    count = 0
-    total = squares = torch.zeros(convolution.out_channels, dtype=torch.float64, device=waveform.device)
     kernel, stride = convolution.kernel_size[0], convolution.stride[0]
-    for piece in _overlapping(waveform, kernel, stride, _SAMPLES_PER_PIECE // stride):
-        x = convolution(piece[None, None])[0]
-        count += x.shape[1]
-        total = total + x.sum(dim=1, dtype=torch.float64)
-        squares = squares + x.square().sum(dim=1, dtype=torch.float64)
-    mean = total / count
-    variance = squares / count - mean.square()
+    pieces = _overlapping(waveform, kernel, stride, _SAMPLES_PER_PIECE // stride)
+    parts = [_statistics(convolution(piece[None, None])[0].float()) for piece in pieces]
+    lengths, variances, means = (torch.stack(part) for part in zip(*parts, strict=True))
+    share = (lengths / lengths.sum())[:, None]
+    mean = (share * means).sum(dim=0)
+    variance = (share * (variances + (means - mean).square())).sum(dim=0)
     scale = norm.weight * (variance + norm.eps).rsqrt().to(norm.weight)
     shift = norm.bias - mean.to(norm.bias) * scale
     return lambda x: layer.activation(convolution(x) * scale[:, None] + shift[:, None])
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Length, variance and mean of each channel of [channels, n]."""
+    return x.new_tensor(x.shape[1]), *torch.var_mean(x, dim=1, correction=0)

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import ftfy
+import tokenizers
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.released_names import Shapes, count_blocks, rename, shape_of
@@ -23,6 +26,7 @@ from talkinghead_lab.models.released_names import Shapes, count_blocks, rename, 
 logger = logging.getLogger(__name__)
 
 RELEASED_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
+PADDING = "<pad>"
 
 # Released module → module of `TextEncoder`.
 _MODULES = {
@@ -115,43 +119,69 @@ class Tokens:
 
 
 class Tokenizer:
-    """Cleans and tokenises prompts with the tokenizer of a folder (`google/umt5-xxl` of the checkpoint).
+    """Cleans and tokenises prompts with a folder's `tokenizer.json` (the checkpoint's `google/umt5-xxl`).
 
     Args:
-        folder: the folder with `tokenizer.json` or `spiece.model`.
+        folder: the folder that holds `tokenizer.json`.
         text_len: tokens of a row; what does not fit is dropped, the closing token kept.
 
     Raises:
-        CheckpointError: the folder holds no tokenizer.
+        CheckpointError: the file is missing or damaged, or has no padding token.
     """
 
     def __init__(self, folder: Path | str, text_len: int):
         self.text_len = text_len
+        path = Path(folder) / "tokenizer.json"
+        remedy = "Use the google/umt5-xxl folder of the checkpoint."
+        if not path.is_file():
+            raise CheckpointError("no such tokenizer", received=str(path), remedy=remedy)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError) as error:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises this very class
             raise CheckpointError(
-                "the tokenizer cannot be read",
-                received=str(folder),
-                allowed="a folder with tokenizer.json or spiece.model",
-                remedy="Point to the checkpoint's google/umt5-xxl folder.",
-            ) from error
+                f"the tokenizer cannot be read ({error})", received=str(path), remedy=remedy
+            ) from None
+        padding = self._tokenizer.token_to_id(PADDING)
+        if padding is None:
+            raise CheckpointError(f"the tokenizer knows no {PADDING}", received=str(path), remedy=remedy)
+        self._tokenizer.enable_truncation(text_len)
+        self._tokenizer.enable_padding(length=text_len, pad_id=padding, pad_token=PADDING)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenise texts, cleaned as for the released model; a text that is cut is reported in `dropped`."""
-        texts = [clean(text) for text in texts]
-        whole = self._tokenizer(texts, verbose=False)["input_ids"]
-        rows = self._tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.text_len, return_tensors="pt"
+        rows = self._tokenizer.encode_batch([clean(text) for text in texts])
+        return Tokens(
+            ids=torch.tensor([row.ids for row in rows]),
+            mask=torch.tensor([row.attention_mask for row in rows]),
+            dropped=tuple(sum(_words(rest) for rest in row.overflowing) for row in rows),
         )
-        dropped = tuple(max(0, len(ids) - self.text_len) for ids in whole)
-        return Tokens(rows["input_ids"], rows["attention_mask"], dropped)
+
+
+def _words(row: tokenizers.Encoding) -> int:
+    """Tokens of a row that are neither padding nor closing."""
+    return len(row.special_tokens_mask) - sum(row.special_tokens_mask)
 
 
 def clean(text: str) -> str:
     """Mend broken encodings and doubly escaped HTML, and collapse white space, as the released code does."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
+
+
+class GatedFeedForward(nn.Module):
+    """T5's gated feed-forward layer, in place of transformers', which casts to the storage type of `wo`.
+
+    With a weight stored in eight bits that would round the hidden states to eight bits.
+    """
+
+    def __init__(self, config: TextEncoderConfig):
+        super().__init__()
+        self.wi_0 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.wi_1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.wo = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
 
 
 class TextEncoder(nn.Module):
@@ -178,6 +208,8 @@ class TextEncoder(nn.Module):
         )
         # The stack alone: the whole model would hold the embedding twice under two names.
         self.encoder = network.encoder
+        for block in self.encoder.block:
+            block.layer[1].DenseReluDense = GatedFeedForward(config)
 
     def forward(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """Hidden states of token rows.

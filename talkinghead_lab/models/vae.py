@@ -1,8 +1,7 @@
 """The causal video autoencoder of Wan 2.1: a latent frame for the first video frame, then one for every four.
 
-Every convolution in time looks only backwards, so a video can be worked through in pieces: what a layer has
-to remember of the frames before a piece is kept in a `CausalState`, a plain dictionary that the caller owns.
-Nothing is stored on the modules, and memory does not grow with the number of frames.
+Every layer looks only backwards in time, so a video is worked through in pieces and memory does not grow with
+the number of frames.
 
 Architecture and latent statistics: Wan 2.1 (arXiv 2503.20314), weights `Wan2.1_VAE.pth`. Submodule names are
 the names of the released tensors.
@@ -10,15 +9,23 @@ the names of the released tensors.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
+from talkinghead_lab.models.causal_layers import (
+    AttentionBlock,
+    CausalConv3d,
+    CausalState,
+    Downsample,
+    Head,
+    ResidualBlock,
+    Upsample,
+    memory_of,
+    same_memory,
+)
 from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
 
 RELEASED_FILE = "Wan2.1_VAE.pth"
@@ -32,9 +39,6 @@ RELEASED_LATENT_STD = (
     *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
-
-# What each layer remembers of the frames before the current piece.
-CausalState = dict[nn.Module, Tensor]
 
 
 @dataclass(frozen=True)
@@ -129,135 +133,6 @@ def _encoder_stages(shapes: Shapes) -> tuple[list[list[str]], list[bool]]:
 def from_released(tensors: dict[str, Tensor], config: VAEConfig) -> dict[str, Tensor]:
     """The modules carry the released names, so nothing is renamed."""
     return dict(tensors)
-
-
-class CausalConv3d(nn.Conv3d):
-    """A convolution that sees no later frames; before the first frame lie zeros."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
-        time, height, width = kernel_size
-        super().__init__(in_channels, out_channels, kernel_size, padding=(0, height // 2, width // 2))
-        self.frames_remembered = time - 1
-
-    def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        if self.frames_remembered:
-            x = torch.cat([state.get(self, self.nothing_before(x)), x], dim=2)
-            # A copy, because a view would keep the whole piece alive.
-            state[self] = x[:, :, -self.frames_remembered :].clone()
-        return super().forward(x)
-
-    def nothing_before(self, x: Tensor) -> Tensor:
-        """The memory of this layer before any frame."""
-        batch, channels, _, height, width = x.shape
-        return x.new_zeros(batch, channels, self.frames_remembered, height, width)
-
-
-class RMSNorm(nn.Module):
-    """Scales every position's channels to a root mean square of one, in float32, times a learned gain."""
-
-    def __init__(self, dim: int, spatial_dims: int = 3):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim, *[1] * spatial_dims))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (F.normalize(x.float(), dim=1) * sqrt(x.shape[1]) * self.gamma.float()).to(x.dtype)
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, in_dim: int, out_dim: int):
-        super().__init__()
-        self.residual = nn.ModuleDict(
-            {
-                "0": RMSNorm(in_dim),
-                "2": CausalConv3d(in_dim, out_dim, (3, 3, 3)),
-                "3": RMSNorm(out_dim),
-                "6": CausalConv3d(out_dim, out_dim, (3, 3, 3)),
-            }
-        )
-        self.shortcut = CausalConv3d(in_dim, out_dim, (1, 1, 1)) if in_dim != out_dim else None
-
-    def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        layers = self.residual
-        y = layers["2"](F.silu(layers["0"](x)), state)
-        y = layers["6"](F.silu(layers["3"](y)), state)
-        return y + (x if self.shortcut is None else self.shortcut(x, state))
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention with one head among the positions of each frame."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.norm = RMSNorm(dim, spatial_dims=2)
-        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
-        self.proj = nn.Conv2d(dim, dim, 1)
-        nn.init.zeros_(self.proj.weight)
-
-    def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        batch, _, _, height, _ = x.shape
-        qkv = self.to_qkv(self.norm(rearrange(x, "b c t h w -> (b t) c h w")))
-        query, key, value = rearrange(qkv, "n (three c) h w -> three n 1 (h w) c", three=3).unbind(0)
-        y = F.scaled_dot_product_attention(query, key, value)
-        y = self.proj(rearrange(y, "n 1 (h w) c -> n c h w", h=height))
-        return x + rearrange(y, "(b t) c h w -> b c t h w", b=batch)
-
-
-class Downsample(nn.Module):
-    """Halves the picture, and where `temporal` the frames after the very first."""
-
-    def __init__(self, dim: int, temporal: bool):
-        super().__init__()
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim, 3, stride=2)})
-        self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
-
-    def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        batch = x.shape[0]
-        x = F.pad(rearrange(x, "b c t h w -> (b t) c h w"), (0, 1, 0, 1))
-        x = rearrange(self.resample["1"](x), "(b t) c h w -> b c t h w", b=batch)
-        return x if self.time_conv is None else self._halve_time(x, state)
-
-    def _halve_time(self, x: Tensor, state: CausalState) -> Tensor:
-        previous = state.get(self)
-        state[self] = x[:, :, -1:].clone()
-        if previous is not None:
-            return self.time_conv(torch.cat([previous, x], dim=2))
-        first = x[:, :, :1]
-        return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], dim=2)
-
-
-class Upsample(nn.Module):
-    """Doubles the picture and halves its channels; where `temporal` doubles the frames after the first."""
-
-    def __init__(self, dim: int, temporal: bool):
-        super().__init__()
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim // 2, 3, padding=1)})
-        self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if temporal else None
-
-    def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        if self.time_conv is not None:
-            x = self._double_time(x, state)
-        batch = x.shape[0]
-        x = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2, mode="nearest-exact")
-        return rearrange(self.resample["1"](x), "(b t) c h w -> b c t h w", b=batch)
-
-    def _double_time(self, x: Tensor, state: CausalState) -> Tensor:
-        if self.time_conv in state:
-            return self._two_of_each(x, state)
-        # The very first frame stays one frame, and the convolution never sees it.
-        first, rest = x[:, :, :1], x[:, :, 1:]
-        state[self.time_conv] = self.time_conv.nothing_before(x)
-        return first if rest.shape[2] == 0 else torch.cat([first, self._two_of_each(rest, state)], dim=2)
-
-    def _two_of_each(self, x: Tensor, state: CausalState) -> Tensor:
-        return rearrange(self.time_conv(x, state), "b (two c) t h w -> b c (t two) h w", two=2)
-
-
-class Head(nn.ModuleDict):
-    def __init__(self, in_dim: int, out_dim: int):
-        super().__init__({"0": RMSNorm(in_dim), "2": CausalConv3d(in_dim, out_dim, (3, 3, 3))})
-
-    def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        return self["2"](F.silu(self["0"](x)), state)
 
 
 def _middle(dim: int) -> nn.ModuleList:
@@ -459,19 +334,11 @@ def _run_pending(
     """
     x, settled = settled_output, 0
     for position, layer in enumerate(pending):
-        before = _memory(layer, state)
+        before = memory_of(layer, state)
         x = layer(x, state)
-        if settled == position and _same_memory(before, _memory(layer, state)):
+        if settled == position and same_memory(before, memory_of(layer, state)):
             settled, settled_output = position + 1, x
     return settled_output, pending[settled:], x
-
-
-def _memory(layer: nn.Module, state: CausalState) -> CausalState:
-    return {module: state[module] for module in layer.modules() if module in state}
-
-
-def _same_memory(before: CausalState, after: CausalState) -> bool:
-    return before.keys() == after.keys() and all(torch.equal(before[m], after[m]) for m in after)
 
 
 def _at_least_one(latents_per_piece: int) -> int:

@@ -1,21 +1,30 @@
 """The speech encoder against the reference."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from talkinghead_lab.models.speech_encoder import SpeechEncoder, SpeechEncoderConfig, from_released
+from talkinghead_lab import checkpoints
+from talkinghead_lab.models.speech_encoder import SpeechEncoder
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("audio")
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> SpeechEncoder:
+    folder = tmp_path_factory.mktemp("wav2vec")
+    save_file(golden.parameters("wav2vec2", CASE["params"]), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CASE["config"]))
+    files = checkpoints.CheckpointFiles(folder, folder, folder)
+    return checkpoints.load_speech_encoder(files, torch.float32, "cpu")
+
+
 @pytest.mark.parametrize("case", sorted(OUTPUTS))
 @torch.inference_mode()
-def test_embedding(case: str):
-    shapes = {name: tuple(shape) for name, shape in CASE["params"].items()}
-    config = SpeechEncoderConfig.from_tensors(shapes, CASE["config"])
-    model = SpeechEncoder(config).eval()
-    model.load_state_dict(from_released(golden.parameters("wav2vec2", CASE["params"]), config))
+def test_embedding(case: str, model: SpeechEncoder):
     samples = int(case.removeprefix("embedding."))
     waveform = golden.seeded(f"speech{samples}", [samples], CASE["wave_scale"])
     embedding = model(waveform, samples * CASE["fps"] // CASE["rate"])

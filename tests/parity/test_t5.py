@@ -1,19 +1,25 @@
 """The text encoder against the reference."""
 
+import pytest
 import torch
 
-from talkinghead_lab.models.text_encoder import TextEncoder, TextEncoderConfig, from_released
+from talkinghead_lab import checkpoints
+from talkinghead_lab.models.text_encoder import TextEncoder
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("t5")
 
 
-def config() -> TextEncoderConfig:
-    return TextEncoderConfig.from_tensors({name: tuple(shape) for name, shape in CASE["params"].items()}, {})
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> TextEncoder:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.save(golden.parameters("t5", CASE["params"]), folder / f"{checkpoints.TEXT_ENCODER}.pth")
+    files = checkpoints.CheckpointFiles(folder, folder, folder / "infinitetalk.safetensors")
+    return checkpoints.load_text_encoder(files, torch.float32, "cpu")
 
 
-def test_sizes_are_read_off_the_tensors():
-    sizes, expected = config(), CASE["config"]
+def test_sizes_are_read_off_the_tensors(model: TextEncoder):
+    sizes, expected = model.config, CASE["config"]
     assert sizes.vocab_size == expected["vocab"]
     assert sizes.dim == expected["dim"]
     assert sizes.num_heads * sizes.head_dim == expected["dim_attn"]
@@ -24,8 +30,8 @@ def test_sizes_are_read_off_the_tensors():
 
 
 @torch.inference_mode()
-def test_hidden_states():
-    model = TextEncoder(config()).eval()
-    model.load_state_dict(from_released(golden.parameters("t5", CASE["params"]), config()))
-    for row, hidden in enumerate(model(OUTPUTS["ids"], OUTPUTS["mask"])):
-        golden.compare(f"t5 hidden{row}", hidden, OUTPUTS[f"hidden{row}"], 1e-4)
+def test_hidden_states(model: TextEncoder):
+    rows = model(OUTPUTS["ids"], OUTPUTS["mask"])
+    assert len(rows) == len(OUTPUTS["ids"])
+    for number, hidden in enumerate(rows):
+        golden.compare(f"t5 hidden{number}", hidden, OUTPUTS[f"hidden{number}"], 1e-4)
