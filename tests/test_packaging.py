@@ -60,7 +60,7 @@ def test_every_dependency_is_locked_inside_its_range(python):
 
 
 def test_the_lock_is_complete():
-    """What a locked package asks for is locked too, at a version it accepts: pip has nothing left to choose."""
+    """What a locked package asks for is locked too, at a version it accepts: pip has nothing to choose."""
     versions = pins(f"{sys.version_info.major}.{sys.version_info.minor}")
     for name in versions:
         for needed in map(Requirement, requires(name) or []):

@@ -1,0 +1,99 @@
+"""The notebooks run headless, from any folder, and refuse a parameter that they do not know."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "seed": 7,
+    "max_frames": 6,
+    "chunk_frames": 5,
+    "motion_frame": 1,
+    "diffusion_steps": 1,
+    "frame_size": "32x32",
+}
+
+
+def papermill(
+    notebook: str, folder: Path, parameters: dict[str, object]
+) -> tuple[subprocess.CompletedProcess, Path]:
+    """Run a notebook as a user would, in `folder`; its outputs land there."""
+    executed = folder / f"{notebook}.ipynb"
+    given = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "papermill", ROOT / "notebooks" / f"{notebook}.ipynb", executed),
+            *("-f", ROOT / "params" / "embedded.yaml", *given, "--no-progress-bar"),
+        ],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    return done, executed
+
+
+def outputs(executed: Path) -> dict[str, list]:
+    """Outputs of every cell, by the cell's id."""
+    return {cell["id"]: cell.get("outputs", []) for cell in nbformat.read(executed, 4).cells}
+
+
+def data(outputs: list, kind: str) -> str:
+    """The first output of a kind."""
+    return next(output["data"][kind] for output in outputs if kind in output.get("data", {}))
+
+
+@pytest.fixture(params=["", "notebooks"], ids=["from the project", "from notebooks/"])
+def working_directory(request, tmp_path):
+    folder = tmp_path / request.param
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_generate_shows_its_inputs_the_video_and_the_record(working_directory, tmp_path):
+    done, executed = papermill("01_generate", working_directory, TINY)
+    assert done.returncode == 0, done.stderr
+    shown = outputs(executed)
+    for figure in ("inputs-figure", "frames-figure"):
+        assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 1000
+    assert "<video" in data(shown["video"], "text/html")
+    record = json.loads(shown["record-text"][0]["text"])
+    assert record["request"]["seed"] == 7
+    (video,) = (tmp_path / "outputs").glob("*/*.mp4")
+    assert video.stat().st_size > 1000
+
+
+def png_size(text: str, folder: Path) -> tuple[int, int]:
+    """(width, height) of a picture in a notebook's output."""
+    path = folder / "figure.png"
+    path.write_bytes(base64.b64decode(text))
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.mark.slow
+def test_setup_lists_the_machine_and_the_weights(tmp_path):
+    done, executed = papermill("00_setup", tmp_path, {})
+    assert done.returncode == 0, done.stderr
+    shown = outputs(executed)
+    assert "torch" in data(shown["machine-table"], "text/html")
+    assert "disk_free_gib" in data(shown["room-table"], "text/html")
+    assert "dit" in data(shown["weights-table"], "text/html").lower()
+
+
+@pytest.mark.slow
+def test_an_unknown_parameter_stops_the_run_and_the_nearest_name_is_said(tmp_path):
+    done, executed = papermill("01_generate", tmp_path, TINY | {"audio_guide_scal": 3})
+    assert done.returncode != 0
+    assert "Did you mean `audio_guide_scale`?" in done.stderr
+    assert executed.exists()
+    assert not (tmp_path / "outputs").exists()
