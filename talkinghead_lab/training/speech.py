@@ -1,0 +1,186 @@
+"""Sentences spoken by espeak-ng and flite, with the time of every phoneme.
+
+Both are programs of Debian (`apt-get install espeak-ng flite`), needed only to make training data. flite prints the
+end of each phoneme; of espeak-ng the library is used, since it alone reports phonemes as events.
+"""
+
+import ctypes
+import functools
+import random
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from talkinghead_lab.errors import MissingExtra
+from talkinghead_lab.training.visemes import FRAMES_PER_SECOND, Segment, viseme_track
+
+SAMPLE_RATE = 16000
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
+
+FLITE_VOICES = {"train": ("slt", "awb", "kal16"), "test": ("rms",)}
+ESPEAK_ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-us-nyc")
+ESPEAK_VARIANTS = {
+    "train": (
+        "f1", "f2", "f3", "f5", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "Alex", "Alicia", "Andy", "Denis", "Diogo",
+        "Gene", "Jacky", "Lee", "Marco", "Mario", "Mike", "adam", "anika", "antonio", "aunty", "benjamin", "boris",
+        "caleb", "david", "ed", "edward", "grandma", "grandpa", "iven", "klatt2", "klatt4", "max", "michel", "miguel",
+        "norbert", "pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby", "steph", "victor", "zac",
+    ),
+    "test": ("f4", "m5", "Annie", "Michael", "belinda", "travis", "john", "linda"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Who speaks and how.
+
+    `engine` is `flite` or `espeak`; `name` one of its voices; `speed` 1 is the voice's own pace; `pitch` 0 … 1.
+    """
+
+    engine: str
+    name: str
+    speed: float = 1.0
+    pitch: float = 0.5
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A spoken sentence: `wave` float32 mono at 16 kHz, `mouth` [F, 5] at 25 frames a second, exactly in step."""
+
+    sentence: str
+    voice: Voice
+    wave: np.ndarray
+    mouth: np.ndarray
+
+
+def sample_voice(split: str, dice: random.Random) -> Voice:
+    """A voice of a split; the splits share no voice. One in three is flite's, which sound more human."""
+    speed, pitch = dice.uniform(0.82, 1.25), dice.uniform(0.15, 0.9)
+    if dice.random() < 0.36:
+        return Voice("flite", dice.choice(FLITE_VOICES[split]), speed, pitch)
+    return Voice("espeak", f"{dice.choice(ESPEAK_ACCENTS)}+{dice.choice(ESPEAK_VARIANTS[split])}", speed, pitch)
+
+
+def speak(sentence: str, voice: Voice) -> Utterance:
+    """Say a sentence.
+
+    Raises:
+        MissingExtra: the voice's program is not installed.
+    """
+    rate, samples, segments = {"flite": _flite, "espeak": _espeak}[voice.engine](sentence, voice)
+    wave = samples.astype(np.float32) / 32768
+    if rate != SAMPLE_RATE:
+        wave = soxr.resample(wave, rate, SAMPLE_RATE).astype(np.float32)
+    frames = -(-len(wave) // SAMPLES_PER_FRAME)
+    wave = np.pad(wave, (0, frames * SAMPLES_PER_FRAME - len(wave)))
+    return Utterance(sentence, voice, wave, viseme_track(segments, frames, loudness(wave)))
+
+
+def loudness(wave: np.ndarray) -> np.ndarray:
+    """[F]: level of each video frame against the loud parts of the recording: 1 there, 0 at 25 dB below."""
+    level = np.sqrt((wave.reshape(-1, SAMPLES_PER_FRAME) ** 2).mean(1) + 1e-10)
+    decibels = 20 * np.log10(level / max(np.percentile(level, 95), 1e-4))
+    smooth = np.convolve(np.pad(decibels, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
+    return np.clip(1 + smooth / 25, 0, 1)
+
+
+def synthesisers() -> list[str]:
+    """The engines that this machine has."""
+    found = ["flite"] if shutil.which("flite") else []
+    try:
+        _espeak_library()
+    except MissingExtra:
+        return found
+    return [*found, "espeak"]
+
+
+_FLITE_PITCH = {"slt": (150, 230), "awb": (95, 160), "kal16": (80, 140), "rms": (80, 140)}  # hertz
+
+
+def _flite(sentence: str, voice: Voice) -> tuple[int, np.ndarray, list[Segment]]:
+    program = shutil.which("flite")
+    if program is None:
+        raise _missing("flite")
+    low, high = _FLITE_PITCH[voice.name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speech.wav"
+        options = {"duration_stretch": 1 / voice.speed, "int_f0_target_mean": low + (high - low) * voice.pitch}
+        settings = [part for name, value in options.items() for part in ("--setf", f"{name}={value:.3f}")]
+        command = [program, "-voice", voice.name, *settings, "-psdur", "-o", str(path), "-t", sentence]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        samples, rate = soundfile.read(path, dtype="int16")
+    segments, clock = [], 0.0
+    for item in printed.split():
+        phoneme, end = item.rsplit(":", 1)
+        segments.append(Segment(phoneme, clock, float(end)))
+        clock = float(end)
+    return rate, samples, segments
+
+
+class _EventName(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int), ("pointer", ctypes.c_char_p), ("string", ctypes.c_char * 8))
+
+
+class _Event(ctypes.Structure):
+    """`espeak_EVENT` of speak_lib.h."""
+
+    _fields_ = (
+        ("type", ctypes.c_int), ("identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int), ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p), ("name", _EventName),
+    )  # fmt: skip
+
+
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_SYNCHRONOUS, _PHONEME_EVENTS, _UTF8 = 2, 1, 1
+_EVENT_END_OF_LIST, _EVENT_PHONEME = 0, 7
+_PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
+
+
+@functools.cache
+def _espeak_library() -> tuple[ctypes.CDLL, int]:
+    """The library and its sample rate; it is initialised once in a process."""
+    try:
+        library = ctypes.CDLL("libespeak-ng.so.1")
+    except OSError:
+        raise _missing("espeak-ng") from None
+    return library, library.espeak_Initialize(_SYNCHRONOUS, 0, None, _PHONEME_EVENTS)
+
+
+def _espeak(sentence: str, voice: Voice) -> tuple[int, np.ndarray, list[Segment]]:
+    library, rate = _espeak_library()
+    chunks, marks = [], []
+
+    def collect(samples, count, events) -> int:
+        if count > 0:
+            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        index = 0
+        while events[index].type != _EVENT_END_OF_LIST:
+            if events[index].type == _EVENT_PHONEME:
+                marks.append((events[index].name.string.decode(), events[index].sample / rate))
+            index += 1
+        return 0
+
+    callback = _CALLBACK(collect)
+    library.espeak_SetSynthCallback(callback)
+    if library.espeak_SetVoiceByName(voice.name.encode()):
+        raise ValueError(f"espeak-ng has no voice {voice.name!r}")
+    library.espeak_SetParameter(_PARAMETER_RATE, round(155 * voice.speed), 0)
+    library.espeak_SetParameter(_PARAMETER_PITCH, round(20 + 60 * voice.pitch), 0)
+    text = sentence.encode()
+    library.espeak_Synth(text, len(text) + 1, 0, 0, 0, _UTF8, None, None)
+    samples = np.concatenate(chunks)
+    ends = [start for _, start in marks[1:]] + [len(samples) / rate]
+    segments = [Segment(name or "_", start, end) for (name, start), end in zip(marks, ends, strict=True)]
+    return rate, samples, [Segment("_", 0.0, segments[0].start), *segments]
+
+
+def _missing(program: str) -> MissingExtra:
+    remedy = f"Install it with `apt-get install {program}`; it is needed only to make training data."
+    return MissingExtra(f"{program} is not installed", remedy=remedy)
