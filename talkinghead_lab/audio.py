@@ -1,6 +1,8 @@
 """Recordings in: 16 kHz speech at −23 LUFS for the speech encoder, 48 kHz sound for the video."""
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast
@@ -31,7 +33,8 @@ def read_speech(path: str | Path) -> Wave:
     """Read a recording, or the sound track of a video, as the speech encoder takes it.
 
     Channels are averaged and resampled with soxr HQ, as `librosa.load` does. The file is decoded once and in
-    blocks: only the result is held in memory.
+    blocks: only the result is held. As in a player, a file that was cut short gives what is there and
+    a few damaged packets are skipped.
 
     Returns:
         [samples] at 16 kHz, normalised to −23 LUFS.
@@ -100,16 +103,19 @@ def _pad(wave: Wave, before: int, after: int) -> Wave:
 
 def _resample(blocks: Iterator[tuple[int, Wave]], rate: int) -> Wave:
     """[channels, ceil(duration · rate)]; the length that librosa gives too."""
-    stream, resampled, samples, source_rate = None, [], 0, rate
-    for source_rate, block in blocks:
-        stream = stream or soxr.ResampleStream(source_rate, rate, len(block), dtype="float32", quality="HQ")
+    source_rate, first = next(blocks)
+    stream = soxr.ResampleStream(source_rate, rate, len(first), dtype="float32", quality="HQ")
+    samples, resampled = 0, deque[Wave]()
+    for _, block in itertools.chain([(source_rate, first)], blocks):
         samples += block.shape[1]
         resampled.append(stream.resample_chunk(np.ascontiguousarray(block.T)))
-    assert stream is not None, "_decode yields at least one block"
     resampled.append(stream.resample_chunk(resampled[0][:0], last=True))
-    wave = np.concatenate(resampled).T
-    length = -(-samples * rate // source_rate)
-    return np.ascontiguousarray(_pad(wave, 0, max(0, length - wave.shape[1]))[:, :length])
+    wave, start = np.zeros((len(first), -(-samples * rate // source_rate)), np.float32), 0
+    while resampled:  # every part is freed as it is copied, so that little is held twice
+        part = resampled.popleft().T[:, : wave.shape[1] - start]
+        wave[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+    return wave
 
 
 def _decode(path: Path, most_channels: int | None = None) -> Iterator[tuple[int, Wave]]:

@@ -24,16 +24,15 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         OutputError: `final` exists and may not be overwritten, its folder is not writable, or space ran out.
     """
     final = Path(final)
-    if not overwrite and os.path.lexists(final):
-        raise _already_there(final)
-    temporary = final.with_name(f".{final.stem[:80]}.{secrets.token_hex(4)}.partial{final.suffix}")
+    temporary = final.with_name(f".{secrets.token_hex(8)}.partial{final.suffix}")
     try:
+        if _exists(final) and not overwrite:
+            raise _already_there(final)
         temporary.open("xb").close()
     except OSError as error:
         raise _cannot_write(final, error) from error
     try:
         yield temporary
-        _sync(temporary)
         _publish(temporary, final, overwrite)
     except OSError as error:
         # An error of another kind may stem from what the block read, and keeps its own name.
@@ -46,18 +45,35 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
 
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     """Give a finished file its final name; a link, unlike a rename, never replaces what is there."""
-    if overwrite:
-        temporary.replace(final)
-    else:
-        try:
-            os.link(temporary, final)
-        except FileExistsError:
-            raise _already_there(final) from None
-        except OSError:  # a file system without hard links
-            if os.path.lexists(final):
-                raise _already_there(final) from None
-            temporary.rename(final)
-    _sync(final.parent)
+    try:
+        _sync(temporary)
+        if overwrite:
+            temporary.replace(final)
+        else:
+            _link(temporary, final)
+        _sync(final.parent)
+    except FileExistsError:
+        raise _already_there(final) from None
+    except OSError as error:
+        raise _cannot_write(final, error) from error
+
+
+def _link(temporary: Path, final: Path) -> None:
+    try:
+        os.link(temporary, final)
+    except OSError:
+        if _exists(final):
+            raise FileExistsError from None
+        temporary.rename(final)  # a file system without hard links
+
+
+def _exists(path: Path) -> bool:
+    """Whether a name is taken, by a dangling link too; a name that cannot be is an OSError."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -86,5 +102,5 @@ def _cannot_write(final: Path, error: OSError) -> OutputError:
     return OutputError(
         f"the file cannot be written ({error.strerror})",
         received=str(final),
-        remedy=f"The folder {final.parent} must exist and be writable.",
+        remedy=f"Check the name; the folder {final.parent} must exist and be writable.",
     )

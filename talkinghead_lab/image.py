@@ -57,7 +57,7 @@ XYZ_FROM_RGB = (
     (0.019334, 0.119193, 0.950227),
 )
 WHITE_XYZ = (0.95047, 1.0, 1.08883)
-FRAMES_AT_ONCE = 8  # Lab copies of a whole chunk would take several times its own memory
+FRAMES_AT_ONCE = 4  # Lab copies of a whole chunk would take several times its own memory
 
 
 def read_portrait(path: str | Path) -> Image.Image:
@@ -93,10 +93,10 @@ def is_picture(path: str | Path) -> bool:
     try:
         with Image.open(path, formats=PICTURE_FORMATS):
             return True
-    except UnidentifiedImageError:
-        return False
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return True
+    except Exception:  # as in read_portrait
+        return False
 
 
 def check_size(width: int, height: int, path: Path) -> None:

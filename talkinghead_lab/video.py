@@ -73,7 +73,9 @@ def write_video(
         ValueError: the blocks hold other than `frame_count` frames.
     """
     blocks = iter(frames)
-    first = next(blocks)
+    first = next(blocks, None)
+    if first is None:
+        raise ValueError(f"0 frames came, {frame_count} were announced")
     with (
         atomic_path(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container,
@@ -132,7 +134,7 @@ def _audio_frame(sound: NDArray[np.float32], number: int) -> AudioFrame:
 
 
 def probe(path: str | Path) -> VideoFacts:
-    """Read a video's facts from its index, without decoding.
+    """Read an mp4's facts from its index, without decoding.
 
     Raises:
         MediaError: not a video.
@@ -182,7 +184,7 @@ def read_frames(path: str | Path) -> Iterator[Frames]:
 
 
 def evenly_spaced(path: str | Path, count: int) -> list[tuple[float, Image.Image]]:
-    """(seconds, frame) at `count` times from the first frame to the last, read by seeking.
+    """(seconds, frame) at `count` times from the first frame of a 25 fps mp4 to the last, read by seeking.
 
     Raises:
         MediaError: not a video.

@@ -66,6 +66,14 @@ def test_a_missing_folder_is_named(tmp_path):
     assert str(tmp_path / "no") in str(caught.value)
 
 
+def test_a_name_that_cannot_be_is_refused_before_the_work(tmp_path):
+    with pytest.raises(OutputError, match="name too long"), atomic_path(tmp_path / ("я" * 200)):
+        pytest.fail("the block must not run")
+    with atomic_path(tmp_path / ("я" * 120 + ".json")) as temporary:
+        temporary.write_text("{}")
+    assert names_in(tmp_path) == ["я" * 120 + ".json"]
+
+
 FILL = """
 import resource, signal, sys
 from pathlib import Path

@@ -172,7 +172,7 @@ def test_a_recording_with_cover_art_is_no_video(tmp_path):
     assert not is_video(path)
 
 
-@pytest.mark.parametrize("name", ["text.txt", "weights.bin", "empty.mp4", "cut.mp4"])
+@pytest.mark.parametrize("name", ["text.txt", "weights.bin", "empty.mp4", "cut.mp4", "missing.mp4", "."])
 def test_what_is_neither_is_named(tmp_path, name):
     write_numbered(tmp_path / "cut.mp4")
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "cut.mp4").read_bytes()[:400])

@@ -154,7 +154,8 @@ def test_equal_input_gives_equal_bytes(tmp_path):
     sound = np.random.default_rng(0).normal(scale=0.1, size=(2, SOUNDTRACK_RATE)).astype(np.float32)
     first = written(tmp_path / "a.mp4", 60, sound, {"comment": "same"}).read_bytes()
     second = written(tmp_path / "b.mp4", 60, sound, {"comment": "same"}).read_bytes()
-    assert first == second
+    write_video(tmp_path / "c.mp4", moving_blocks(60, block=25), sound, 60, {"comment": "same"})
+    assert first == second == (tmp_path / "c.mp4").read_bytes()
     assert b"Lavf" not in first
     assert b"Lavc" not in first
 
@@ -195,6 +196,8 @@ def test_stopping_leaves_nothing(tmp_path, exception):
 
 @pytest.mark.parametrize("announced", [9, 11])
 def test_a_wrong_number_of_frames_is_no_video(tmp_path, announced):
+    with pytest.raises(ValueError, match="0 frames came"):
+        write_video(tmp_path / "a.mp4", [], tone(1), announced, {})
     with pytest.raises(ValueError, match=f"10 frames came, {announced} were announced"):
         write_video(tmp_path / "a.mp4", moving_blocks(10), tone(1), announced, {})
     assert list(tmp_path.iterdir()) == []
