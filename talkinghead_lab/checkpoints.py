@@ -2,21 +2,21 @@
 
 The embedded and the released checkpoint have one layout:
 
-    CKPT_DIR/           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE, models_t5_…, models_clip_…,
-                        google/umt5-xxl/ (tokenizer)
+    CKPT_DIR/           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE, models_t5_…,
+                        models_clip_…, google/umt5-xxl/ (tokenizer)
     WAV2VEC_DIR/        config.json, model.safetensors
-    INFINITETALK_DIR/   single/infinitetalk.safetensors, multi/infinitetalk.safetensors; or one file: the adapter,
-                        or a whole quantised transformer with its .json map beside it
+    INFINITETALK_DIR/   single/infinitetalk.safetensors, multi/infinitetalk.safetensors; or one file: the
+                        adapter, or a whole quantised transformer with its .json map beside it
 
-Weights named without suffix are `.safetensors` or `.pth`; a `.json` of the same stem may supply what tensor shapes
-cannot tell (head counts, latent statistics).
+Weights named without suffix are `.safetensors` or `.pth`; a `.json` of the same stem may supply what tensor
+shapes cannot tell (head counts, latent statistics).
 """
 
 import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def _named_folder(field: str, value: str | None) -> Path:
     if not path:
         raise CheckpointError(
             f"the released checkpoint needs {field}",
-            remedy=f"Set the parameter {field} or the variable {variable}. `python -m talkinghead_lab fetch FOLDER` "
-            "downloads the released weights.",
+            remedy=f"Set the parameter {field} or the variable {variable}. "
+            "`python -m talkinghead_lab fetch FOLDER` downloads the released weights.",
         )
     return Path(path)
 
@@ -114,7 +114,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             "the file holds more than tensors and was not opened",
             received=str(path),
-            remedy="It could run code. Take the released file, or convert it to safetensors where you trust it.",
+            remedy="It could run code. Take the released file, or convert one you trust to safetensors.",
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError) as error:
         raise CheckpointError(
@@ -331,3 +331,30 @@ def fetch_released(folder: Path) -> dict[str, Path]:
         snapshot_download(repository, local_dir=target, allow_patterns=wanted[field])
         variables[field.upper()] = target
     return variables
+
+
+def inventory(params: GenerationParams) -> list[dict[str, str]]:
+    """Which networks of a checkpoint are present and whole: a row each, with what to do where one is not.
+
+    Every tensor's name and shape and every file's length are checked; no weight is read.
+    """
+    try:
+        files = locate(params)
+    except CheckpointError as error:
+        return [{"network": "all", "state": f"{error.problem}", "next": error.remedy or ""}]
+    loaders: dict[str, Callable[[], object]] = {
+        "transformer and audio adapter": lambda: load_dit(files, torch.bfloat16, "meta"),
+        "video autoencoder": lambda: load_vae(files, torch.float32, "meta"),
+        "text encoder": lambda: load_text_encoder(files, torch.bfloat16, "meta"),
+        "tokenizer": lambda: load_tokenizer(files, 1),
+        "image encoder": lambda: load_image_encoder(files, torch.bfloat16, "meta"),
+        "speech encoder": lambda: load_speech_encoder(files, torch.float32, "meta"),
+    }
+    rows = []
+    for network, load in loaders.items():
+        try:
+            load()
+            rows.append({"network": network, "state": "whole", "next": ""})
+        except CheckpointError as error:
+            rows.append({"network": network, "state": str(error), "next": error.remedy or ""})
+    return rows

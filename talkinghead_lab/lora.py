@@ -27,7 +27,9 @@ ROLES = {
     "diff": "diff",
     "diff_b": "diff_b",
 }
-KEY = re.compile(rf"(?P<layer>.+?)\.(?P<role>{'|'.join(sorted(map(re.escape, ROLES), key=len, reverse=True))})")
+KEY = re.compile(
+    rf"(?P<layer>.+?)\.(?P<role>{'|'.join(sorted(map(re.escape, ROLES), key=len, reverse=True))})"
+)
 
 
 def merge_lora(model: nn.Module, path: Path, strength: float) -> int:
@@ -130,7 +132,7 @@ def _add(model: nn.Module, name: str, delta: Tensor, strength: float, path: Path
 
 
 def _holder(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module and attribute that `LAYER.weight` names; a bare parameter such as `modulation` is a layer too."""
+    """The module and attribute that `LAYER.weight` names, where a layer may be a bare parameter."""
     layer, _, attribute = name.rpartition(".")
     parent, _, leaf = layer.rpartition(".")
     if leaf in dict(model.get_submodule(parent).named_parameters(recurse=False)):

@@ -121,7 +121,7 @@ class Pipeline:
         for lora in params.loras:
             merge_lora(dit, local_file(lora.path), lora.scale)
         if params.precision in STORED_TYPES and checkpoints.quantization_map(files.infinitetalk) is None:
-            quantize_linears(dit.blocks, STORED_TYPES[params.precision])
+            quantize_linears(dit.get_submodule("blocks"), STORED_TYPES[params.precision])
         return cls(
             dit=dit,
             vae=checkpoints.load_vae(files, torch.float32, device),

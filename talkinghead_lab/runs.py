@@ -1,7 +1,7 @@
 """A run on disk: request → chunks → video and record, resumable at every finished chunk.
 
-A run's folder holds `request.yaml` from the start and `chunks/` while it is under way. The video, the contact sheet
-and last `run.json` appear when they are whole; with them the run is finished and `chunks/` goes.
+A run's folder holds `request.yaml` from the start and `chunks/` while it is under way. The video, the contact
+sheet and last `run.json` appear when they are whole; with them the run is finished and `chunks/` goes.
 """
 
 import base64
@@ -105,8 +105,8 @@ def generate(
 
     Args:
         params: the request.
-        run_dir: the run's folder. An unfinished run of the same request is continued at its last finished chunk,
-            a finished one is returned as it is. Unset: a new folder under `outputs/`.
+        run_dir: the run's folder. An unfinished run of the same request is continued at its last finished
+            chunk, a finished one is returned as it is. Unset: a new folder under `outputs/`.
         pipeline: networks loaded by `Pipeline.load` with the same checkpoint, LoRAs, precision and device, to
             use them for several videos; unset: loaded for this one.
         on_progress: called after every step; what it raises ends the run, and False stops it cleanly.
@@ -335,7 +335,7 @@ class RunFolder:
     ) -> None:
         digest = hashlib.sha256()
         for frames in self.frames(chunks):
-            digest.update(frames)
+            digest.update(frames.data)
         record = {
             "result": result.to_json() | {"video_path": result.video_path.name},
             "request": self.params.model_dump(mode="json"),

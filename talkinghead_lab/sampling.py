@@ -43,7 +43,10 @@ UNCONDITIONAL = Branch(prompt=False, audio=False)
 
 @dataclass
 class AdaptiveProjection:
-    """Adaptive projected guidance (arXiv 2410.02416): bounded updates with `eta` of the part along the prediction."""
+    """Adaptive projected guidance (arXiv 2410.02416).
+
+    Updates are averaged, bounded, and keep only `eta` of their part along the prediction.
+    """
 
     momentum: float
     norm_threshold: float
@@ -65,9 +68,9 @@ class AdaptiveProjection:
 class Guidance:
     """Which forwards a step needs, in order, and how their velocities combine.
 
-    v = v(∅, ∅) + text · (v(p, a) − v(∅, a)) + audio · (v(∅, a) − v(∅, ∅)) for prompt p and recording a. A scale
-    of 1 makes one of the forwards unnecessary; with the text scale at 1 the recording is dropped from the
-    prompted forward instead, as the model was trained.
+    v = v(∅, ∅) + text · (v(p, a) − v(∅, a)) + audio · (v(∅, a) − v(∅, ∅)) for prompt p and recording a. A
+    scale of 1 makes one of the forwards unnecessary; with the text scale at 1 the recording is dropped from
+    the prompted forward instead, as the model was trained.
     """
 
     text_scale: float
@@ -127,7 +130,8 @@ class ChunkConditions:
     Args:
         picture: mask and encoded first frame, [1, 4 + C, T, h, w].
         image: context of the picture.
-        texts, audios: contexts of the prompt (True) and the negative prompt, of the recording (True) and silence.
+        texts, audios: contexts of the prompt (True) and the negative prompt (False), of the recording (True)
+            and silence (False).
         motion: latents that the chunk begins with, [1, C, motion latents, h, w].
         rotation: rotary positions of the chunk.
         regions: speaker regions [3, S], or None for one speaker.

@@ -1,9 +1,8 @@
-"""Skips transformer forwards whose result hardly changes from the step before (TeaCache, arXiv 2411.19108)."""
+"""Skips transformer forwards that would hardly differ from the step before (TeaCache, arXiv 2411.19108)."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 # Polynomials from the change of the time embedding to that of the output, highest power first: the released

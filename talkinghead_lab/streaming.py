@@ -44,7 +44,7 @@ def plan_chunks(total_frames: int, chunk_frames: int, motion_frame: int) -> list
 
 
 def audio_windows(embedding: Tensor, chunk: Chunk, window: int) -> Tensor:
-    """The wav2vec2 rows around each frame of a chunk: [rows, layers, channels] → [F, window, layers, channels].
+    """The wav2vec2 rows around each frame: [rows, layers, channels] → [F, window, layers, channels].
 
     Before the recording its first row is repeated. Past its end the rows run backwards, as in the reference,
     so that the mouth goes on moving in the frames that are dropped.

@@ -81,7 +81,7 @@ class DiTConfig:
             raise CheckpointError(
                 "the transformer's weights or its config.json lack an entry",
                 received=str(missing).strip("'"),
-                remedy="Check that the Wan2.1 shards, the InfiniteTalk adapter and config.json are all there.",
+                remedy="Check that the Wan2.1 shards, the InfiniteTalk adapter and config.json are there.",
             ) from None
         config._agree_with(fields)
         return config
@@ -235,7 +235,9 @@ class Block(nn.Module):
         seen, attended = self.self_attn(layer_norm(x, self.norm1, (shift_a, scale_a)), rotation, regions)
         x = (x + seen * gate_a).to(x.dtype)
         x = x + self.cross_attn(layer_norm(x, self.norm3), text, image)
-        speakers = None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
+        speakers = (
+            None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
+        )
         x = x + self.audio_cross_attn(layer_norm(x, self.norm_x), audio, frames, speakers)
         fed = self.ffn(layer_norm(x, self.norm2, (shift_f, scale_f)))
         return (x + fed * gate_f).to(x.dtype)
@@ -292,7 +294,8 @@ class DiT(nn.Module):
     """Predicts the velocity of a latent chunk under text, picture and recording.
 
     Sampling embeds what does not change in a chunk once (`text_context`, `image_context`, `audio_context`,
-    `time_embedding_of`, `rotation`) and then calls `patchify`, `run_blocks` and `unpatchify` a step; `forward` does all of it.
+    `time_embedding_of`, `rotation`) and then calls `patchify`, `run_blocks` and `unpatchify` a step; `forward`
+    does all of it.
     """
 
     def __init__(self, config: DiTConfig):
@@ -307,7 +310,11 @@ class DiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.img_emb = ImageProjection(config.image_dim, dim)
         self.audio_proj = AudioProjection(
-            config.audio_window, config.audio_features, config.audio_hidden, config.audio_tokens, config.audio_dim
+            config.audio_window,
+            config.audio_features,
+            config.audio_hidden,
+            config.audio_tokens,
+            config.audio_dim,
         )
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.head = Head(config)
@@ -350,7 +357,9 @@ class DiT(nn.Module):
         first, activation, second = self.time_embedding
         hidden = activation(linear_float32(first, sinusoid(timesteps, self.config.freq_dim)))
         head = linear_float32(second, hidden)
-        return TimeEmbedding(head, linear_float32(self.time_projection[1], F.silu(head)).unflatten(1, (6, -1)))
+        return TimeEmbedding(
+            head, linear_float32(self.time_projection[1], F.silu(head)).unflatten(1, (6, -1))
+        )
 
     def rotation(self, latent_shape: Sequence[int], device: torch.device | None = None) -> Rotation:
         """Rotary positions of a latent [..., T, h, w]."""
@@ -383,7 +392,9 @@ class DiT(nn.Module):
                 frames,
                 text.keys_values[i] if text.keys_values else cross.text_keys_values(text.tokens),
                 image.keys_values[i] if image.keys_values else cross.image_keys_values(image.tokens),
-                audio.keys_values[i] if audio.keys_values else heard.keys_values(audio.tokens, audio.speakers),
+                audio.keys_values[i]
+                if audio.keys_values
+                else heard.keys_values(audio.tokens, audio.speakers),
                 regions,
             )
         return tokens
@@ -429,4 +440,6 @@ class DiT(nn.Module):
 def token_regions(masks: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
     """Speaker masks [3, h, w] at latent resolution → [3, S] at token resolution."""
     rows, columns = masks.shape[-2] // patch_size[1], masks.shape[-1] // patch_size[2]
-    return (F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0] > 0).float().flatten(1)
+    return (
+        (F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0] > 0).float().flatten(1)
+    )
