@@ -1,7 +1,7 @@
 """The drawn presenter: a portrait that moves as its tracks say, rendered in batches on CPU or GPU.
 
     identity = sample_identity(torch.Generator().manual_seed(3))
-    frames = render(identity, Motion.still(25), size=160)     # [25, 3, 160, 160], sRGB in 0 … 1
+    frames = render(identity, Motion.still(25), size=160)     # [25, 3, 160, 160] in [−1, 1]
 """
 
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ def render(
         frames_at_once: frames drawn together; by default few on a CPU, so that they stay in its cache.
 
     Returns:
-        [F, 3, size, size] or [N, F, 3, size, size], float32 sRGB in 0 … 1.
+        [F, 3, size, size] or [N, F, 3, size, size], float32 sRGB in [−1, 1].
     """
     single = isinstance(identity, Identity)
     identities = [identity] if single else list(identity)
@@ -105,7 +105,7 @@ def render(
         canvas = Canvas(output[chunk], stage.x, stage.y, stage.pixel)
         canvas.colour.copy_(stage.colour[owner[chunk]])
         _draw_presenter(canvas, numbers, moves)
-    return output.clamp_(0, 1).unflatten(0, (count, frames))[0 if single else slice(None)]
+    return output.clamp_(0, 1).mul_(2).sub_(1).unflatten(0, (count, frames))[0 if single else slice(None)]
 
 
 def _draw_presenter(canvas: Canvas, who: dict[str, Tensor], motion: dict[str, Tensor]) -> None:

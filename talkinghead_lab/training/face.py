@@ -220,7 +220,7 @@ class MouthShape:
         half_width = half_width + 0.028 * motion["smile"]
         x = space.u - 0.035 * space.sin_turn
         across = (x / half_width).clamp(-1.3, 1.3)
-        bend = (motion["smile"] + 0.25) * (0.020 - 0.070 * across * across)
+        bend = (motion["smile"] + 0.40) * (0.020 - 0.070 * across * across)
         y = space.v - MOUTH_LINE - bend - 0.02 * space.sin_nod
         gap = motion["opening"] * MOUTH_HEIGHT
         return cls(x, y, half_width, 0.26 * gap + 0.004, 0.74 * gap + 0.004)

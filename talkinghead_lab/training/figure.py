@@ -152,7 +152,7 @@ def _draw_details(canvas: Canvas, x: Tensor, y: Tensor, vee_hole: Tensor, who: N
     canvas.shade(canvas.inside(lapel) * who["clothes.suit"] * 0.8, main * 0 + 0.55)
     roll = box(x, y - 0.70 - 0.25 * x * x, who["neck"] + 0.030, 0.125, 0.05)
     worn = who["clothes.turtleneck"]
-    canvas.shade(canvas.inside(roll - 0.02) * worn * 0.35, main * 0 + 0.6)
+    canvas.shade(canvas.inside(roll - 0.02) * smoothstep(0.66, 0.78, y) * worn * 0.35, main * 0 + 0.6)
     canvas.paint(canvas.inside(roll) * worn, main)
     canvas.shade(canvas.inside(roll) * (0.5 + 0.5 * torch.sin(x * 90)) * worn * 0.18, main * 0 + 0.6)
     canvas.shade(canvas.inside(roll) * bump((y - 0.60 - 0.25 * x * x) / 0.10) * worn * 0.45, main * 0 + 0.55)
@@ -178,7 +178,6 @@ def back_hair_distance(space: HeadSpace, who: Numbers) -> Tensor:
     crown = who["face_width"] + who["hair.volume_side"]
     width = crown + (spread - crown) * smoothstep(-0.10, 0.45, space.y)
     width = width * (1 - 0.16 * smoothstep(length - 0.35, length + 0.05, space.y))
-    # A little narrower to the eye where the box's round corners begin.
     curtain = box(x * (spread / width), space.y - length + 0.75, spread, 0.75, 0.16) - _curls(_skull_angle(space), who)
     curtain = torch.maximum(curtain, -0.10 - space.y)
     return torch.where(length > 0.05, curtain, torch.full_like(curtain, 1.0))
@@ -190,7 +189,7 @@ def draw_back_hair(canvas: Canvas, space: HeadSpace, who: Numbers, back: Tensor)
     bun = circle(x, y, who["hair.bun"] + 1e-3)
     bun = torch.where(who["hair.bun"] > 0.01, bun, torch.full_like(bun, 1.0))
     colour = who["hair_colour"]
-    canvas.paint(canvas.inside(back), colour * 0.62)
+    canvas.paint(canvas.inside(back + 0.025), colour * 0.62)
     coverage = canvas.inside(bun)
     canvas.paint(coverage, colour)
     swirl = torch.sin(torch.atan2(y, x) * 2 + bun * 60)
@@ -229,7 +228,7 @@ def front_hair_distance(space: HeadSpace, who: Numbers, outer: Tensor, line: Ten
     below = smoothstep(0.25, 0.95, space.y)
     inner = who["face_width"] * (0.93 - 0.10 * bump((space.y - 0.35) / 0.4)) + 0.02 * below
     opening = torch.maximum(-line, (space.x - 0.25 * space.sin_turn).abs() - inner)
-    curtain = torch.maximum(smooth_union(outer, back, 0.10), -opening)
+    curtain = torch.maximum(torch.minimum(outer, back), -opening)
     curtain = torch.maximum(curtain, torch.where(long, -opening, line))
     return torch.where(long, curtain, torch.maximum(outer, line))
 

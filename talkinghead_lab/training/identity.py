@@ -1,11 +1,16 @@
 """Who is drawn: a presenter's looks as plain numbers, and the sampling of new ones."""
 
+from bisect import bisect
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import torch
 from torch import Generator, Tensor
 
 Colour = tuple[float, float, float]
+
+# Presenters for training are drawn from seeds below this number, those for tests and evaluation from seeds above.
+FIRST_TEST_IDENTITY = 1_000_000
 
 SKINS = ("f6d7c3", "f1c9ae", "eab991", "dca57c", "c98f66", "b57a52", "99643f", "7d4e31", "633c27", "4e2f20")
 HAIR_COLOURS = ("1c1a1f", "2b2024", "3d2a22", "54362a", "704630", "925c35", "b8813f", "d9ae63", "a04a2a", "8f8f96",
@@ -104,20 +109,21 @@ def mix(first: Colour, second: Colour, amount: float) -> Colour:
 
 
 class _Dice:
-    """Draws from one generator, so that an identity depends on its seed alone."""
+    """Draws from one generator, so that an identity depends on its seed alone; one call fetches all its numbers."""
 
     def __init__(self, generator: Generator):
-        self.generator = generator
+        self.numbers = iter(torch.rand(256, generator=generator).tolist())
 
     def between(self, low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=self.generator).item()
+        return low + (high - low) * next(self.numbers)
 
     def chance(self, probability: float) -> bool:
-        return self.between(0, 1) < probability
+        return next(self.numbers) < probability
 
     def pick(self, options: tuple, weights: tuple[float, ...] | None = None):
-        odds = torch.tensor(weights or (1.0,) * len(options))
-        return options[int(torch.multinomial(odds, 1, generator=self.generator))]
+        weights = weights or (1.0,) * len(options)
+        mark = next(self.numbers) * sum(weights)
+        return options[min(bisect(list(accumulate(weights)), mark), len(options) - 1)]
 
     def colour(self, codes: tuple[str, ...], spread: float = 0.03) -> Colour:
         red, green, blue = rgb(self.pick(codes))
