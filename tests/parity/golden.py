@@ -48,7 +48,9 @@ def parameters(model: str, shapes: Mapping[str, Sequence[int]], scale: float = 0
 
 def relative_error(out: Tensor, reference: Tensor) -> float:
     """‖out − reference‖ / ‖reference‖ in double precision."""
-    assert out.shape == reference.shape, f"{tuple(out.shape)} against the reference's {tuple(reference.shape)}"
+    assert out.shape == reference.shape, (
+        f"{tuple(out.shape)} against the reference's {tuple(reference.shape)}"
+    )
     reference = reference.double()
     return ((out.double() - reference).norm() / reference.norm()).item()
 

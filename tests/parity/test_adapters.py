@@ -43,9 +43,7 @@ def test_quantised_checkpoint(kind, files, tmp_path):
     quantised = tmp_path / f"infinitetalk_single_{kind}.safetensors"
     for suffix in (".safetensors", ".json"):
         shutil.copy(golden.FOLDER / f"dit_{kind}_checkpoint{suffix}", quantised.with_suffix(suffix))
-    model = checkpoints.load_dit(
-        CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu"
-    )
+    model = checkpoints.load_dit(CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu")
     layers = {name for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
     assert layers == set(json.loads(quantised.with_suffix(".json").read_text()))
     golden.compare(f"dit_{kind} velocity", velocity(model), outputs["velocity.t437.25"], 1e-3)
@@ -59,9 +57,7 @@ def test_lora_on_quantised_weights_has_its_effect(files, tmp_path):
     quantised = tmp_path / "whole.safetensors"
     for suffix in (".safetensors", ".json"):
         shutil.copy(golden.FOLDER / f"dit_int8_checkpoint{suffix}", quantised.with_suffix(suffix))
-    model = checkpoints.load_dit(
-        CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu"
-    )
+    model = checkpoints.load_dit(CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu")
     without = velocity(model)
     merge_lora(model, tmp_path / "lora.safetensors", case["scale"])
     assert golden.relative_error(velocity(model), outputs["velocity.t437.25"]) < 0.05

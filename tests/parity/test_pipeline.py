@@ -96,7 +96,9 @@ def test_run(name: str, files: checkpoints.CheckpointFiles):
         previous = result.frames
     # Of each step either every branch ran its blocks or none did, in the reference's order of calls.
     assert {calls for calls in computed} <= {0, branches}
-    assert "".join("1" * branches if calls else "0" * branches for calls in computed) == run["forward_computed"]
+    assert (
+        "".join("1" * branches if calls else "0" * branches for calls in computed) == run["forward_computed"]
+    )
     video = torch.cat(frames, dim=1)
     assert video.shape[1] == run["frames"]
     golden.compare(f"pipeline {name}", video[:, ::4], OUTPUTS[f"frames.{name}"], 2e-3)
