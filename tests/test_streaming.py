@@ -1,5 +1,7 @@
 """The chunk plan and the audio windows, for any length of recording."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def plans(draw):
 
 @given(plans())
 def test_every_frame_is_delivered_once_and_in_order(plan):
-    total, chunk_frames, motion_frame, chunks = plan
+    total, _, _, chunks = plan
     delivered = [chunk.start + chunk.repeated + frame for chunk in chunks for frame in range(chunk.new)]
     assert delivered == list(range(total))
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
@@ -29,9 +31,9 @@ def test_every_frame_is_delivered_once_and_in_order(plan):
 
 @given(plans())
 def test_a_chunk_repeats_what_the_one_before_sampled(plan):
-    total, chunk_frames, motion_frame, chunks = plan
+    _, chunk_frames, motion_frame, chunks = plan
     assert chunks[0].repeated == 0
-    for before, chunk in zip(chunks, chunks[1:], strict=False):
+    for before, chunk in pairwise(chunks):
         assert chunk.repeated == motion_frame
         assert chunk.start == before.start + chunk_frames - motion_frame
         assert before.new == chunk_frames - before.repeated, "only the last chunk may be cut short"
@@ -66,7 +68,7 @@ def test_past_the_end_the_rows_run_backwards():
 @given(chunk_sizes, st.integers(1, 80), st.integers(1, 80))
 def test_latent_grid(frames, rows, columns):
     grid = LatentGrid(frames, 16 * rows, 16 * columns)
-    channels, time, height, width = grid.latent_shape(16)
+    _, time, height, width = grid.latent_shape(16)
     assert is_whole_chunk(frames)
     assert (time - 1) * 4 + 1 == frames and latent_frames(frames) == time
     assert (height, width) == (2 * rows, 2 * columns)

@@ -1,4 +1,4 @@
-"""Reads a golden folder: outputs of the reference implementation, and the stream that its inputs are drawn from."""
+"""Reads a golden folder: outputs of the reference, and the stream that their inputs are drawn from."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def compare(case: str, out: Tensor, reference: Tensor, bound: float) -> None:
 
 
 def write_checkpoint(folder: Path) -> CheckpointFiles:
-    """Write this folder's models as real files with the released names: Wan, adapter, VAE and image encoder."""
+    """Write this folder's Wan, adapter, VAE and image encoder as real files with the released names."""
     dit, vae, clip = (load(name)[1] for name in ("dit", "vae", "clip"))
     wan, adapter = folder / "ckpt_dir", folder / "infinitetalk.safetensors"
     wan.mkdir(parents=True)
