@@ -2,9 +2,11 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
@@ -97,7 +99,7 @@ def test_the_package_imports_what_it_declares_and_nothing_more():
     }
     runtime = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     extras = {canonicalize_name(requirement.name) for requirement in declared()} - runtime
-    only_in_notebooks = {"jupyterlab", "papermill"}
+    only_in_notebooks = {"ipywidgets", "jupyterlab", "papermill"}  # tqdm draws with ipywidgets there
     assert imported - extras <= runtime, f"not declared: {imported - extras - runtime}"
     assert runtime <= imported | only_in_notebooks, (
         f"declared for nothing: {runtime - imported - only_in_notebooks}"
@@ -114,6 +116,24 @@ def top_level_imports(folder: Path) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module.split(".")[0])
     return names
+
+
+def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(
+        ROOT / "talkinghead_lab", tmp_path / "talkinghead_lab", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("talkinghead_lab/")}
+    ours = {
+        str(path.relative_to(tmp_path))
+        for path in (tmp_path / "talkinghead_lab").rglob("*")
+        if path.is_file()
+    }
+    assert packed == ours
 
 
 def test_make_lists_its_targets_by_default():
