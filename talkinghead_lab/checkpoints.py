@@ -175,6 +175,7 @@ def _fields_beside(path: Path) -> dict[str, Any]:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

@@ -87,5 +87,6 @@ def from_released_quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:
+    """Put another module in the place that a dotted name says."""
     parent, _, child = name.rpartition(".")
     setattr(root.get_submodule(parent), child, new)

@@ -149,6 +149,8 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Attention of all tokens of a chunk to each other, with queries and keys normed over the whole width."""
+
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.num_heads = config.num_heads
