@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-READER_SIZE = 96
+READER_SIZE = 128
 READINGS = ("opening", "turn", "nod", "tilt", "shift_x", "shift_y", "scale")
 # What one unit of the network's output stands for, and what zero does: degrees, half-pictures, times.
 READING_SCALES = (0.5, 10.0, 7.0, 4.0, 0.05, 0.04, 0.06)
@@ -36,7 +36,7 @@ class HeadPose:
 class FaceReader(nn.Module):
     """A small convolutional network from a frame of READER_SIZE² pixels to READINGS."""
 
-    def __init__(self, widths: tuple[int, ...] = (24, 40, 64, 64), grid: int = 6, hidden: int = 96):
+    def __init__(self, widths: tuple[int, ...] = (24, 40, 64, 80), hidden: int = 96):
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
@@ -44,11 +44,15 @@ class FaceReader(nn.Module):
             size = 5 if index == 0 else 3
             layers += [nn.Conv2d(before, width, size, stride=2, padding=size // 2), nn.GroupNorm(4, width), nn.SiLU()]
             before = width
-        self.features = nn.Sequential(*layers, nn.Conv2d(before, before, 3, padding=1), nn.SiLU(), nn.Conv2d(before, 20, 1))
-        self.readout = nn.Sequential(nn.Flatten(), nn.Linear(20 * grid * grid, hidden), nn.SiLU(), nn.Linear(hidden, len(READINGS)))
+        grid = READER_SIZE >> len(widths)
+        layers += [nn.Conv2d(before, before, 3, padding=1), nn.SiLU(), nn.Conv2d(before, 16, 1)]
+        self.features = nn.Sequential(*layers)
+        self.readout = nn.Sequential(
+            nn.Flatten(), nn.Linear(16 * grid**2, hidden), nn.SiLU(), nn.Linear(hidden, len(READINGS))
+        )
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[F, 3, 96, 96] in [−1, 1] → [F, 7] in the units of READINGS."""
+        """[F, 3, 128, 128] in [−1, 1] → [F, 7] in the units of READINGS."""
         raw = self.readout(self.features(frames))
         return raw * raw.new_tensor(READING_SCALES) + raw.new_tensor(READING_CENTRES)
 
@@ -57,7 +61,7 @@ def mouth_opening(frames: Tensor) -> Tensor:
     """How far the drawn presenter's mouth is open in each frame: [F], 0 shut … 1 wide open.
 
     Args:
-        frames: [F, 3, H, W] in [−1, 1], square, of any size from 96 pixels.
+        frames: [F, 3, H, W] in [−1, 1], square, best of 128 pixels or more.
     """
     return read_faces(frames)[:, 0].clamp(0, 1)
 

@@ -96,7 +96,7 @@ def render(
     figure.draw_backdrop(stage, who)
     output = torch.empty(count * frames, 3, size, size, device=device)
     owner = torch.arange(count, device=device).repeat_interleave(frames)
-    step = frames_at_once or (max(1, 4 * 160 * 160 // size**2) if device.type == "cpu" else 256)
+    step = frames_at_once or (max(1, 4 * 160 * 160 // size**2) if device.type == "cpu" else 512)
     for start in range(0, count * frames, step):
         chunk = slice(start, start + step)
         numbers = {name: value[owner[chunk]] for name, value in who.items()}
