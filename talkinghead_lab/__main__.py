@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line as options; `run` is what to call with them. Exits with 2 where it is not understood."""
+    """The command line as options; `run` is what to call with them. Exits with 2 if not understood."""
     parser = argparse.ArgumentParser(prog="python -m talkinghead_lab", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
