@@ -40,7 +40,19 @@ class CausalConv3d(nn.Conv3d):
             x = torch.cat([state.get(self, self.nothing_before(x)), x], dim=2)
             # A copy, because a view would keep the whole piece alive.
             state[self] = x[:, :, -self.frames_remembered :].clone()
-        return super().forward(x)
+        return self._as_pictures(x) if x.is_cpu else super().forward(x)
+
+    def _as_pictures(self, x: Tensor) -> Tensor:
+        """The same sums as a 2D convolution over stacked frames: on a CPU five to ten times as fast."""
+        frames = x.shape[2] - self.frames_remembered
+        stacked = torch.cat([x[:, :, tap : tap + frames] for tap in range(self.kernel_size[0])], dim=1)
+        y = F.conv2d(
+            rearrange(stacked, "b c t h w -> (b t) c h w"),
+            rearrange(self.weight, "o c t h w -> o (t c) h w"),
+            self.bias,
+            padding=self.padding[1:],
+        )
+        return rearrange(y, "(b t) c h w -> b c t h w", b=len(x))
 
     def nothing_before(self, x: Tensor) -> Tensor:
         """The memory of this layer before any frame."""
@@ -56,7 +68,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * spatial_dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        # Not `vector_norm`, which is an order of magnitude slower over channels on a CPU.
+        length = x.float().square().sum(dim=1, keepdim=True).sqrt()
         return (x * (sqrt(x.shape[1]) / length.clamp_min(1e-12)) * self.gamma).to(x.dtype)
 
 
