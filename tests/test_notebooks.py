@@ -87,7 +87,7 @@ def test_setup_lists_the_machine_and_the_weights(tmp_path):
     shown = outputs(executed)
     assert "torch" in data(shown["machine-table"], "text/html")
     assert "disk_free_gib" in data(shown["room-table"], "text/html")
-    assert "dit" in data(shown["weights-table"], "text/html").lower()
+    assert "transformer" in data(shown["weights-table"], "text/html")
 
 
 @pytest.mark.slow
