@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
-from talkinghead_lab.models.causal_layers import CausalConv3d
+from talkinghead_lab.models.causal_layers import CausalConv3d, RMSNorm
 from talkinghead_lab.models.vae import RELEASED_LATENT_MEAN, RELEASED_LATENT_STD, VAE, VAEConfig
 
 TINY = VAEConfig(
@@ -52,6 +52,24 @@ def test_shapes(model: VAE):
     assert model.decode(latent(1)).shape == (1, 3, 1, 16, 24)
     assert model.decode(latent(5)).shape == (1, 3, 17, 16, 24)
     assert [piece.shape[2] for piece in model.decode_pieces(latent(6), 2)] == [5, 8, 8]
+
+
+def test_a_convolution_is_the_same_sum_on_any_device():
+    """The quicker way that a CPU takes, against PyTorch's own."""
+    torch.manual_seed(11)
+    layer = CausalConv3d(5, 7, (3, 3, 3))
+    x = torch.randn(2, 5, 4, 6, 8)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 2, 0))
+    expected = torch.nn.functional.conv3d(padded, layer.weight, layer.bias, padding=(0, 1, 1))
+    torch.testing.assert_close(layer(x, {}), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_norm_has_a_gradient_at_zero():
+    norm, x = RMSNorm(4), torch.zeros(1, 4, 1, 2, 2, requires_grad=True)
+    norm(x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+    scaled = norm(torch.full((1, 4, 1, 2, 2), -3.0))
+    torch.testing.assert_close(scaled, torch.full((1, 4, 1, 2, 2), -1.0))
 
 
 @pytest.mark.parametrize("latents_per_piece", [2, 3, 100])
