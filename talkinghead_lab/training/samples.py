@@ -1,0 +1,97 @@
+"""The sample portraits, recordings and driving video that ship with the package, and the README's contact sheet.
+
+    python -m talkinghead_lab.training.samples talkinghead_lab/embedded
+
+Presenters and voices are those of the test split: the embedded checkpoint has not seen them.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from talkinghead_lab.training.avatar import Motion, render
+from talkinghead_lab.training.identity import FIRST_TEST_IDENTITY, Identity, rgb, sample_identity
+from talkinghead_lab.training.motion import Performance, perform
+from talkinghead_lab.training.speech import SAMPLE_RATE, Voice, speak
+
+RECORDINGS = {
+    "recording.wav": (
+        "Hello, and welcome. I am only a drawing, but give me a voice, and I will talk. "
+        "Shall we make a little film together?",
+        Voice("flite", "rms", 1.04, 0.6),
+    ),
+    "recording-2.wav": (
+        "What a lovely idea! You choose the words, and I will move my mouth.",
+        Voice("espeak", "en-us+Annie", 0.95, 0.6),
+    ),
+}
+
+
+def presenter(number: int) -> Identity:
+    """The presenter of a number in the test split."""
+    return sample_identity(Generator().manual_seed(FIRST_TEST_IDENTITY + number))
+
+
+def portrait(identity: Identity, size: int = 320, smile: float = 0.35) -> Tensor:
+    """[3, size, size] in [−1, 1]: facing the viewer, mouth shut."""
+    motion = Motion.still(1)
+    motion.face[:, 4] = smile
+    return render(identity, motion, size)[0]
+
+
+def write_samples(folder: Path) -> None:
+    """Write `samples/` and `identities.png` into a folder."""
+    samples = folder / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    save_picture(portrait(presenter(37)), samples / "portrait.png")
+    save_picture(portrait(presenter(29)), samples / "portrait-2.png")
+    room = {"backdrop": "plain", "backdrop_colour": rgb("9fc4d8"), "light_side": -0.8, "light_warmth": 0.4}
+    pair = [portrait(replace(presenter(number), **room), 160) for number in (10, 5)]
+    save_picture(torch.cat(pair, -1), samples / "two-people.png")
+    for name, (text, voice) in RECORDINGS.items():
+        wave = speak(text, voice).wave
+        soundfile.write(samples / name, wave * (0.6 / np.abs(wave).max()), SAMPLE_RATE, subtype="PCM_16")
+    write_driving_video(samples / "driving.mp4")
+    sheet = torch.stack([portrait(presenter(number), 160) for number in range(24)])
+    rows = [torch.cat(list(row), -1) for row in sheet.split(8)]
+    save_picture(torch.cat(rows, -2), folder / "identities.png")
+
+
+def save_picture(picture: Tensor, path: Path) -> None:
+    """Write [3, H, W] in [−1, 1] as PNG."""
+    Image.fromarray(_to_uint8(picture).permute(1, 2, 0).numpy()).save(path, optimize=True)
+
+
+def write_driving_video(path: Path, seconds: int = 4, rate: int = 30) -> None:
+    """A presenter who moves the head with the mouth shut, for dubbing."""
+    pose, face = perform(Performance("lively", "neutral", ""), seconds * 25, np.random.default_rng(4))
+    times = torch.linspace(0, seconds * 25 - 1, seconds * rate).round().long()
+    motion = Motion(torch.zeros(len(times), 5), pose[times], face[times])
+    with av.open(path, "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "slow"})
+        stream.width = stream.height = 160
+        stream.pix_fmt = "yuv420p"
+        for frame in _to_uint8(render(presenter(23), motion)).permute(0, 2, 3, 1).numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _to_uint8(pixels: Tensor) -> Tensor:
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    write_samples(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
