@@ -39,10 +39,11 @@ def test_the_presets_say_what_their_names_promise():
     assert preset["two-speakers"].speakers == 2 and preset["dubbing"].speakers == 1
 
 
-def test_samples_of_the_default_request_ship_with_the_package():
-    params = GenerationParams.from_yaml(PARAMETER_FILES[0].with_name("embedded.yaml"))
-    assert local_file(params.image_path).stat().st_size > 0
-    assert local_file(params.audio_path).stat().st_size > 0
+@pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.stem)
+def test_the_media_of_every_shipped_file_ship_with_the_package(path):
+    params = GenerationParams.from_yaml(path)
+    for media in filter(None, (params.image_path, params.audio_path, params.second_audio_path)):
+        assert local_file(media).stat().st_size > 0
 
 
 @pytest.mark.parametrize(
