@@ -229,6 +229,8 @@ def test_tensors_of_another_network_are_named():
     incomplete = {name: shape for name, shape in shapes.items() if name != "conv2.weight"}
     with pytest.raises(CheckpointError, match=r"`conv2\.weight`.*missing"):
         VAEConfig.from_tensors(incomplete, statistics)
+    with pytest.raises(CheckpointError, match=r"`conv2\.weight`.*shape \(3, 3\); allowed: 5 dimensions"):
+        VAEConfig.from_tensors(shapes | {"conv2.weight": (3, 3)}, statistics)
     cut = {name: shape for name, shape in shapes.items() if not name.startswith("encoder.downsamples.6.")}
     with pytest.raises(CheckpointError, match=r"stage 3 of `encoder\.downsamples`"):
         VAEConfig.from_tensors(cut, statistics)
@@ -249,5 +251,6 @@ def test_other_bad_input(model: VAE):
         model.encode(video(5), latents_per_piece=0)
     with pytest.raises(InvalidRequest, match="latents_per_piece"):
         model.decode(latent(2), latents_per_piece=0)
-    with pytest.raises(InvalidRequest, match="F = 4n"):
-        model.encode_first_frame_then_zeros(video(1)[:, :, 0], 80)
+    for picture, frames in ((video(1)[:, :, 0], 80), (video(1)[:, :, 0], -3), (video(1)[0, :, 0], 81)):
+        with pytest.raises(InvalidRequest, match="F = 4n"):
+            model.encode_first_frame_then_zeros(picture, frames)

@@ -69,8 +69,8 @@ class ImageEncoderConfig:
         Raises:
             CheckpointError: a tensor that tells a size is missing, or two contradict each other.
         """
-        dim, _, patch_size, _ = shape_of(shapes, "visual.patch_embedding.weight", RELEASED_FILE)
-        patches = shape_of(shapes, "visual.pos_embedding", RELEASED_FILE)[1] - 1
+        dim, _, patch_size, _ = shape_of(shapes, "visual.patch_embedding.weight", 4, RELEASED_FILE)
+        patches = shape_of(shapes, "visual.pos_embedding", 3, RELEASED_FILE)[1] - 1
         if isqrt(patches) ** 2 != patches:
             raise CheckpointError(
                 "`visual.pos_embedding` does not belong to a square picture",
@@ -80,12 +80,12 @@ class ImageEncoderConfig:
         config = cls(
             dim=dim,
             num_layers=count_blocks(shapes, "visual.transformer."),
-            ffn_dim=shape_of(shapes, "visual.transformer.0.mlp.0.weight", RELEASED_FILE)[0],
+            ffn_dim=shape_of(shapes, "visual.transformer.0.mlp.0.weight", 2, RELEASED_FILE)[0],
             patch_size=patch_size,
             image_size=isqrt(patches) * patch_size,
             **_optional(fields),
         )
-        if config.dim % config.num_heads:
+        if config.num_heads < 1 or config.dim % config.num_heads:
             raise CheckpointError(
                 "the width of `visual.patch_embedding.weight` cannot be cut into `num_heads` heads",
                 received=f"{config.dim} channels for {config.num_heads} heads",

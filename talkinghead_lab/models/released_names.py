@@ -8,16 +8,24 @@ from talkinghead_lab.errors import CheckpointError
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def shape_of(shapes: Shapes, name: str, file: str) -> tuple[int, ...]:
+def shape_of(shapes: Shapes, name: str, dims: int, file: str) -> tuple[int, ...]:
     """The shape of a tensor that tells a size of a network.
 
     Raises:
-        CheckpointError: it is not there; `file` is the released file that would hold it.
+        CheckpointError: it is not there or has not `dims` dimensions; `file` is the released file that would
+            hold it.
     """
     if name not in shapes:
         raise CheckpointError(
             f"the tensor `{name}`, which tells a size of the network, is missing",
             remedy=f"Check that the file is whole and has the tensor names of {file}.",
+        )
+    if len(shapes[name]) != dims:
+        raise CheckpointError(
+            f"the tensor `{name}` is not of this network",
+            received=f"shape {tuple(shapes[name])}",
+            allowed=f"{dims} dimensions",
+            remedy=f"Check that the file has the layout of {file}.",
         )
     return tuple(shapes[name])
 

@@ -30,7 +30,6 @@ _WEIGHT_NORM = {
     "weight_v": "parametrizations.weight.original1",
 }
 
-
 # What wav2vec2 does at random while it is trained.
 _RANDOM = ("hidden_dropout", "activation_dropout", "attention_dropout", "layerdrop", "mask_time_prob")
 
@@ -81,10 +80,11 @@ class SpeechEncoderConfig:
     sampling_rate: int = 16000
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
                 "`num_attention_heads` of config.json does not divide the width of the speech encoder",
                 received=f"{self.hidden_size} channels for {self.num_attention_heads} heads",
+                remedy="Use the config.json that came with the weights.",
             )
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
             raise CheckpointError(
@@ -143,16 +143,16 @@ def _sizes(shapes: Shapes) -> dict[str, tuple[Any, str]]:
     """Each size that the tensors tell, with the tensor that tells it."""
     first, position = "feature_extractor.conv_layers.0", "encoder.pos_conv_embed.conv"
     convolutions = [
-        shape_of(shapes, f"feature_extractor.conv_layers.{i}.conv.weight", RELEASED_FOLDER)
+        shape_of(shapes, f"feature_extractor.conv_layers.{i}.conv.weight", 3, RELEASED_FOLDER)
         for i in range(count_blocks(shapes, "feature_extractor.conv_layers."))
     ]
-    hidden, group, kernel = shape_of(shapes, f"{position}.{_WEIGHT_NORM['weight_v']}", RELEASED_FOLDER)
+    hidden, group, kernel = shape_of(shapes, f"{position}.{_WEIGHT_NORM['weight_v']}", 3, RELEASED_FOLDER)
     dense = "encoder.layers.0.feed_forward.intermediate_dense.weight"
     norm_everywhere = "feature_extractor.conv_layers.1.layer_norm.weight" in shapes
     return {
         "hidden_size": (hidden, f"{position}.{_WEIGHT_NORM['weight_v']}"),
         "num_hidden_layers": (count_blocks(shapes, "encoder.layers."), "encoder.layers"),
-        "intermediate_size": (shape_of(shapes, dense, RELEASED_FOLDER)[0], dense),
+        "intermediate_size": (shape_of(shapes, dense, 2, RELEASED_FOLDER)[0], dense),
         "conv_dim": (tuple(shape[0] for shape in convolutions), "feature_extractor.conv_layers"),
         "conv_kernel": (tuple(shape[2] for shape in convolutions), "feature_extractor.conv_layers"),
         "conv_bias": (f"{first}.conv.bias" in shapes, f"{first}.conv.bias"),
@@ -183,9 +183,7 @@ class SpeechEncoder(nn.Module):
     def __init__(self, config: SpeechEncoderConfig):
         super().__init__()
         self.config = config
-        fields: dict[str, Any] = (
-            asdict(config) | dict.fromkeys(_RANDOM, 0.0) | {"attn_implementation": "sdpa"}
-        )
+        fields = asdict(config) | dict.fromkeys(_RANDOM, 0.0) | {"attn_implementation": "sdpa"}
         del fields["do_normalize"], fields["sampling_rate"]
         network = Wav2Vec2Model(Wav2Vec2Config(**fields))
         self.feature_extractor: Any = network.feature_extractor

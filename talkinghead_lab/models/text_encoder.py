@@ -77,9 +77,9 @@ class TextEncoderConfig:
         Raises:
             CheckpointError: a tensor that tells a size is missing, or two contradict each other.
         """
-        vocab_size, dim = shape_of(shapes, "token_embedding.weight", RELEASED_FILE)
-        num_buckets, num_heads = shape_of(shapes, "blocks.0.pos_embedding.embedding.weight", RELEASED_FILE)
-        attention_dim = shape_of(shapes, "blocks.0.attn.q.weight", RELEASED_FILE)[0]
+        vocab_size, dim = shape_of(shapes, "token_embedding.weight", 2, RELEASED_FILE)
+        num_buckets, num_heads = shape_of(shapes, "blocks.0.pos_embedding.embedding.weight", 2, RELEASED_FILE)
+        attention_dim = shape_of(shapes, "blocks.0.attn.q.weight", 2, RELEASED_FILE)[0]
         if attention_dim % num_heads:
             raise CheckpointError(
                 "`blocks.0.attn.q.weight` cannot be cut into the heads of `blocks.0.pos_embedding`",
@@ -91,7 +91,7 @@ class TextEncoderConfig:
             dim=dim,
             head_dim=attention_dim // num_heads,
             num_heads=num_heads,
-            ffn_dim=shape_of(shapes, "blocks.0.ffn.fc1.weight", RELEASED_FILE)[0],
+            ffn_dim=shape_of(shapes, "blocks.0.ffn.fc1.weight", 2, RELEASED_FILE)[0],
             num_layers=count_blocks(shapes, "blocks."),
             num_buckets=num_buckets,
             **{name: fields[name] for name in ("max_distance", "norm_eps") if name in fields},

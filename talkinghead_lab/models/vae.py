@@ -7,7 +7,7 @@ Architecture and latent statistics: Wan 2.1 (arXiv 2503.20314), weights `Wan2.1_
 the names of the released tensors.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +97,10 @@ class VAEConfig:
         """
         stages, temporal = _encoder_stages(shapes)
         return cls(
-            dim=shape_of(shapes, "encoder.conv1.weight", RELEASED_FILE)[0],
-            z_dim=shape_of(shapes, "conv2.weight", RELEASED_FILE)[0],
+            dim=shape_of(shapes, "encoder.conv1.weight", 5, RELEASED_FILE)[0],
+            z_dim=shape_of(shapes, "conv2.weight", 5, RELEASED_FILE)[0],
             stage_dims=tuple(
-                shape_of(shapes, f"{blocks[0]}.residual.6.weight", RELEASED_FILE)[0] for blocks in stages
+                shape_of(shapes, f"{blocks[0]}.residual.6.weight", 5, RELEASED_FILE)[0] for blocks in stages
             ),
             num_res_blocks=len(stages[0]),
             temporal_downsample=tuple(temporal),
@@ -207,7 +207,7 @@ class VAE(nn.Module):
 
         Args:
             video: [B, 3, F, H, W] in [−1, 1]; F of the form 4n + 1, H and W multiples of 8 (released sizes).
-            latents_per_piece: latent frames worked on at once; more is faster and takes more memory.
+            latents_per_piece: latent frames worked on at once; more take more memory, and on a CPU more time.
 
         Returns:
             [B, C, T, h, w], float32.
@@ -219,7 +219,7 @@ class VAE(nn.Module):
 
     def posterior(self, video: Tensor, latents_per_piece: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent, not normalised, each [B, C, T, h, w] in float32."""
-        self._check_video(video)
+        self._check_video(video.shape)
         state: CausalState = {}
         moments = [
             self.conv1(self.encoder(piece.to(self.conv1.weight), state), state).float()
@@ -243,7 +243,7 @@ class VAE(nn.Module):
             [B, C, T, h, w], float32.
         """
         step = self.config.frames_per_latent
-        self._check_video(image[:, :, None].expand(-1, -1, frames, -1, -1))
+        self._check_video((*image.shape[:2], frames, *image.shape[2:]))
         first = image[:, :, None].to(self.conv1.weight)
         state: CausalState = {}
         moments = [self.conv1(self.encoder(first, state), state).float()]
@@ -265,7 +265,7 @@ class VAE(nn.Module):
 
         Args:
             latent: [B, C, T, h, w].
-            latents_per_piece: latent frames worked on at once; more is faster and takes more memory.
+            latents_per_piece: latent frames worked on at once; more take more memory, and on a CPU more time.
             clamp: limit the frames to [−1, 1]; training needs the gradient outside.
 
         Yields:
@@ -313,13 +313,13 @@ class VAE(nn.Module):
         if video.shape[2] > first:
             yield from video[:, :, first:].split(piece, dim=2)
 
-    def _check_video(self, video: Tensor) -> None:
+    def _check_video(self, shape: Sequence[int]) -> None:
         pixels, step = self.config.pixels_per_latent, self.config.frames_per_latent
-        whole = video.ndim == 5 and video.shape[1] == 3 and 0 not in video.shape
-        if not whole or (video.shape[2] - 1) % step or video.shape[3] % pixels or video.shape[4] % pixels:
+        is_video = len(shape) == 5 and shape[1] == 3 and min(shape) > 0
+        if not is_video or (shape[2] - 1) % step or shape[3] % pixels or shape[4] % pixels:
             raise InvalidRequest(
                 "the autoencoder cannot cut this video into whole latents",
-                received=list(video.shape),
+                received=list(shape),
                 allowed=f"[B, 3, F, H, W] with F = {step}n + 1, H and W multiples of {pixels}",
             )
 
