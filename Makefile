@@ -34,7 +34,7 @@ lint: setup ## check style, format and types
 	$(BIN)/mypy
 
 lab: setup ## open JupyterLab in notebooks/
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_generate.ipynb
+	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_generate.ipynb
 
 notebooks: setup ## run every notebook with the embedded checkpoint; the executed ones go to outputs/notebooks/
 	@mkdir -p outputs/notebooks

@@ -142,10 +142,13 @@ def _draw_waveform(axes: Axes, wave: NDArray[np.float32], color: str) -> None:
 
 
 def _mark_chunks(panels: Sequence[Axes], params: GenerationParams, seconds: float) -> None:
-    """A line where each chunk after the first adds its first new frame."""
+    """A line where each chunk after the first adds its first new frame; beyond `max_frames` all is pale."""
     frames = max(1, math.floor(seconds * FRAMES_PER_SECOND))
-    chunks = plan_chunks(min(frames, params.max_frames or frames), params.chunk_frames, params.motion_frame)
+    used = min(frames, params.max_frames or frames)
+    chunks = plan_chunks(used, params.chunk_frames, params.motion_frame)
     for axes in panels:
+        if used < frames:
+            axes.axvspan(used / FRAMES_PER_SECOND, seconds, color="white", alpha=0.7, linewidth=0, zorder=2)
         for chunk in chunks[1:]:
             axes.axvline(
                 (chunk.start + chunk.repeated) / FRAMES_PER_SECOND, color=INK, lw=0.8, ls=(0, (4, 3))
