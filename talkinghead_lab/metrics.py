@@ -1,7 +1,7 @@
 """How good a video is, measured on its pixels.
 
-The readers below see the drawn presenter of the embedded checkpoint: a small network, trained on renderings whose
-truth is known, reads the opening of the mouth and the pose of the head from single frames.
+The readers below see the drawn presenter of the embedded checkpoint: a small network, trained on renderings
+whose truth is known, reads the opening of the mouth and the pose of the head from single frames.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ READING_CENTRES = (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1.03)
 
 @dataclass(frozen=True)
 class HeadPose:
-    """The pose in each frame, [F] each: degrees (turn to the picture's right, nod down, tilt), half-pictures (shift
-    right, down) and times (scale)."""
+    """The pose in each frame, [F] each: degrees (turn to the picture's right, nod down, tilt),
+    half-pictures (shift right, down) and times (scale)."""
 
     turn: Tensor
     nod: Tensor
@@ -42,7 +42,11 @@ class FaceReader(nn.Module):
         before = 3
         for index, width in enumerate(widths):
             size = 5 if index == 0 else 3
-            layers += [nn.Conv2d(before, width, size, stride=2, padding=size // 2), nn.GroupNorm(4, width), nn.SiLU()]
+            layers += [
+                nn.Conv2d(before, width, size, stride=2, padding=size // 2),
+                nn.GroupNorm(4, width),
+                nn.SiLU(),
+            ]
             before = width
         grid = READER_SIZE >> len(widths)
         layers += [nn.Conv2d(before, before, 3, padding=1), nn.SiLU(), nn.Conv2d(before, 16, 1)]

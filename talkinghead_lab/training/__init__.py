@@ -1,1 +1,1 @@
-"""How the embedded checkpoint is made: the drawn presenter, its speech, its motion and the training itself."""
+"""How the embedded checkpoint is made: the drawn presenter, its speech, its motion, and the training."""

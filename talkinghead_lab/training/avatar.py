@@ -1,7 +1,7 @@
 """The drawn presenter: a portrait that moves as its tracks say, rendered in batches on CPU or GPU.
 
-    identity = sample_identity(torch.Generator().manual_seed(3))
-    frames = render(identity, Motion.still(25), size=160)     # [25, 3, 160, 160] in [−1, 1]
+identity = sample_identity(torch.Generator().manual_seed(3))
+frames = render(identity, Motion.still(25), size=160)     # [25, 3, 160, 160] in [−1, 1]
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ POSE_LIMITS = {
 }  # fmt: skip
 # Left, top, right, bottom of what eyes and glasses, nose, beard and mouth can reach in those poses.
 EYES_WINDOW = (-0.85, -0.70, 0.85, 0.45)
-MOUTH_WINDOW = (-0.75, -0.30, 0.75, 0.975)
+MOUTH_WINDOW = (-0.75, -0.50, 0.75, 0.975)
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Motion:
 
     Args:
         mouth: [..., F, 5]: opening 0 … 1, width −1 … 1, rounding 0 … 1, teeth 0 … 1, tongue 0 … 1.
-        pose: [..., F, 6]: turn (positive to the picture's right), nod (positive down) and tilt in degrees, shift
-            right and down in half-pictures, scale (1: as drawn).
+        pose: [..., F, 6]: turn (positive to the picture's right), nod (positive down) and tilt in degrees,
+            shift right and down in half-pictures, scale (1: as drawn).
         face: [..., F, 5]: gaze right and down −1 … 1, blink 0 … 1, brows −1 … 1 (raised), smile −1 … 1.
     """
 

@@ -1,7 +1,8 @@
-"""A corpus of spoken monologues with their mouth tracks in one compact file, so that training needs no synthesiser.
+"""Spoken monologues with their mouth tracks in one compact file, so that training needs no synthesiser.
 
-The file is safetensors: `audio` holds one Ogg Vorbis stream after the other (uint8, ends in `audio_ends`), `mouth` the
-tracks in sixteen bits ([ΣF, 5], ends in `frame_ends`); the metadata lists voice and sentences of each monologue.
+The file is safetensors: `audio` holds one Ogg Vorbis stream after the other (uint8, ends in `audio_ends`),
+`mouth` the tracks in sixteen bits ([ΣF, 5], ends in `frame_ends`); the metadata lists voice and sentences
+of each monologue.
 """
 
 import io
@@ -72,7 +73,9 @@ def build_corpus(path: Path, split: str, minutes: float, seed: int = 0, workers:
     # A sentence and its pause last about four seconds; what is over is not made.
     count = int(minutes * 60 / (SENTENCES_EACH * 3.2)) + 2
     lines = sentences(split, count * SENTENCES_EACH, seed)
-    jobs = [(lines[i * SENTENCES_EACH : (i + 1) * SENTENCES_EACH], split, f"{seed}-{i}") for i in range(count)]
+    jobs = [
+        (lines[i * SENTENCES_EACH : (i + 1) * SENTENCES_EACH], split, f"{seed}-{i}") for i in range(count)
+    ]
     tensors, voices, frames = {"audio": [], "mouth": []}, [], 0
     with ProcessPoolExecutor(workers) as pool:
         for lines_said, voice, audio, mouth in pool.map(_make_entry, jobs, chunksize=4):

@@ -1,7 +1,7 @@
 """Training clips: drawn frames, sound, caption and truth, made as they are needed.
 
-    clips = ClipMaker(load_corpus(Path("train.safetensors")), "train", seed=0, device="cuda")
-    batch = clips.batch(16, frames=81)     # batch.frames: [16, 81, 3, 160, 160] in [−1, 1]
+clips = ClipMaker(load_corpus(Path("train.safetensors")), "train", seed=0, device="cuda")
+batch = clips.batch(16, frames=81)     # batch.frames: [16, 81, 3, 160, 160] in [−1, 1]
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ LONGEST_PERFORMANCE = 500
 
 @dataclass(frozen=True)
 class Clip:
-    """What makes one clip, before it is drawn: `wave` [F · 640] float32 at 16 kHz, and the motion that goes with it."""
+    """What makes one clip, before it is drawn: `wave` [F · 640] at 16 kHz and the motion to it."""
 
     identity: Identity
     performance: Performance
@@ -77,7 +77,7 @@ class ClipMaker:
         self.weights /= self.weights.sum()
 
     def batch(self, count: int, frames: int, size: int = 160) -> Batch:
-        """`count` clips of `frames` frames, drawn at `size` pixels, with the sound that they are to be learnt from."""
+        """`count` clips of `frames` frames, drawn at `size` pixels, with the sound to learn them from."""
         clips = [self.clip(frames) for _ in range(count)]
         motion = Motion.stack([clip.motion for clip in clips]).to(self.device)
         identities = [clip.identity for clip in clips]
@@ -112,7 +112,8 @@ class ClipMaker:
             if monologue.frames >= wanted:
                 break
         start = int(self.dice.integers(monologue.frames - wanted + 1))
-        wave = monologue.wave[start * SAMPLES_PER_FRAME : (start + wanted) * SAMPLES_PER_FRAME].float() / 32768
+        samples = slice(start * SAMPLES_PER_FRAME, (start + wanted) * SAMPLES_PER_FRAME)
+        wave = monologue.wave[samples].float() / 32768
         mouth = monologue.mouth[start : start + wanted]
         return stretch(wave, frames * SAMPLES_PER_FRAME), stretch(mouth.T, frames).T
 
@@ -122,4 +123,5 @@ def stretch(track: Tensor, length: int) -> Tensor:
     if track.shape[-1] == length:
         return track
     flat = track.reshape(1, -1, track.shape[-1])
-    return functional.interpolate(flat, length, mode="linear", align_corners=False).reshape(*track.shape[:-1], length)
+    longer = functional.interpolate(flat, length, mode="linear", align_corners=False)
+    return longer.reshape(*track.shape[:-1], length)

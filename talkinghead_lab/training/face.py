@@ -15,7 +15,6 @@ from talkinghead_lab.training.shapes import (
     bump,
     circle,
     ellipse,
-    segment,
     smooth_union,
     smoothstep,
     superellipse,
@@ -93,7 +92,9 @@ def draw_ears(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
         canvas.paint(coverage, skin * 0.97)
         canvas.shade(coverage * bump((outer + 0.05) / 0.035) * 0.6, shadow_tone(who))
         pearl = circle(x + 0.005, y - 0.15, 0.022)
-        canvas.paint(canvas.inside(pearl) * who["earring"], skin.new_tensor([0.98, 0.86, 0.5]).view(1, 3, 1, 1))
+        canvas.paint(
+            canvas.inside(pearl) * who["earring"], skin.new_tensor([0.98, 0.86, 0.5]).view(1, 3, 1, 1)
+        )
 
 
 def draw_head(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -> Tensor:
@@ -134,8 +135,10 @@ def draw_nose(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
     canvas.shade(under * 0.55, tone)
     wings = smooth_union(ellipse(x.abs() - width * 0.72, y - 0.008, width * 0.42, 0.030),
                          ellipse(x, y, width * 0.72, 0.046), 0.03)  # fmt: skip
-    canvas.paint(canvas.inside(wings) * bump(y / 0.14) * 0.7, who["skin"] * 1.0)
-    canvas.shade(smoothstep(-0.016, 0.0, wings) * canvas.inside(wings) * smoothstep(-0.005, 0.04, y) * 0.55, tone)
+    canvas.paint(canvas.inside(wings) * bump(y / 0.14) * 0.7, who["skin"])
+    canvas.shade(
+        smoothstep(-0.016, 0.0, wings) * canvas.inside(wings) * smoothstep(-0.005, 0.04, y) * 0.55, tone
+    )
     nostril = ellipse(x.abs() - width * 0.48, y - 0.030 + 0.1 * x.abs(), width * 0.24, 0.011)
     canvas.shade(canvas.inside(nostril) * 0.75, tone * 0.62)
     shine = bump(torch.hypot(x + 0.014 * who["light_side"], y + 0.010) / 0.034)
@@ -170,12 +173,14 @@ def _draw_eye(canvas: Canvas, x: Tensor, y: Tensor, side: float, who: Numbers, m
     ink = who["skin"].new_tensor([0.10, 0.06, 0.06]).view(1, 3, 1, 1)
     flick = who["lash"] * 0.020 * (x / half_width).clamp(0, 1.25) ** 2
     thickness = (0.0105 + 0.007 * who["lash"] + 0.3 * flick) * smoothstep(1.3, 0.75, x.abs() / half_width)
-    rim = torch.maximum((y - high + flick).abs() / slope - thickness, x.abs() - half_width * (1.04 + 0.14 * who["lash"]))
+    rim = torch.maximum(
+        (y - high + flick).abs() / slope - thickness, x.abs() - half_width * (1.04 + 0.14 * who["lash"])
+    )
     canvas.paint(canvas.inside(rim), ink)
     below = torch.maximum((y - low).abs() / slope - 0.004, x.abs() - half_width)
     canvas.paint(canvas.inside(below) * 0.35, ink)
-    crease = torch.maximum((y - torch.lerp(-upper * arch, high, 0.45 * motion["blink"]) + 0.034).abs() - 0.005,
-                           x.abs() - half_width * 0.95)  # fmt: skip
+    fold = torch.lerp(-upper * arch, high, 0.45 * motion["blink"]) - 0.034
+    crease = torch.maximum((y - fold).abs() - 0.005, x.abs() - half_width * 0.95)
     canvas.shade(canvas.inside(crease) * 0.75, shadow_tone(who))
 
 
@@ -187,7 +192,9 @@ def _draw_iris(
     iris = circle(dx, dy, 0.063)
     colour = who["iris"] * (0.75 + 0.5 * smoothstep(-0.05, 0.05, dy)).unsqueeze(1)
     canvas.paint(coverage * canvas.inside(iris), colour)
-    canvas.shade(coverage * canvas.inside(iris) * smoothstep(-0.022, 0.0, iris) * 0.8, who["iris"] * 0.3 + 0.12)
+    canvas.shade(
+        coverage * canvas.inside(iris) * smoothstep(-0.022, 0.0, iris) * 0.8, who["iris"] * 0.3 + 0.12
+    )
     canvas.paint(coverage * canvas.inside(circle(dx, dy, 0.030)), who["iris"] * 0.12)
     glint = 0.020 * side * who["light_side"]
     spark = torch.minimum(circle(dx + glint, dy + 0.026, 0.0175), circle(dx - glint, dy - 0.026, 0.008))
@@ -199,7 +206,9 @@ def _draw_brow(canvas: Canvas, space: HeadSpace, side: float, who: Numbers, moti
     t = x / 0.135
     raised = 0.045 * motion["brows"]
     line = EYE_LINE - 0.138 - raised - who["brow_arch"] * (1 - (t - 0.15) ** 2) + 0.022 * t * t.abs()
-    thickness = who["brow_thickness"] * (1 - 0.55 * smoothstep(-0.1, 1.0, t) - 0.35 * smoothstep(-0.5, -1.1, t))
+    thickness = who["brow_thickness"] * (
+        1 - 0.55 * smoothstep(-0.1, 1.0, t) - 0.35 * smoothstep(-0.5, -1.1, t)
+    )
     brow = torch.maximum((space.v - line).abs() - thickness, (t - 0.02).abs() * 0.135 - 0.132)
     canvas.paint(canvas.inside(brow) * 0.92, who["brow_colour"])
 
@@ -253,14 +262,18 @@ def _draw_inner_mouth(canvas: Canvas, mouth: MouthShape, who: Numbers, motion: N
     inner = canvas.inside(mouth.distance(0.0, 0.0, 0.0))
     fixed = {name: who["skin"].new_tensor(rgb).view(1, 3, 1, 1) for name, rgb in _MOUTH_COLOURS.items()}
     canvas.paint(inner, fixed["dark"])
-    tongue = ellipse(mouth.x, mouth.y - mouth.below - 0.050 + 0.085 * motion["tongue"], mouth.half_width * 0.72, 0.080)
+    tongue = ellipse(
+        mouth.x, mouth.y - mouth.below - 0.050 + 0.085 * motion["tongue"], mouth.half_width * 0.72, 0.080
+    )
     canvas.paint(inner * canvas.inside(tongue) * smoothstep(0.08, 0.25, motion["opening"]), fixed["tongue"])
     curve = 0.012 * (mouth.x / mouth.half_width) ** 2
     upper = mouth.y + mouth.above - 0.058 * motion["teeth"] + curve
     room = smoothstep(0.02, 0.09, motion["opening"])
     canvas.paint(inner * canvas.inside(upper) * room * smoothstep(0.05, 0.3, motion["teeth"]), fixed["teeth"])
     lower = mouth.below - mouth.y - 0.030 * (motion["teeth"] - 0.35).clamp_min(0) + curve
-    canvas.paint(inner * canvas.inside(lower) * room * smoothstep(0.4, 0.7, motion["teeth"]), fixed["teeth"] * 0.93)
+    canvas.paint(
+        inner * canvas.inside(lower) * room * smoothstep(0.4, 0.7, motion["teeth"]), fixed["teeth"] * 0.93
+    )
     canvas.shade(inner * smoothstep(0.03, 0.0, mouth.y + mouth.above) * room * 0.5, fixed["dark"] + 0.35)
 
 
@@ -272,24 +285,30 @@ def draw_beard(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers, 
     lips = mouth.distance(0.026, 0.044, 0.056)
     cheek = 0.13 + 0.50 * (0.40 - space.u.abs()).clamp_min(0) - 0.65 * (0.22 - space.u.abs()).clamp_min(0)
     jaw = (cheek - space.v) * 0.85
-    above_lip = box(mouth.x, mouth.y + mouth.above + 0.072 + 0.30 * mouth.x.abs() ** 1.5 * -1, 0.145, 0.030, 0.028)
+    above_lip = box(mouth.x, mouth.y + mouth.above + 0.072 - 0.30 * mouth.x.abs() ** 1.5, 0.145, 0.030, 0.028)
     goatee = superellipse(mouth.x, mouth.y - mouth.below - 0.09, 0.115, 0.14, 2.6)
     hair = who["brow_colour"] * 0.5 + who["hair_colour"] * 0.5
     soft = head * smoothstep(0.05, -0.03, torch.maximum(jaw, -lips - 0.02))
     canvas.paint(soft * who["beard.stubble"] * 0.38, hair)
     full = torch.maximum(torch.minimum(jaw, above_lip), 0.002 - lips)
-    for name, distance in (("full", full), ("goatee", torch.minimum(goatee, above_lip)), ("moustache", above_lip)):
+    for name, distance in (
+        ("full", full),
+        ("goatee", torch.minimum(goatee, above_lip)),
+        ("moustache", above_lip),
+    ):
         if who[f"beard.{name}"].any():
             coverage = head * canvas.inside(distance) * who[f"beard.{name}"]
             canvas.paint(coverage, hair)
-            canvas.shade(coverage * smoothstep(-0.05, 0.0, distance) * 0.3, hair * 0 + 1.25)
+            canvas.shade(coverage * smoothstep(-0.05, 0.0, distance) * 0.3, 1.25)
 
 
 def draw_temples(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
     """The arms of the glasses, which pass under the hair to the ears."""
     worn = who["glasses.round"] + who["glasses.square"]
     arm = torch.maximum((space.v - EYE_LINE + 0.040).abs() - 0.012, who["eye_spacing"] + 0.13 - space.u.abs())
-    canvas.paint(canvas.inside(torch.maximum(arm, space.x.abs() - who["face_width"])) * worn, who["glasses_colour"])
+    canvas.paint(
+        canvas.inside(torch.maximum(arm, space.x.abs() - who["face_width"])) * worn, who["glasses_colour"]
+    )
 
 
 def draw_glasses(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
@@ -308,7 +327,3 @@ def draw_glasses(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
     canvas.paint(canvas.inside(lens) * streak * worn * 0.16, torch.ones_like(who["skin"]))
     frame = torch.minimum(lens.abs() - 0.0125, torch.maximum(bridge, -lens))
     canvas.paint(canvas.inside(frame) * worn, who["glasses_colour"])
-
-
-__all__ = ["HeadSpace", "draw_beard", "draw_ears", "draw_eyes", "draw_glasses", "draw_head", "draw_mouth", "draw_nose", "draw_temples",
-           "head_distance", "segment", "shadow_tone"]  # fmt: skip

@@ -33,8 +33,7 @@ def draw_backdrop(canvas: Canvas, who: Numbers) -> None:
     _draw_scenery(canvas, x, y, who)
     light = bump(torch.hypot(x + 0.6 * who["light_side"], y + 0.5) / 1.7)
     canvas.paint(light * 0.22, torch.ones_like(base))
-    warm = torch.cat([1 + 0.03 * who["light_warmth"], torch.ones_like(who["light_warmth"]),
-                      1 - 0.05 * who["light_warmth"]], 1).unsqueeze(-1)  # fmt: skip
+    warm = 1 + who["light_warmth"].unsqueeze(1) * base.new_tensor([0.03, 0.0, -0.05]).view(1, 3, 1, 1)
     canvas.shade(smoothstep(0.5, 1.7, torch.hypot(x, y)).expand(len(base), -1, -1), 0.80 * warm)
 
 
@@ -42,19 +41,19 @@ def _draw_scenery(canvas: Canvas, x: Tensor, y: Tensor, who: Numbers) -> None:
     base = who["backdrop_colour"]
     pale, deep = base * 0.5 + 0.5, base * 0.82
     canvas.paint(canvas.inside(circle(x, y + 0.12, 0.80)) * who["backdrop.circle"], pale)
-    arch = torch.maximum(box(x, y - 0.3, 0.72, 1.05, 0.70), y - 2)
-    canvas.paint(canvas.inside(arch) * who["backdrop.arch"], deep)
+    canvas.paint(canvas.inside(box(x, y - 0.3, 0.72, 1.05, 0.70)) * who["backdrop.arch"], deep)
     frame = box(x - 0.62 * who["light_side"], y + 0.38, 0.30, 0.48, 0.03)
     canvas.paint(canvas.inside(frame) * who["backdrop.window"], base * 0.3 + 0.7)
     panes = torch.maximum(frame + 0.035, 0.015 - (x - 0.62 * who["light_side"]).abs())
     panes = torch.maximum(panes, 0.015 - (y + 0.36).abs())
     sky = base.new_tensor([0.66, 0.84, 0.95]).view(1, 3, 1, 1) + 0.12 * smoothstep(-0.9, 0.1, y).unsqueeze(1)
-    canvas.paint(canvas.inside(panes) * who["backdrop.window"], sky.clamp_max(1).expand(len(base), -1, *sky.shape[2:]))
+    canvas.paint(canvas.inside(panes) * who["backdrop.window"], sky.clamp_max(1))
     _draw_shelves(canvas, x, y, who)
     stand_x = x + 0.70 * who["light_side"]
     shade = torch.maximum((stand_x.abs() - 0.20 - 0.35 * (y + 0.42)) * 0.95, (y + 0.42).abs() - 0.16)
     canvas.paint(bump(torch.hypot(stand_x, y + 0.35) / 0.75) * who["backdrop.lamp"] * 0.5, pale)
-    canvas.paint(canvas.inside(segment(stand_x, y, (0.0, -0.3), (0.0, 1.2), 0.018)) * who["backdrop.lamp"], deep * 0.6)
+    stand = segment(stand_x, y, (0.0, -0.3), (0.0, 1.2), 0.018)
+    canvas.paint(canvas.inside(stand) * who["backdrop.lamp"], deep * 0.6)
     cream = base.new_tensor([1.0, 0.93, 0.74]).view(1, 3, 1, 1)
     canvas.paint(canvas.inside(shade - 0.01) * who["backdrop.lamp"], cream)
 
@@ -66,9 +65,9 @@ def _draw_shelves(canvas: Canvas, x: Tensor, y: Tensor, who: Numbers) -> None:
     row = torch.floor((y + 1.0) / 0.5)
     within = (y + 1.0) - row * 0.5
     slot = torch.floor((x + 1.0) / 0.125)
-    chance = torch.frac(torch.sin(slot * 12.9898 + row * 78.233 + who["backdrop_colour"].sum(1) * 31.0) * 43758.5453).abs()
+    # A hash of the book's place that is the same on every device to the accuracy of a sine.
+    chance = torch.frac(torch.sin(slot * 12.9898 + row * 78.233 + base.sum(1) * 31.0) * 437.5).abs()
     height = 0.22 + 0.16 * chance
-    book = torch.maximum((x + 1.0 - (slot + 0.5) * 0.125).abs() - 0.050, 0.455 - within - height * 0 - 0.0)
     book = torch.maximum((x + 1.0 - (slot + 0.5) * 0.125).abs() - 0.052, (0.44 - height) - within)
     book = torch.maximum(book, within - 0.44)
     hue = torch.stack([0.72 + 0.22 * torch.sin(chance * 40 + phase) for phase in (0.0, 1.2, 2.6)], 1)
@@ -107,12 +106,13 @@ def _draw_clothes(canvas: Canvas, x: Tensor, y: Tensor, torso: Tensor, who: Numb
     vee_hole = torch.where(y < 0.66, x.abs() - who["neck"] - 0.075, vee)
     open_collar = who["clothes.vneck"] + who["clothes.suit"] + who["clothes.shirt"]
     hole = torch.where(open_collar > 0, vee_hole, round_hole)
-    cloth = torch.maximum(torso, -hole)
-    coverage = canvas.inside(cloth)
+    coverage = canvas.inside(torch.maximum(torso, -hole))
     if who["clothes.suit"].any() or who["clothes.shirt"].any():
         _draw_shirt(canvas, x, y, torso, who)
     jacket = torch.maximum(torso, 0.035 - vee_hole + 0.05 * smoothstep(0.9, 0.66, y))
-    coverage = torch.where(who["clothes.suit"] > 0, canvas.inside(jacket), coverage * (1 - who["clothes.shirt"]))
+    coverage = torch.where(
+        who["clothes.suit"] > 0, canvas.inside(jacket), coverage * (1 - who["clothes.shirt"])
+    )
     canvas.paint(coverage, main)
     stripes = smoothstep(-0.2, 0.2, torch.sin(y * 42.0 + 2.5 * x * x))
     canvas.paint(coverage * stripes * who["clothes.stripes"], accent)
@@ -122,9 +122,9 @@ def _draw_clothes(canvas: Canvas, x: Tensor, y: Tensor, torso: Tensor, who: Numb
     canvas.paint(canvas.inside(band) * who["clothes.stripes"], accent)
     _draw_details(canvas, x, y, vee_hole, who)
     folds = bump((x.abs() - 0.52 - 0.15 * (y - 0.9)) / 0.05) * smoothstep(0.80, 1.0, y)
-    canvas.shade(canvas.inside(torso) * folds * 0.35, main * 0 + 0.72)
-    canvas.shade(canvas.inside(torso) * smoothstep(0.0, 0.8, x * who["light_side"]) * 0.5, main * 0 + 0.70)
-    canvas.shade(canvas.inside(torso) * smoothstep(0.16, 0.0, -torso) * 0.18, main * 0 + 0.6)
+    canvas.shade(canvas.inside(torso) * folds * 0.35, 0.72)
+    canvas.shade(canvas.inside(torso) * smoothstep(0.0, 0.8, x * who["light_side"]) * 0.5, 0.70)
+    canvas.shade(canvas.inside(torso) * smoothstep(0.16, 0.0, -torso) * 0.18, 0.6)
 
 
 def _draw_shirt(canvas: Canvas, x: Tensor, y: Tensor, torso: Tensor, who: Numbers) -> None:
@@ -140,26 +140,33 @@ def _draw_shirt(canvas: Canvas, x: Tensor, y: Tensor, torso: Tensor, who: Number
     canvas.paint(canvas.inside(torch.minimum(tie, knot)) * who["clothes.suit"], who["accent_colour"])
     canvas.shade(canvas.inside((knot - 0.006).abs() - 0.008) * who["clothes.suit"] * 0.5, white * 0.5)
     neck = who["neck"]
-    collar = convex(x.abs(), y, (neck - 0.03, 0.62), (neck + 0.085, 0.66), (neck + 0.045, 0.90), (0.13, 0.965), (0.0, 0.86))
+    collar = convex(
+        x.abs(),
+        y,
+        (neck - 0.03, 0.62),
+        (neck + 0.085, 0.66),
+        (neck + 0.045, 0.90),
+        (0.13, 0.965),
+        (0.0, 0.86),
+    )
     canvas.shade(canvas.inside(collar - 0.012) * worn * 0.30, white * 0.6)
     canvas.paint(canvas.inside(collar + 0.004) * worn, colour * 0.85 + 0.14)
 
 
 def _draw_details(canvas: Canvas, x: Tensor, y: Tensor, vee_hole: Tensor, who: Numbers) -> None:
     main, accent = who["clothes_colour"], who["accent_colour"]
-    lapel = (vee_hole - 0.10 - 0.03 * torch.sin(y * 9)).abs() - 0.006
-    lapel = torch.maximum(lapel, 0.74 - y)
-    canvas.shade(canvas.inside(lapel) * who["clothes.suit"] * 0.8, main * 0 + 0.55)
+    lapel = torch.maximum((vee_hole - 0.10 - 0.03 * torch.sin(y * 9)).abs() - 0.006, 0.74 - y)
+    canvas.shade(canvas.inside(lapel) * who["clothes.suit"] * 0.8, 0.55)
     roll = box(x, y - 0.70 - 0.25 * x * x, who["neck"] + 0.030, 0.125, 0.05)
     worn = who["clothes.turtleneck"]
-    canvas.shade(canvas.inside(roll - 0.02) * smoothstep(0.66, 0.78, y) * worn * 0.35, main * 0 + 0.6)
+    canvas.shade(canvas.inside(roll - 0.02) * smoothstep(0.66, 0.78, y) * worn * 0.35, 0.6)
     canvas.paint(canvas.inside(roll) * worn, main)
-    canvas.shade(canvas.inside(roll) * (0.5 + 0.5 * torch.sin(x * 90)) * worn * 0.18, main * 0 + 0.6)
-    canvas.shade(canvas.inside(roll) * bump((y - 0.60 - 0.25 * x * x) / 0.10) * worn * 0.45, main * 0 + 0.55)
+    canvas.shade(canvas.inside(roll) * (0.5 + 0.5 * torch.sin(x * 90)) * worn * 0.18, 0.6)
+    canvas.shade(canvas.inside(roll) * bump((y - 0.60 - 0.25 * x * x) / 0.10) * worn * 0.45, 0.55)
     cord = segment(x.abs(), y, (0.13, 0.80), (0.145, 0.97), 0.014)
     canvas.paint(canvas.inside(cord) * who["clothes.hoodie"], accent * 0.3 + 0.68)
     zipper = torch.maximum(x.abs() - 0.008, 0.83 - y)
-    canvas.shade(canvas.inside(zipper) * who["clothes.hoodie"] * 0.8, main * 0 + 0.6)
+    canvas.shade(canvas.inside(zipper) * who["clothes.hoodie"] * 0.8, 0.6)
 
 
 def _curls(angle: Tensor, who: Numbers) -> Tensor:
@@ -178,8 +185,8 @@ def back_hair_distance(space: HeadSpace, who: Numbers) -> Tensor:
     crown = who["face_width"] + who["hair.volume_side"]
     width = crown + (spread - crown) * smoothstep(-0.10, 0.45, space.y)
     width = width * (1 - 0.16 * smoothstep(length - 0.35, length + 0.05, space.y))
-    curtain = box(x * (spread / width), space.y - length + 0.75, spread, 0.75, 0.16) - _curls(_skull_angle(space), who)
-    curtain = torch.maximum(curtain, -0.10 - space.y)
+    curtain = box(x * (spread / width), space.y - length + 0.75, spread, 0.75, 0.16)
+    curtain = torch.maximum(curtain - _curls(_skull_angle(space), who), -0.10 - space.y)
     return torch.where(length > 0.05, curtain, torch.full_like(curtain, 1.0))
 
 
@@ -193,9 +200,10 @@ def draw_back_hair(canvas: Canvas, space: HeadSpace, who: Numbers, back: Tensor)
     coverage = canvas.inside(bun)
     canvas.paint(coverage, colour)
     swirl = torch.sin(torch.atan2(y, x) * 2 + bun * 60)
-    canvas.shade(coverage * smoothstep(-0.2, 1.0, swirl) * 0.25, colour * 0 + 0.65)
-    canvas.shade(coverage * smoothstep(-0.09, 0.0, bun) * 0.45, colour * 0 + 0.55)
-    canvas.paint(coverage * bump(torch.hypot(x + 0.06 * who["light_side"], y + 0.07) / 0.09) * 0.3, colour * 0.5 + 0.5)
+    canvas.shade(coverage * smoothstep(-0.2, 1.0, swirl) * 0.25, 0.65)
+    canvas.shade(coverage * smoothstep(-0.09, 0.0, bun) * 0.45, 0.55)
+    glow = bump(torch.hypot(x + 0.06 * who["light_side"], y + 0.07) / 0.09)
+    canvas.paint(coverage * glow * 0.3, colour * 0.5 + 0.5)
 
 
 def hairline(space: HeadSpace, who: Numbers) -> Tensor:
@@ -207,17 +215,18 @@ def hairline(space: HeadSpace, who: Numbers) -> Tensor:
     edge = across.abs().clamp(0, 1.25)
     line = who["hair.line"] + fall
     line = line + (who["hair.side"] - line) * edge ** who["hair.corner"]
-    scallop = who["hair.scallop"] * torch.sin(space.u * 38).abs() + who["hair.curl"] * 0.5 * torch.sin(space.u * 26)
-    return torch.minimum(line, torch.maximum(who["hair.side"], line * 0)) + scallop
+    scallop = who["hair.scallop"] * torch.sin(space.u * 38).abs()
+    scallop = scallop + 0.5 * who["hair.curl"] * torch.sin(space.u * 26)
+    return torch.minimum(line, who["hair.side"].clamp_min(0)) + scallop
 
 
 def hair_distance(space: HeadSpace, who: Numbers, skull: Tensor) -> tuple[Tensor, Tensor]:
     """Distances to the hair's silhouette and to its hairline; beside the skull hair ends as low as `side`."""
-    angle = _skull_angle(space)
     rise = who["hair.volume_top"] + who["hair.tuft"] * 0.10 * bump((space.x / 0.45) - 0.25)
     x, y = space.x, space.y + 0.06
     radius_y = torch.where(y < 0, TOP - 0.06 + rise, TOP + 0.25)
-    outer = superellipse(x, y, who["face_width"] + who["hair.volume_side"], radius_y, 2.25) - _curls(angle, who)
+    outer = superellipse(x, y, who["face_width"] + who["hair.volume_side"], radius_y, 2.25)
+    outer = outer - _curls(_skull_angle(space), who)
     beside = torch.maximum(-skull, space.y - who["hair.side"])
     return outer, torch.minimum((space.v - hairline(space, who)) * 0.8, beside)
 
@@ -233,7 +242,9 @@ def front_hair_distance(space: HeadSpace, who: Numbers, outer: Tensor, line: Ten
     return torch.where(long, curtain, torch.maximum(outer, line))
 
 
-def draw_hair(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers, head: Tensor, back: Tensor) -> None:
+def draw_hair(
+    canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers, head: Tensor, back: Tensor
+) -> None:
     """Hair over the skull with its shadow on the forehead, strands and a sheen across the crown."""
     outer, line = hair_distance(space, who, head_distance(space, who, motion))
     worn = 1 - who["hair_style.bald"]
@@ -247,14 +258,11 @@ def draw_hair(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers, h
     hanging = smoothstep(-0.15, 0.25, space.y)
     flow = torch.lerp(crown, (space.x + 0.03 * torch.sin(space.y * 8)) * 1.6, hanging)
     strands = 0.6 * torch.sin(flow * 22) + 0.4 * torch.sin(flow * 53 + 1.3)
-    canvas.shade(coverage * smoothstep(-0.3, 1.0, strands) * 0.22, colour * 0 + 0.68)
-    canvas.shade(coverage * smoothstep(-0.05, 0.0, hair) * 0.30, colour * 0 + 0.62)
-    canvas.shade(coverage * smoothstep(0.10, 0.65, space.x * who["light_side"]) * 0.40, colour * 0 + 0.62)
+    canvas.shade(coverage * smoothstep(-0.3, 1.0, strands) * 0.22, 0.68)
+    canvas.shade(coverage * smoothstep(-0.05, 0.0, hair) * 0.30, 0.62)
+    canvas.shade(coverage * smoothstep(0.10, 0.65, space.x * who["light_side"]) * 0.40, 0.62)
     ring = bump((outer + 0.13 + 0.006 * strands) / 0.055) * bump((crown + 0.55 * who["light_side"]) / 0.85)
     canvas.paint(coverage * ring * 0.30, colour * 0.45 + 0.55)
     offset = space.u - who["hair.part"] * who["face_width"]
     parting = bump(offset / 0.022) * smoothstep(-0.30, -0.02, line) * (who["hair.swoop_left"] > 0.15)
-    canvas.shade(coverage * parting * 0.45, colour * 0 + 0.55)
-
-
-__all__ = ["draw_back_hair", "draw_backdrop", "draw_body", "draw_hair"]
+    canvas.shade(coverage * parting * 0.45, 0.55)

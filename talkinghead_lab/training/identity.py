@@ -9,20 +9,30 @@ from torch import Generator, Tensor
 
 Colour = tuple[float, float, float]
 
-# Presenters for training are drawn from seeds below this number, those for tests and evaluation from seeds above.
+# Presenters for training come from seeds below this number, those for tests and evaluation from above.
 FIRST_TEST_IDENTITY = 1_000_000
 
 SKINS = ("f6d7c3", "f1c9ae", "eab991", "dca57c", "c98f66", "b57a52", "99643f", "7d4e31", "633c27", "4e2f20")
-HAIR_COLOURS = ("1c1a1f", "2b2024", "3d2a22", "54362a", "704630", "925c35", "b8813f", "d9ae63", "a04a2a", "8f8f96",
-                "d8d6d8", "7a3140")  # fmt: skip
+HAIR_COLOURS = (
+    "1c1a1f", "2b2024", "3d2a22", "54362a", "704630", "925c35", "b8813f", "d9ae63", "a04a2a",
+    "8f8f96", "d8d6d8", "7a3140",
+)  # fmt: skip
 IRISES = ("3b2618", "553519", "7a5426", "5d7039", "3f7a63", "3f78a8", "5b7f99", "6d7780")
-CLOTHES = ("2f4a7c", "b8433a", "2e7d6b", "e0a03a", "6b4a8c", "3a3f4c", "d9d4cc", "c4677f", "4d8fb8", "7b8a3c",
-           "20304a", "8c3f34")  # fmt: skip
-BACKDROPS = ("9fc4d8", "e8cfa8", "b9d3b0", "d9b8c4", "a9a6cf", "e2d8cc", "7fa8b8", "c9cdd6", "e6b89a", "6f8296")
+CLOTHES = (
+    "2f4a7c", "b8433a", "2e7d6b", "e0a03a", "6b4a8c", "3a3f4c", "d9d4cc", "c4677f", "4d8fb8",
+    "7b8a3c", "20304a", "8c3f34",
+)  # fmt: skip
+BACKDROPS = (
+    "9fc4d8", "e8cfa8", "b9d3b0", "d9b8c4", "a9a6cf", "e2d8cc", "7fa8b8", "c9cdd6", "e6b89a",
+    "6f8296",
+)  # fmt: skip
 LIPS = ("c4605c", "b04a52", "d07a72")
 FRAMES = ("23242a", "5a3522", "7a2432", "2f3f63", "b08a4a")
 
-HAIR_STYLES = ("short", "crop", "side", "fringe", "long", "parted", "bob", "bun", "curly", "afro", "bald", "quiff")
+HAIR_STYLES = (
+    "short", "crop", "side", "fringe", "long", "parted", "bob", "bun", "curly", "afro", "bald",
+    "quiff",
+)  # fmt: skip
 GLASSES = ("none", "round", "square")
 BEARDS = ("none", "stubble", "full", "goatee", "moustache")
 CLOTHES_STYLES = ("tee", "stripes", "vneck", "hoodie", "suit", "turtleneck", "shirt")
@@ -33,9 +43,10 @@ BACKDROP_STYLES = ("plain", "circle", "window", "shelves", "lamp", "arch")
 class Hair:
     """The silhouette and hairline of a hair style, in head units (a head is about one unit tall).
 
-    `volume_*` is how far hair stands off the skull; `line` is the height of the hairline at the parting (negative
-    is up), `swoop_*` how fast it falls to either side, `side` how far down it reaches in front of the ears;
-    `length` is the lower end of the hair behind the head (0: none) and `spread` its half-width there.
+    `volume_*` is how far hair stands off the skull; `line` is the height of the hairline at the parting
+    (negative is up), `swoop_*` how fast it falls to either side, `side` how far down it reaches in front of
+    the ears; `length` is the lower end of the hair behind the head (0: none) and `spread` its half-width
+    there.
     """
 
     volume_top: float
@@ -109,7 +120,7 @@ def mix(first: Colour, second: Colour, amount: float) -> Colour:
 
 
 class _Dice:
-    """Draws from one generator, so that an identity depends on its seed alone; one call fetches all its numbers."""
+    """Random choices out of one batch of numbers, so that an identity depends on its seed alone."""
 
     def __init__(self, generator: Generator):
         self.numbers = iter(torch.rand(256, generator=generator).tolist())
@@ -128,7 +139,9 @@ class _Dice:
     def colour(self, codes: tuple[str, ...], spread: float = 0.03) -> Colour:
         red, green, blue = rgb(self.pick(codes))
         light = self.between(-spread, spread)
-        return tuple(min(max(c + light + self.between(-spread, spread) / 2, 0.0), 1.0) for c in (red, green, blue))
+        return tuple(
+            min(max(c + light + self.between(-spread, spread) / 2, 0.0), 1.0) for c in (red, green, blue)
+        )
 
 
 # Centres of each style's numbers, in the order of Hair's fields; sampling varies them a little.

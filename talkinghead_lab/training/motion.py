@@ -1,7 +1,7 @@
 """How the head and face move, and the words that say so.
 
-A `Performance` names an action, an expression and a caption; `perform` turns it into tracks. Left and right are the
-viewer's. Idle motion is a sum of slow sines, so that a track has no corners.
+A `Performance` names an action, an expression and a caption; `perform` turns it into tracks. Left and right
+are the viewer's. Idle motion is a sum of slow sines, so that a track has no corners.
 """
 
 import math
@@ -20,7 +20,12 @@ ACTIONS = {
     "calm": ("calm", "calmly", "with little movement", "moving gently"),
     "lively": ("lively", "with lively movements", "full of energy", "moving a lot"),
     "nodding": ("nodding", "nodding the head", "nodding in agreement", "nodding yes"),
-    "shaking": ("shaking the head", "shaking the head no", "turning the head from side to side", "disagreeing"),
+    "shaking": (
+        "shaking the head",
+        "shaking the head no",
+        "turning the head from side to side",
+        "disagreeing",
+    ),
     "left": ("looking left", "looking to the left", "turned to the left", "facing left"),
     "right": ("looking right", "looking to the right", "turned to the right", "facing right"),
     "up": ("looking up", "looking upwards", "raising the head", "with the head raised"),

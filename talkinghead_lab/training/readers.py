@@ -1,6 +1,6 @@
 """Training of the readers in `metrics` on renderings whose truth is known.
 
-    python -m talkinghead_lab.training.readers --people 20000 --batch 256 --device cuda
+python -m talkinghead_lab.training.readers --people 20000 --batch 256 --device cuda
 """
 
 import argparse
@@ -47,7 +47,7 @@ def truth(motion: Motion) -> Tensor:
 def render_examples(
     people: int, frames_each: int, generator: Generator, device: str, first_seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """`frames_each` frames of each of `people` presenters, at the reader's size (uint8), and their readings."""
+    """`frames_each` frames of each of `people` presenters, at the reader's size (uint8), and their truth."""
     motion = random_motion(people, frames_each, generator).to(device)
     seeds = (first_seed + torch.randint(FIRST_TEST_IDENTITY, (people,), generator=generator)).tolist()
     identities = [sample_identity(Generator().manual_seed(seed)) for seed in seeds]
@@ -56,7 +56,7 @@ def render_examples(
 
 
 def disturb(frames: Tensor, readings: Tensor) -> tuple[Tensor, Tensor]:
-    """Blur, noise, contrast, blocks and mirroring, as networks and codecs do to frames: [B, 3, s, s] in [−1, 1]."""
+    """Blur, noise, contrast and blocks, as networks and codecs do to frames ([B, 3, s, s]), and mirroring."""
     count, device = len(frames), frames.device
 
     def some(share: float) -> Tensor:
@@ -67,16 +67,22 @@ def disturb(frames: Tensor, readings: Tensor) -> tuple[Tensor, Tensor]:
     coarse = functional.interpolate(functional.avg_pool2d(frames, 2), scale_factor=2, mode="bilinear")
     frames = torch.lerp(frames, coarse, torch.rand(count, 1, 1, 1, device=device) * some(0.3))
     frames = frames + torch.randn_like(frames) * 0.06 * torch.rand(count, 1, 1, 1, device=device) * some(0.6)
-    patches = functional.interpolate(torch.randn(count, 3, 12, 12, device=device), frames.shape[-2:], mode="nearest")
-    frames = frames + patches * 0.04 * torch.rand(count, 1, 1, 1, device=device) * some(0.3)
-    frames = frames * (1 + 0.1 * torch.randn(count, 1, 1, 1, device=device)) + 0.05 * torch.randn(count, 3, 1, 1, device=device)
+    patches = torch.randn(count, 3, 12, 12, device=device)
+    frames = frames + functional.interpolate(patches, frames.shape[-2:]) * 0.04 * torch.rand(
+        count, 1, 1, 1, device=device
+    ) * some(0.3)
+    frames = frames * (1 + 0.1 * torch.randn(count, 1, 1, 1, device=device))
+    frames = frames + 0.05 * torch.randn(count, 3, 1, 1, device=device)
     mirror = some(0.5)
     sign = torch.tensor([1.0, -1, 1, -1, -1, 1, 1], device=device)
-    return torch.where(mirror, frames.flip(-1), frames), torch.where(mirror[:, :, 0, 0], readings * sign, readings)
+    readings = torch.where(mirror[:, :, 0, 0], readings * sign, readings)
+    return torch.where(mirror, frames.flip(-1), frames), readings
 
 
-def train(reader: metrics.FaceReader, frames: Tensor, readings: Tensor, steps: int, batch: int, peak: float = 2e-3) -> None:
-    """Fit the reader to examples (uint8 frames) with Adam and a one-cycle rate; the loss is absolute error."""
+def train(
+    reader: metrics.FaceReader, frames: Tensor, readings: Tensor, steps: int, batch: int, peak: float = 2e-3
+) -> None:
+    """Fit the reader to examples (uint8 frames) with AdamW and a one-cycle rate, by absolute error."""
     optimiser = torch.optim.AdamW(reader.parameters(), peak, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps, pct_start=0.1)
     scales = torch.tensor(metrics.READING_SCALES, device=frames.device)
@@ -109,7 +115,9 @@ def save(reader: metrics.FaceReader, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--people", type=int, default=3_000, help="presenters to learn from, 20 frames of each")
+    parser.add_argument(
+        "--people", type=int, default=3_000, help="presenters to learn from, 20 frames of each"
+    )
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
@@ -118,7 +126,10 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.manual_seed(chosen.seed)
     generator = Generator().manual_seed(chosen.seed)
-    parts = [render_examples(min(50, chosen.people), 20, generator, chosen.device) for _ in range(0, chosen.people, 50)]
+    parts = [
+        render_examples(min(50, chosen.people), 20, generator, chosen.device)
+        for _ in range(0, chosen.people, 50)
+    ]
     frames, readings = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     print(f"rendered {len(frames)} frames", flush=True)
     reader = metrics.FaceReader().to(chosen.device)

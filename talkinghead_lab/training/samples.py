@@ -1,4 +1,5 @@
-"""The sample portraits, recordings and driving video that ship with the package, and the README's contact sheet.
+"""The sample portraits, recordings and driving video that ship with the package, and the README's contact
+sheet.
 
     python -m talkinghead_lab.training.samples talkinghead_lab/embedded
 
@@ -59,7 +60,7 @@ def write_samples(folder: Path) -> None:
         wave = speak(text, voice).wave
         soundfile.write(samples / name, wave * (0.6 / np.abs(wave).max()), SAMPLE_RATE, subtype="PCM_16")
     write_driving_video(samples / "driving.mp4")
-    sheet = torch.stack([portrait(presenter(number), 160) for number in range(24)])
+    sheet = torch.stack([portrait(presenter(number), 136) for number in range(24)])
     rows = [torch.cat(list(row), -1) for row in sheet.split(8)]
     save_picture(torch.cat(rows, -2), folder / "identities.png")
 
@@ -79,7 +80,9 @@ def write_driving_video(path: Path, seconds: int = 4, rate: int = 30) -> None:
         stream.width = stream.height = 160
         stream.pix_fmt = "yuv420p"
         for frame in _to_uint8(render(presenter(23), motion)).permute(0, 2, 3, 1).numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+            )
         container.mux(stream.encode(None))
 
 

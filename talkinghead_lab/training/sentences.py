@@ -1,7 +1,14 @@
-"""What the presenters say: sentences written for this project, and a grammar that makes as many as are wanted."""
+"""What the presenters say: sentences written for this project, and a grammar that makes as many as are
+wanted.
+"""
 
 import random
 import zlib
+
+
+def _entries(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split("|")]
+
 
 SPOKEN = """
 Good morning, and thank you for coming along.
@@ -90,36 +97,60 @@ The answer was much simpler than we had thought.
 A cold wind was blowing from the north.
 """.strip().splitlines()
 
-PEOPLE = """the baker|my sister|our teacher|the old sailor|a young painter|the doctor|your cousin|the mayor|her brother
-|the gardener|a clever engineer|the shy waiter|my grandmother|the postman|a famous singer|the farmer|our neighbour
-|the librarian|a tall stranger|the children|the twins|those students|a cheerful guide|the judge|the chemist|the pilot
-|George|Charlotte|Matthew|Zoe|Beth|Joshua|Vivian|Hugh|Fatima|Oliver|Keith|Yasmin|Theo|Wanda""".replace("\n", "").split("|")
-ACTIONS = """bought|painted|found|carried|measured|mended|washed|forgot|sold|borrowed|dropped|admired|photographed|hid
-|chose|described|examined|polished|opened|lifted|weighed|wrapped|judged|kept|brought|drew|copied|watched|packed|moved
-|shared|fetched|shook|unlocked|treasured|gave away|looked for|asked about|thought of|laughed at""".replace("\n", "").split("|")
-QUALITIES = """blue|heavy|broken|golden|tiny|enormous|wooden|cheap|smooth|strange|yellow|quiet|rusty|beautiful|green|useful
-|round|frozen|purple|fresh|old|precious|shiny|soft|thick|empty|wild|bright|huge|narrow|warm|orange|fancy|plain|brave
-|familiar|curious|gentle|fragile|joyful""".replace("\n", "").split("|")
-THINGS = """bicycle|teapot|umbrella|violin|blanket|bridge|lantern|suitcase|mirror|basket|clock|map|boat|jacket|spoon
-|garden|camera|wheel|vase|bucket|window|letter|hammer|chair|painting|cheese|puzzle|treasure box|feather|ladder|fish tank
-|sofa|necklace|shoe|whistle|drawing|yoghurt pot|pumpkin|thimble|toy giraffe|book|cake|mushroom|fountain|piano
-|telescope|vegetable|photograph|orange juice|beach ball""".replace("\n", "").split("|")
-PLACES = """in the kitchen|near the river|behind the church|at the market|on the beach|by the fireplace|under the bridge
-|beside the lake|in the attic|at the airport|outside the theatre|along the path|in front of the house|on the roof
-|in the middle of the forest|at school|next to the fountain|across the valley|in a small village|over the hill
-|below the castle|among the roses""".replace("\n", "").split("|")
-TIMES = """yesterday|on Thursday|last month|before breakfast|at noon|every winter|this morning|after the storm|long ago
-|at the weekend|in June|just now|last night|in the early evening|twice a year|on the fourth of July""".replace("\n", "").split("|")
-REASONS = """because it was raining|although nobody noticed|while the others were singing|so that we could leave early
-|before anyone else arrived|since there was nothing else to do|as if it were the easiest thing in the world
-|until the bell rang|when the music stopped|after a very short nap|without saying a word|for a very good reason
-|which pleased everyone|and then went home|but could not explain why|to the surprise of the whole town""".replace(
-    "\n", ""
-).split("|")
-OPENERS = """Well,|Honestly,|You know,|Oh,|By the way,|Of course,|In fact,|As usual,|Believe me,|To be fair,|Luckily,|Sadly,
-|Please listen:|Just imagine:|Guess what:|Yes,|No,""".replace("\n", "").split("|")
-NUMBERS = """two|three|four|five|six|seven|eight|nine|eleven|twelve|thirteen|twenty|thirty six|forty five|a hundred
-|a thousand""".replace("\n", "").split("|")
+PEOPLE = _entries("""
+the baker| my sister| our teacher| the old sailor| a young painter| the doctor| your cousin|
+the mayor| her brother| the gardener| a clever engineer| the shy waiter| my grandmother|
+the postman| a famous singer| the farmer| our neighbour| the librarian| a tall stranger|
+the children| the twins| those students| a cheerful guide| the judge| the chemist| the pilot|
+George| Charlotte| Matthew| Zoe| Beth| Joshua| Vivian| Hugh| Fatima| Oliver| Keith| Yasmin| Theo|
+Wanda
+""")
+ACTIONS = _entries("""
+bought| painted| found| carried| measured| mended| washed| forgot| sold| borrowed| dropped| admired|
+photographed| hid| chose| described| examined| polished| opened| lifted| weighed| wrapped| judged|
+kept| brought| drew| copied| watched| packed| moved| shared| fetched| shook| unlocked| treasured|
+gave away| looked for| asked about| thought of| laughed at
+""")
+QUALITIES = _entries("""
+blue| heavy| broken| golden| tiny| enormous| wooden| cheap| smooth| strange| yellow| quiet| rusty|
+beautiful| green| useful| round| frozen| purple| fresh| old| precious| shiny| soft| thick| empty|
+wild| bright| huge| narrow| warm| orange| fancy| plain| brave| familiar| curious| gentle| fragile|
+joyful
+""")
+THINGS = _entries("""
+bicycle| teapot| umbrella| violin| blanket| bridge| lantern| suitcase| mirror| basket| clock| map|
+boat| jacket| spoon| garden| camera| wheel| vase| bucket| window| letter| hammer| chair| painting|
+cheese| puzzle| treasure box| feather| ladder| fish tank| sofa| necklace| shoe| whistle| drawing|
+yoghurt pot| pumpkin| thimble| toy giraffe| book| cake| mushroom| fountain| piano| telescope|
+vegetable| photograph| orange juice| beach ball
+""")
+PLACES = _entries("""
+in the kitchen| near the river| behind the church| at the market| on the beach| by the fireplace|
+under the bridge| beside the lake| in the attic| at the airport| outside the theatre|
+along the path| in front of the house| on the roof| in the middle of the forest| at school|
+next to the fountain| across the valley| in a small village| over the hill| below the castle|
+among the roses
+""")
+TIMES = _entries("""
+yesterday| on Thursday| last month| before breakfast| at noon| every winter| this morning|
+after the storm| long ago| at the weekend| in June| just now| last night| in the early evening|
+twice a year| on the fourth of July
+""")
+REASONS = _entries("""
+because it was raining| although nobody noticed| while the others were singing|
+so that we could leave early| before anyone else arrived| since there was nothing else to do|
+as if it were the easiest thing in the world| until the bell rang| when the music stopped|
+after a very short nap| without saying a word| for a very good reason| which pleased everyone|
+and then went home| but could not explain why| to the surprise of the whole town
+""")
+OPENERS = _entries("""
+Well,| Honestly,| You know,| Oh,| By the way,| Of course,| In fact,| As usual,| Believe me,|
+To be fair,| Luckily,| Sadly,| Please listen:| Just imagine:| Guess what:| Yes,| No,
+""")
+NUMBERS = _entries("""
+two| three| four| five| six| seven| eight| nine| eleven| twelve| thirteen| twenty| thirty six|
+forty five| a hundred| a thousand
+""")
 
 TRAIN_FRAMES = (
     "{person} {action} the {quality} {thing} {place}.",
@@ -149,7 +180,8 @@ def sentence_split(sentence: str) -> str:
 
 
 def sentences(split: str, count: int, seed: int) -> list[str]:
-    """`count` sentences of a split: the written ones of that split first, then grammar in an order set by the seed.
+    """`count` sentences of a split: the written ones of that split first, then grammar in an order set by
+    the seed.
 
     The two splits share no written sentence and no sentence frame of the grammar.
     """

@@ -2,7 +2,8 @@
 
 Distances are in canvas units: the square picture spans −1 … 1 on both axes, y grows downwards. A distance is
 negative inside the shape. Formulas follow Inigo Quilez, "2D distance functions"; where a shape has no exact
-distance, its implicit function is divided by the length of its gradient, which is exact to first order at the edge.
+distance, its implicit function is divided by the length of its gradient, which is exact to first order at
+the edge.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,11 @@ def superellipse(
 
 
 def box(
-    x: Tensor, y: Tensor, half_width: Tensor | float, half_height: Tensor | float, radius: Tensor | float = 0.0
+    x: Tensor,
+    y: Tensor,
+    half_width: Tensor | float,
+    half_height: Tensor | float,
+    radius: Tensor | float = 0.0,
 ) -> Tensor:
     """Distance to a box at the origin with rounded corners; `radius` is within the half sizes."""
     u, v = x.abs() - (half_width - radius), y.abs() - (half_height - radius)
@@ -128,6 +133,6 @@ class Canvas:
         """Lay `colour` ([N, 3, 1, 1] or [N, 3, H, W]) over the picture where `coverage` ([N, H, W]) says."""
         self.colour.lerp_(colour.expand_as(self.colour), coverage.unsqueeze(1).expand_as(self.colour))
 
-    def shade(self, amount: Tensor, tint: Tensor) -> None:
-        """Multiply the picture by `tint` ([N, 3, 1, 1], 1 leaves it as it is) in proportion to `amount`."""
+    def shade(self, amount: Tensor, tint: Tensor | float) -> None:
+        """Multiply the picture by `tint` ([N, 3, 1, 1] or a number) where `amount` ([N, H, W]) says."""
         self.colour.mul_(1 + amount.unsqueeze(1) * (tint - 1))

@@ -1,7 +1,7 @@
 """What a microphone does to speech, and sounds that are not speech; batched, on CPU or GPU.
 
-Waves are [B, samples], float32 at 16 kHz. Every function draws from the generator that it is given, which lives on
-the wave's device.
+Waves are [B, samples], float32 at 16 kHz. Every function draws from the generator that it is given, which
+lives on the wave's device.
 """
 
 import math
@@ -25,7 +25,7 @@ def augment(wave: Tensor, generator: Generator) -> Tensor:
 
 
 def non_speech(rows: int, samples: int, generator: Generator) -> Tensor:
-    """[rows, samples] of silence, humming, music-like tones and noise, one kind a row; no lips move to them."""
+    """[rows, samples] of silence, humming, music-like tones and noise, one kind a row; lips stay shut."""
     kind = torch.randint(len(NON_SPEECH), (rows, 1), generator=generator, device=generator.device)
     sounds = (
         1e-4 * _coloured_noise(rows, samples, generator),

@@ -1,7 +1,7 @@
 """Sentences spoken by espeak-ng and flite, with the time of every phoneme.
 
-Both are programs of Debian (`apt-get install espeak-ng flite`), needed only to make training data. flite prints the
-end of each phoneme; of espeak-ng the library is used, since it alone reports phonemes as events.
+Both are programs of Debian (`apt-get install espeak-ng flite`), needed only to make training data. flite
+prints the end of each phoneme; of espeak-ng the library is used, since it alone reports phonemes as events.
 """
 
 import ctypes
@@ -27,10 +27,11 @@ FLITE_VOICES = {"train": ("slt", "awb", "kal16"), "test": ("rms",)}
 ESPEAK_ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-us-nyc")
 ESPEAK_VARIANTS = {
     "train": (
-        "f1", "f2", "f3", "f5", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "Alex", "Alicia", "Andy", "Denis", "Diogo",
-        "Gene", "Jacky", "Lee", "Marco", "Mario", "Mike", "adam", "anika", "antonio", "aunty", "benjamin", "boris",
-        "caleb", "david", "ed", "edward", "grandma", "grandpa", "iven", "klatt2", "klatt4", "max", "michel", "miguel",
-        "norbert", "pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby", "steph", "victor", "zac",
+        "f1", "f2", "f3", "f5", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "Alex", "Alicia", "Andy",
+        "Denis", "Diogo", "Gene", "Jacky", "Lee", "Marco", "Mario", "Mike", "adam", "anika",
+        "antonio", "aunty", "benjamin", "boris", "caleb", "david", "ed", "edward", "grandma",
+        "grandpa", "iven", "klatt2", "klatt4", "max", "michel", "miguel", "norbert", "pablo",
+        "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby", "steph", "victor", "zac",
     ),
     "test": ("f4", "m5", "Annie", "Michael", "belinda", "travis", "john", "linda"),
 }  # fmt: skip
@@ -40,7 +41,7 @@ ESPEAK_VARIANTS = {
 class Voice:
     """Who speaks and how.
 
-    `engine` is `flite` or `espeak`; `name` one of its voices; `speed` 1 is the voice's own pace; `pitch` 0 … 1.
+    `engine` is `flite` or `espeak`, `name` one of its voices; `speed` 1 is its own pace; `pitch` is 0 … 1.
     """
 
     engine: str
@@ -51,7 +52,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A spoken sentence: `wave` float32 mono at 16 kHz, `mouth` [F, 5] at 25 frames a second, exactly in step."""
+    """A spoken sentence: `wave` float32 at 16 kHz and `mouth` [F, 5] at 25 frames a second, in step."""
 
     sentence: str
     voice: Voice
@@ -64,7 +65,9 @@ def sample_voice(split: str, dice: random.Random) -> Voice:
     speed, pitch = dice.uniform(0.82, 1.25), dice.uniform(0.15, 0.9)
     if dice.random() < 0.36:
         return Voice("flite", dice.choice(FLITE_VOICES[split]), speed, pitch)
-    return Voice("espeak", f"{dice.choice(ESPEAK_ACCENTS)}+{dice.choice(ESPEAK_VARIANTS[split])}", speed, pitch)
+    return Voice(
+        "espeak", f"{dice.choice(ESPEAK_ACCENTS)}+{dice.choice(ESPEAK_VARIANTS[split])}", speed, pitch
+    )
 
 
 def speak(sentence: str, voice: Voice) -> Utterance:
@@ -110,7 +113,10 @@ def _flite(sentence: str, voice: Voice) -> tuple[int, np.ndarray, list[Segment]]
     low, high = _FLITE_PITCH[voice.name]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
-        options = {"duration_stretch": 1 / voice.speed, "int_f0_target_mean": low + (high - low) * voice.pitch}
+        options = {
+            "duration_stretch": 1 / voice.speed,
+            "int_f0_target_mean": low + (high - low) * voice.pitch,
+        }
         settings = [part for name, value in options.items() for part in ("--setf", f"{name}={value:.3f}")]
         command = [program, "-voice", voice.name, *settings, "-psdur", "-o", str(path), "-t", sentence]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -137,7 +143,9 @@ class _Event(ctypes.Structure):
     )  # fmt: skip
 
 
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
 _SYNCHRONOUS, _PHONEME_EVENTS, _UTF8 = 2, 1, 1
 _EVENT_END_OF_LIST, _EVENT_PHONEME = 0, 7
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3

@@ -1,9 +1,10 @@
 """From phonemes with times to the movement of the mouth.
 
-The classes are the fourteen visemes and the neutral face of MPEG-4 facial animation (ISO/IEC 14496-2; Tekalp and
-Ostermann, "Face and 2-D mesh animation in MPEG-4", Signal Processing: Image Communication 15, 2000). Neighbours
-blend by dominance functions after Cohen and Massaro, "Modeling coarticulation in synthetic visual speech" (1993):
-each segment pulls every articulator towards its target with a strength that falls off from the segment's middle.
+The classes are the fourteen visemes and the neutral face of MPEG-4 facial animation (ISO/IEC 14496-2;
+Tekalp and Ostermann, "Face and 2-D mesh animation in MPEG-4", Signal Processing: Image Communication 15,
+2000). Neighbours blend by dominance functions after Cohen and Massaro, "Modeling coarticulation in
+synthetic visual speech" (1993): each segment pulls every articulator towards its target with a strength
+that falls off from the segment's middle.
 """
 
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ class Segment:
     end: float
 
 
-# Targets of each viseme: opening, width, rounding, teeth, tongue (see `avatar.Motion`); then how strongly it holds
-# its opening, and how strongly its lip shape. Lips that must meet or round win over their neighbours.
+# Targets of each viseme: opening, width, rounding, teeth, tongue (see `avatar.Motion`); then how strongly
+# it holds its opening, and how strongly its lip shape. Lips that must meet or round win over their
+# neighbours.
 VISEMES = np.array(
     [
         # open  width  round teeth tongue  hold  shape
@@ -48,25 +50,29 @@ VISEMES = np.array(
 
 # Phonemes of flite (CMU's alphabet) and of espeak-ng (its own), as one viseme, or two for a glide.
 _CMU = {
-    "pau": (0,), "aa": (10,), "ae": (10, 11), "ah": (10, 11), "ao": (13,), "aw": (10, 14), "ax": (11, 5), "ay": (10, 12),
-    "b": (1,), "ch": (6,), "d": (4,), "dh": (3,), "eh": (11,), "er": (9,), "ey": (11, 12), "f": (2,), "g": (5,),
-    "hh": (5,), "ih": (12,), "iy": (12,), "jh": (6,), "k": (5,), "l": (8,), "m": (1,), "n": (8,), "ng": (5,),
-    "ow": (13, 14), "oy": (13, 12), "p": (1,), "r": (9,), "s": (7,), "sh": (6,), "t": (4,), "th": (3,), "uh": (14, 13),
-    "uw": (14,), "v": (2,), "w": (14,), "y": (12,), "z": (7,), "zh": (6,),
+    "pau": (0,), "aa": (10,), "ae": (10, 11), "ah": (10, 11), "ao": (13,), "aw": (10, 14),
+    "ax": (11, 5), "ay": (10, 12), "b": (1,), "ch": (6,), "d": (4,), "dh": (3,), "eh": (11,),
+    "er": (9,), "ey": (11, 12), "f": (2,), "g": (5,), "hh": (5,), "ih": (12,), "iy": (12,),
+    "jh": (6,), "k": (5,), "l": (8,), "m": (1,), "n": (8,), "ng": (5,), "ow": (13, 14),
+    "oy": (13, 12), "p": (1,), "r": (9,), "s": (7,), "sh": (6,), "t": (4,), "th": (3,),
+    "uh": (14, 13), "uw": (14,), "v": (2,), "w": (14,), "y": (12,), "z": (7,), "zh": (6,),
 }  # fmt: skip
 _ESPEAK = {
-    "_": (0,), "a#": (11, 5), "a": (10, 11), "aa": (10,), "A": (10,), "@": (11, 5), "3": (9,), "V": (10, 11), "e": (11,), "E": (11,),
-    "I": (12,), "i": (12,), "0": (13, 10), "O": (13,), "o": (13,), "U": (14, 13), "u": (14,), "8": (14, 12),
-    "aI": (10, 12), "aU": (10, 14), "OI": (13, 12), "eI": (11, 12), "oU": (13, 14), "e@": (11,), "i@": (12, 11),
-    "U@": (14, 13), "o@": (13,), "O@": (13,), "A@": (10,), "@L": (8,), "aI@": (10, 12, 11), "aU@": (10, 14, 11),
-    "p": (1,), "b": (1,), "m": (1,), "f": (2,), "v": (2,), "T": (3,), "D": (3,), "t": (4,), "d": (4,), "k": (5,),
-    "g": (5,), "N": (5,), "h": (5,), "x": (5,), "?": (5,), ";": (12,), "tS": (6,), "dZ": (6,), "S": (6,), "Z": (6,), "s": (7,),
-    "z": (7,), "n": (8,), "l": (8,), "L": (8,), "r": (9,), "R": (9,), "w": (14,), "j": (12,), "tr": (4, 9), "*": (4,),
+    "_": (0,), "a#": (11, 5), "a": (10, 11), "aa": (10,), "A": (10,), "@": (11, 5), "3": (9,),
+    "V": (10, 11), "e": (11,), "E": (11,), "I": (12,), "i": (12,), "0": (13, 10), "O": (13,),
+    "o": (13,), "U": (14, 13), "u": (14,), "8": (14, 12), "aI": (10, 12), "aU": (10, 14),
+    "OI": (13, 12), "eI": (11, 12), "oU": (13, 14), "e@": (11,), "i@": (12, 11), "U@": (14, 13),
+    "o@": (13,), "O@": (13,), "A@": (10,), "@L": (8,), "aI@": (10, 12, 11), "aU@": (10, 14, 11),
+    "p": (1,), "b": (1,), "m": (1,), "f": (2,), "v": (2,), "T": (3,), "D": (3,), "t": (4,), "d": (4,),
+    "k": (5,), "g": (5,), "N": (5,), "h": (5,), "x": (5,), "?": (5,), ";": (12,), "tS": (6,),
+    "dZ": (6,), "S": (6,), "Z": (6,), "s": (7,), "z": (7,), "n": (8,), "l": (8,), "L": (8,),
+    "r": (9,), "R": (9,), "w": (14,), "j": (12,), "tr": (4, 9), "*": (4,),
 }  # fmt: skip
 
 
 def visemes_of(phoneme: str) -> tuple[int, ...]:
-    """The visemes that a phoneme of either synthesiser passes through; marks of length and variant are ignored.
+    """The visemes that a phoneme of either synthesiser passes through; marks of length and variant are
+    ignored.
 
     Raises:
         KeyError: the phoneme is in neither alphabet.
@@ -75,7 +81,7 @@ def visemes_of(phoneme: str) -> tuple[int, ...]:
         return _CMU[phoneme]
     if phoneme in _ESPEAK:
         return _ESPEAK[phoneme]
-    bare = phoneme.lstrip("',%=").rstrip("0123456789#:;!-^\"~") or phoneme
+    bare = phoneme.lstrip("',%=").rstrip('0123456789#:;!-^"~') or phoneme
     for length in range(len(bare), 0, -1):
         if bare[:length] in _ESPEAK:
             return _ESPEAK[bare[:length]]
@@ -101,7 +107,7 @@ def viseme_track(segments: list[Segment], frames: int, loudness: np.ndarray | No
     times = (np.arange(frames)[:, None] + 0.5) / FRAMES_PER_SECOND
     # Reach: most of a segment is its own; 25 ms of carry-over keeps short ones visible at 25 frames a second.
     reach = 0.36 * (end - start) + 0.022
-    away = np.abs(times - (start + end) / 2) / np.minimum(reach, 0.30 + 0 * reach)
+    away = np.abs(times - (start + end) / 2) / np.minimum(reach, 0.30)
     inside = np.maximum(np.abs(times - (start + end) / 2) - (end - start) / 2 + 0.03, 0) / 0.03
     silent = viseme == SILENCE
     fall = np.where(silent, np.exp(-np.minimum(inside, 40.0)), np.exp(-(np.minimum(away, 12.0) ** 1.5)))
