@@ -154,7 +154,7 @@ def _frames(container: InputContainer, path: Path) -> Iterator[AudioFrame]:
         packets += 1
         try:
             yield from packet.decode()
-        except av.error.InvalidDataError:
+        except av.error.FFmpegError:
             damaged += 1
     if damaged > max(1, LARGEST_DAMAGE * packets):
         raise MediaError(

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
@@ -20,8 +19,7 @@ from talkinghead_lab.image import check_size, is_picture, read_portrait
 
 # Demuxers that draw text files and unknown bytes as moving pictures.
 TEXT_ART_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
-# Some containers round the times of frames to milliseconds.
-TIME_TOLERANCE = 0.001
+TIME_TOLERANCE = 0.001  # seconds; sums of times are not exact, and some containers round to milliseconds
 
 
 class Source(Protocol):
@@ -116,7 +114,7 @@ def is_video(path: str | Path) -> bool:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file at its first stream of moving pictures.
+    """Open a file at its first stream of pictures.
 
     Raises:
         MediaError: there is none, or decoding fails while the file is open.
@@ -125,10 +123,9 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # Playlists may name further files; none but this one is to be opened.
         options = {"protocol_whitelist": "file"}
         with av.open(str(path), "r", options=options, metadata_errors="replace") as container:
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams or container.format.name in TEXT_ART_FORMATS:
+            if not container.streams.video or container.format.name in TEXT_ART_FORMATS:
                 raise _unreadable(path, "no moving pictures in it")
-            yield container, streams[0]
+            yield container, container.streams.video[0]
     except (av.error.FFmpegError, ValueError) as error:
         raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
 
@@ -139,7 +136,7 @@ def timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tup
     step = float(1 / (stream.average_rate or 25))
     time = -step
     for packet in container.demux(stream):
-        with suppress(av.error.InvalidDataError):
+        with suppress(av.error.FFmpegError):
             for frame in packet.decode():
                 time = frame.time if frame.time is not None else time + step
                 yield time, frame

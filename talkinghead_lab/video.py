@@ -1,7 +1,7 @@
 """Videos out and back in: one H.264 and AAC encode, its facts, its frames and a contact sheet of them."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,12 +27,12 @@ from talkinghead_lab.source import DrivingVideo, open_video, timed_frames
 Frames = NDArray[np.uint8]
 
 SAMPLES_PER_FRAME = SOUNDTRACK_RATE // FRAMES_PER_SECOND
-# The bytes of an encode depend on the number of threads, so it is fixed; a key frame every two seconds keeps
-# jumping about in a player quick.
+# The bytes of an encode depend on the number of threads, and with threads by slice on their timing too: so the
+# number is fixed, and they are by frame. A key frame every two seconds keeps jumping about quick.
 H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(2 * FRAMES_PER_SECOND)}
 H264_THREADS = 4
 AAC_BITS_PER_CHANNEL = 96_000
-# Without `bitexact` the libraries' versions are written into the file.
+# Without `bitexact`, here and for AAC, the libraries' versions are written into the file.
 MP4_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact"}
 
 
@@ -49,10 +49,31 @@ class VideoFacts:
     faststart: bool
 
 
+class _Voice:
+    """The sound track of a video that is being written, or of a silent one."""
+
+    def __init__(self, container: OutputContainer, sound: NDArray[np.float32] | None):
+        self.container, self.sound = container, sound
+        if sound is not None:
+            layout = {1: "mono", 2: "stereo"}[len(sound)]
+            self.stream: AudioStream = container.add_stream("aac", rate=SOUNDTRACK_RATE, layout=layout)
+            self.stream.bit_rate = len(sound) * AAC_BITS_PER_CHANNEL
+            self.stream.codec_context.flags |= Flags.bitexact
+
+    def speak(self, number: int) -> None:
+        """Write what is heard during one video frame."""
+        if self.sound is not None:
+            self.container.mux(self.stream.encode(_audio_frame(self.sound, number)))
+
+    def end(self) -> None:
+        if self.sound is not None:
+            self.container.mux(self.stream.encode(None))
+
+
 def write_video(
     path: str | Path,
     frames: Iterable[Frames],
-    sound: NDArray[np.float32],
+    sound: NDArray[np.float32] | None,
     frame_count: int,
     metadata: Mapping[str, str],
 ) -> None:
@@ -64,7 +85,7 @@ def write_video(
         path: where the mp4 goes; its folder exists.
         frames: blocks of RGB frames, uint8 [n, H, W, 3] with even H and W.
         sound: [1 or 2 channels, samples] at 48 kHz in [-1, 1]; cut, or followed by silence, to the
-            picture's length.
+            picture's length. None: a silent video.
         frame_count: how many frames all blocks hold.
         metadata: tags that mp4 knows, such as `title` and `comment`; it drops others.
 
@@ -81,16 +102,60 @@ def write_video(
         av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container,
     ):
         container.metadata.update(metadata)
-        picture, voice = _picture_stream(container, first.shape), _voice_stream(container, len(sound))
+        picture, voice = _picture_stream(container, first.shape), _Voice(container, sound)
         pixels = itertools.chain.from_iterable(itertools.chain([first], blocks))
         number = -1
         for number, frame in enumerate(pixels):
             container.mux(picture.encode(_video_frame(frame, number)))
-            container.mux(voice.encode(_audio_frame(sound, number)))
+            voice.speak(number)
         container.mux(picture.encode(None))
-        container.mux(voice.encode(None))
+        voice.end()
         if number + 1 != frame_count:
             raise ValueError(f"{number + 1} frames came, {frame_count} were announced")
+
+
+def join_videos(
+    path: str | Path, parts: Sequence[Path], sound: NDArray[np.float32], metadata: Mapping[str, str]
+) -> None:
+    """Lay videos made by `write_video` end to end under one sound track; no picture is encoded again.
+
+    The joined picture decodes to exactly the parts' frames.
+
+    Args:
+        path: where the mp4 goes; its folder exists.
+        parts: silent videos of one frame size, in order.
+        sound, metadata: as for `write_video`.
+
+    Raises:
+        OutputError: as `write_video`.
+    """
+    with (
+        atomic_path(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container,
+    ):
+        container.metadata.update(metadata)
+        with open_video(parts[0]) as (_, template):
+            picture = container.add_stream_from_template(template)
+        voice, frames = _Voice(container, sound), 0
+        for part in parts:
+            frames = _append(container, picture, voice, part, frames)
+        voice.end()
+
+
+def _append(container: OutputContainer, picture: VideoStream, voice: _Voice, part: Path, frames: int) -> int:
+    """Copy a part's packets to where `frames` frames end; the new number of frames."""
+    start = frames
+    with open_video(part) as (source, stream):
+        ticks = int(1 / (FRAMES_PER_SECOND * cast(Fraction, stream.time_base)))
+        for packet in source.demux(stream):
+            if packet.dts is None:  # the end of the stream
+                continue
+            packet.pts, packet.dts = cast(int, packet.pts) + start * ticks, packet.dts + start * ticks
+            packet.stream = picture
+            container.mux(packet)
+            voice.speak(frames)
+            frames += 1
+    return frames
 
 
 def _picture_stream(container: OutputContainer, shape: tuple[int, ...]) -> VideoStream:
@@ -98,18 +163,9 @@ def _picture_stream(container: OutputContainer, shape: tuple[int, ...]) -> Video
     _, stream.height, stream.width, _ = shape
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
-    context.thread_count = H264_THREADS
-    context.flags |= Flags.bitexact
+    context.thread_type, context.thread_count = "FRAME", H264_THREADS
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-    return stream
-
-
-def _voice_stream(container: OutputContainer, channels: int) -> AudioStream:
-    layout = {1: "mono", 2: "stereo"}[channels]
-    stream = container.add_stream("aac", rate=SOUNDTRACK_RATE, layout=layout)
-    stream.bit_rate = channels * AAC_BITS_PER_CHANNEL
-    stream.codec_context.flags |= Flags.bitexact
     return stream
 
 

@@ -154,6 +154,25 @@ def test_a_truncated_recording_gives_what_is_there(tmp_path):
     assert 1.5 < len(read_speech(tmp_path / "cut.mp3")) / SAMPLE_RATE < 2.1
 
 
+def overwrite_a_part(path, share):
+    """Fill `share` of a file with noise, from a third of it on."""
+    content = bytearray(path.read_bytes())
+    start, length = len(content) // 3, int(share * len(content))
+    content[start : start + length] = np.random.default_rng(0).bytes(length)
+    path.write_bytes(content)
+
+
+def test_a_few_damaged_packets_are_skipped_and_many_are_an_error(tmp_path):
+    for share in (0.02, 0.5):
+        write_with_av(tmp_path / "a.m4a", tone(4.0, 48000)[None], 48000, "aac")
+        overwrite_a_part(tmp_path / "a.m4a", share)
+        if share < 0.1:
+            assert 3.7 < len(read_speech(tmp_path / "a.m4a")) / SAMPLE_RATE < 4.1
+        else:
+            with pytest.raises(MediaError, match=r"damaged: .*a\.m4a, \d+ of \d+ packets unreadable"):
+                read_speech(tmp_path / "a.m4a")
+
+
 def files_that_are_no_recordings(folder):
     (folder / "empty.wav").write_bytes(b"")
     (folder / "text.wav").write_text("no sound here\n" * 100)

@@ -95,6 +95,12 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
     assert read_portrait(tmp_path / name).getpixel((5, 5))[0] > 240
 
 
+def test_the_smallest_and_the_longest_pictures_still_work(tmp_path):
+    for size in ((16, 16), (128, 16), (16, 128)):
+        Image.new("RGB", size).save(tmp_path / "a.png")
+        assert read_portrait(tmp_path / "a.png").size == size
+
+
 def cut(path, kept):
     Image.fromarray(gradient(256, 256)).save(path)
     path.write_bytes(path.read_bytes()[:kept])
@@ -156,6 +162,11 @@ def test_released_sizes_have_the_released_ratios(resolution):
 def test_a_released_size_is_nearest_to_itself(resolution):
     for width, height in RELEASED_SIZES[resolution]:
         assert nearest_size(width, height, resolution) == (width, height)
+
+
+def test_shapes_are_compared_by_the_rounded_ratios_of_the_released_tables():
+    # 0.8199 is nearer to 0.76 than to 0.88, though nearer to 896 / 1024 = 0.875 than to 832 / 1088 = 0.7647.
+    assert nearest_size(10_000, 8_199, "infinitetalk-720") == (1088, 832)
 
 
 @pytest.mark.parametrize("source", [(33, 77), (77, 33), (64, 48), (640, 480), (48, 64), (1000, 125)])
@@ -237,6 +248,14 @@ def test_a_flat_frame_takes_the_references_mean_colour():
     reference = torch.tensor([0.5, -0.2, 0.1])[:, None, None].expand(3, 8, 8)
     matched = match_colors(torch.zeros(3, 2, 8, 8), reference, 1.0)
     torch.testing.assert_close(matched, reference[:, None].expand(3, 2, 8, 8), atol=1e-3, rtol=0)
+
+
+def test_values_beyond_the_range_count_as_its_ends():
+    draw = torch.Generator().manual_seed(3)
+    video, reference = 3 * torch.randn(3, 2, 8, 8, generator=draw), torch.rand(3, 8, 8, generator=draw)
+    clamped = match_colors(video.clamp(-1, 1), reference, 0.7)
+    assert torch.equal(match_colors(video, reference, 0.7), clamped)
+    assert clamped.abs().max() <= 1
 
 
 def test_each_frame_is_matched_by_itself():

@@ -74,15 +74,33 @@ def test_beyond_the_end_the_last_frame_stays(tmp_path):
         assert number_at(video, -1.0) == 0
 
 
-def test_streams_without_an_index_are_read_from_the_start(tmp_path):
-    video = DrivingVideo(write_numbered(tmp_path / "a.ts", codec="mpeg2video"))
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.ts", "mpeg2video"), ("a.h264", "libx264"), ("a.m2v", "mpeg2video")]
+)
+def test_streams_that_cannot_be_searched_are_read_from_the_start(tmp_path, name, codec):
+    video = DrivingVideo(write_numbered(tmp_path / name, codec=codec))
     assert [number_at(video, n / 25) for n in (0, 3, 7, 19)] == [0, 3, 7, 19]
 
 
 def test_time_counts_from_the_first_frame(tmp_path):
-    times = [5000 + 40 * n for n in range(10)]
-    video = DrivingVideo(write_numbered(tmp_path / "a.mkv", count=10, times=times))
-    assert [number_at(video, n / 25) for n in (0, 4, 9)] == [0, 4, 9]
+    times = [3320 + 40 * n for n in range(20)]
+    assert any(3.32 + n / 25 < (3320 + 40 * n) / 1000 for n in range(20)), "no sum is rounded down"
+    video = DrivingVideo(write_numbered(tmp_path / "a.mkv", times=times))
+    assert [number_at(video, n / 25) for n in range(20)] == list(range(20))
+
+
+def test_damage_in_the_middle_is_passed_over(tmp_path):
+    path = write_numbered(tmp_path / "a.mp4")
+    with av.open(str(path)) as container:
+        packet = list(container.demux(video=0))[8]
+    content = bytearray(path.read_bytes())
+    content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(content)
+    with av.open(str(path)) as container, pytest.raises(av.error.InvalidDataError):
+        list(container.decode(video=0))
+    video = DrivingVideo(path)
+    assert number_at(video, 0.0) == 0
+    assert number_at(video, 0.76) == 19
 
 
 def noted_rotation(path, matrix):
