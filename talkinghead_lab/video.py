@@ -13,6 +13,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.codec.context import Flags
 from av.container import OutputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
@@ -27,7 +28,7 @@ from talkinghead_lab.source import DrivingVideo, open_video, timed_frames
 Frames = NDArray[np.uint8]
 
 SAMPLES_PER_FRAME = SOUNDTRACK_RATE // FRAMES_PER_SECOND
-# The bytes of an encode depend on the number of threads, and with threads by slice on their timing too: so the
+# The bytes of an encode depend on the number of threads, with threads by slice on their timing too: so the
 # number is fixed, and they are by frame. A key frame every two seconds keeps jumping about quick.
 H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(2 * FRAMES_PER_SECOND)}
 H264_THREADS = 4
@@ -136,26 +137,29 @@ def join_videos(
         container.metadata.update(metadata)
         with open_video(parts[0]) as (_, template):
             picture = container.add_stream_from_template(template)
+            reorder_depth = template.codec_context.reorder_depth
         voice, frames = _Voice(container, sound), 0
         for part in parts:
-            frames = _append(container, picture, voice, part, frames)
+            start = frames
+            for packet, ticks in _packets(part):
+                # Packets come in the order of decoding, and how far ahead of its picture a part starts to
+                # decode differs between parts of a few frames: one distance for all keeps the times in order.
+                packet.pts = cast(int, packet.pts) + start * ticks
+                packet.dts = (frames - reorder_depth) * ticks
+                packet.stream = picture
+                container.mux(packet)
+                voice.speak(frames)
+                frames += 1
         voice.end()
 
 
-def _append(container: OutputContainer, picture: VideoStream, voice: _Voice, part: Path, frames: int) -> int:
-    """Copy a part's packets to where `frames` frames end; the new number of frames."""
-    start = frames
+def _packets(part: Path) -> Iterator[tuple[Packet, int]]:
+    """(packet, length of a frame in the packet's units of time) of a video's picture."""
     with open_video(part) as (source, stream):
         ticks = int(1 / (FRAMES_PER_SECOND * cast(Fraction, stream.time_base)))
         for packet in source.demux(stream):
-            if packet.dts is None:  # the end of the stream
-                continue
-            packet.pts, packet.dts = cast(int, packet.pts) + start * ticks, packet.dts + start * ticks
-            packet.stream = picture
-            container.mux(packet)
-            voice.speak(frames)
-            frames += 1
-    return frames
+            if packet.dts is not None:  # the end of the stream has none
+                yield packet, ticks
 
 
 def _picture_stream(container: OutputContainer, shape: tuple[int, ...]) -> VideoStream:

@@ -227,7 +227,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from talkinghead_lab.errors import OutputError
-from talkinghead_lab.video import write_video
+from talkinghead_lab.video import join_videos, write_video
 noise = np.random.default_rng(0).integers(0, 256, (30, 48, 64, 3)).astype(np.uint8)
 whole = Path(sys.argv[1]) / "whole.mp4"
 write_video(whole, [noise], np.zeros((1, 10), np.float32), 30, {})
@@ -237,13 +237,17 @@ for limit in (100, 10_000, whole.stat().st_size - 10):
         write_video(whole.with_name("a.mp4"), [noise], np.zeros((1, 10), np.float32), 30, {})
     except OutputError as error:
         print(error)
+try:
+    join_videos(whole.with_name("a.mp4"), [whole, whole], np.zeros((1, 10), np.float32), {})
+except OutputError as error:
+    print(error)
 """
 
 
 def test_no_space_at_any_moment_is_named_and_leaves_nothing(tmp_path):
     command = [sys.executable, "-c", FILL, str(tmp_path)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all("no space left while writing" in line and "Free space under" in line for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.mp4"]
 
@@ -294,20 +298,35 @@ def test_evenly_spaced_frames_reach_from_first_to_last(tmp_path):
     assert [seconds for seconds, _ in evenly_spaced(written(tmp_path / "b.mp4", 2), 9)] == [0.0, 0.04]
 
 
-def test_joined_parts_are_the_parts_frame_for_frame(tmp_path):
-    counts, parts = (31, 8, 1), []
-    for number, count in enumerate(counts):
-        parts.append(tmp_path / f"{number}.mp4")
-        write_video(parts[-1], moving_blocks(count), None, count, {})
-    join_videos(tmp_path / "joined.mp4", parts, tone(0.9), {"comment": "three"})
-    facts = probe(tmp_path / "joined.mp4")
-    assert (facts.frame_count, facts.faststart) == (40, True)
-    assert facts.duration_seconds == facts.audio_seconds == 40 / 25
+@pytest.mark.parametrize("counts", [(31, 8, 1), (1, 2, 3, 4, 5), (2, 50, 1, 1), (1,)])
+def test_joined_parts_are_the_parts_frame_for_frame(tmp_path, counts):
+    parts = [tmp_path / f"{number}.mp4" for number in range(len(counts))]
+    for part, count in zip(parts, counts, strict=True):
+        write_video(part, moving_blocks(count), None, count, {})
+    joined, total = tmp_path / "joined.mp4", sum(counts)
+    join_videos(joined, parts, tone(0.9), {"comment": "three"})
+    facts = probe(joined)
+    assert (facts.frame_count, facts.codecs, facts.faststart) == (total, ("h264", "aac"), True)
+    assert facts.duration_seconds == facts.audio_seconds == total / 25
     assert np.array_equal(
-        np.stack(list(read_frames(tmp_path / "joined.mp4"))),
+        np.stack(list(read_frames(joined))),
         np.concatenate([list(read_frames(part)) for part in parts]),
     )
-    assert ffprobe(tmp_path / "joined.mp4")
+    with av.open(str(joined)) as container:
+        assert container.metadata["comment"] == "three"
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([number / 25 for number in range(total)])
+
+
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
+def test_ffprobe_finds_nothing_odd_in_a_joined_video(tmp_path):
+    parts = [written(tmp_path / f"{count}.mp4", count) for count in (13, 3, 20)]
+    join_videos(tmp_path / "joined.mp4", parts, tone(1), {})
+    picture, voice = ffprobe(tmp_path / "joined.mp4")["streams"]
+    assert int(picture["nb_read_frames"]) == 36
+    assert float(picture["duration"]) == float(voice["duration"]) == pytest.approx(36 / 25)
+    command = ["ffprobe", "-v", "warning", "-count_frames", str(tmp_path / "joined.mp4")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
 
 
 def test_the_contact_sheet_shows_every_frame_over_its_time():
