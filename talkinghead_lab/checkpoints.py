@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models import image_encoder, speech_encoder, text_encoder, vae
-from talkinghead_lab.models.dit import DiT, DiTConfig
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.models.dit_config import DiTConfig
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.quantization import from_released_quantized, prepare_for_quantized
 

@@ -235,11 +235,12 @@ class ChunkGenerator:
             context = networks.dit.image_context(networks.image_encoder(picture))
         with self.stage("vae_encode"):
             encoded = networks.vae.encode_first_frame_then_zeros(picture, frames)
-            motion = networks.vae.encode(picture[:, :, None])
         # One channel for each video frame of a latent frame: 1 where it is given.
         mask = encoded.new_zeros(1, FRAMES_PER_LATENT, *encoded.shape[2:])
         mask[:, :, 0] = 1
-        return EncodedPicture(pixels, frames, context, torch.cat([mask, encoded], dim=1), motion)
+        # The autoencoder looks only backwards, so the first latent frame is that of the picture alone.
+        condition, motion = torch.cat([mask, encoded], dim=1), encoded[:, :, :1]
+        return EncodedPicture(pixels, frames, context, condition, motion)
 
     def _chunk_conditions(self, chunk: Chunk, grid: LatentGrid, motion: Tensor) -> ChunkConditions:
         assert self.picture is not None

@@ -9,6 +9,7 @@ import hashlib
 import html
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -120,7 +121,6 @@ def generate(
     clock = StageClock()
     with clock("read"):
         inputs = read_inputs(params)
-        sound = _read_sound(params)
     run = RunFolder.open(params, run_dir, inputs.frame_size)
     if run.finished:
         return GenerationResult.from_run(run.path)
@@ -135,7 +135,7 @@ def generate(
                 started = time.perf_counter()
                 generated = generator.generate(chunk, run.last_frames(chunk), on_step=on_step)
                 run.save(generated, time.perf_counter() - started)
-    return run.finish(chunks, sound, pipeline, clock)
+    return run.finish(chunks, pipeline, clock)
 
 
 def _read_sound(params: GenerationParams) -> audio.Wave:
@@ -204,6 +204,7 @@ class RunFolder:
     path: Path
     params: GenerationParams
     frame_size: tuple[int, int]
+    timestamp: str
 
     @classmethod
     def open(
@@ -214,16 +215,20 @@ class RunFolder:
         Raises:
             OutputError: it cannot be made, or holds something else.
         """
-        name = _run_name(params, frame_size)
-        folder = _new_folder(project_folder() / "outputs" / name) if path is None else Path(path)
-        run = cls(folder, params, frame_size)
+        timestamp = f"{datetime.now():%Y%m%d_%H%M%S}"
+        if path is None:
+            name = f"{_file_stem(params, frame_size)}_{timestamp}"
+            path = _not_taken(project_folder() / "outputs" / name)
+        run = cls(Path(path), params, frame_size, timestamp)
         try:
-            run.chunk_folder.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir(parents=True, exist_ok=True)
+            run._claim()
+            if not run.finished:
+                run.chunk_folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"the run's folder cannot be made ({error.strerror})", received=str(folder)
+                f"the run's folder cannot be made ({error.strerror})", received=str(run.path)
             ) from None
-        run._claim()
         return run
 
     @property
@@ -249,7 +254,7 @@ class RunFolder:
                     remedy="Choose another folder, or repeat the request in its request.yaml.",
                 )
             return
-        strangers = [item.name for item in self.path.iterdir() if item != self.chunk_folder]
+        strangers = [item.name for item in self.path.iterdir()]
         if strangers:
             raise OutputError(
                 "the folder holds other things",
@@ -259,64 +264,60 @@ class RunFolder:
         with atomic_path(request) as temporary:
             temporary.write_text(self.params.to_yaml(), encoding="utf-8")
 
-    def _chunk_file(self, index: int) -> Path:
-        return self.chunk_folder / f"{index:05d}.safetensors"
+    def _part(self, chunk_index: int, suffix: str) -> Path:
+        return self.chunk_folder / f"{chunk_index:05d}{suffix}"
 
     def has(self, chunk: Chunk) -> bool:
         """Whether the chunk is finished."""
-        return self._chunk_file(chunk.index).is_file()
+        return self._part(chunk.index, ".safetensors").is_file()
 
     def save(self, generated: GeneratedChunk, seconds: float) -> None:
-        """Keep a chunk: its new frames as uint8, and in full precision those that the next one repeats."""
-        tensors = {
-            "frames": to_uint8(generated.new_frames),
-            "last_frames": generated.frames[:, -self.params.motion_frame :].contiguous(),
+        """Keep a chunk: its new frames as a silent video, then what the next chunk repeats."""
+        frames, index = to_uint8(generated.new_frames), generated.chunk.index
+        picture = self._part(index, ".mp4")
+        picture.unlink(missing_ok=True)  # of a call that was cut off before the chunk was finished
+        video.write_video(picture, [frames], None, len(frames), {})
+        last_frames = generated.frames[:, -self.params.motion_frame :].contiguous()
+        facts = {
+            "frames_sha256": hashlib.sha256(frames.data).hexdigest(),
+            "latent_sha256": hashlib.sha256(generated.latent.numpy().data).hexdigest(),
+            "seconds": f"{seconds:.3f}",
         }
-        metadata = {"latent_sha256": sha256_of(generated.latent), "seconds": f"{seconds:.3f}"}
-        with atomic_path(self._chunk_file(generated.chunk.index)) as temporary:
-            save_file(tensors, temporary, metadata)
+        with atomic_path(self._part(index, ".safetensors")) as temporary:
+            temporary.write_bytes(save({"last_frames": last_frames}, facts))
 
     def last_frames(self, chunk: Chunk) -> Tensor | None:
         """What the chunk before left for this one to repeat, [3, motion_frame, H, W]."""
         if not chunk.repeated:
             return None
-        with safe_open(self._chunk_file(chunk.index - 1), "pt") as file:
+        with safe_open(self._part(chunk.index - 1, ".safetensors"), "pt") as file:
             return file.get_tensor("last_frames")
 
-    def frames(self, chunks: list[Chunk]) -> Iterator[NDArray[np.uint8]]:
-        """The video's frames, [n, H, W, 3] a chunk."""
-        for chunk in chunks:
-            with safe_open(self._chunk_file(chunk.index), "pt") as file:
-                yield file.get_tensor("frames").numpy()
-
-    def finish(
-        self, chunks: list[Chunk], sound: audio.Wave, pipeline: Pipeline, clock: StageClock
-    ) -> GenerationResult:
-        """Encode the video, then write the contact sheet and the record."""
+    def finish(self, chunks: list[Chunk], pipeline: Pipeline, clock: StageClock) -> GenerationResult:
+        """Join the chunks under the sound, then write the contact sheet and last the record."""
         frame_count = sum(chunk.new for chunk in chunks)
-        timestamp = datetime.now().strftime("%Y%m%d_%H%M%S")
-        path = self.path / f"{_file_stem(self.params, self.frame_size)}_{timestamp}.mp4"
-        for unfinished in self.path.glob("*.mp4"):  # an earlier call was cut off before its record
+        stem = _file_stem(self.params, self.frame_size)
+        for unfinished in self.path.glob(f"{stem}_*.mp4"):  # an earlier call was cut off before its record
             unfinished.unlink()
-        request = {VIDEO_METADATA_KEY: self.params.to_yaml()}
+        path = self.path / f"{stem}_{self.timestamp}.mp4"
         with clock("mux"):
-            video.write_video(path, self.frames(chunks), sound, frame_count, request)
+            pictures = [self._part(chunk.index, ".mp4") for chunk in chunks]
+            request = {VIDEO_METADATA_KEY: self.params.to_yaml()}
+            video.join_videos(path, pictures, _read_sound(self.params), request)
         result = GenerationResult(
             video_path=path,
             duration_seconds=frame_count / FRAMES_PER_SECOND,
             resolution="{}x{}".format(*self.frame_size),
             frame_count=frame_count,
-            metadata=self._metadata(timestamp),
+            metadata=self._metadata(),
         )
         with atomic_path(result.contact_sheet_path, overwrite=True) as temporary:
             video.contact_sheet(video.evenly_spaced(path, CONTACT_SHEET_FRAMES)).save(temporary)
         self._write_record(result, chunks, pipeline, clock)
-        for chunk in chunks:
-            self._chunk_file(chunk.index).unlink()
-        self.chunk_folder.rmdir()
+        shutil.rmtree(self.chunk_folder)
         return result
 
-    def _metadata(self, timestamp: str) -> dict[str, str]:
+    def _metadata(self) -> dict[str, str]:
         params = self.params
         return {
             "seed": str(params.seed),
@@ -327,15 +328,12 @@ class RunFolder:
             "actual_resolution": "{}x{}".format(*self.frame_size),
             "motion_frame": str(params.motion_frame),
             "color_correction": str(params.use_color_correction).lower(),
-            "timestamp": timestamp,
+            "timestamp": self.timestamp,
         }
 
     def _write_record(
         self, result: GenerationResult, chunks: list[Chunk], pipeline: Pipeline, clock: StageClock
     ) -> None:
-        digest = hashlib.sha256()
-        for frames in self.frames(chunks):
-            digest.update(frames.data)
         record = {
             "result": result.to_json() | {"video_path": result.video_path.name},
             "request": self.params.model_dump(mode="json"),
@@ -349,15 +347,14 @@ class RunFolder:
             "environment": environment.describe(),
             "stages": clock.stages,
             "chunks": [asdict(chunk) | self._chunk_facts(chunk) for chunk in chunks],
-            "frames_sha256": digest.hexdigest(),
         }
         with atomic_path(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _chunk_facts(self, chunk: Chunk) -> dict[str, Any]:
-        with safe_open(self._chunk_file(chunk.index), "pt") as file:
+        with safe_open(self._part(chunk.index, ".safetensors"), "pt") as file:
             facts = file.metadata()
-        return {"latent_sha256": facts["latent_sha256"], "seconds": float(facts["seconds"])}
+        return facts | {"seconds": float(facts["seconds"])}
 
     def _input_files(self) -> dict[str, Path]:
         named = {
@@ -368,14 +365,10 @@ class RunFolder:
         return {name: local_file(value) for name, value in named.items() if value is not None}
 
 
-def to_uint8(frames: Tensor) -> Tensor:
+def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
     """[3, F, H, W] in [−1, 1] → uint8 [F, H, W, 3]."""
-    return ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
-
-
-def sha256_of(tensor: Tensor) -> str:
-    """Digest of a CPU tensor's values."""
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+    pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).contiguous().numpy()
 
 
 def sha256_of_file(path: Path) -> str:
@@ -389,11 +382,7 @@ def _file_stem(params: GenerationParams, frame_size: tuple[int, int]) -> str:
     return "infinitetalk_{}x{}_{}".format(*frame_size, words or "no-prompt")
 
 
-def _run_name(params: GenerationParams, frame_size: tuple[int, int]) -> str:
-    return f"{_file_stem(params, frame_size)}_{datetime.now():%Y%m%d_%H%M%S}"
-
-
-def _new_folder(wanted: Path) -> Path:
+def _not_taken(wanted: Path) -> Path:
     """`wanted`, or with the first number behind it that is not taken."""
     folder, number = wanted, 1
     while folder.exists():

@@ -28,7 +28,13 @@ def same_memory(before: CausalState, after: CausalState) -> bool:
 
 
 class CausalConv3d(nn.Conv3d):
-    """A convolution that sees no later frames; before the first frame lie zeros."""
+    """A convolution that sees no later frames; before the first frame lie zeros.
+
+    With `stacks_frames` it is computed as a 2D convolution over stacked frames: the same sums, on a CPU five to
+    ten times as fast, for three times the input's memory. None: on a CPU only.
+    """
+
+    stacks_frames: bool | None = None
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
         time, height, width = kernel_size
@@ -40,10 +46,10 @@ class CausalConv3d(nn.Conv3d):
             x = torch.cat([state.get(self, self.nothing_before(x)), x], dim=2)
             # A copy, because a view would keep the whole piece alive.
             state[self] = x[:, :, -self.frames_remembered :].clone()
-        return self._as_pictures(x) if x.is_cpu else super().forward(x)
+        stacked = x.is_cpu if self.stacks_frames is None else self.stacks_frames
+        return self._over_stacked_frames(x) if stacked else super().forward(x)
 
-    def _as_pictures(self, x: Tensor) -> Tensor:
-        """The same sums as a 2D convolution over stacked frames: on a CPU five to ten times as fast."""
+    def _over_stacked_frames(self, x: Tensor) -> Tensor:
         frames = x.shape[2] - self.frames_remembered
         stacked = torch.cat([x[:, :, tap : tap + frames] for tap in range(self.kernel_size[0])], dim=1)
         y = F.conv2d(

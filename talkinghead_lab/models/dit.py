@@ -3,100 +3,18 @@
 Submodules carry the released tensor names. Shapes use the symbols of `latent_grid`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.latent_grid import FRAMES_PER_LATENT
-from talkinghead_lab.models.attention import Rotation, attention, attention_to_regions, grid_angles
-from talkinghead_lab.models.audio_adapter import AudioCrossAttention, AudioProjection, speaker_rotation
-
-KeysValues = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """Sizes of the transformer.
-
-    `text_dim`, `image_dim` and `audio_features` (wav2vec2 layers × channels) are the widths of what the
-    encoders deliver; `audio_dim` and `audio_tokens` those of the tokens that the blocks attend to.
-    """
-
-    dim: int
-    ffn_dim: int
-    num_heads: int
-    num_layers: int
-    in_dim: int
-    out_dim: int
-    patch_size: tuple[int, int, int]
-    freq_dim: int
-    text_dim: int
-    text_len: int
-    image_dim: int
-    audio_window: int
-    audio_features: int
-    audio_hidden: int
-    audio_tokens: int
-    audio_dim: int
-    eps: float
-
-    @classmethod
-    def from_tensors(cls, shapes: Mapping[str, Sequence[int]], fields: Mapping[str, Any]) -> Self:
-        """Sizes from tensor shapes; `fields` (config.json) gives the head count, text length and epsilon.
-
-        Raises:
-            CheckpointError: a needed tensor is missing, or config.json contradicts the tensors.
-        """
-        try:
-            dim, in_dim, *patch_size = shapes["patch_embedding.weight"]
-            first_window = shapes["audio_proj.proj1.weight"][1]
-            features = (shapes["audio_proj.proj1_vf.weight"][1] - first_window) // (FRAMES_PER_LATENT - 1)
-            audio_dim = shapes["audio_proj.norm.weight"][0]
-            config = cls(
-                dim=dim,
-                ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
-                num_heads=fields["num_heads"],
-                num_layers=len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
-                in_dim=in_dim,
-                out_dim=shapes["head.head.weight"][0] // (patch_size[0] * patch_size[1] * patch_size[2]),
-                patch_size=(patch_size[0], patch_size[1], patch_size[2]),
-                freq_dim=shapes["time_embedding.0.weight"][1],
-                text_dim=shapes["text_embedding.0.weight"][1],
-                text_len=fields["text_len"],
-                image_dim=shapes["img_emb.proj.0.weight"][0],
-                audio_window=first_window // features,
-                audio_features=features,
-                audio_hidden=shapes["audio_proj.proj1.weight"][0],
-                audio_tokens=shapes["audio_proj.proj3.weight"][0] // audio_dim,
-                audio_dim=audio_dim,
-                eps=fields.get("eps", 1e-6),
-            )
-        except KeyError as missing:
-            raise CheckpointError(
-                "the transformer's weights or its config.json lack an entry",
-                received=str(missing).strip("'"),
-                remedy="Check that the Wan2.1 shards, the InfiniteTalk adapter and config.json are there.",
-            ) from None
-        config._agree_with(fields)
-        return config
-
-    def _agree_with(self, fields: Mapping[str, Any]) -> None:
-        for name in ("dim", "ffn_dim", "num_layers", "in_dim", "out_dim", "freq_dim", "text_dim"):
-            if fields.get(name, getattr(self, name)) != getattr(self, name):
-                raise CheckpointError(
-                    f"config.json says {name} {fields[name]} where the tensors say {getattr(self, name)}",
-                    remedy="The weights and the config.json belong to different models.",
-                )
-        if fields.get("model_type", "i2v") != "i2v":
-            raise CheckpointError(
-                "not an image-to-video transformer", received=fields["model_type"], allowed="i2v"
-            )
+from talkinghead_lab.models.attention import Rotation, grid_angles
+from talkinghead_lab.models.audio_adapter import AudioProjection
+from talkinghead_lab.models.dit_blocks import Block, Head, KeysValues, linear_float32
+from talkinghead_lab.models.dit_config import DiTConfig
 
 
 @dataclass
@@ -126,141 +44,6 @@ class TimeEmbedding:
         return TimeEmbedding(self.head[entry : entry + 1], self.blocks[entry : entry + 1])
 
 
-def layer_norm(x: Tensor, norm: nn.LayerNorm, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Layer norm in float32, then an optional (shift, scale); the type of `x` is kept."""
-    weight, bias = (None if p is None else p.float() for p in (norm.weight, norm.bias))
-    out = F.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
-    if modulation is not None:
-        shift, scale = modulation
-        out = out * (1 + scale) + shift
-    return out.to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the whole width, before it is split into heads."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
-
-
-class SelfAttention(nn.Module):
-    """Attention of all tokens of a chunk to each other, with queries and keys normed over the whole width."""
-
-    def __init__(self, config: DiTConfig):
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = RMSNorm(config.dim, config.eps)
-        self.norm_k = RMSNorm(config.dim, config.eps)
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
-
-    def forward(self, x: Tensor, rotation: Rotation, regions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
-        query = rotation(self.heads(self.norm_q(self.q(x))))
-        key = rotation(self.heads(self.norm_k(self.k(x))))
-        out = self.o(attention(query, key, self.heads(self.v(x))).flatten(2))
-        if regions is None:
-            return out, None
-        return out, attention_to_regions(query, key[:, : regions.shape[1]], regions)
-
-
-class CrossAttention(SelfAttention):
-    """Attention to the prompt and, with weights of its own, to the picture."""
-
-    def __init__(self, config: DiTConfig):
-        super().__init__(config)
-        self.k_img = nn.Linear(config.dim, config.dim)
-        self.v_img = nn.Linear(config.dim, config.dim)
-        self.norm_k_img = RMSNorm(config.dim, config.eps)
-
-    def text_keys_values(self, text: Tensor) -> KeysValues:
-        return self.heads(self.norm_k(self.k(text))), self.heads(self.v(text))
-
-    def image_keys_values(self, image: Tensor) -> KeysValues:
-        return self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))
-
-    def forward(self, x: Tensor, text: KeysValues, image: KeysValues) -> Tensor:  # type: ignore[override]
-        query = self.heads(self.norm_q(self.q(x)))
-        return self.o((attention(query, *text) + attention(query, *image)).flatten(2))
-
-
-class Block(nn.Module):
-    """Self-attention, attention to prompt and picture, attention to the recording, feed-forward."""
-
-    def __init__(self, config: DiTConfig):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.self_attn = SelfAttention(config)
-        self.norm3 = nn.LayerNorm(config.dim, config.eps)
-        self.cross_attn = CrossAttention(config)
-        self.norm_x = nn.LayerNorm(config.dim, config.eps)
-        self.audio_cross_attn = AudioCrossAttention(config.dim, config.audio_dim, config.num_heads)
-        self.norm2 = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(config.ffn_dim, config.dim),
-        )
-        self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
-
-    def forward(
-        self,
-        x: Tensor,
-        time: Tensor,
-        rotation: Rotation,
-        frames: int,
-        text: KeysValues,
-        image: KeysValues,
-        audio: KeysValues,
-        regions: Tensor | None,
-    ) -> Tensor:
-        """One block.
-
-        Args:
-            x: [B, L, D].
-            time: [B, 6, D], float32.
-            frames: T.
-            text, image, audio: keys and values to attend to.
-            regions: [3, S] where two speakers are heard.
-        """
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time).split(1, dim=1)
-        seen, attended = self.self_attn(layer_norm(x, self.norm1, (shift_a, scale_a)), rotation, regions)
-        x = (x + seen * gate_a).to(x.dtype)
-        x = x + self.cross_attn(layer_norm(x, self.norm3), text, image)
-        speakers = (
-            None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
-        )
-        x = x + self.audio_cross_attn(layer_norm(x, self.norm_x), audio, frames, speakers)
-        fed = self.ffn(layer_norm(x, self.norm2, (shift_f, scale_f)))
-        return (x + fed * gate_f).to(x.dtype)
-
-
-class Head(nn.Module):
-    """Projects tokens to velocity patches, in float32."""
-
-    def __init__(self, config: DiTConfig):
-        super().__init__()
-        time, rows, columns = config.patch_size
-        self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.head = nn.Linear(config.dim, time * rows * columns * config.out_dim)
-        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        shift, scale = (self.modulation.float() + time.unsqueeze(1)).split(1, dim=1)
-        normed = layer_norm(x, self.norm).float() * (1 + scale) + shift
-        return linear_float32(self.head, normed)
-
-
 class ImageProjection(nn.Module):
     """Maps image-encoder features to the transformer's width."""
 
@@ -278,13 +61,6 @@ class ImageProjection(nn.Module):
         return self.proj(features)
 
 
-def linear_float32(linear: nn.Module, x: Tensor) -> Tensor:
-    """Apply a linear layer of any stored type with float32 arithmetic."""
-    if isinstance(linear, nn.Linear):
-        return F.linear(x, linear.weight.float(), None if linear.bias is None else linear.bias.float())
-    return linear(x)
-
-
 def sinusoid(timesteps: Tensor, width: int) -> Tensor:
     """[B] → [B, width]: cosines then sines, as in DDPM."""
     half = torch.arange(width // 2, dtype=torch.float64, device=timesteps.device)
@@ -296,7 +72,7 @@ class DiT(nn.Module):
     """Predicts the velocity of a latent chunk under text, picture and recording.
 
     Sampling embeds what does not change in a chunk once (`text_context`, `image_context`, `audio_context`,
-    `time_embedding_of`, `rotation`) and then calls `patchify`, `run_blocks` and `unpatchify` a step; `forward`
+    `time_embedding_of`, `rotation`), then calls `patchify`, `run_blocks` and `unpatchify` each step; `forward`
     does all of it.
     """
 

@@ -1,0 +1,153 @@
+"""The transformer's block, its head, and the layers that they are made of."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from talkinghead_lab.models.attention import Rotation, attention, attention_to_regions
+from talkinghead_lab.models.audio_adapter import AudioCrossAttention, speaker_rotation
+from talkinghead_lab.models.dit_config import DiTConfig
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+def linear_float32(linear: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer of any stored type with float32 arithmetic."""
+    if isinstance(linear, nn.Linear):
+        return F.linear(x, linear.weight.float(), None if linear.bias is None else linear.bias.float())
+    return linear(x)
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Layer norm in float32, then an optional (shift, scale); the type of `x` is kept."""
+    weight, bias = (None if p is None else p.float() for p in (norm.weight, norm.bias))
+    out = F.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
+    if modulation is not None:
+        shift, scale = modulation
+        out = out * (1 + scale) + shift
+    return out.to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the whole width, before it is split into heads."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
+
+
+class SelfAttention(nn.Module):
+    """Attention of all tokens of a chunk to each other, with queries and keys normed over the whole width."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = RMSNorm(config.dim, config.eps)
+        self.norm_k = RMSNorm(config.dim, config.eps)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def forward(self, x: Tensor, rotation: Rotation, regions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
+        query = rotation(self.heads(self.norm_q(self.q(x))))
+        key = rotation(self.heads(self.norm_k(self.k(x))))
+        out = self.o(attention(query, key, self.heads(self.v(x))).flatten(2))
+        if regions is None:
+            return out, None
+        return out, attention_to_regions(query, key[:, : regions.shape[1]], regions)
+
+
+class CrossAttention(SelfAttention):
+    """Attention to the prompt and, with weights of its own, to the picture."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__(config)
+        self.k_img = nn.Linear(config.dim, config.dim)
+        self.v_img = nn.Linear(config.dim, config.dim)
+        self.norm_k_img = RMSNorm(config.dim, config.eps)
+
+    def text_keys_values(self, text: Tensor) -> KeysValues:
+        return self.heads(self.norm_k(self.k(text))), self.heads(self.v(text))
+
+    def image_keys_values(self, image: Tensor) -> KeysValues:
+        return self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))
+
+    def forward(self, x: Tensor, text: KeysValues, image: KeysValues) -> Tensor:  # type: ignore[override]
+        query = self.heads(self.norm_q(self.q(x)))
+        return self.o((attention(query, *text) + attention(query, *image)).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention, attention to prompt and picture, attention to the recording, feed-forward."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(config)
+        self.norm3 = nn.LayerNorm(config.dim, config.eps)
+        self.cross_attn = CrossAttention(config)
+        self.norm_x = nn.LayerNorm(config.dim, config.eps)
+        self.audio_cross_attn = AudioCrossAttention(config.dim, config.audio_dim, config.num_heads)
+        self.norm2 = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, config.dim),
+        )
+        self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        rotation: Rotation,
+        frames: int,
+        text: KeysValues,
+        image: KeysValues,
+        audio: KeysValues,
+        regions: Tensor | None,
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            x: [B, L, D].
+            time: [B, 6, D], float32.
+            frames: T.
+            text, image, audio: keys and values to attend to.
+            regions: [3, S] where two speakers are heard.
+        """
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time).split(1, dim=1)
+        seen, attended = self.self_attn(layer_norm(x, self.norm1, (shift_a, scale_a)), rotation, regions)
+        x = (x + seen * gate_a).to(x.dtype)
+        x = x + self.cross_attn(layer_norm(x, self.norm3), text, image)
+        speakers = (
+            None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
+        )
+        x = x + self.audio_cross_attn(layer_norm(x, self.norm_x), audio, frames, speakers)
+        fed = self.ffn(layer_norm(x, self.norm2, (shift_f, scale_f)))
+        return (x + fed * gate_f).to(x.dtype)
+
+
+class Head(nn.Module):
+    """Projects tokens to velocity patches, in float32."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        time, rows, columns = config.patch_size
+        self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.head = nn.Linear(config.dim, time * rows * columns * config.out_dim)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = (self.modulation.float() + time.unsqueeze(1)).split(1, dim=1)
+        normed = layer_norm(x, self.norm).float() * (1 + scale) + shift
+        return linear_float32(self.head, normed)

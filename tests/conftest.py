@@ -1,0 +1,59 @@
+"""Tiny real networks in the released layout, and requests that use them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from talkinghead_lab.params import GenerationParams
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of seeded random weights in the released layout: every file that a real one has."""
+    from talkinghead_lab.training.networks import build_untrained, write_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder, build_untrained(0))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory) -> Callable[[float], str]:
+    """Make a WAV file of a hummed tone of some seconds, 16 kHz mono, and give its path."""
+    folder = tmp_path_factory.mktemp("recordings")
+
+    def make(seconds: float) -> str:
+        path = folder / f"{seconds}.wav"
+        if not path.exists():
+            times = np.arange(round(16_000 * seconds)) / 16_000
+            tone = 0.3 * np.sin(2 * np.pi * 150 * times) * (1 + np.sin(2 * np.pi * 3 * times)) / 2
+            soundfile.write(path, tone, 16_000)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def request_for(checkpoint, recording) -> Callable[..., GenerationParams]:
+    """Make a small request on it: 25 frames of 32x32 in chunks of 9, one step."""
+
+    def make(**changes) -> GenerationParams:
+        fields = {
+            "audio_path": recording(1.0),
+            "image_path": "sample:portrait",
+            "prompt": "a calm presenter",
+            "checkpoint": "released",
+            "ckpt_dir": str(checkpoint / "ckpt_dir"),
+            "wav2vec_dir": str(checkpoint / "wav2vec_dir"),
+            "infinitetalk_dir": str(checkpoint / "infinitetalk_dir"),
+            "frame_size": "32x32",
+            "chunk_frames": 9,
+            "motion_frame": 5,
+            "diffusion_steps": 1,
+        }
+        return GenerationParams(**(fields | changes))
+
+    return make

@@ -1,0 +1,185 @@
+"""Runs on disk: what a user gets, what survives a stop, and what bad input gets."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from talkinghead_lab import GenerationParams, generate, video
+from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, Stopped
+from talkinghead_lab.pipeline import Pipeline
+from talkinghead_lab.runs import GenerationResult, Progress
+
+
+@pytest.fixture(scope="module")
+def pipeline(request_for) -> Pipeline:
+    return Pipeline.load(request_for())
+
+
+@pytest.fixture
+def run(pipeline, tmp_path):
+    def generated(params, **options) -> GenerationResult:
+        return generate(
+            params,
+            options.pop("run_dir", tmp_path / "run"),
+            pipeline=pipeline,
+            show_progress=False,
+            **options,
+        )
+
+    return generated
+
+
+def frames_of(result: GenerationResult) -> np.ndarray:
+    return np.stack(list(video.read_frames(result.video_path)))
+
+
+def digests(record: dict) -> list[tuple[str, str]]:
+    return [(chunk["latent_sha256"], chunk["frames_sha256"]) for chunk in record["chunks"]]
+
+
+def test_result(run, request_for):
+    result = run(request_for())
+    facts = video.probe(result.video_path)
+    assert (facts.width, facts.height, facts.frame_count) == (32, 32, 25)
+    assert facts.duration_seconds == facts.audio_seconds == result.duration_seconds == 1.0
+    assert result.resolution == "32x32" and result.frame_count == 25
+    assert result.video_path.name.startswith("infinitetalk_32x32_a-calm-presenter_")
+    expected = {
+        "seed": "42", "diffusion_steps": "1", "text_guide_scale": "5.0", "audio_guide_scale": "4.0",
+        "resolution_bucket": "infinitetalk-480", "actual_resolution": "32x32", "motion_frame": "5",
+        "color_correction": "true", "timestamp": result.metadata["timestamp"],
+    }  # fmt: skip
+    assert result.metadata == expected
+    assert sorted(path.name for path in result.run_dir.iterdir()) == sorted(
+        [result.video_path.name, "contact_sheet.png", "request.yaml", "run.json"]
+    )
+
+
+def test_the_video_carries_its_request(run, request_for):
+    params = request_for(seed=3)
+    assert GenerationParams.from_video(run(params).video_path) == params
+
+
+def test_record(run, request_for):
+    params = request_for()
+    result = run(params)
+    record = json.loads((result.run_dir / "run.json").read_text())
+    assert GenerationParams(**record["request"]) == params
+    assert record["resolved"]["sample_shift"] == 7.0
+    assert {"read", "text", "audio", "image", "vae_encode", "sampling", "decode", "mux"} <= set(
+        record["stages"]
+    )
+    assert [chunk["new"] for chunk in record["chunks"]] == [9, 4, 4, 4, 4]
+    assert len(record["inputs"]["audio_path"]) == 64
+    assert GenerationResult.from_run(result.run_dir) == result
+
+
+def test_it_displays_itself(run, request_for):
+    assert "<video" in run(request_for(max_frames=5))._repr_html_()
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.03, 0.5])
+def test_the_video_lasts_as_long_as_the_recording(run, request_for, recording, seconds):
+    result = run(request_for(audio_path=recording(seconds)))
+    assert result.frame_count == max(1, int(seconds * 25))
+    assert video.probe(result.video_path).frame_count == result.frame_count
+
+
+def test_max_frames(run, request_for):
+    assert run(request_for(max_frames=11)).frame_count == 11
+
+
+def test_progress_counts_every_step(run, request_for):
+    seen: list[Progress] = []
+    run(request_for(max_frames=13, diffusion_steps=2), on_progress=seen.append)
+    assert [(p.chunk, p.step) for p in seen] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert all((p.chunks, p.steps) == (2, 2) for p in seen)
+
+
+def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(run, request_for, tmp_path):
+    params = request_for(diffusion_steps=2)
+    undisturbed = run(params, run_dir=tmp_path / "undisturbed")
+    with pytest.raises(Stopped):
+        run(params, on_progress=lambda p: not (p.chunk == 3 and p.step == 1))
+    resumed: list[Progress] = []
+    result = run(params, on_progress=resumed.append)
+    assert resumed[0].chunk == 3, "finished chunks are not sampled again"
+    assert np.array_equal(frames_of(result), frames_of(undisturbed))
+    records = [json.loads((r.run_dir / "run.json").read_text()) for r in (result, undisturbed)]
+    assert digests(records[0]) == digests(records[1])
+    assert result.video_path.read_bytes() == undisturbed.video_path.read_bytes()
+
+
+def test_a_finished_run_is_returned_as_it_is(run, request_for):
+    first = run(request_for(max_frames=5))
+    before = first.video_path.stat()
+    assert run(request_for(max_frames=5), on_progress=lambda p: pytest.fail("sampled again")) == first
+    assert first.video_path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_another_request_does_not_get_the_folder(run, request_for):
+    run(request_for(max_frames=5))
+    with pytest.raises(OutputError, match="another request"):
+        run(request_for(max_frames=5, seed=7))
+
+
+def test_a_folder_with_other_things_is_left_alone(run, request_for, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"thesis\.tex"):
+        run(request_for(), run_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_bad_media_is_told_before_anything_is_made(run, request_for, tmp_path):
+    with pytest.raises(MediaError, match="no such file"):
+        run(request_for(audio_path=str(tmp_path / "nothing.wav")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_gpu_is_named(request_for):
+    with pytest.raises(InvalidRequest, match="cuda:97"):
+        Pipeline.load(request_for(device="cuda:97"))
+
+
+def test_two_speakers_and_dubbing(run, request_for, recording, tmp_path):
+    two = request_for(
+        image_path="sample:two-people", second_audio_path=recording(0.5), audio_mix="add", frame_size="64x32"
+    )
+    assert run(two, run_dir=tmp_path / "two").frame_count == 37
+    dubbed = run(request_for(image_path="sample:driving"), run_dir=tmp_path / "dubbed")
+    assert dubbed.frame_count == 25
+
+
+def shell(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "talkinghead_lab", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_two_processes_make_the_same_bytes(request_for, tmp_path):
+    request = tmp_path / "request.yaml"
+    request.write_text(request_for(max_frames=13).to_yaml())
+    videos = []
+    for name in ("first", "second"):
+        done = shell("generate", str(request), "-p", "seed", "7", "--run", str(tmp_path / name), "--json")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert list(result) == ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
+        assert result["metadata"]["seed"] == "7"
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        videos.append((digests(record), Path(result["video_path"]).read_bytes()))
+    assert videos[0] == videos[1]
+
+
+def test_exit_status_tells_bad_input_from_failure(request_for, tmp_path):
+    request = tmp_path / "request.yaml"
+    request.write_text(request_for().to_yaml())
+    done = shell("generate", str(request), "-p", "seeed", "7")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Did you mean `seed`?" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "notes.txt").write_text("mine")
+    assert shell("generate", str(request), "--run", str(tmp_path)).returncode == 1
