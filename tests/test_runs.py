@@ -161,7 +161,7 @@ def shell(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_two_processes_make_the_same_bytes(request_for, tmp_path):
-    request = tmp_path / "request.yaml"
+    request = tmp_path / "params.yaml"
     request.write_text(request_for(max_frames=13).to_yaml())
     videos = []
     for name in ("first", "second"):
@@ -176,7 +176,7 @@ def test_two_processes_make_the_same_bytes(request_for, tmp_path):
 
 
 def test_exit_status_tells_bad_input_from_failure(request_for, tmp_path):
-    request = tmp_path / "request.yaml"
+    request = tmp_path / "params.yaml"
     request.write_text(request_for().to_yaml())
     done = shell("generate", str(request), "-p", "seeed", "7")
     assert (done.returncode, done.stdout) == (2, "")

@@ -72,7 +72,7 @@ class DiT(nn.Module):
     """Predicts the velocity of a latent chunk under text, picture and recording.
 
     Sampling embeds what does not change in a chunk once (`text_context`, `image_context`, `audio_context`,
-    `time_embedding_of`, `rotation`), then calls `patchify`, `run_blocks` and `unpatchify` each step; `forward`
+    `time_embedding_of`, `rotation`), then calls `patchify`, `run_blocks`, `unpatchify` each step; `forward`
     does all of it.
     """
 
