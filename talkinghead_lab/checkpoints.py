@@ -67,7 +67,11 @@ def locate(params: GenerationParams) -> CheckpointFiles:
         folders = {name: _named_folder(name, getattr(params, name)) for name in RELEASED_REPOSITORIES}
     for name, folder in folders.items():
         if not folder.exists():
-            raise CheckpointError(f"{name} does not exist", received=str(folder))
+            raise CheckpointError(
+                f"{name} does not exist",
+                received=str(folder),
+                remedy="Check the path; `python -m talkinghead_lab fetch FOLDER` downloads the released weights.",
+            )
     adapter = _adapter_file(folders["infinitetalk_dir"], params.speakers)
     return CheckpointFiles(folders["ckpt_dir"], folders["wav2vec_dir"], adapter)
 

@@ -65,7 +65,8 @@ class Rotation:
 def attention_to_regions(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
     """How much every token attends to each region of the first latent frame, averaged over heads.
 
-    One head at a time: the whole map of a released-size chunk would take gigabytes.
+    One head at a time: the whole map of a released-size chunk would take gigabytes. The last of an odd number
+    of heads is not counted, as in the reference, which averages two halves.
 
     Args:
         query: [B, L, heads, head width], rotated.
@@ -76,7 +77,7 @@ def attention_to_regions(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
         [B, R, L] in the query's type.
     """
     regions = (regions / regions.sum(dim=1, keepdim=True)).to(query.dtype)
-    heads = query.shape[2]
+    heads = max(1, query.shape[2] // 2 * 2)
     total = query.new_zeros(query.shape[0], regions.shape[0], query.shape[1])
     for head in range(heads):
         scores = query[:, :, head] @ key[:, :, head].transpose(-1, -2) / query.shape[-1] ** 0.5

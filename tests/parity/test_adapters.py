@@ -60,5 +60,6 @@ def test_lora_on_quantised_weights_has_its_effect(files, tmp_path):
     model = checkpoints.load_dit(CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu")
     without = velocity(model)
     merge_lora(model, tmp_path / "lora.safetensors", case["scale"])
-    assert golden.relative_error(velocity(model), outputs["velocity.t437.25"]) < 0.05
-    assert golden.relative_error(without, outputs["velocity.t437.25"]) > 0.2
+    expected = outputs["velocity.t437.25"]
+    rounding, effect = (golden.relative_error(v, expected) for v in (velocity(model), without))
+    assert rounding < 0.1 * effect

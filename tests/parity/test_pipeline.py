@@ -1,5 +1,6 @@
 """Whole runs against the reference: streaming, guidance, step cache, two speakers, colours."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -59,7 +60,8 @@ def request(run: dict) -> GenerationParams:
 
 
 def conditions(people: int) -> Conditions:
-    portrait = golden.random_state("portrait").randint(0, 256, (100, 140, 3), dtype=np.uint8)
+    shape = tuple(map(int, re.search(r"\((\d+),\s*(\d+),\s*3\)", CASE["portrait"]).groups()))
+    portrait = golden.random_state("portrait").randint(0, 256, (*shape, 3), dtype=np.uint8)
     return Conditions(
         prompt=golden.seeded("text_prompt", CASE["text_prompt"]),
         negative_prompt=golden.seeded("text_negative", CASE["text_negative"]),
