@@ -70,7 +70,7 @@ def locate(params: GenerationParams) -> CheckpointFiles:
             raise CheckpointError(
                 f"{name} does not exist",
                 received=str(folder),
-                remedy="Check the path; `python -m talkinghead_lab fetch FOLDER` downloads the released weights.",
+                remedy="Check the path; `python -m talkinghead_lab fetch FOLDER` downloads released weights.",
             )
     adapter = _adapter_file(folders["infinitetalk_dir"], params.speakers)
     return CheckpointFiles(folders["ckpt_dir"], folders["wav2vec_dir"], adapter)
