@@ -160,6 +160,12 @@ def test_sound_keeps_pitch_level_and_channels(tmp_path):
     assert np.sqrt((heard**2).mean(axis=1)) == pytest.approx(0.3 / np.sqrt(2), rel=0.02)
 
 
+def test_sound_starts_without_a_click(tmp_path):
+    sound = tone(1.0, hertz=220)
+    heard = read_soundtrack(written(tmp_path / "a.mp4", 25, sound))
+    assert np.abs(heard[:, :4096]).max() == pytest.approx(np.abs(sound).max(), rel=0.1)
+
+
 def test_equal_input_gives_equal_bytes(tmp_path):
     sound = np.random.default_rng(0).normal(scale=0.1, size=(2, SOUNDTRACK_RATE)).astype(np.float32)
     first = written(tmp_path / "a.mp4", 60, sound, {"comment": "same"}).read_bytes()
