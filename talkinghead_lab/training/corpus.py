@@ -7,9 +7,9 @@ of each monologue.
 
 import io
 import json
+import multiprocessing
 import os
 import random
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,10 +77,12 @@ def build_corpus(path: Path, split: str, minutes: float, seed: int = 0, workers:
         (lines[i * SENTENCES_EACH : (i + 1) * SENTENCES_EACH], split, f"{seed}-{i}") for i in range(count)
     ]
     tensors, voices, frames = {"audio": [], "mouth": []}, [], 0
-    with ProcessPoolExecutor(workers) as pool:
-        for lines_said, voice, audio, mouth in pool.map(_make_entry, jobs, chunksize=4):
+    # A process for each monologue: what espeak-ng said before would change its sound.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(workers, maxtasksperchild=1) as pool:
+        for lines_said, voice, audio, mouth in pool.imap(_make_entry, jobs):
             if frames >= minutes * 60 * FRAMES_PER_SECOND:
-                pool.shutdown(cancel_futures=True)
                 break
             frames += len(mouth)
             tensors["audio"].append(torch.frombuffer(bytearray(audio), dtype=torch.uint8))

@@ -83,6 +83,7 @@ def shadow_tone(who: Numbers) -> Tensor:
 
 
 def draw_ears(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
+    """Ears beside the skull, which come forward on the side that the head turns from."""
     skin = who["skin"]
     for side in (-1.0, 1.0):
         x = (space.x + 0.09 * space.sin_turn) * side - (who["face_width"] + 0.015)
@@ -124,6 +125,7 @@ def draw_head(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -
 
 
 def draw_nose(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
+    """The nose by its shadows and a shine; it stands out, so it moves further than the skin around it."""
     tone = shadow_tone(who)
     x = space.u - 0.10 * space.sin_turn
     y = space.v - who["nose_length"] - 0.05 * space.sin_nod
@@ -146,6 +148,7 @@ def draw_nose(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
 
 
 def draw_eyes(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -> None:
+    """Both eyes with lids, lashes and brows."""
     for side in (-1.0, 1.0):
         x = (space.u - side * who["eye_spacing"]) * side / who["eye_size"]
         y = (space.v - EYE_LINE) / who["eye_size"] + who["eye_tilt"] * x
@@ -225,6 +228,7 @@ class MouthShape:
 
     @classmethod
     def on(cls, space: HeadSpace, who: Numbers, motion: Numbers) -> "MouthShape":
+        """The mouth that the motion's mouth channels and smile give this face."""
         half_width = who["mouth_width"] * (1 + 0.20 * motion["width"]) * (1 - 0.42 * motion["rounding"])
         half_width = half_width + 0.028 * motion["smile"]
         x = space.u - 0.035 * space.sin_turn
@@ -235,6 +239,7 @@ class MouthShape:
         return cls(x, y, half_width, 0.26 * gap + 0.004, 0.74 * gap + 0.004)
 
     def distance(self, grow_x: Tensor | float, grow_up: Tensor | float, grow_down: Tensor | float) -> Tensor:
+        """Distance to the gap between the lips, grown sideways, up and down: outside it lie the lips."""
         radius = torch.where(self.y < 0, self.above + grow_up, self.below + grow_down)
         return ellipse(self.x, self.y, self.half_width + grow_x, radius)
 
@@ -281,6 +286,7 @@ _MOUTH_COLOURS = {"dark": (0.27, 0.045, 0.075), "tongue": (0.83, 0.33, 0.36), "t
 
 
 def draw_beard(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers, head: Tensor) -> None:
+    """Stubble, full beard, goatee or moustache, which follow the lips and end at the jaw."""
     mouth = MouthShape.on(space, who, motion)
     lips = mouth.distance(0.026, 0.044, 0.056)
     cheek = 0.13 + 0.50 * (0.40 - space.u.abs()).clamp_min(0) - 0.65 * (0.22 - space.u.abs()).clamp_min(0)

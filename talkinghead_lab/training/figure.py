@@ -83,6 +83,7 @@ def body_space(canvas: Canvas, motion: Numbers) -> tuple[Tensor, Tensor]:
 
 
 def draw_body(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -> None:
+    """Neck and shoulders with the chin's shadow on them, then what is worn."""
     x, y = body_space(canvas, motion)
     torso = superellipse(x, y - 1.34, who["shoulders"], 0.68, 2.5)
     # The neck's upper end goes with the head, its lower end with the shoulders.

@@ -116,6 +116,7 @@ def rgb(code: str) -> Colour:
 
 
 def mix(first: Colour, second: Colour, amount: float) -> Colour:
+    """The colour that lies `amount` of the way from the first to the second."""
     return tuple(a + (b - a) * amount for a, b in zip(first, second, strict=True))
 
 

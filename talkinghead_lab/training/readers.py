@@ -114,6 +114,7 @@ def save(reader: metrics.FaceReader, path: Path) -> None:
 
 
 def main() -> None:
+    """Train the readers and write their weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--people", type=int, default=3_000, help="presenters to learn from, 20 frames of each"

@@ -91,6 +91,7 @@ def _to_uint8(pixels: Tensor) -> Tensor:
 
 
 def main() -> None:
+    """Write the samples into the folder named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     write_samples(parser.parse_args().folder)

@@ -21,6 +21,7 @@ def ellipse(x: Tensor, y: Tensor, radius_x: Tensor | float, radius_y: Tensor | f
 
 
 def circle(x: Tensor, y: Tensor, radius: Tensor | float) -> Tensor:
+    """Distance to a circle at the origin."""
     return torch.hypot(x, y) - radius
 
 
@@ -75,6 +76,7 @@ def smooth_union(a: Tensor, b: Tensor, width: float) -> Tensor:
 
 
 def smoothstep(low: Tensor | float, high: Tensor | float, value: Tensor) -> Tensor:
+    """0 below `low`, 1 above `high` (or the reverse), and smooth between."""
     t = ((value - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
@@ -105,6 +107,7 @@ class Canvas:
 
     @classmethod
     def blank(cls, count: int, size: int, device: torch.device) -> "Canvas":
+        """`count` black pictures of size × size pixels."""
         line = (torch.arange(size, device=device) + 0.5) * (2 / size) - 1
         colour = torch.zeros(count, 3, size, size, device=device)
         return cls(colour, line.view(1, 1, -1), line.view(1, -1, 1), 2 / size)

@@ -6,10 +6,12 @@ prints the end of each phoneme; of espeak-ng the library is used, since it alone
 
 import ctypes
 import functools
+import itertools
 import random
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,7 +155,11 @@ _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 
 @functools.cache
 def _espeak_library() -> tuple[ctypes.CDLL, int]:
-    """The library and its sample rate; it is initialised once in a process."""
+    """The library and its sample rate.
+
+    It carries the phase of its oscillators from one sentence to the next, also through a new start: the same
+    sentences in the same order of a new process sound the same.
+    """
     try:
         library = ctypes.CDLL("libespeak-ng.so.1")
     except OSError:
@@ -163,16 +169,26 @@ def _espeak_library() -> tuple[ctypes.CDLL, int]:
 
 def _espeak(sentence: str, voice: Voice) -> tuple[int, np.ndarray, list[Segment]]:
     library, rate = _espeak_library()
+    chunks, marks = _espeak_events(library, sentence.encode(), voice)
+    samples = np.concatenate(chunks)
+    starts = [sample / rate for _, sample in marks] + [len(samples) / rate]
+    names = [name or "_" for name, _ in marks]
+    segments = [Segment(*part) for part in zip(names, starts[:-1], starts[1:], strict=True)]
+    return rate, samples, [Segment("_", 0.0, starts[0]), *segments]
+
+
+def _espeak_events(
+    library: ctypes.CDLL, text: bytes, voice: Voice
+) -> tuple[list[np.ndarray], list[tuple[str, int]]]:
+    """Blocks of int16 samples, and the name and first sample of every phoneme."""
     chunks, marks = [], []
 
     def collect(samples, count, events) -> int:
         if count > 0:
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        index = 0
-        while events[index].type != _EVENT_END_OF_LIST:
-            if events[index].type == _EVENT_PHONEME:
-                marks.append((events[index].name.string.decode(), events[index].sample / rate))
-            index += 1
+        for event in itertools.takewhile(lambda event: event.type != _EVENT_END_OF_LIST, _each(events)):
+            if event.type == _EVENT_PHONEME:
+                marks.append((event.name.string.decode(), event.sample))
         return 0
 
     callback = _CALLBACK(collect)
@@ -181,12 +197,13 @@ def _espeak(sentence: str, voice: Voice) -> tuple[int, np.ndarray, list[Segment]
         raise ValueError(f"espeak-ng has no voice {voice.name!r}")
     library.espeak_SetParameter(_PARAMETER_RATE, round(155 * voice.speed), 0)
     library.espeak_SetParameter(_PARAMETER_PITCH, round(20 + 60 * voice.pitch), 0)
-    text = sentence.encode()
     library.espeak_Synth(text, len(text) + 1, 0, 0, 0, _UTF8, None, None)
-    samples = np.concatenate(chunks)
-    ends = [start for _, start in marks[1:]] + [len(samples) / rate]
-    segments = [Segment(name or "_", start, end) for (name, start), end in zip(marks, ends, strict=True)]
-    return rate, samples, [Segment("_", 0.0, segments[0].start), *segments]
+    return chunks, marks
+
+
+def _each(events) -> Iterator[_Event]:
+    """The items of a C array whose end only its last item tells."""
+    return (events[index] for index in itertools.count())
 
 
 def _missing(program: str) -> MissingExtra:
