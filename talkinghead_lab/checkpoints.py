@@ -131,6 +131,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_shards(folder: Path, stem: str = TRANSFORMER) -> dict[str, Tensor]:
     """Tensors of one file or of all its shards, by the index where there is one."""
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(folder, stem):
+        tensors |= read_tensors(file)
+    return tensors
+
+
+def _shards(folder: Path, stem: str) -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         files = sorted({folder / name for name in _read_json(index)["weight_map"].values()})
@@ -139,10 +146,7 @@ def read_shards(folder: Path, stem: str = TRANSFORMER) -> dict[str, Tensor]:
     if not files:
         raise CheckpointError("no transformer weights", received=str(folder), allowed=f"{stem}*.safetensors")
     _check_shards_complete(files)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= read_tensors(file)
-    return tensors
+    return files
 
 
 def _check_shards_complete(files: list[Path]) -> None:
@@ -156,6 +160,24 @@ def _check_shards_complete(files: list[Path]) -> None:
                 received=str(files[0].parent),
                 remedy="Download them.",
             )
+
+
+def weight_files(files: CheckpointFiles) -> dict[str, Path]:
+    """Every file that the loaders below read, by a name that does not tell where the checkpoint lies.
+
+    Raises:
+        CheckpointError: a weight file is missing.
+    """
+    wan = [*_shards(files.wan, TRANSFORMER), files.wan / "config.json"]
+    wan += [_weights_file(files.wan, stem) for stem in (VAE, TEXT_ENCODER, IMAGE_ENCODER)]
+    wan += [path for path in (files.wan / TOKENIZER).rglob("*") if path.is_file()]
+    speech = [_weights_file(files.wav2vec2, "model"), *files.wav2vec2.glob("*config.json")]
+    quantised_text = files.infinitetalk.parent.glob("t5_*")
+    named = {f"wan/{path.relative_to(files.wan)}": path for path in wan}
+    named |= {f"wav2vec2/{path.name}": path for path in speech}
+    named |= {f"infinitetalk/{path.name}": path for path in (files.infinitetalk, *quantised_text)}
+    beside = {f"{name.rpartition('.')[0]}.json": path.with_suffix(".json") for name, path in named.items()}
+    return dict(sorted((named | {name: path for name, path in beside.items() if path.is_file()}).items()))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

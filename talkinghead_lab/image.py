@@ -244,12 +244,12 @@ def match_colors(video: Tensor, reference: Tensor, strength: float = 1.0) -> Ten
     """
     if strength == 0:
         return video
-    target = _lab_from_rgb(_unit_range(reference.to(video.device))[:, None])
+    target = lab_from_rgb(_unit_range(reference.to(video.device))[:, None])
     mean, deviation = _statistics(target)
     matched = torch.empty_like(video)
     for start in range(0, video.shape[1], FRAMES_AT_ONCE):
         frames = _unit_range(video[:, start : start + FRAMES_AT_ONCE])
-        lab = _lab_from_rgb(frames)
+        lab = lab_from_rgb(frames)
         own_mean, own_deviation = _statistics(lab)
         # A channel without variation has nothing to stretch and takes the reference's mean.
         gain = torch.where(own_deviation > 0, deviation / own_deviation, 0.0)
@@ -268,7 +268,7 @@ def _statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def _lab_from_rgb(rgb: Tensor) -> Tensor:
+def lab_from_rgb(rgb: Tensor) -> Tensor:
     """sRGB in [0, 1] to CIE Lab, channels first (CIE 15; sRGB curve of IEC 61966-2-1)."""
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = torch.einsum("xc,c...->x...", rgb.new_tensor(XYZ_FROM_RGB), linear)

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from talkinghead_lab import audio, checkpoints
+from talkinghead_lab.encoder_cache import Remember, no_cache
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.image import fit, match_colors, nearest_size, speaker_masks
 from talkinghead_lab.latent_grid import FRAMES_PER_LATENT, LatentGrid
@@ -133,18 +134,37 @@ class Pipeline:
         )
 
     @torch.inference_mode()
-    def encode(self, inputs: Inputs, params: GenerationParams, stage: Stage = no_stage) -> Conditions:
+    def encode(
+        self, inputs: Inputs, params: GenerationParams, stage: Stage = no_stage, cache: Remember = no_cache
+    ) -> Conditions:
         """Encode the texts and recordings of a request."""
-        assert self.text_encoder and self.tokenizer and self.speech_encoder, "needs the encoders"
+        text, tokenizer, speech = self.text_encoder, self.tokenizer, self.speech_encoder
+        assert text and tokenizer and speech, "needs the encoders"
+        texts = [params.prompt, params.negative_prompt]
         with stage("text"):
-            texts = [params.prompt, params.negative_prompt]
-            prompt, negative = self.text_encoder.encode(texts, self.tokenizer)
-        with stage("audio"):
-            speech = tuple(
-                self.speech_encoder(torch.from_numpy(voice).to(self.device), audio.frame_count(voice)).cpu()
-                for voice in inputs.voices
+            prompt, negative = cache(
+                "text", [*texts, _type(text)], lambda: tuple(text.encode(texts, tokenizer))
             )
-        return Conditions(prompt, negative, speech, inputs.source, inputs.frame_size)
+        with stage("audio"):
+            heard = tuple(self._hear(speech, torch.from_numpy(voice), cache) for voice in inputs.voices)
+        prompt, negative = prompt.to(self.device), negative.to(self.device)
+        return Conditions(prompt, negative, heard, inputs.source, inputs.frame_size)
+
+    def _hear(self, encoder: SpeechEncoder, wave: Tensor, cache: Remember) -> Tensor:
+        frames = audio.frame_count(wave.numpy())
+        (heard,) = cache(
+            "audio", [wave, _type(encoder)], lambda: (encoder(wave.to(self.device), frames).cpu(),)
+        )
+        return heard
+
+    def see(self, picture: Tensor) -> Tensor:
+        """The image encoder's features of [1, 3, H, W] in [−1, 1]: [1, tokens, channels]."""
+        return self.image_encoder(picture.to(self.device))
+
+
+def _type(network: nn.Module) -> str:
+    """The type that a network computes in."""
+    return str(next(network.parameters()).dtype)
 
 
 @dataclass
@@ -162,9 +182,11 @@ class ChunkGenerator:
     """Generates the chunks of one request; what does not change between them is computed once and kept."""
 
     def __init__(
-        self, pipeline: Pipeline, conditions: Conditions, params: GenerationParams, stage: Stage = no_stage
-    ):
-        self.networks, self.conditions, self.params, self.stage = pipeline, conditions, params, stage
+        self, pipeline: Pipeline, conditions: Conditions, params: GenerationParams,
+        stage: Stage = no_stage, cache: Remember = no_cache,
+    ):  # fmt: skip
+        self.networks, self.conditions, self.params = pipeline, conditions, params
+        self.stage, self.cache = stage, cache
         self.width, self.height = conditions.frame_size
         with torch.inference_mode():
             texts = {True: conditions.prompt, False: conditions.negative_prompt}
@@ -232,9 +254,14 @@ class ChunkGenerator:
         networks = self.networks
         picture = to_unit_range(pixels)[None].to(networks.device)
         with self.stage("image"):
-            context = networks.dit.image_context(networks.image_encoder(picture))
+            key = [picture, _type(networks.image_encoder)]
+            (features,) = self.cache("image", key, lambda: (networks.image_encoder(picture),))
+            context = networks.dit.image_context(features.to(networks.device))
         with self.stage("vae_encode"):
-            encoded = networks.vae.encode_first_frame_then_zeros(picture, frames)
+            key = [picture, frames, _type(networks.vae)]
+            encode = networks.vae.encode_first_frame_then_zeros
+            (encoded,) = self.cache("portrait", key, lambda: (encode(picture, frames),))
+            encoded = encoded.to(networks.device)
         # One channel for each video frame of a latent frame: 1 where it is given.
         mask = encoded.new_zeros(1, FRAMES_PER_LATENT, *encoded.shape[2:])
         mask[:, :, 0] = 1

@@ -19,11 +19,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ROWS = [
     {"environment", "errors", "files", "latent_grid", "params"},
     {"audio", "image", "models", "source", "video"},
-    {"checkpoints", "lora", "offload", "quantization", "step_cache"},
+    {"checkpoints", "encoder_cache", "fingerprints", "lora", "offload", "quantization", "step_cache"},
     {"sampling", "streaming"},
     {"pipeline"},
-    {"metrics", "profiling", "runs"},
-    {"plots", "service", "sweeps", "widgets"},
+    {"metrics", "profiling", "run_folder", "runs", "verification"},
+    {"comparisons", "plots", "service", "sweep_plots", "sweeps", "widgets"},
     {"__init__", "__main__", "training"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

@@ -1,12 +1,16 @@
-"""The readers see in the pixels what the renderer drew, for presenters that they were not trained on."""
+"""Measures give known figures for known videos; the readers see in the pixels what the renderer drew, for
+presenters that they were not trained on."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator
 from torch.nn import functional
 
-from talkinghead_lab import metrics
-from talkinghead_lab.training.avatar import render, sample_identity
+from talkinghead_lab import fingerprints, metrics, video
+from talkinghead_lab.params import GenerationParams, local_file
+from talkinghead_lab.source import open_source
+from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from talkinghead_lab.training.identity import FIRST_TEST_IDENTITY
 from talkinghead_lab.training.readers import random_motion, truth
 
@@ -49,3 +53,102 @@ def test_the_size_of_the_frames_does_not_matter(drawn):
     frames, wanted = drawn
     larger = functional.interpolate(frames[:16], scale_factor=2, mode="bilinear")
     assert (metrics.mouth_opening(larger) - wanted[:16, 0]).abs().mean() < 0.06
+
+
+def write(path, frames, sound=None):
+    """A video of RGB frames [F, H, W, 3]."""
+    video.write_video(path, [np.ascontiguousarray(frames, dtype=np.uint8)], sound, len(frames), {})
+    return path
+
+
+def grey(levels, size=64):
+    return np.broadcast_to(np.asarray(levels)[:, None, None, None], (len(levels), size, size, 3))
+
+
+def test_frames_that_change_by_known_amounts(tmp_path):
+    levels = np.array([100] * 10 + [130] * 10)
+    frames = metrics.FrameStatistics.of_video(write(tmp_path / "step.mp4", grey(levels)))
+    assert frames.luma == pytest.approx(levels, abs=1.5)
+    assert frames.change[9] == pytest.approx(30, abs=1.5)
+    assert max(frames.sharpness) < 1
+    # From CIE L* of the two greys: 42.37 and 54.09.
+    drift = metrics.color_drift(frames)
+    assert (drift.unit, drift.better) == ("ΔE", "lower")
+    assert drift.value == pytest.approx(54.09 - 42.37, abs=0.6)
+
+
+def test_flicker_counts_jitter_but_no_fade(tmp_path):
+    fade = metrics.FrameStatistics.of_video(write(tmp_path / "fade.mp4", grey(np.arange(60, 100, 2))))
+    jitter = metrics.FrameStatistics.of_video(write(tmp_path / "jitter.mp4", grey([90, 100] * 10)))
+    assert metrics.flicker(fade).value < 1.5
+    assert metrics.flicker(jitter).value == pytest.approx(20, abs=2)
+
+
+def test_a_jump_at_a_seam_stands_out():
+    changes = [2.0] * 19
+    changes[9] = 10.0
+    frames = metrics.FrameStatistics(luma=[0.0] * 20, change=changes)
+    assert metrics.seam_jump(frames, [10]).value == 5.0
+    assert metrics.seam_jump(frames, [5]).value == 1.0
+    assert metrics.seam_jump(frames, []).why_not == "the video is one chunk"
+    still = metrics.FrameStatistics(luma=[0.0] * 20, change=[0.0] * 19)
+    assert metrics.seam_jump(still, [10]).value is None
+
+
+def test_a_blurred_video_is_less_sharp(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 1)).repeat(3, -1)
+    coarse = noise[:, ::4, ::4].repeat(4, 1).repeat(4, 2)
+    sharp, blurred_ = (
+        np.mean(metrics.FrameStatistics.of_video(write(tmp_path / name, frames)).sharpness)
+        for name, frames in (("sharp.mp4", noise), ("blurred.mp4", coarse))
+    )
+    assert sharp > 2 * blurred_
+
+
+def test_loudness_is_that_of_the_standard_s_tone(tmp_path):
+    # EBU Tech 3341, case 1: a stereo sine of 1 kHz at −23 dBFS reads −23 LUFS.
+    tone = 10 ** (-23 / 20) * np.sin(2 * np.pi * 1000 * np.arange(96_000) / 48_000)
+    sound = np.stack([tone, tone]).astype(np.float32)
+    measured = metrics.loudness(write(tmp_path / "tone.mp4", grey([90] * 50, 32), sound))
+    assert measured.value == pytest.approx(-23, abs=0.2)
+    silent = metrics.loudness(write(tmp_path / "silent.mp4", grey([90] * 50, 32), 0 * sound))
+    assert silent.value is None and "gate" in silent.why_not
+
+
+def test_lips_that_follow_the_truth_score_well_and_late_ones_worse(tmp_path):
+    params = GenerationParams(image_path="sample:portrait-2", audio_path="sample:recording-2")
+    digest = fingerprints.known_sha256(local_file(params.audio_path))
+    opening = torch.tensor(metrics.mouth_truth()[digest])[:60]
+    scores = []
+    for late in (0, 4):
+        motion = Motion.still(60)
+        motion.mouth[:, 0] = opening.roll(late)
+        pixels = ((render(sample_identity(Generator().manual_seed(5)), motion) + 1) * 127.5).byte()
+        path = write(tmp_path / f"{late}.mp4", pixels.permute(0, 2, 3, 1).numpy())
+        scores.append([measure.value for measure in metrics.lip_sync(path, params)])
+    assert scores[0][0] > 0.95 and scores[0][1] < 0.05
+    assert scores[1][0] < 0.7 and scores[1][1] > 2 * scores[0][1]
+
+
+def test_what_cannot_be_measured_says_why(tmp_path):
+    path = write(tmp_path / "one.mp4", grey([90], 32), np.zeros((1, 1920), np.float32))
+    params = GenerationParams(
+        image_path="sample:portrait", audio_path="sample:recording", checkpoint="released"
+    )
+    measures = metrics.measure_video(path, params, [])
+    by_name = {measure.name: measure for measure in measures}
+    assert [m.name for m in measures if m.value is not None] == ["sharpness"]
+    assert "embedded checkpoint" in by_name["lip_correlation"].why_not
+    assert by_name["flicker"].why_not == "the video has fewer than 3 frames"
+
+
+def test_identity_is_one_for_the_portrait_itself(tmp_path):
+    params = GenerationParams(image_path="sample:portrait", audio_path="sample:recording")
+    portrait = np.asarray(open_source(local_file(params.image_path)).frame_at(0.0))
+
+    def features(picture: torch.Tensor) -> torch.Tensor:
+        return functional.adaptive_avg_pool2d(picture, 8).flatten(1)[:, None]
+
+    same = metrics.identity(write(tmp_path / "same.mp4", np.stack([portrait] * 3)), params, features)
+    other = metrics.identity(write(tmp_path / "other.mp4", 255 - np.stack([portrait] * 3)), params, features)
+    assert same.value > 0.99 > other.value

@@ -1,8 +1,13 @@
 """Runs on disk: what a user gets, what survives a stop, and what bad input gets."""
 
 import json
+import multiprocessing
+import random
+import resource
 import subprocess
 import sys
+import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +81,90 @@ def test_record(run, request_for):
     assert [chunk["new"] for chunk in record["chunks"]] == [9, 4, 4, 4, 4]
     assert len(record["inputs"]["audio_path"]) == 64
     assert GenerationResult.from_run(result.run_dir) == result
+
+
+def test_the_record_names_what_the_video_was_made_from(run, request_for):
+    result = run(request_for(max_frames=9))
+    record = json.loads((result.run_dir / "run.json").read_text())
+    ckpt_dir = Path(request_for().ckpt_dir)
+    (transformer,) = ckpt_dir.glob("diffusion_pytorch_model*.safetensors")
+    assert record["weights"][f"wan/{transformer.name}"] == sha256(transformer.read_bytes()).hexdigest()
+    assert {name.partition("/")[0] for name in record["weights"]} == {"wan", "wav2vec2", "infinitetalk"}
+    assert record["video_sha256"] == sha256(result.video_path.read_bytes()).hexdigest()
+    assert {"talkinghead_lab", "git", "torch", "torch_threads", "driver", "deterministic_algorithms"} <= set(
+        record["environment"]
+    )
+    for stage in record["stages"].values():
+        assert stage["seconds"] > 0 and 0.05 < stage["peak_host_gib"] < 100
+    for measure in record["measures"]:
+        assert (measure["value"] is None) == (measure["why_not"] is not None), measure
+
+
+def test_a_full_disk_leaves_a_run_that_goes_on(run, request_for, tmp_path):
+    params = request_for()
+    undisturbed = run(params, run_dir=tmp_path / "undisturbed")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk(progress: Progress) -> None:
+        if progress.chunk == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+
+    try:
+        with pytest.raises(OutputError, match="no space left"):
+            run(params, on_progress=fill_the_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept = sorted(path.name for path in (tmp_path / "run" / "chunks").iterdir())
+    assert kept == ["00000.mp4", "00000.safetensors", "00001.mp4", "00001.safetensors"]
+    result = run(params)
+    assert result.video_path.read_bytes() == undisturbed.video_path.read_bytes()
+
+
+def test_chunks_of_other_weights_are_made_again(run, request_for, recording, tmp_path):
+    copy = tmp_path / "mine.wav"
+    copy.write_bytes(Path(recording(1.0)).read_bytes())
+    params = request_for(audio_path=str(copy))
+    with pytest.raises(Stopped):
+        run(params, on_progress=lambda p: p.chunk < 3)
+    copy.write_bytes(Path(recording(0.5)).read_bytes())
+    seen: list[Progress] = []
+    assert run(params, on_progress=seen.append).frame_count == 12
+    assert [p.chunk for p in seen] == [1, 2]
+
+
+def killed_after(seconds: float, params: GenerationParams, run_dir: Path) -> float:
+    """Run in a process of its own, killed like a power cut; gives how long it ran."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["talkinghead_lab.runs"])
+    process = processes.Process(target=generate, args=(params, run_dir), kwargs={"show_progress": False})
+    started = time.monotonic()
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return time.monotonic() - started
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(request_for, tmp_path):
+    params = request_for()
+    killed_after(60, request_for(max_frames=1), tmp_path / "warm-up")
+    length = killed_after(60, params, tmp_path / "undisturbed")
+    undisturbed = GenerationResult.from_run(tmp_path / "undisturbed")
+    dice, kills = random.Random(1), 0
+    for number in range(2):
+        folder = tmp_path / f"run-{number}"
+        for _ in range(6):
+            if not (folder / "run.json").exists():
+                kills += 1
+                killed_after(dice.uniform(0.3, 1.0) * length, params, folder)
+        killed_after(60, params, folder)
+        result = GenerationResult.from_run(folder)
+        assert result.video_path.read_bytes() == undisturbed.video_path.read_bytes()
+        records = [json.loads((r.run_dir / "run.json").read_text()) for r in (result, undisturbed)]
+        assert digests(records[0]) == digests(records[1])
+        assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".mp4", ".png", ".yaml"]
+    assert kills >= 4
 
 
 def test_it_displays_itself(run, request_for):

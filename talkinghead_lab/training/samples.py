@@ -7,6 +7,8 @@ Presenters and voices are those of the test split: the embedded checkpoint has n
 """
 
 import argparse
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def portrait(identity: Identity, size: int = 320, smile: float = 0.35) -> Tensor
 
 
 def write_samples(folder: Path) -> None:
-    """Write `samples/` and `identities.png` into a folder."""
+    """Write `samples/`, `mouth_truth.json` and `identities.png` into a folder."""
     samples = folder / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     save_picture(portrait(presenter(37)), samples / "portrait.png")
@@ -56,9 +58,15 @@ def write_samples(folder: Path) -> None:
     room = {"backdrop": "plain", "backdrop_colour": rgb("9fc4d8"), "light_side": -0.8, "light_warmth": 0.4}
     pair = [portrait(replace(presenter(number), **room), 160) for number in (10, 5)]
     save_picture(torch.cat(pair, -1), samples / "two-people.png")
+    truth = {}
     for name, (text, voice) in RECORDINGS.items():
-        wave = speak(text, voice).wave
+        utterance = speak(text, voice)
+        wave = utterance.wave
         soundfile.write(samples / name, wave * (0.6 / np.abs(wave).max()), SAMPLE_RATE, subtype="PCM_16")
+        # By digest, so that an edited recording is not measured against another's truth.
+        digest = hashlib.sha256((samples / name).read_bytes()).hexdigest()
+        truth[digest] = [round(float(opening), 3) for opening in utterance.mouth[:, 0]]
+    (folder / "mouth_truth.json").write_text(json.dumps(truth) + "\n")
     write_driving_video(samples / "driving.mp4")
     sheet = torch.stack([portrait(presenter(number), 136) for number in range(24)])
     rows = [torch.cat(list(row), -1) for row in sheet.split(8)]
