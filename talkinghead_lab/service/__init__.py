@@ -1,0 +1,1 @@
+"""The HTTP face: the same pipeline for workflow tools, one generation at a time."""

@@ -1,0 +1,57 @@
+"""`python -m talkinghead_lab.service`: serve on HOST and PORT."""
+
+import sys
+
+from talkinghead_lab.errors import MissingExtra, OutputError, TalkingHeadError
+
+
+def main() -> int:
+    """Serve until a signal ends it; the exit status is 2 where a setting is not valid."""
+    try:
+        serve()
+    except TalkingHeadError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def serve() -> None:
+    """Read the settings and serve.
+
+    Raises:
+        MissingExtra: the packages of the extra `service` are not installed.
+        InvalidRequest: a setting is not valid.
+        OutputError: the output folder cannot be made.
+    """
+    try:
+        import uvicorn
+
+        from talkinghead_lab.service.app import create_app
+        from talkinghead_lab.service.settings import Settings
+        from talkinghead_lab.service.telemetry import log_as_json
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'talkinghead_lab[service]'"
+        raise MissingExtra(
+            "the service needs packages that are not installed", received=error.name, remedy=remedy
+        ) from None
+    settings = Settings.read()
+    try:
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder of OUTPUT_DIR cannot be made ({error.strerror})", received=str(settings.output_dir)
+        ) from None
+    log_as_json()
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

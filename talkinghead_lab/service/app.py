@@ -1,0 +1,167 @@
+"""The endpoints. A generation runs in the queue's thread; everything here only waits or looks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from talkinghead_lab import __version__
+from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.service.gate import Gate, problem_response
+from talkinghead_lab.service.generation import gpu_available
+from talkinghead_lab.service.problems import Problem, problem_of, without_paths
+from talkinghead_lab.service.schemas import Health, JobView, VideoAnswer, VideoRequest, problem_answers
+from talkinghead_lab.service.serving import Service
+from talkinghead_lab.service.settings import Settings
+
+STOP_SECONDS = 20.0  # a running job gets to notice that the service ends
+MOST_FINDINGS = 4  # told of one body
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; `settings` are the environment's if none are given."""
+    service = Service(settings or Settings.read())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(service.generator.tidy)
+        service.jobs.start()
+        yield
+        await asyncio.to_thread(service.jobs.close, STOP_SECONDS)
+
+    app = FastAPI(
+        title="talkinghead_lab",
+        version=__version__,
+        summary="A portrait and a recording become a video of the person speaking.",
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="needed where TOKEN is set"))],
+        responses=problem_answers(401, 408, 413),
+    )
+    app.state.service = service
+    app.add_middleware(Gate, settings=service.settings, figures=service.figures)
+    _answer_problems(app)
+    _add_generation(app, service)
+    _add_jobs(app, service)
+    _add_looks(app, service)
+    return app
+
+
+def _answer_problems(app: FastAPI) -> None:
+    async def known(request: Request, error: Exception) -> Response:
+        return problem_response(problem_of(error))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return problem_response(_invalid(error))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem_response(Problem(error.status_code, f"{error.detail}.", dict(error.headers or {})))
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in (Exception, Problem, TalkingHeadError):
+        app.add_exception_handler(kind, known)
+
+
+def _invalid(error: RequestValidationError) -> Problem:
+    """What is wrong with a body: fields and what they may hold, not what was received."""
+    findings = error.errors()
+    if any(finding["type"] == "json_invalid" for finding in findings):
+        return Problem(400, "The body is not JSON.")
+    told = []
+    for finding in findings[:MOST_FINDINGS]:
+        name = ".".join(str(part)[:40] for part in finding["loc"][1:]) or "body"
+        told.append(f"`{name}`: {finding['msg'].removeprefix('Value error, ')}")
+    return Problem(422, without_paths("; ".join(told) + "."))
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    accepted: dict[int | str, dict[str, Any]] = {
+        202: {"model": JobView, "description": "accepted, where `Prefer: respond-async` was sent"}
+    }
+
+    @app.post(
+        "/api/generate-video",
+        response_model=VideoAnswer,
+        responses=accepted | problem_answers(400, 403, 404, 422, 499, 500, 503, 507),
+        summary="Make a video and answer when it is made",
+    )
+    async def generate_video(
+        body: VideoRequest,
+        request: Request,
+        prefer: Annotated[str | None, Header(description="`respond-async`: answer at once")] = None,
+    ) -> Response:
+        job = await service.submit(body.model_dump(exclude_unset=True))
+        headers = {"X-Job-Id": job.id}
+        if prefer and "respond-async" in prefer:
+            view = JobView.of(job, service.jobs)
+            headers |= {"Location": f"/api/jobs/{job.id}", "Preference-Applied": "respond-async"}
+            return JSONResponse(view.model_dump(), 202, headers)
+        return JSONResponse(await service.finish(job, request), headers=headers)
+
+
+def _add_jobs(app: FastAPI, service: Service) -> None:
+    @app.get("/api/jobs", summary="Every known job, oldest first")
+    async def list_jobs() -> list[JobView]:
+        return [JobView.of(job, service.jobs) for job in service.jobs.all()]
+
+    @app.get("/api/jobs/{job_id}", responses=problem_answers(404, 422), summary="One job and its progress")
+    async def show_job(job_id: str) -> JobView:
+        return JobView.of(service.job(job_id), service.jobs)
+
+    @app.get(
+        "/api/jobs/{job_id}/events",
+        response_class=StreamingResponse,
+        responses=problem_answers(404, 422)
+        | {200: {"description": "server-sent events", "content": {"text/event-stream": {}}}},
+        summary="A job's progress as it comes",
+    )
+    async def follow_job(job_id: str) -> StreamingResponse:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        events = service.events(service.job(job_id))
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+    @app.delete(
+        "/api/jobs/{job_id}",
+        status_code=202,
+        responses=problem_answers(404, 422),
+        summary="Stop a job: at once where it waits, after its step where it runs",
+    )
+    async def stop_job(job_id: str) -> JobView:
+        job = service.job(job_id)
+        await asyncio.to_thread(service.jobs.stop, job_id)
+        return JobView.of(job, service.jobs)
+
+
+def _add_looks(app: FastAPI, service: Service) -> None:
+    @app.get("/api/health", summary="Whether the service lives; answers also while it generates")
+    async def health() -> Health:
+        loaded = service.generator.model_loaded
+        return Health(
+            status="healthy", model_loaded=loaded, gpu_available=gpu_available(), version=__version__
+        )
+
+    @app.get(
+        "/api/videos/{job_id}/{name}",
+        response_class=FileResponse,
+        responses=problem_answers(404, 422) | {200: {"content": {"video/mp4": {}}}},
+        summary="A finished video's file",
+    )
+    async def video(job_id: str, name: str) -> FileResponse:
+        path = service.generator.output.video(job_id, name)
+        if path is None:
+            raise Problem(404, "There is no such video.")
+        return FileResponse(path, media_type="video/mp4")
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

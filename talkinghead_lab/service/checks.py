@@ -1,0 +1,132 @@
+"""What is checked of a finished video before it is announced: a verdict, with the figure behind it."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from talkinghead_lab import audio, metrics, video
+from talkinghead_lab.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.pipeline import to_unit_range
+
+CODECS = ("h264", "aac")
+BLACK_LEVEL = 24  # of 255: a frame is black where nearly all of it is below
+NEARLY_ALL = 99  # percent of a frame's pixels
+STILL_CHANGE = 0.01  # levels of 255, mean over the frame; an encoder repeats still pictures exactly
+LONGEST_STILL_SECONDS = 2.0
+LARGEST_LAG = 3  # frames; beyond an eighth of a second, lips and sound are seen to part
+SMALLEST_CORRELATION = 0.3
+FRAMES_AT_ONCE = 64
+
+Check = dict[str, Any]
+
+
+def check_video(path: Path, recording: Path, frame_count: int, drawn: bool) -> dict[str, Any]:
+    """Check a video against the recording that it was made of.
+
+    Args:
+        path, recording: the files.
+        frame_count: what was announced.
+        drawn: the video was made by the small model, whose presenters the reader of mouths was trained on.
+
+    Returns:
+        `passed`, whether no check failed, and under each check's name `passed` (None: not measured), what
+        was `measured`, and why where it was not.
+
+    Raises:
+        MediaError: a file cannot be read.
+    """
+    facts = video.probe(path)
+    speech = audio.read_speech(recording)
+    seconds = len(speech) / audio.SAMPLE_RATE
+    black, still, decoded, opening = _measure(path, drawn)
+    checks: dict[str, Check] = {
+        "streams": _check(facts.codecs == CODECS, "+".join(facts.codecs)),
+        "frame_count": _check(decoded == facts.frame_count == frame_count, decoded),
+        "length": _length(facts, seconds),
+        "not_black": _check(black == 0, f"{black} black frames"),
+        "not_frozen": _not_frozen(still, decoded),
+        "mouth_moves_with_speech": _mouth(opening, speech) if drawn else _not_measured(
+            "the reader of mouths knows only the drawn presenters of the small model, not photographs"
+        ),
+    }  # fmt: skip
+    return {"passed": all(check["passed"] is not False for check in checks.values()), **checks}
+
+
+def _check(passed: bool, measured: object) -> Check:
+    return {"passed": passed, "measured": measured}
+
+
+def _not_measured(reason: str) -> Check:
+    return {"passed": None, "measured": None, "reason": reason}
+
+
+def _length(facts: video.VideoFacts, seconds: float) -> Check:
+    """Picture and sound both last as long as the recording, to a frame; at least one frame."""
+    wanted = max(seconds, 1 / FRAMES_PER_SECOND)
+    away = max(abs(facts.duration_seconds - wanted), abs(facts.audio_seconds - wanted))
+    return _check(away < 1 / FRAMES_PER_SECOND, f"{facts.duration_seconds:.2f} of {seconds:.2f} s")
+
+
+def _not_frozen(still: int, frames: int) -> Check:
+    if frames < 2:
+        return _not_measured("a single frame has nothing to move")
+    longest = min(LONGEST_STILL_SECONDS * FRAMES_PER_SECOND, frames - 1)
+    return _check(still < longest, f"longest still stretch {still / FRAMES_PER_SECOND:.2f} s")
+
+
+def _measure(path: Path, drawn: bool) -> tuple[int, int, int, Tensor]:
+    """(black frames, longest run of frames like the one before, frames, mouth opening [F] if drawn)."""
+    black = still = longest = frames = 0
+    openings, before = [torch.zeros(0)], None
+    for block in _blocks(video.read_frames(path)):
+        for frame in block:
+            black += int(np.percentile(frame, NEARLY_ALL) < BLACK_LEVEL)
+            if before is not None:
+                change = np.abs(frame.astype(np.int16) - before).mean()
+                still = still + 1 if change < STILL_CHANGE else 0
+                longest = max(longest, still)
+            before = frame.astype(np.int16)
+        if drawn:
+            pixels = torch.from_numpy(np.stack(block)).permute(0, 3, 1, 2)
+            openings.append(metrics.mouth_opening(to_unit_range(pixels)))
+        frames += len(block)
+    return black, longest, frames, torch.cat(openings)
+
+
+def _blocks(frames: Iterator[video.Frames]) -> Iterator[list[video.Frames]]:
+    while block := list(itertools.islice(frames, FRAMES_AT_ONCE)):
+        yield block
+
+
+def _mouth(opening: Tensor, speech: NDArray[np.float32]) -> Check:
+    """Pearson's correlation of the mouth's opening and the loudness, at the best lag of a few frames."""
+    loudness = _loudness(speech, len(opening))
+    if len(opening) < 2 * FRAMES_PER_SECOND // 5 or loudness.std() < 1e-4:
+        return _not_measured("there is too little speech to see a mouth move with")
+    mouth = opening.double().numpy()
+    best = max(_correlation(mouth, loudness, lag) for lag in range(-LARGEST_LAG, LARGEST_LAG + 1))
+    return _check(best >= SMALLEST_CORRELATION, f"correlation {best:.2f}")
+
+
+def _loudness(speech: NDArray[np.float32], frames: int) -> NDArray[np.float64]:
+    """Root mean square of the sound under each video frame."""
+    samples = audio.SAMPLE_RATE // FRAMES_PER_SECOND
+    padded = np.pad(speech, (0, max(0, frames * samples - len(speech))))[: frames * samples]
+    return np.sqrt(np.square(padded.reshape(frames, samples), dtype=np.float64).mean(axis=1))
+
+
+def _correlation(mouth: NDArray[np.float64], loudness: NDArray[np.float64], lag: int) -> float:
+    """`lag`: how many frames the mouth comes after the sound."""
+    if lag < 0:
+        mouth, loudness = loudness, mouth
+    shift = abs(lag)
+    first, second = mouth[shift:], loudness[: len(loudness) - shift]
+    if min(first.std(), second.std()) < 1e-6:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])

@@ -1,0 +1,124 @@
+"""From a job to its answer: the model on demand, the run in its own folder, the checks, and tidying up."""
+
+import gc
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talkinghead_lab.files import atomic_path
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.service.inputs import allowed_inputs
+from talkinghead_lab.service.jobs import Job
+from talkinghead_lab.service.retention import FINISHED, OutputFolder
+from talkinghead_lab.service.settings import Settings
+
+if TYPE_CHECKING:
+    from talkinghead_lab.pipeline import Pipeline
+    from talkinghead_lab.runs import Progress
+
+LOG = logging.getLogger(__name__)
+
+
+class Generator:
+    """Makes videos with networks that are loaded when first needed. Not for two threads at once."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.output = settings, OutputFolder(settings.output_dir)
+        self._pipeline: Pipeline | None = None
+        if settings.vram_budget_gib is not None and "vram_budget_gib" not in GenerationParams.model_fields:
+            LOG.warning("NUM_PERSISTENT_PARAM_IN_DIT has no effect here: all weights stay on the device")
+
+    @property
+    def model_loaded(self) -> bool:
+        """Whether the networks are in memory."""
+        return self._pipeline is not None
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        """Make a job's video; the answer has the fields of `GenerationResult`.
+
+        Raises:
+            TalkingHeadError: as `generate`; Problem: an input changed since it was accepted.
+        """
+        # The pipeline imports torch and transformers: too much for the moment at which the service starts.
+        from talkinghead_lab.runs import generate
+        from talkinghead_lab.service.checks import check_video
+
+        params = allowed_inputs(self.settings, job.params)
+        with self.output.claimed(job.id) as folder:
+            result = generate(
+                params,
+                folder,
+                pipeline=self._loaded(params),
+                on_progress=lambda progress: job.stepped(*_steps(progress)),
+                show_progress=False,
+            )
+            recording = Path(params.audio_path)
+            checks = check_video(result.video_path, recording, result.frame_count, not self.settings.released)
+            with atomic_path(folder / FINISHED) as temporary:
+                temporary.write_text(json.dumps(checks, indent=1), encoding="utf-8")
+        answer = result.to_json()
+        return answer | {"metadata": answer["metadata"] | {"checks": checks}}
+
+    def after(self, job: Job, error: BaseException | None) -> None:
+        """Give back what the run held: GPU memory, and the folder where the run failed."""
+        if error is not None and job.started is not None:
+            _forget_frames(error)
+            if job.problem is not None and job.problem.status == 503:
+                self.unload()
+            self.output.remove(job.id)
+        _free_memory()
+        self.tidy()
+
+    def unload(self) -> None:
+        """Drop the networks."""
+        if self._pipeline is not None:
+            self._pipeline = None
+            LOG.info("model dropped")
+        _free_memory()
+
+    def tidy(self) -> None:
+        """Keep the output folder within its bounds."""
+        try:
+            removed = self.output.tidy(self.settings.keep_hours * 3600, self.settings.keep_gib * 2**30)
+        except OSError as error:
+            LOG.warning("the output folder could not be tidied", extra={"reason": error.strerror})
+        else:
+            if removed:
+                LOG.info("runs removed", extra={"runs": removed})
+
+    def _loaded(self, params: GenerationParams) -> "Pipeline":
+        from talkinghead_lab.pipeline import Pipeline, read_inputs
+
+        if self._pipeline is None:
+            read_inputs(params)  # a mistake shows before weights are loaded
+            self._pipeline = Pipeline.load(params)
+            LOG.info("model loaded")
+        return self._pipeline
+
+
+def gpu_available() -> bool:
+    """Whether there is a GPU that can be used."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _steps(progress: "Progress") -> tuple[int, int]:
+    done = (progress.chunk - 1) * progress.steps + progress.step
+    return done, progress.chunks * progress.steps
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of the failed run's tensors, which the frames of its traceback hold."""
+    current: BaseException | None = error
+    while current is not None:
+        current.__traceback__, current = None, current.__cause__ or current.__context__
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

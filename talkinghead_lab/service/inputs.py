@@ -1,0 +1,108 @@
+"""Which files a call may name, and how large they may be."""
+
+from pathlib import Path
+
+import av
+from PIL import Image
+
+from talkinghead_lab.errors import MediaError
+from talkinghead_lab.image import PICTURE_FORMATS
+from talkinghead_lab.params import SAMPLE_PREFIX, GenerationParams, local_file
+from talkinghead_lab.service.problems import Problem
+from talkinghead_lab.service.settings import Settings
+
+# With a Python file in between, the libraries have no path to open further files beside: a playlist that
+# names others fails, wherever they lie.
+NO_FURTHER_FILES = {"protocol_whitelist": "none"}
+
+
+def in_shared(settings: Settings, value: str) -> str:
+    """A call's path made absolute: a relative one starts from the shared folder."""
+    return value if value.startswith(SAMPLE_PREFIX) else str(settings.shared_dir.absolute() / value)
+
+
+def allowed_inputs(settings: Settings, params: GenerationParams) -> GenerationParams:
+    """The request with its links and `..` resolved, if its files may be read and are not too large.
+
+    Raises:
+        Problem: 403 outside the shared and output folders, 404 no such file, 413 too large, 422 not media.
+    """
+    image = allowed_file(settings, "image_path", params.image_path)
+    recording = allowed_file(settings, "audio_path", params.audio_path)
+    check_pixels(image, settings.largest_pixels)
+    check_seconds(recording, settings.longest_seconds)
+    return params.replace(image_path=str(image), audio_path=str(recording))
+
+
+def allowed_file(settings: Settings, field: str, value: str) -> Path:
+    """The file that a call names by an absolute path, or as a shipped sample.
+
+    Raises:
+        Problem: 403 outside the allowed folders, 404 no such file, 413 too large.
+    """
+    try:
+        if value.startswith(SAMPLE_PREFIX):
+            return local_file(value)
+        path = Path(value).resolve()
+        folders = (settings.shared_dir.resolve(), settings.output_dir.resolve())
+        if not any(path.is_relative_to(folder) for folder in folders):
+            raise Problem(403, f"`{field}` lies outside the shared and the output folder.")
+        file = local_file(str(path))
+        size = file.stat().st_size
+    except MediaError as error:
+        raise Problem(404, f"`{field}`: {error.problem.split(' (')[0]}.") from None
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a null byte, a name that is too long
+        raise Problem(404, f"`{field}`: no such file.") from None
+    if size > settings.largest_mib * 2**20:
+        raise Problem(413, f"`{field}` is larger than {settings.largest_mib:g} MiB.")
+    return file
+
+
+def check_pixels(path: Path, most: int) -> None:
+    """Refuse pictures and videos of too many pixels, by their headers.
+
+    Raises:
+        Problem: 413 too many, 422 neither a picture nor a video.
+    """
+    width, height = _picture_size(path) or _video_size(path)
+    if width * height > most:
+        raise Problem(413, f"`image_path` has {width}x{height} pixels; allowed: {most} in all.")
+
+
+def _picture_size(path: Path) -> tuple[int, int] | None:
+    try:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            return picture.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Problem(413, "`image_path` has too many pixels.") from None
+    except Exception:  # a damaged file makes Pillow raise nearly anything; it may still be a video
+        return None
+
+
+def _video_size(path: Path) -> tuple[int, int]:
+    try:
+        with path.open("rb") as file, av.open(file, "r", options=NO_FURTHER_FILES) as container:
+            stream = container.streams.video[0]
+            return stream.width, stream.height
+    except (av.error.FFmpegError, ValueError, IndexError, OSError):
+        raise Problem(422, "`image_path` is neither a picture nor a video that can be read.") from None
+
+
+def check_seconds(path: Path, longest: float) -> None:
+    """Refuse recordings that last too long, by the packets in them: a header may claim anything.
+
+    Raises:
+        Problem: 413 too long, 422 no recording.
+    """
+    seconds = 0.0
+    try:
+        with (
+            path.open("rb") as file,
+            av.open(file, "r", options=NO_FURTHER_FILES, metadata_errors="replace") as container,
+        ):
+            for packet in container.demux(container.streams.audio[0]):
+                seconds += float((packet.duration or 0) * (packet.time_base or 0))
+                if seconds > longest:
+                    raise Problem(413, f"`audio_path` lasts longer than {longest:g} seconds.")
+    except (av.error.FFmpegError, ValueError, IndexError, OSError):
+        raise Problem(422, "`audio_path` is not a recording that can be read.") from None

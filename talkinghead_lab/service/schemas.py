@@ -1,0 +1,122 @@
+"""What goes in and out as JSON. A request's names, bounds and meanings are `GenerationParams`' own."""
+
+from copy import copy
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
+
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.service.jobs import Job, Jobs, State
+from talkinghead_lab.service.problems import MEDIA_TYPE
+
+REQUEST_FIELDS = (
+    *("audio_path", "image_path", "prompt", "resolution", "seed", "diffusion_steps"),
+    *("text_guide_scale", "audio_guide_scale", "motion_frame", "use_color_correction"),
+)
+LONGEST_PATH = 4096  # Linux' PATH_MAX
+EXAMPLE: dict[str, Any] = {
+    "audio_path": "/data/shared/recording.wav",
+    "image_path": "/data/shared/portrait.png",
+    "prompt": "A presenter speaks calmly to the camera.",
+    "resolution": "infinitetalk-480",
+    "seed": 42,
+    "diffusion_steps": 40,
+    "text_guide_scale": 5.0,
+    "audio_guide_scale": 4.0,
+    "motion_frame": 9,
+    "use_color_correction": True,
+}
+
+
+def _request_field(name: str) -> tuple[Any, FieldInfo]:
+    known = GenerationParams.model_fields[name]
+    if name.endswith("_path"):
+        meaning = f"{known.description}; in the shared or output folder, or relative to the shared one"
+        return str, Field(min_length=1, max_length=LONGEST_PATH, description=meaning)
+    if name == "prompt":
+        return str, Field(max_length=2000, description=known.description)
+    return known.annotation, copy(known)
+
+
+VideoRequest: type[BaseModel] = create_model(
+    "VideoRequest",
+    __config__=ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={"examples": [EXAMPLE]}
+    ),
+    **{name: _request_field(name) for name in REQUEST_FIELDS},  # type: ignore[call-overload]
+)
+
+
+class VideoAnswer(BaseModel):
+    """A finished video, as `generate` returns it; `metadata.checks` holds the verdict of the checks."""
+
+    video_path: str
+    duration_seconds: float
+    resolution: str = Field(examples=["1024x576"])
+    frame_count: int
+    metadata: dict[str, Any]
+
+
+class Health(BaseModel):
+    """The service, as it is now."""
+
+    status: Literal["healthy"]
+    model_loaded: bool
+    gpu_available: bool
+    version: str
+
+
+class JobView(BaseModel):
+    """A job. Times are seconds since 1970; `position` counts the jobs that go before it."""
+
+    id: str
+    state: State
+    position: int
+    step: int = Field(description="finished sampling steps of all chunks")
+    steps: int = Field(description="sampling steps of all chunks; 0: not known yet")
+    seconds_left: float | None = Field(description="null: not known yet")
+    created: float
+    started: float | None
+    ended: float | None
+    result: VideoAnswer | None
+    problem: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, job: Job, jobs: Jobs) -> "JobView":
+        """A job as it is now."""
+        left = job.seconds_left
+        return cls(
+            id=job.id,
+            state=job.state,
+            position=jobs.position(job),
+            step=job.step,
+            steps=job.steps,
+            seconds_left=None if left is None else round(left, 1),
+            created=job.created,
+            started=job.started,
+            ended=job.ended,
+            result=VideoAnswer(**job.result) if job.result and job.ended else None,
+            problem=job.problem.to_json() if job.problem else None,
+        )
+
+
+def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says about answers that are problems."""
+    members: dict[str, Any] = {name: {"type": "string"} for name in ("type", "title", "detail")}
+    schema = {
+        "type": "object",
+        "properties": members | {"status": {"type": "integer"}},
+        "required": ["type", "title", "status", "detail"],
+    }
+    meanings = {
+        400: "not JSON", 401: "no valid token", 403: "a path outside the folders", 404: "not found",
+        405: "another method is meant", 408: "the body came too slowly", 413: "too large",
+        422: "a field or a file cannot be used", 500: "the generation failed",
+        499: "the job was stopped", 503: "the queue is full, or memory does not suffice",
+        507: "the disk is full",
+    }  # fmt: skip
+    return {
+        status: {"description": meanings[status], "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }

@@ -1,0 +1,108 @@
+"""What the service reads from its environment, and the request that it makes of a call's fields."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.params import GenerationParams
+
+PORT = 8200
+FRAME_SIZES = {"infinitetalk-480": "1024x576", "infinitetalk-720": "1280x720"}
+EMBEDDED_FRAME_SIZE = "160x160"
+BYTES_PER_WEIGHT = 2  # the transformer is held in bf16 on a GPU
+SMALLEST_BUDGET_GIB = 8.0
+
+
+class Settings(BaseSettings):
+    """Every setting is an environment variable of the same name in capitals.
+
+    Raises:
+        InvalidRequest: from `read`, when a variable holds something else than it may.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    ckpt_dir: Path | None = Field(None, description="Wan2.1-I2V-14B folder; unset: the small model")
+    wav2vec_dir: Path | None = Field(None, description="wav2vec2 folder")
+    infinitetalk_dir: Path | None = Field(None, description="InfiniteTalk folder or file")
+    num_persistent_param_in_dit: int | None = Field(
+        None, ge=0, le=10**12, description="transformer weights that stay on the GPU; 0: smallest memory"
+    )
+    motion_frame: int = Field(9, ge=1, le=997, description="frames repeated, where a request names none")
+    chunk_frames: int = Field(81, ge=5, le=1001, description="frames sampled together")
+    frame_size: str | None = Field(
+        None, description="WIDTHxHEIGHT; unset: 1024x576 or 1280x720, with the small model 160x160"
+    )
+
+    shared_dir: Path = Field(Path("/data/shared"), description="where portraits and recordings may lie")
+    output_dir: Path = Field(Path("/output"), description="where videos go")
+    keep_hours: float = Field(7 * 24, gt=0, description="age at which a finished run is removed")
+    keep_gib: float = Field(50, gt=0, description="total size above which the oldest runs are removed")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(PORT, ge=0, le=65535, description="port to listen on; 0: any free one")
+    token: SecretStr | None = Field(None, description="bearer token that calls must carry; unset: none")
+    queue_length: int = Field(8, ge=0, le=10_000, description="requests that may wait")
+    idle_seconds: float = Field(900, gt=0, description="without work, after which the model is dropped")
+    body_seconds: float = Field(10, gt=0, description="a request's body must have arrived by then")
+
+    longest_seconds: float = Field(600, gt=0, le=7200, description="longest recording")
+    largest_pixels: int = Field(40_000_000, gt=0, description="largest portrait or driving video's frame")
+    largest_mib: float = Field(1024, gt=0, description="largest file of either kind")
+
+    @classmethod
+    def read(cls, **overrides: Any) -> "Settings":
+        """The environment's settings; keyword arguments win over them."""
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            finding = error.errors(include_url=False)[0]
+            variable = str((finding["loc"] or ("settings",))[0])
+            raise InvalidRequest(
+                f"the variable {variable.upper()} is not valid",
+                received=None if variable == "token" else repr(finding["input"])[:80],
+                allowed=finding["msg"].removeprefix("Value error, "),
+            ) from None
+
+    @model_validator(mode="after")
+    def _make_a_request(self) -> "Settings":
+        """What every request will take from here has to be possible."""
+        folders = (self.ckpt_dir, self.wav2vec_dir, self.infinitetalk_dir)
+        if any(folders) and not all(folders):
+            raise ValueError("set CKPT_DIR, WAV2VEC_DIR and INFINITETALK_DIR together, or none of them")
+        for resolution in FRAME_SIZES:
+            self.params(audio_path="/a", image_path="/i", resolution=resolution)
+        return self
+
+    @property
+    def released(self) -> bool:
+        """Whether released weights are configured; otherwise the small model serves."""
+        return self.ckpt_dir is not None
+
+    @property
+    def vram_budget_gib(self) -> float | None:
+        """GPU memory that the kept weights and the smallest working set need; None: no limit."""
+        kept = self.num_persistent_param_in_dit
+        return None if kept is None else SMALLEST_BUDGET_GIB + kept * BYTES_PER_WEIGHT / 2**30
+
+    def params(self, **fields: Any) -> GenerationParams:
+        """The pipeline's request for a call's fields.
+
+        Raises:
+            InvalidRequest: a value is out of range.
+        """
+        size = FRAME_SIZES.get(fields.get("resolution", ""), "auto") if self.released else EMBEDDED_FRAME_SIZE
+        own: dict[str, Any] = {
+            "motion_frame": self.motion_frame,
+            "chunk_frames": self.chunk_frames,
+            "frame_size": self.frame_size or size,
+        }
+        if self.released:
+            own |= {"checkpoint": "released", "ckpt_dir": str(self.ckpt_dir)}
+            own |= {"wav2vec_dir": str(self.wav2vec_dir), "infinitetalk_dir": str(self.infinitetalk_dir)}
+        if self.vram_budget_gib is not None and "vram_budget_gib" in GenerationParams.model_fields:
+            own["vram_budget_gib"] = self.vram_budget_gib
+        return GenerationParams(**(own | fields))
