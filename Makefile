@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab notebooks lock clean
+.PHONY: help setup demo test lint lab notebooks serve smoke lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,16 @@ notebooks: setup ## run every notebook with the embedded checkpoint; the execute
 	  echo "$$notebook"; \
 	  $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$(basename $$notebook) -f params/embedded.yaml || exit 1; \
 	done
+
+# Inside a container the folders are /data/shared and /output; here they need no rights.
+serve: export SHARED_DIR ?= shared
+serve: export OUTPUT_DIR ?= outputs/service
+serve: setup ## serve over HTTP on port 8200; SHARED_DIR, OUTPUT_DIR, CKPT_DIR and others are read
+	@mkdir -p $(SHARED_DIR) $(OUTPUT_DIR)
+	$(BIN)/python -m talkinghead_lab.service
+
+smoke: setup ## try a running service: make smoke AUDIO=recording.wav IMAGE=portrait.png PROMPT='…'
+	@$(BIN)/python -m talkinghead_lab.service.smoke --audio "$$AUDIO" --image "$$IMAGE" --prompt "$$PROMPT"
 
 # uv resolves for every Python at once. What CUDA needs stays out of the lock: pip adds it where the
 # machine's PyTorch asks for it, and a machine with the CPU build never sees it.
