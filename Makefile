@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab notebooks serve smoke lock clean
+.PHONY: help setup demo verify test lint lab notebooks serve smoke lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: setup ## make a video of the sample portrait and recording, and print its path
 	@$(BIN)/python -m talkinghead_lab generate params/embedded.yaml
+
+verify: setup ## do a run again and compare, `make verify RUN=outputs/…`
+	@test -n "$(RUN)" || { echo "Name the run: make verify RUN=outputs/…"; exit 2; }
+	@$(BIN)/python -m talkinghead_lab verify "$(RUN)"
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest

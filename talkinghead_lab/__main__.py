@@ -20,14 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except TalkingHeadError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Stopped; what is finished stays in the run's folder.", file=sys.stderr)
         return 130
-    return 0
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,6 +45,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     command.add_argument("--json", action="store_true", help="print the result as one JSON object")
     command.set_defaults(run=run_generate)
+    command = commands.add_parser("verify", help="do a run again and compare; status 1 where it differs")
+    command.add_argument("run_dir", type=Path, help="the folder of a finished run")
+    command.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    command.set_defaults(run=run_verify)
     command = commands.add_parser("fetch", help="download the released weights (about 80 GB)")
     command.add_argument("folder", type=Path, help="where they go")
     command.set_defaults(run=run_fetch)
@@ -59,6 +62,15 @@ def run_generate(options: argparse.Namespace) -> None:
     overrides = {name: _value(name, text) for name, text in options.overrides}
     result = generate(GenerationParams.from_yaml(options.params, **overrides), options.run_dir)
     print(json.dumps(result.to_json()) if options.json else result.video_path)
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Do a run again; the findings go to stdout, and the status is 0 where all is the same."""
+    from talkinghead_lab.verification import verify
+
+    found = verify(options.run_dir)
+    print(json.dumps(found.to_json()) if options.json else found)
+    return 0 if found.identical else 1
 
 
 def run_fetch(options: argparse.Namespace) -> None:

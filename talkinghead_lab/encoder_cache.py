@@ -26,16 +26,18 @@ from talkinghead_lab.params import GenerationParams
 
 GIB = 2**30
 Tensors = tuple[Tensor, ...]
-Part = str | int | Tensor
 
 
 class Remember(Protocol):
-    """Gives what `compute` would: from a store where it is known, else by computing it."""
+    """Gives what `compute` would: from a store where it is known, else by computing it.
 
-    def __call__(self, kind: str, inputs: Iterable[Part], compute: Callable[[], Tensors]) -> Tensors: ...
+    `inputs` are tensors, and things whose `str` tells all.
+    """
+
+    def __call__(self, kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors: ...
 
 
-def no_cache(kind: str, inputs: Iterable[Part], compute: Callable[[], Tensors]) -> Tensors:
+def no_cache(kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors:
     """Keep nothing."""
     return compute()
 
@@ -76,7 +78,7 @@ class EncoderCache:
         folder = folder or fingerprints.user_cache_folder() / "encodings"
         return cls(folder, fingerprints.combined([encoders]), device)
 
-    def __call__(self, kind: str, inputs: Iterable[Part], compute: Callable[[], Tensors]) -> Tensors:
+    def __call__(self, kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors:
         """What `compute` gives for these inputs, on the CPU where it was known."""
         entry = self.folder / f"{kind}-{self._key(kind, inputs)}.safetensors"
         known = _read(entry)
@@ -90,7 +92,7 @@ class EncoderCache:
         self._store(entry, tensors)
         return tensors
 
-    def _key(self, kind: str, inputs: Iterable[Part]) -> str:
+    def _key(self, kind: str, inputs: Iterable[object]) -> str:
         gpu = self.device.type == "cuda"
         rounding = [torch.cuda.get_device_name(self.device) if gpu else platform.node()]
         rounding += [torch.__version__, "" if gpu else str(torch.get_num_threads())]
