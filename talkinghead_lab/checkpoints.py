@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +32,8 @@ from talkinghead_lab.models.dit import DiT
 from talkinghead_lab.models.dit_config import DiTConfig
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.quantization import from_released_quantized, prepare_for_quantized
+
+Network = TypeVar("Network", bound=nn.Module)
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "weights"
 TRANSFORMER = "diffusion_pytorch_model"
@@ -260,6 +262,23 @@ def quantization_map(infinitetalk: Path) -> dict[str, Any] | None:
     return fields if fields and all(isinstance(kinds, dict) for kinds in fields.values()) else None
 
 
+def _build(
+    network: Callable[[Any], Network],
+    config: object,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    quantised: Mapping[str, Any] | None = None,
+) -> Network:
+    """A network of these sizes with these weights; `quantised` maps its eight-bit layers."""
+    with torch.device("meta"):
+        model = network(config)
+        prepare_for_quantized(model, quantised or {})
+    load_strict(model, tensors, source, dtype, device)
+    return model
+
+
 def load_dit(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str) -> DiT:
     """The transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file that holds both."""
     fields = _read_json(files.wan / "config.json")
@@ -268,12 +287,9 @@ def load_dit(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | 
         tensors = read_shards(files.wan) | read_tensors(files.infinitetalk)
     else:
         tensors = from_released_quantized(read_tensors(files.infinitetalk))
-    with torch.device("meta"):
-        model = DiT(DiTConfig.from_tensors(shapes_of(tensors), fields))
-        if quantised is not None:
-            prepare_for_quantized(model, quantised)
-    load_strict(model, tensors, f"transformer ({files.infinitetalk.name})", dtype, device)
-    return model
+    config = DiTConfig.from_tensors(shapes_of(tensors), fields)
+    source = f"transformer ({files.infinitetalk.name})"
+    return _build(DiT, config, tensors, source, dtype, device, quantised)
 
 
 def load_vae(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str) -> vae.VAE:
@@ -281,10 +297,7 @@ def load_vae(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | 
     path = _weights_file(files.wan, VAE)
     tensors = read_tensors(path)
     config = vae.VAEConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
-    with torch.device("meta"):
-        model = vae.VAE(config)
-    load_strict(model, vae.from_released(tensors, config), path.name, dtype, device)
-    return model
+    return _build(vae.VAE, config, vae.from_released(tensors, config), path.name, dtype, device)
 
 
 def load_image_encoder(
@@ -294,29 +307,24 @@ def load_image_encoder(
     path = _weights_file(files.wan, IMAGE_ENCODER)
     tensors = read_tensors(path)
     config = image_encoder.ImageEncoderConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
-    with torch.device("meta"):
-        model = image_encoder.ImageEncoder(config)
-    load_strict(model, image_encoder.from_released(tensors, config), path.name, dtype, device)
-    return model
+    named = image_encoder.from_released(tensors, config)
+    return _build(image_encoder.ImageEncoder, config, named, path.name, dtype, device)
 
 
 def load_text_encoder(
     files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
 ) -> text_encoder.TextEncoder:
     """umT5; the quantised one where it lies beside a quantised transformer."""
-    quantised = sorted(files.infinitetalk.parent.glob("t5_map_*.json"))
-    if quantised and quantization_map(files.infinitetalk) is not None:
-        path = quantised[0].with_name(quantised[0].name.replace("t5_map_", "t5_")).with_suffix(".safetensors")
-        tensors, kinds = from_released_quantized(read_tensors(path)), _read_json(quantised[0])
+    maps = sorted(files.infinitetalk.parent.glob("t5_map_*.json"))
+    if maps and quantization_map(files.infinitetalk) is not None:
+        path = maps[0].with_name(maps[0].name.replace("t5_map_", "t5_")).with_suffix(".safetensors")
+        tensors, kinds = from_released_quantized(read_tensors(path)), _read_json(maps[0])
     else:
         path, kinds = _weights_file(files.wan, TEXT_ENCODER), {}
         tensors = read_tensors(path)
     config = text_encoder.TextEncoderConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
-    with torch.device("meta"):
-        model = text_encoder.TextEncoder(config)
-        prepare_for_quantized(model, text_encoder.from_released(kinds, config))
-    load_strict(model, text_encoder.from_released(tensors, config), path.name, dtype, device)
-    return model
+    named, quantised = (text_encoder.from_released(part, config) for part in (tensors, kinds))
+    return _build(text_encoder.TextEncoder, config, named, path.name, dtype, device, quantised)
 
 
 def load_tokenizer(files: CheckpointFiles, text_len: int) -> text_encoder.Tokenizer:
@@ -335,10 +343,8 @@ def load_speech_encoder(
     if preprocessor.is_file():
         fields |= _read_json(preprocessor)
     config = speech_encoder.SpeechEncoderConfig.from_tensors(shapes_of(tensors), fields)
-    with torch.device("meta"):
-        model = speech_encoder.SpeechEncoder(config)
-    load_strict(model, speech_encoder.from_released(tensors, config), path.name, dtype, device)
-    return model
+    named = speech_encoder.from_released(tensors, config)
+    return _build(speech_encoder.SpeechEncoder, config, named, path.name, dtype, device)
 
 
 def fetch_released(folder: Path) -> dict[str, Path]:
