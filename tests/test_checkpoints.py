@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from talkinghead_lab import checkpoints
 from talkinghead_lab.checkpoints import CheckpointFiles, load_dit, read_tensors
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.quantization import QuantizedLinear, quantize_rows
 from tests.parity import golden
 
 
@@ -161,3 +163,30 @@ def test_inventory_tells_whole_from_broken(files, tmp_path):
     os.truncate(files.infinitetalk, 1000)
     states = {row["network"]: row["state"] for row in checkpoints.inventory(request)}
     assert "damaged" in states["transformer and audio adapter"]
+
+
+def test_quantised_text_encoder_is_found_beside_the_quantised_transformer(files, tmp_path):
+    outputs, case = golden.load("t5")
+    plain = golden.parameters("t5", case["params"])
+    torch.save(plain, files.wan / f"{checkpoints.TEXT_ENCODER}.pth")
+    quantised = tmp_path / "infinitetalk_single_int8.safetensors"
+    shutil.copy(golden.FOLDER / "dit_int8_checkpoint.safetensors", quantised)
+    shutil.copy(golden.FOLDER / "dit_int8_checkpoint.json", quantised.with_suffix(".json"))
+    tensors, kinds = {}, {}
+    for name, weight in plain.items():
+        layer = name.removesuffix(".weight")
+        if weight.ndim == 2 and "embedding" not in name:
+            tensors[f"{name}._data"], tensors[f"{name}._scale"] = quantize_rows(weight, torch.int8)
+            kinds[layer] = {"weights": "qint8", "activations": "none"}
+        else:
+            tensors[name] = weight
+    save_file(tensors, tmp_path / "t5_int8.safetensors")
+    (tmp_path / "t5_map_int8.json").write_text(json.dumps(kinds))
+    encoder = checkpoints.load_text_encoder(
+        CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu"
+    )
+    assert sum(isinstance(layer, QuantizedLinear) for layer in encoder.modules()) == len(kinds)
+    with torch.inference_mode():
+        hidden = encoder(outputs["ids"], outputs["mask"])
+    error = golden.relative_error(hidden[0], outputs["hidden0"])
+    assert 1e-5 < error < 0.05, "eight bits round, and do not change the text"
