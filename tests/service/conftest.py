@@ -1,0 +1,149 @@
+"""Real services on loopback, with tiny random networks."""
+
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from talkinghead_lab.params import SAMPLES_FOLDER
+
+ROOT = Path(__file__).parents[2]
+GENERATE = "/api/generate-video"
+START_SECONDS = 60
+
+
+@dataclass
+class Server:
+    """A service in a process of its own; `log` collects its lines."""
+
+    environment: dict[str, str]
+    log: list[str] = field(default_factory=list)
+
+    def start(self) -> "Server":
+        environment = {name: value for name, value in os.environ.items() if name != "TOKEN"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "talkinghead_lab.service"],
+            env=environment
+            | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PORT": "0"}
+            | self.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        address: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read_log, args=(address,), daemon=True).start()
+        self.url = address.get(timeout=START_SECONDS)
+        token = self.environment.get("TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=120)
+        return self
+
+    def _read_log(self, address: "queue.Queue[str]") -> None:
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := re.search(r"running on (http://[\d.]+:\d+)", line):
+                address.put(found[1])
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def output(self) -> Path:
+        return Path(self.environment["OUTPUT_DIR"])
+
+    def request(self, **changes) -> dict:
+        fields = {"audio_path": "recording.wav", "image_path": "portrait.png", "prompt": "a calm presenter"}
+        return fields | {"diffusion_steps": 1} | changes
+
+    def generate(self, **changes) -> httpx.Response:
+        return self.client.post(GENERATE, json=self.request(**changes))
+
+    def submit(self, **changes) -> httpx.Response:
+        """Ask without waiting for the video."""
+        headers = {"Prefer": "respond-async"}
+        return self.client.post(GENERATE, json=self.request(**changes), headers=headers)
+
+    def health(self) -> dict:
+        answer = self.client.get("/api/health")
+        assert answer.status_code == 200
+        return answer.json()
+
+    def job(self, name: str) -> dict:
+        return self.client.get(f"/api/jobs/{name}").json()
+
+    def wait_for(self, name: str, *states: str, step: int = 0, seconds: float = 60) -> dict:
+        """A job once it is in one of some states and at a step."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            job = self.job(name)
+            if job["state"] in states and job["step"] >= step:
+                return job
+            time.sleep(0.05)
+        raise AssertionError(f"{job} after {seconds} s; {self.log[-3:]}")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.client.close()
+
+    def stop(self) -> int:
+        self.client.close()
+        self.process.terminate()
+        return self.process.wait(timeout=30)
+
+    def events(self) -> list[dict]:
+        return [json.loads(line) for line in self.log]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, recording) -> Path:
+    """A shared folder with a portrait and a recording of half a second."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(SAMPLES_FOLDER / "portrait.png", folder)
+    shutil.copy(recording(0.5), folder / "recording.wav")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def launch(checkpoint, shared, tmp_path_factory) -> Iterator[Callable[..., Server]]:
+    """Start services: their own output folder, frames of 32x32 in chunks of 9, and what is given."""
+    started: list[Server] = []
+
+    def make(**environment: str) -> Server:
+        folders = {
+            name: str(checkpoint / name.lower()) for name in ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR")
+        }
+        small = {"FRAME_SIZE": "32x32", "CHUNK_FRAMES": "9", "MOTION_FRAME": "5", "SHARED_DIR": str(shared)}
+        output = {"OUTPUT_DIR": str(tmp_path_factory.mktemp("output"))}
+        server = Server(folders | small | output | environment).start()
+        started.append(server)
+        return server
+
+    yield make
+    for server in started:
+        if server.process.poll() is None:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def server(launch) -> Server:
+    """A service with nothing special about it."""
+    return launch()
+
+
+@pytest.fixture(scope="session")
+def narrow_server(launch) -> Server:
+    """A service with a token, room for one waiting request, and little patience."""
+    return launch(TOKEN="a secret", QUEUE_LENGTH="1", IDLE_SECONDS="1", BODY_SECONDS="1", LONGEST_SECONDS="2")

@@ -1,0 +1,183 @@
+"""The endpoints' contract, on a real service."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from talkinghead_lab import GenerationParams, __version__, generate, video
+from talkinghead_lab.runs import GenerationResult
+
+ANSWER = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
+CHECKS = ["streams", "frame_count", "length", "not_black", "not_frozen", "mouth_moves_with_speech"]
+
+
+def test_it_starts_quickly_and_without_the_model(launch):
+    server = launch()
+    times = psutil.Process(server.process.pid).cpu_times()
+    assert times.user + times.system < 5, "processor seconds, so that a busy machine does not decide"
+    assert server.health() == {
+        "status": "healthy", "model_loaded": False, "gpu_available": False, "version": __version__
+    }  # fmt: skip
+    assert server.stop() == -signal.SIGTERM
+    assert "shutdown complete" in "".join(server.log)
+
+
+def test_a_video_is_what_generate_returns(server, tmp_path):
+    answer = server.generate(seed=7)
+    assert answer.status_code == 200
+    made = answer.json()
+    assert list(made) == ANSWER
+    checks = made["metadata"].pop("checks")
+    path = server.output / answer.headers["X-Job-Id"]
+    assert GenerationResult.from_run(path).to_json() == made
+    facts = video.probe(made["video_path"])
+    assert (facts.width, facts.height, facts.frame_count) == (32, 32, 12) and made["frame_count"] == 12
+    assert made["resolution"] == "32x32" and made["duration_seconds"] == facts.duration_seconds == 0.48
+    assert [name for name in checks if name != "passed"] == CHECKS
+    assert checks["passed"] and checks["streams"]["measured"] == "h264+aac"
+    assert checks["mouth_moves_with_speech"]["passed"] is None
+    assert "photographs" in checks["mouth_moves_with_speech"]["reason"]
+
+    request = GenerationParams.from_video(made["video_path"])
+    again = generate(request, tmp_path / "run", show_progress=False)
+    assert again.video_path.read_bytes() == Path(made["video_path"]).read_bytes()
+
+
+def test_the_model_stays_for_the_next_request(server):
+    server.generate()
+    assert server.health()["model_loaded"] is True
+
+
+def test_the_video_can_be_fetched(server):
+    path = server.generate().json()["video_path"]
+    url = "/api/videos/" + "/".join(path.split("/")[-2:])
+    assert server.client.get(url).content == Path(path).read_bytes()
+    part = server.client.get(url, headers={"Range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, b"ftyp")
+
+
+def test_inputs_may_be_absolute_linked_inside_shipped_or_made_before(server, shared):
+    made = server.generate(audio_path=str(shared / "recording.wav")).json()["video_path"]
+    if not (shared / "linked.png").exists():
+        (shared / "linked.png").symlink_to("portrait.png")
+    answer = server.generate(image_path="linked.png", audio_path=made)
+    assert answer.status_code == 200, answer.text
+    assert server.submit(image_path="sample:portrait").status_code == 202
+
+
+def test_health_answers_while_a_video_is_made_and_progress_is_told(server):
+    job = server.submit(diffusion_steps=500)
+    assert job.status_code == 202
+    name = job.json()["id"]
+    assert job.headers["Location"] == f"/api/jobs/{name}"
+    seen = server.wait_for(name, "running", step=5)
+    assert 0 < seen["step"] < seen["steps"] == 1000 and seen["seconds_left"] > 0
+    slowest = 0.0
+    for _ in range(10):
+        started = time.perf_counter()
+        assert server.health()["status"] == "healthy"
+        slowest = max(slowest, time.perf_counter() - started)
+    assert slowest < 1
+    assert server.client.delete(f"/api/jobs/{name}").status_code == 202
+    assert server.wait_for(name, "stopped")["problem"]["status"] == 499
+    assert not (server.output / name).exists()
+
+
+def test_a_client_that_goes_away_stops_its_run(server):
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post("/api/generate-video", json=server.request(diffusion_steps=900), timeout=1.5)
+    job = server.client.get("/api/jobs").json()[-1]
+    assert server.wait_for(job["id"], "stopped")["step"] < 900
+
+
+def test_events_tell_every_state_until_the_end(server):
+    name = server.submit(diffusion_steps=20).json()["id"]
+    events = []
+    with server.client.stream("GET", f"/api/jobs/{name}/events") as stream:
+        assert stream.headers["Content-Type"].startswith("text/event-stream")
+        for block in "".join(stream.iter_text()).strip().split("\n\n"):
+            kind, data = block.splitlines()
+            events.append((kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    assert [kind for kind, _ in events[:-1]] == ["progress"] * (len(events) - 1)
+    assert len(events) >= 2
+    steps = [job["step"] for _, job in events]
+    assert steps == sorted(steps)
+    kind, job = events[-1]
+    assert kind == "end" and job["state"] == "finished" and job["step"] == job["steps"] == 40
+    assert list(job["result"]) == ANSWER
+
+
+def test_requests_wait_in_order_in_a_bounded_queue(narrow_server):
+    server = narrow_server
+    first = server.submit(diffusion_steps=900).json()["id"]
+    server.wait_for(first, "running", step=1)
+    second = server.submit()
+    assert (second.json()["state"], second.json()["position"]) == ("waiting", 1)
+    third = server.generate()
+    assert third.status_code == 503 and int(third.headers["Retry-After"]) > 0
+    assert third.headers["Content-Type"] == "application/problem+json"
+    stopped = server.client.delete(f"/api/jobs/{second.json()['id']}").json()
+    assert stopped["state"] == "stopped", "at once, it never ran"
+    fourth = server.submit().json()["id"]
+    server.client.delete(f"/api/jobs/{first}")
+    assert server.wait_for(first, "stopped")["ended"] <= server.wait_for(fourth, "finished")["started"]
+
+
+def test_the_model_is_dropped_when_nothing_comes(narrow_server):
+    assert narrow_server.generate().status_code == 200
+    until = time.monotonic() + 20
+    while narrow_server.health()["model_loaded"]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert narrow_server.generate().status_code == 200
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic a secret", "Bearer", "Bearer a secret2"])
+def test_calls_without_the_token_are_refused(narrow_server, given):
+    headers = {"Authorization": given} if given else {}
+    for method, path in (("POST", "/api/generate-video"), ("GET", "/api/jobs"), ("GET", "/metrics")):
+        answer = httpx.request(method, narrow_server.url + path, headers=headers)
+        assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+        assert answer.json()["status"] == 401
+    assert httpx.get(narrow_server.url + "/api/health").status_code == 200
+
+
+def test_figures_for_prometheus(server):
+    server.generate()
+    families = {
+        family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)
+    }
+    (finished,) = [s.value for s in families["talkinghead_jobs"].samples if s.labels == {"state": "finished"}]
+    frames = families["talkinghead_frames"].samples[0].value
+    assert finished >= 1 and frames >= 12
+    assert families["talkinghead_model_loaded"].samples[0].value == 1
+    assert families["talkinghead_jobs_running"].samples[0].value == 0
+    posts = {"method": "POST", "path": "/api/generate-video", "status": "200"}
+    assert [s for s in families["talkinghead_http_requests"].samples if s.labels == posts and s.value >= 1]
+
+
+def test_openapi_shows_the_request_with_an_example(server):
+    schema = server.client.get("/openapi.json").json()
+    request = schema["components"]["schemas"]["VideoRequest"]
+    defaults = {name: field["default"] for name, field in request["properties"].items() if "default" in field}
+    assert request["required"] == ["audio_path", "image_path", "prompt"]
+    assert defaults == {
+        "resolution": "infinitetalk-480", "seed": 42, "diffusion_steps": 40, "text_guide_scale": 5.0,
+        "audio_guide_scale": 4.0, "motion_frame": 9, "use_color_correction": True,
+    }  # fmt: skip
+    assert set(request["examples"][0]) == set(request["properties"])
+    assert request["additionalProperties"] is False
+
+
+def test_every_line_of_the_log_is_json_with_time_and_level(server):
+    server.generate()
+    events = server.events()
+    assert {"time", "level", "logger", "message"} <= set.intersection(*(set(event) for event in events))
+    ended = [event for event in events if event["message"] == "job ended"][-1]
+    assert ended["state"] == "finished" and ended["seconds"] > 0
