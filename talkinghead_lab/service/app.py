@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
@@ -42,15 +42,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False, description="needed where TOKEN is set"))],
         responses=problem_answers(401, 408, 413),
     )
     app.state.service = service
     app.add_middleware(Gate, settings=service.settings, figures=service.figures)
     _answer_problems(app)
-    _add_generation(app, service)
-    _add_jobs(app, service)
-    _add_looks(app, service)
+    # The gate checks the token before anything is read; here it is declared, for OpenAPI.
+    declared = [Depends(HTTPBearer(auto_error=False))] if service.settings.token else []
+    guarded = APIRouter(dependencies=declared)
+    _add_generation(guarded, service)
+    _add_jobs(guarded, service)
+    _add_files(guarded, service)
+    app.include_router(guarded)
+    _add_health(app, service)
     return app
 
 
@@ -84,12 +88,12 @@ def _invalid(error: RequestValidationError) -> Problem:
     return Problem(422, without_paths("; ".join(told) + "."))
 
 
-def _add_generation(app: FastAPI, service: Service) -> None:
+def _add_generation(router: APIRouter, service: Service) -> None:
     accepted: dict[int | str, dict[str, Any]] = {
         202: {"model": JobView, "description": "accepted, where `Prefer: respond-async` was sent"}
     }
 
-    @app.post(
+    @router.post(
         "/api/generate-video",
         response_model=VideoAnswer,
         responses=accepted | problem_answers(400, 403, 404, 422, 499, 500, 503, 507),
@@ -109,16 +113,16 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         return JSONResponse(await service.finish(job, request), headers=headers)
 
 
-def _add_jobs(app: FastAPI, service: Service) -> None:
-    @app.get("/api/jobs", summary="Every known job, oldest first")
+def _add_jobs(router: APIRouter, service: Service) -> None:
+    @router.get("/api/jobs", summary="Every known job, oldest first")
     async def list_jobs() -> list[JobView]:
         return [JobView.of(job, service.jobs) for job in service.jobs.all()]
 
-    @app.get("/api/jobs/{job_id}", responses=problem_answers(404, 422), summary="One job and its progress")
+    @router.get("/api/jobs/{job_id}", responses=problem_answers(404, 422), summary="One job and its progress")
     async def show_job(job_id: str) -> JobView:
         return JobView.of(service.job(job_id), service.jobs)
 
-    @app.get(
+    @router.get(
         "/api/jobs/{job_id}/events",
         response_class=StreamingResponse,
         responses=problem_answers(404, 422)
@@ -130,7 +134,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         events = service.events(service.job(job_id))
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
-    @app.delete(
+    @router.delete(
         "/api/jobs/{job_id}",
         status_code=202,
         responses=problem_answers(404, 422),
@@ -142,7 +146,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         return JobView.of(job, service.jobs)
 
 
-def _add_looks(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/api/health", summary="Whether the service lives; answers also while it generates")
     async def health() -> Health:
         loaded = service.generator.model_loaded
@@ -150,7 +154,9 @@ def _add_looks(app: FastAPI, service: Service) -> None:
             status="healthy", model_loaded=loaded, gpu_available=gpu_available(), version=__version__
         )
 
-    @app.get(
+
+def _add_files(router: APIRouter, service: Service) -> None:
+    @router.get(
         "/api/videos/{job_id}/{name}",
         response_class=FileResponse,
         responses=problem_answers(404, 422) | {200: {"content": {"video/mp4": {}}}},
@@ -162,6 +168,6 @@ def _add_looks(app: FastAPI, service: Service) -> None:
             raise Problem(404, "There is no such video.")
         return FileResponse(path, media_type="video/mp4")
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics() -> Response:
         return Response(service.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -82,10 +82,12 @@ def _picture_size(path: Path) -> tuple[int, int] | None:
 def _video_size(path: Path) -> tuple[int, int]:
     try:
         with path.open("rb") as file, av.open(file, "r", options=NO_FURTHER_FILES) as container:
-            stream = container.streams.video[0]
-            return stream.width, stream.height
+            context = container.streams.video[0].codec_context
+            if context is not None:  # as it is for formats without a decoder
+                return context.width, context.height
     except (av.error.FFmpegError, ValueError, IndexError, OSError):
-        raise Problem(422, "`image_path` is neither a picture nor a video that can be read.") from None
+        pass
+    raise Problem(422, "`image_path` is neither a picture nor a video that can be read.")
 
 
 def check_seconds(path: Path, longest: float) -> None:
