@@ -30,7 +30,8 @@ Frames = NDArray[np.uint8]
 SAMPLES_PER_FRAME = SOUNDTRACK_RATE // FRAMES_PER_SECOND
 # The bytes of an encode depend on the number of threads, with threads by slice on their timing too: so the
 # number is fixed, and they are by frame. A key frame every two seconds keeps jumping about quick.
-H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(2 * FRAMES_PER_SECOND)}
+# Macroblock tree reads memory that x264 has not written, so that bytes change with what lay there before.
+H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(2 * FRAMES_PER_SECOND), "mbtree": "0"}
 H264_THREADS = 4
 AAC_BITS_PER_CHANNEL = 96_000
 # The default search for quantisers overshoots in the first frames: a tone of 0.5 came back with peaks of 1.03.

@@ -347,3 +347,22 @@ def test_the_contact_sheet_shows_every_frame_over_its_time():
         caption = sheet[top + height : top + height + 22, left : left + 128]
         assert (caption < 100).any()
     assert (sheet[8 + height + 30 :, 8 + 2 * 136 :] == 255).all()
+
+
+def test_what_lay_in_memory_before_does_not_change_the_bytes(tmp_path):
+    """With a pattern of glibc's own in all memory that is handed out, another one for each process."""
+    script = """
+import sys, numpy
+from talkinghead_lab.video import write_video
+noise = numpy.random.default_rng(0)
+still, change = noise.integers(0, 200, (1, 160, 160, 3)), noise.integers(0, 10, (30, 160, 160, 3))
+frames = (still + change + numpy.arange(30)[:, None, None, None]).astype(numpy.uint8)
+write_video(sys.argv[1], [frames], None, 30, {})
+"""
+    made = set()
+    for pattern in ("1", "85"):
+        path = tmp_path / f"{pattern}.mp4"
+        environment = os.environ | {"MALLOC_PERTURB_": pattern, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", script, str(path)], env=environment, check=True)
+        made.add(path.read_bytes())
+    assert len(made) == 1
