@@ -49,6 +49,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("run_dir", type=Path, help="the folder of a finished run")
     command.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     command.set_defaults(run=run_verify)
+    command = commands.add_parser("sweep", help="make every run of a sweep; status 1 where one failed")
+    command.add_argument("sweep", type=Path, help="YAML file with the sweep")
+    command.add_argument("--out", type=Path, required=True, help="its folder; what is finished there stays")
+    command.add_argument(
+        "--workers", type=int, default=0, help="processes; unset: one for each GPU, or one in all"
+    )
+    command.add_argument("--retry-failed", action="store_true", help="run failed cells again")
+    command.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; `auto`: this machine's")
+    command.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    command.set_defaults(run=run_sweep)
     command = commands.add_parser("fetch", help="download the released weights (about 80 GB)")
     command.add_argument("folder", type=Path, help="where they go")
     command.set_defaults(run=run_fetch)
@@ -71,6 +81,24 @@ def run_verify(options: argparse.Namespace) -> int:
     found = verify(options.run_dir)
     print(json.dumps(found.to_json()) if options.json else found)
     return 0 if found.identical else 1
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    """Run a sweep; its table's path goes to stdout, and the status is 0 where every run is finished."""
+    from talkinghead_lab import sweeps
+
+    table = sweeps.run_sweep(
+        sweeps.Sweep.from_yaml(options.sweep),
+        options.out,
+        workers=options.workers,
+        retry_failed=options.retry_failed,
+        ray_address=options.ray,
+    )
+    states = table["state"].to_list()
+    counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
+    path = str(options.out / "results.csv")
+    print(json.dumps({"table": path} | counts) if options.json else path)
+    return 0 if counts["finished"] == len(states) else 1
 
 
 def run_fetch(options: argparse.Namespace) -> None:
