@@ -17,10 +17,13 @@ from talkinghead_lab.pipeline import to_unit_range
 CODECS = ("h264", "aac")
 BLACK_LEVEL = 24  # of 255: a frame is black where nearly all of it is below
 NEARLY_ALL = 99  # percent of a frame's pixels
-STILL_CHANGE = 0.01  # levels of 255, mean over the frame; an encoder repeats still pictures exactly
+STILL_CHANGE = 0.5  # levels of 255, mean over the frame: an encoder refines a still picture by about as much
 LONGEST_STILL_SECONDS = 2.0
+LONGEST_STILL_SHARE = 0.5  # of a shorter video
 LARGEST_LAG = 3  # frames; beyond an eighth of a second, lips and sound are seen to part
 SMALLEST_CORRELATION = 0.3
+STANDARD_ERRORS = 3  # of a correlation by chance, 1/√frames, below which short videos prove nothing
+FEWEST_FRAMES = 25
 FRAMES_AT_ONCE = 64
 
 Check = dict[str, Any]
@@ -76,22 +79,22 @@ def _length(facts: video.VideoFacts, seconds: float) -> Check:
 def _not_frozen(still: int, frames: int) -> Check:
     if frames < 2:
         return _not_measured("a single frame has nothing to move")
-    longest = min(LONGEST_STILL_SECONDS * FRAMES_PER_SECOND, frames - 1)
+    longest = min(LONGEST_STILL_SECONDS * FRAMES_PER_SECOND, LONGEST_STILL_SHARE * (frames - 1))
     return _check(still < longest, f"longest still stretch {still / FRAMES_PER_SECOND:.2f} s")
 
 
 def _measure(path: Path, drawn: bool) -> tuple[int, int, int, Tensor]:
-    """(black frames, longest run of frames like the one before, frames, mouth opening [F] if drawn)."""
+    """(black frames, most frames in a row like the one they follow, frames, mouth opening [F] if drawn)."""
     black = still = longest = frames = 0
-    openings, before = [torch.zeros(0)], None
+    openings, first = [torch.zeros(0)], None  # `first` of the frames that look the same
     for block in _blocks(video.read_frames(path)):
         for frame in block:
             black += int(np.percentile(frame, NEARLY_ALL) < BLACK_LEVEL)
-            if before is not None:
-                change = np.abs(frame.astype(np.int16) - before).mean()
-                still = still + 1 if change < STILL_CHANGE else 0
+            if first is not None and np.abs(frame.astype(np.int16) - first).mean() < STILL_CHANGE:
+                still += 1
                 longest = max(longest, still)
-            before = frame.astype(np.int16)
+            else:
+                first, still = frame.astype(np.int16), 0
         if drawn:
             pixels = torch.from_numpy(np.stack(block)).permute(0, 3, 1, 2)
             openings.append(metrics.mouth_opening(to_unit_range(pixels)))
@@ -107,11 +110,12 @@ def _blocks(frames: Iterator[video.Frames]) -> Iterator[list[video.Frames]]:
 def _mouth(opening: Tensor, speech: NDArray[np.float32]) -> Check:
     """Pearson's correlation of the mouth's opening and the loudness, at the best lag of a few frames."""
     loudness = _loudness(speech, len(opening))
-    if len(opening) < 2 * FRAMES_PER_SECOND // 5 or loudness.std() < 1e-4:
+    if len(opening) < FEWEST_FRAMES or loudness.std() < 1e-4:
         return _not_measured("there is too little speech to see a mouth move with")
     mouth = opening.double().numpy()
     best = max(_correlation(mouth, loudness, lag) for lag in range(-LARGEST_LAG, LARGEST_LAG + 1))
-    return _check(best >= SMALLEST_CORRELATION, f"correlation {best:.2f}")
+    smallest = max(SMALLEST_CORRELATION, STANDARD_ERRORS / len(opening) ** 0.5)
+    return _check(best >= smallest, f"correlation {best:.2f}")
 
 
 def _loudness(speech: NDArray[np.float32], frames: int) -> NDArray[np.float64]:

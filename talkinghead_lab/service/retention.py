@@ -26,7 +26,7 @@ FINISHED = "checks.json"  # written last
 
 @dataclass(frozen=True)
 class KeptRun:
-    """A run's folder that nobody works on: its bytes, seconds since its last change, whether it is whole."""
+    """A run's folder that nobody works on: its bytes, seconds since it ended, whether it is whole."""
 
     name: str
     size: int
@@ -90,7 +90,7 @@ class OutputFolder:
             if not free:
                 return
             folder = self.path / name
-            for place in (folder / "chunks", folder):
+            for place in () if folder.is_symlink() else (folder / "chunks", folder):
                 if place.is_dir() and not place.is_symlink():
                     for file in place.iterdir():
                         if (VIDEO_NAME.fullmatch(file.name) or OTHER_NAMES.fullmatch(file.name)) and (
@@ -117,9 +117,10 @@ class OutputFolder:
                 return None
             folder = self.path / name
             files = [] if folder.is_symlink() else [file for file in folder.rglob("*") if file.is_file()]
-            changed = max((folder if folder.exists() else self._claims / name).lstat().st_mtime, 0)
             size = sum(file.lstat().st_size for file in files)
-            return KeptRun(name, size, time.time() - changed, (folder / FINISHED).is_file())
+            finished = folder / FINISHED in files
+            ended = (folder / FINISHED if finished else self._claims / name).lstat().st_mtime
+            return KeptRun(name, size, time.time() - ended, finished)
 
     @contextmanager
     def _unclaimed(self, name: str) -> Iterator[bool]:

@@ -94,7 +94,8 @@ class Settings(BaseSettings):
         Raises:
             InvalidRequest: a value is out of range.
         """
-        size = FRAME_SIZES.get(fields.get("resolution", ""), "auto") if self.released else EMBEDDED_FRAME_SIZE
+        resolution = fields.get("resolution", GenerationParams.model_fields["resolution"].default)
+        size = FRAME_SIZES.get(resolution, "auto") if self.released else EMBEDDED_FRAME_SIZE
         own: dict[str, Any] = {
             "motion_frame": self.motion_frame,
             "chunk_frames": self.chunk_frames,
