@@ -17,9 +17,12 @@ from talkinghead_lab.pipeline import to_unit_range
 CODECS = ("h264", "aac")
 BLACK_LEVEL = 24  # of 255: a frame is black where nearly all of it is below
 NEARLY_ALL = 99  # percent of a frame's pixels
-STILL_CHANGE = 0.5  # levels of 255, mean over the frame: an encoder refines a still picture by about as much
+STILL_CHANGE = (
+    4.0  # levels of 255, mean over a block of pixels; an encoder refines a still picture by up to 2.6
+)
+BLOCKS = 8  # a side of the frame; a mouth that moves alone fills one or two
 LONGEST_STILL_SECONDS = 2.0
-LONGEST_STILL_SHARE = 0.5  # of a shorter video
+LONGEST_STILL_SHARE = 0.75  # of a shorter video
 LARGEST_LAG = 3  # frames; beyond an eighth of a second, lips and sound are seen to part
 SMALLEST_CORRELATION = 0.3
 STANDARD_ERRORS = 3  # of a correlation by chance, 1/√frames, below which short videos prove nothing
@@ -87,24 +90,31 @@ def _measure(path: Path, drawn: bool) -> tuple[int, int, int, Tensor]:
     """(black frames, most frames in a row like the one they follow, frames, mouth opening [F] if drawn)."""
     black = still = longest = frames = 0
     openings, first = [torch.zeros(0)], None  # `first` of the frames that look the same
-    for block in _blocks(video.read_frames(path)):
-        for frame in block:
+    for batch in _batches(video.read_frames(path)):
+        for frame in batch:
             black += int(np.percentile(frame, NEARLY_ALL) < BLACK_LEVEL)
-            if first is not None and np.abs(frame.astype(np.int16) - first).mean() < STILL_CHANGE:
+            if first is not None and _largest_change(first, frame) < STILL_CHANGE:
                 still += 1
                 longest = max(longest, still)
             else:
-                first, still = frame.astype(np.int16), 0
+                first, still = frame, 0
         if drawn:
-            pixels = torch.from_numpy(np.stack(block)).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
             openings.append(metrics.mouth_opening(to_unit_range(pixels)))
-        frames += len(block)
+        frames += len(batch)
     return black, longest, frames, torch.cat(openings)
 
 
-def _blocks(frames: Iterator[video.Frames]) -> Iterator[list[video.Frames]]:
-    while block := list(itertools.islice(frames, FRAMES_AT_ONCE)):
-        yield block
+def _largest_change(first: video.Frames, second: video.Frames) -> float:
+    """Mean absolute difference in the block that differs most."""
+    height, width = (side - side % BLOCKS for side in first.shape[:2])
+    change = np.abs(first[:height, :width].astype(np.int16) - second[:height, :width])
+    return float(change.reshape(BLOCKS, height // BLOCKS, BLOCKS, width // BLOCKS, 3).mean((1, 3, 4)).max())
+
+
+def _batches(frames: Iterator[video.Frames]) -> Iterator[list[video.Frames]]:
+    while batch := list(itertools.islice(frames, FRAMES_AT_ONCE)):
+        yield batch
 
 
 def _mouth(opening: Tensor, speech: NDArray[np.float32]) -> Check:
