@@ -43,8 +43,12 @@ lab: setup ## open JupyterLab in notebooks/
 notebooks: setup ## run every notebook with the embedded checkpoint; the executed ones go to outputs/notebooks/
 	@mkdir -p outputs/notebooks
 	@for notebook in $(NOTEBOOKS); do \
-	  echo "$$notebook"; \
-	  $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$(basename $$notebook) -f params/embedded.yaml || exit 1; \
+	  name=$$(basename $$notebook .ipynb); echo "$$notebook"; \
+	  case $$name in \
+	    *_sweep) given="-p small True -p folder outputs/notebooks/$$name" ;; \
+	    *) given="-f params/embedded.yaml" ;; \
+	  esac; \
+	  $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$name.ipynb $$given || exit 1; \
 	done
 
 # Inside a container the folders are /data/shared and /output; here they need no rights.

@@ -25,7 +25,7 @@ import yaml
 from talkinghead_lab import fingerprints
 from talkinghead_lab.errors import InvalidRequest, OutputError, TalkingHeadError, nearest_name
 from talkinghead_lab.files import atomic_path
-from talkinghead_lab.params import GenerationParams, read_yaml
+from talkinghead_lab.params import GenerationParams, project_folder, read_yaml
 from talkinghead_lab.run_folder import RECORD
 from talkinghead_lab.runs import Origin
 from talkinghead_lab.sweep_workers import Job, run_jobs
@@ -72,13 +72,21 @@ class Sweep:
     recordings: tuple[str, ...] = ()
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "Sweep":
-        """Read a sweep's file.
+    def from_yaml(cls, path: str | Path, base: Mapping[str, Any] | None = None) -> "Sweep":
+        """Read a sweep's file; fields of `base` win over those that the file's base has.
 
         Raises:
             InvalidRequest: a part, a field or a range is not understood.
         """
-        return cls.from_parts(read_yaml(path))
+        parts = read_yaml(project_folder() / path)
+        return cls.from_parts(parts | {"base": {**(parts.get("base") or {}), **(base or {})}})
+
+    def reduced(self, frames: int = 25) -> "Sweep":
+        """The same question in little, to see that all works: the ends of each axis, one portrait and
+        recording, at most two seeds, one second."""
+        ends = {name: values[:1] + values[1:][-1:] for name, values in self.axes.items()}
+        base = {**self.base, "max_frames": frames}
+        return Sweep(base, ends, self.seeds[:2], self.portraits[:1], self.recordings[:1])
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> "Sweep":
@@ -159,7 +167,7 @@ def run_sweep(
     Returns:
         A row for every cell, as `results` gives it; a failed one has its error there.
     """
-    folder = Path(folder)
+    folder = project_folder() / folder
     jobs = {}
     for cell in sweep.cells():
         job = Job(cell.params, folder / "cells" / cell.key())
@@ -182,7 +190,7 @@ def results(sweep: Sweep, folder: str | Path) -> polars.DataFrame:
     `state` is finished, failed or missing; `error` and `not_taken` say why a figure is null. `seconds` are
     those of all chunks, `seconds_per_frame` the same over the video's frames.
     """
-    rows = [_row(cell, Path(folder) / "cells") for cell in sweep.cells()]
+    rows = [_row(cell, project_folder() / folder / "cells") for cell in sweep.cells()]
     return polars.DataFrame(rows, infer_schema_length=None, strict=False)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -97,3 +98,35 @@ def test_an_unknown_parameter_stops_the_run_and_the_nearest_name_is_said(tmp_pat
     assert "Did you mean `audio_guide_scale`?" in done.stderr
     assert executed.exists()
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", ["02_cfg_sweep", "03_step_sweep"])
+def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, tmp_path):
+    base = request_for().model_dump(mode="json", exclude_defaults=True)
+    base |= {"audio_path": "sample:recording-2", "chunk_frames": 25}
+    parameters = {
+        "sweep_file": str(ROOT / "params" / f"sweep-{notebook[3:].split('_')[0]}.yaml"),
+        "base": base, "small": True, "measure": "sharpness", "folder": str(tmp_path / "sweep"),
+    }  # fmt: skip
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(parameters))
+    executed = tmp_path / "executed.ipynb"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "papermill", ROOT / "notebooks" / f"{notebook}.ipynb", executed),
+            *("-f", tmp_path / "given.yaml", "--no-progress-bar"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = outputs(executed)
+    for figure in ("heat-map", "curves"):
+        assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 500
+        assert (tmp_path / "sweep" / f"{figure}.svg").stat().st_size > 1000
+    assert "<video" in data(shown["videos"], "text/html")
+    assert "effect" in data(shown["differences"], "text/html")
+    table = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
+    assert len(table) == 1 + (8 if notebook == "02_cfg_sweep" else 16)

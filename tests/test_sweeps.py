@@ -27,6 +27,16 @@ def sweep(parts) -> Sweep:
     return Sweep.from_parts(parts)
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "params").glob("sweep-*.yaml")))
+def test_the_shipped_sweeps_are_understood_and_can_be_tried_in_little(path):
+    sweep = Sweep.from_yaml(path, base={"motion_frame": 5})
+    assert {cell.params.motion_frame for cell in sweep.cells()} == {5}
+    assert {cell.params.checkpoint for cell in sweep.cells()} == {"embedded"}
+    small = sweep.reduced().cells()
+    assert len(small) == 2 ** len(sweep.axes) * 2
+    assert {(cell.params.max_frames, cell.params.image_path) for cell in small} == {(25, "sample:portrait")}
+
+
 def run_dirs(folder) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
 
