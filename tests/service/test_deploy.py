@@ -169,12 +169,20 @@ def test_n8n_workflow():
     assert "/api/videos/' + $json.video_path" in mapped["final_video_url"]
 
 
-def test_n8n_workflow_leads_from_the_webhook_to_its_answer():
-    names = {entry["name"] for entry in WORKFLOW["nodes"]}
-    at, passed = node("webhook")["name"], []
-    while at:
-        passed.append(at)
-        following = WORKFLOW["connections"].get(at, {}).get("main", [[]])[0]
-        at = following[0]["node"] if following else None
-    assert set(passed) == names and passed[-1] == node("respondToWebhook")["name"]
+def test_n8n_workflow_leads_from_the_webhook_to_an_answer_either_way():
+    def following(name: str) -> list[str]:
+        outputs = WORKFLOW["connections"].get(name, {}).get("main", [])
+        assert all(len(output) == 1 for output in outputs)
+        return [output[0]["node"] for output in outputs]
+
+    call = node("httpRequest")
     assert node("webhook")["parameters"]["responseMode"] == "responseNode"
+    assert following(node("webhook")["name"]) == [call["name"]]
+    assert call["onError"] == "continueErrorOutput"
+    mapped, problem = following(call["name"])
+    assert mapped == node("set")["name"]
+    (answer,) = following(mapped)
+    kinds = {entry["name"]: entry["type"] for entry in WORKFLOW["nodes"]}
+    assert kinds[answer] == kinds[problem] == "n8n-nodes-base.respondToWebhook" and answer != problem
+    assert following(answer) == following(problem) == []
+    assert len(kinds) == 5
