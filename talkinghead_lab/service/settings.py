@@ -39,7 +39,7 @@ class Settings(BaseSettings):
 
     shared_dir: Path = Field(Path("/data/shared"), description="where portraits and recordings may lie")
     output_dir: Path = Field(Path("/output"), description="where videos go")
-    keep_hours: float = Field(7 * 24, gt=0, description="age at which a finished run is removed")
+    keep_hours: float = Field(168, gt=0, description="age at which a finished run is removed")
     keep_gib: float = Field(50, gt=0, description="total size above which the oldest runs are removed")
 
     host: str = Field("127.0.0.1", description="address to listen on")
