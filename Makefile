@@ -62,10 +62,11 @@ smoke: setup ## try a running service: make smoke AUDIO=recording.wav IMAGE=port
 	@$(BIN)/python -m talkinghead_lab.service.smoke --audio "$$AUDIO" --image "$$IMAGE" --prompt "$$PROMPT"
 
 # uv resolves for every Python at once. What CUDA needs stays out of the lock: pip adds it where the
-# machine's PyTorch asks for it, and a machine with the CPU build never sees it.
+# machine's PyTorch asks for it, and a machine with the CPU build never sees it. Ray, extra `cluster`, has to be of
+# the version of the cluster it joins.
 lock: setup ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` also raises one pin
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra service --extra test --extra training --universal --python-version 3.11 \
 	  --fork-strategy fewest --no-header --no-annotate $(if $(UPGRADE),--upgrade-package $(UPGRADE)) \
 	  --output-file requirements.lock
 	sed -i -E '/^(cuda|nvidia|triton)[-=]/d; 1i # Exact versions for Python 3.11 to 3.13, made by `make lock`.' requirements.lock

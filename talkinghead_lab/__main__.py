@@ -56,7 +56,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--workers", type=int, default=0, help="processes; unset: one for each GPU, or one in all"
     )
     command.add_argument("--retry-failed", action="store_true", help="run failed cells again")
-    command.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; `auto`: this machine's")
+    command.add_argument(
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's; local: a new one"
+    )
     command.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     command.set_defaults(run=run_sweep)
     command = commands.add_parser("fetch", help="download the released weights (about 80 GB)")

@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep: in this process, in one process for each GPU, or on a Ray cluster."""
+"""Runs the cells of a sweep on this machine: in this process, or in one process for each GPU."""
 
 import json
 import multiprocessing
@@ -7,16 +7,14 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from talkinghead_lab.encoder_cache import EncoderCache
-from talkinghead_lab.errors import MissingExtra, Stopped
 from talkinghead_lab.files import atomic_path
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import Pipeline
@@ -35,6 +33,14 @@ OF_LOADING = (
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a cell failed: the error in a line, and where it came from."""
+
+    error: str
+    details: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
     """One cell to run, and where."""
 
@@ -46,10 +52,10 @@ class Job:
         """Where it is written down that, and why, the cell failed."""
         return self.run_dir.with_name(f"{self.run_dir.name}.error.json")
 
-    def record_failure(self, error: str, details: str) -> None:
+    def record_failure(self, failure: Failure) -> None:
         """Write down why the cell failed."""
         self.failure.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"error": error, "details": details}, indent=1, ensure_ascii=False)
+        content = json.dumps(asdict(failure), indent=1, ensure_ascii=False)
         with atomic_path(self.failure, overwrite=True) as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")
 
@@ -63,14 +69,19 @@ class Worker:
 
     def run(self, job: Job) -> None:
         """Run a job; an error is written down and ends this job only."""
+        failure = self.attempt(job)
+        if failure is not None:
+            job.record_failure(failure)
+
+    def attempt(self, job: Job) -> Failure | None:
+        """Run a job and say why it failed, if it did."""
         try:
             pipeline = self._load(job.params)
             cache = EncoderCache.of(job.params, pipeline.device)
             generate(job.params, job.run_dir, pipeline=pipeline, encoder_cache=cache, show_progress=False)
-        except Stopped:
-            raise
         except Exception as error:
-            job.record_failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+            return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        return None
 
     def _load(self, params: GenerationParams) -> Pipeline:
         wanted = tuple(getattr(params, name) for name in OF_LOADING)
@@ -82,26 +93,22 @@ class Worker:
         return self.pipeline
 
 
-def run_jobs(jobs: list[Job], workers: int, ray_address: str | None, show_progress: bool) -> None:
-    """Run jobs, those that share their networks in a row.
+def run_here(jobs: list[Job], workers: int, done: Callable[[], object]) -> None:
+    """Run jobs on this machine, calling `done` after each.
 
     Args:
         jobs: what to run.
-        workers, ray_address: see `sweeps.run_sweep`.
-        show_progress: draw a progress bar.
+        workers: processes; 0: one for each GPU, or this process where there is none; 1: this process.
+        done: called after every job.
     """
-    jobs = sorted(jobs, key=lambda job: str([getattr(job.params, name) for name in OF_LOADING]))
-    workers = min(workers or torch.cuda.device_count() or 1, len(jobs))
-    with tqdm(total=len(jobs), unit="run", disable=not show_progress) as bar:
-        if ray_address is not None and jobs:
-            _run_on_ray(jobs, ray_address, bar.update)
-        elif workers > 1:
-            _run_in_processes(jobs, workers, bar.update)
-        else:
-            worker = Worker()
-            for job in jobs:
-                worker.run(job)
-                bar.update()
+    workers = min(workers or torch.cuda.device_count(), len(jobs))
+    if workers > 1:
+        return _run_in_processes(jobs, workers, done)
+    worker = Worker()
+    for job in jobs:
+        worker.run(job)
+        done()
+    return None
 
 
 def _run_in_processes(jobs: list[Job], workers: int, done: Callable[[], object]) -> None:
@@ -146,7 +153,7 @@ class _Process:
             except (EOFError, OSError):
                 assert self.process is not None
                 self.process.join()
-                job.record_failure(f"the worker died with status {self.process.exitcode}", "")
+                job.record_failure(Failure(f"the worker died with status {self.process.exitcode}"))
                 self.process = None
             done()
 
@@ -189,7 +196,3 @@ def _work(connection: Connection, gpu: str | None, workers: int) -> None:
             return
         worker.run(job)
         connection.send(None)
-
-
-def _run_on_ray(jobs: list[Job], address: str, done: Callable[[], object]) -> None:
-    raise MissingExtra("no Ray", received=address)

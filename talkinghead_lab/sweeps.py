@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 import polars
 import yaml
+from tqdm.auto import tqdm
 
 from talkinghead_lab import fingerprints
 from talkinghead_lab.errors import InvalidRequest, OutputError, TalkingHeadError, nearest_name
 from talkinghead_lab.files import atomic_path
 from talkinghead_lab.params import GenerationParams, project_folder, read_yaml
+from talkinghead_lab.ray_workers import run_on_ray
 from talkinghead_lab.run_folder import RECORD
 from talkinghead_lab.runs import Origin
-from talkinghead_lab.sweep_workers import Job, run_jobs
+from talkinghead_lab.sweep_workers import OF_LOADING, Job, run_here
 
 PARTS = ("base", "axes", "seeds", "portraits", "recordings")
 COUNTED = ("seed", "portrait", "recording")
@@ -161,7 +163,7 @@ def run_sweep(
         workers: processes, each with networks of its own; 0: one for each GPU, or this process where there
             is none; 1: this process.
         retry_failed: run failed cells again.
-        ray_address: run on this Ray cluster instead (`auto`: the one that this machine is part of).
+        ray_address: run on this Ray cluster instead (see `ray_workers`).
         show_progress: draw a progress bar.
 
     Returns:
@@ -176,7 +178,13 @@ def run_sweep(
         if not (job.run_dir / RECORD).is_file() and not job.failure.is_file():
             jobs[job.run_dir] = job
     _write(folder, "sweep.yaml", sweep.to_yaml().encode())
-    run_jobs(list(jobs.values()), workers, ray_address, show_progress)
+    # Those that share their networks run in a row.
+    waiting = sorted(jobs.values(), key=lambda job: str([getattr(job.params, name) for name in OF_LOADING]))
+    with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
+        if ray_address is not None and waiting:
+            run_on_ray(waiting, ray_address, bar.update)
+        else:
+            run_here(waiting, workers, bar.update)
     table = results(sweep, folder)
     _write(folder, "results.csv", table.write_csv().encode())
     with atomic_path(folder / "results.parquet", overwrite=True) as temporary:

@@ -23,7 +23,7 @@ ROWS = [
     {"sampling", "streaming"},
     {"pipeline"},
     {"metrics", "profiling", "run_folder", "runs", "verification"},
-    {"comparisons", "plots", "service", "sweep_plots", "sweep_workers", "sweeps", "widgets"},
+    {"comparisons", "plots", "ray_workers", "service", "sweep_plots", "sweep_workers", "sweeps", "widgets"},
     {"__init__", "__main__", "training"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

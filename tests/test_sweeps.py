@@ -12,7 +12,7 @@ import pytest
 
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.sweep_workers import Job
+from talkinghead_lab.sweep_workers import Failure, Job
 from talkinghead_lab.sweeps import Sweep, results, run_sweep
 
 
@@ -161,5 +161,5 @@ def test_the_shell(sweep, tmp_path, capsys):
 def test_what_is_not_run_yet_is_missing(sweep, tmp_path):
     assert results(sweep, tmp_path)["state"].to_list() == ["missing"] * 4
     job = Job(sweep.cells()[0].params, tmp_path / "cells" / sweep.cells()[0].key())
-    job.record_failure("OutOfMemory: 3 GiB", "")
+    job.record_failure(Failure("OutOfMemory: 3 GiB"))
     assert results(sweep, tmp_path)["error"][0] == "OutOfMemory: 3 GiB"
