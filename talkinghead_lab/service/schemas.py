@@ -27,6 +27,17 @@ EXAMPLE: dict[str, Any] = {
     "motion_frame": 9,
     "use_color_correction": True,
 }
+ANSWER_EXAMPLE: dict[str, Any] = {
+    "video_path": "/output/20260101_120000_0123456789abcdef/infinitetalk_1024x576_calm_20260101_120001.mp4",
+    "duration_seconds": 8.0,
+    "resolution": "1024x576",
+    "frame_count": 200,
+    "metadata": {
+        "seed": "42",
+        "actual_resolution": "1024x576",
+        "checks": {"passed": True, "frame_count": {"passed": True, "measured": 200}},
+    },
+}
 
 
 def _request_field(name: str) -> tuple[Any, FieldInfo]:
@@ -51,9 +62,11 @@ VideoRequest: type[BaseModel] = create_model(
 class VideoAnswer(BaseModel):
     """A finished video, as `generate` returns it; `metadata.checks` holds the verdict of the checks."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [ANSWER_EXAMPLE]})
+
     video_path: str
     duration_seconds: float
-    resolution: str = Field(examples=["1024x576"])
+    resolution: str
     frame_count: int
     metadata: dict[str, Any]
 

@@ -1,6 +1,7 @@
 """The endpoints' contract, on a real service."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from talkinghead_lab import GenerationParams, __version__, generate, video
+from talkinghead_lab.checkpoints import EMBEDDED_FOLDER
 from talkinghead_lab.runs import GenerationResult
 
 ANSWER = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
@@ -47,6 +49,20 @@ def test_a_video_is_what_generate_returns(server, tmp_path):
     request = GenerationParams.from_video(made["video_path"])
     again = generate(request, tmp_path / "run", show_progress=False)
     assert again.video_path.read_bytes() == Path(made["video_path"]).read_bytes()
+
+
+@pytest.mark.skipif(not EMBEDDED_FOLDER.exists(), reason="the small model's weights are not in this checkout")
+def test_without_released_weights_the_small_model_serves(launch, shared, recording):
+    shutil.copy(recording(1.2), shared / "longer.wav")
+    unset = ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FRAME_SIZE", "MOTION_FRAME")
+    server = launch(**dict.fromkeys(unset, ""), CHUNK_FRAMES="33")
+    answer = server.generate(audio_path="longer.wav", image_path="sample:portrait", diffusion_steps=2)
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
+    assert (made["resolution"], made["frame_count"]) == ("160x160", 30)
+    assert made["metadata"]["motion_frame"] == "9"
+    mouth = made["metadata"]["checks"]["mouth_moves_with_speech"]
+    assert mouth["passed"] in (True, False) and mouth["measured"].startswith("correlation")
 
 
 def test_the_model_stays_for_the_next_request(server):
@@ -173,6 +189,9 @@ def test_openapi_shows_the_request_with_an_example(server):
     }  # fmt: skip
     assert set(request["examples"][0]) == set(request["properties"])
     assert request["additionalProperties"] is False
+    answer = schema["components"]["schemas"]["VideoAnswer"]
+    assert list(answer["properties"]) == answer["required"] == ANSWER
+    assert set(answer["examples"][0]) == set(ANSWER)
 
 
 def test_every_line_of_the_log_is_json_with_time_and_level(server):
