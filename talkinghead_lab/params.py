@@ -5,7 +5,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -259,11 +259,12 @@ class GenerationParams(BaseModel):
         return cls(**(read_yaml(path) | overrides))
 
     @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+    def from_notebook(cls, namespace: Mapping[str, Any], besides: Collection[str] = ()) -> Self:
         """Build the request from a notebook's `globals()`.
 
         Papermill injects what it is given without checking names, so every plain literal that stands in the
-        namespace is taken for a parameter and an unknown one is refused.
+        namespace is taken for a parameter and an unknown one is refused. `besides`: names of settings that
+        belong to the notebook and not to the request.
         """
         literals = (str, int, float, bool, list, tuple, dict, type(None))
         hidden_by_jupyter = {"In", "Out", "exit", "quit", "get_ipython"}
@@ -271,7 +272,9 @@ class GenerationParams(BaseModel):
             **{
                 name: value
                 for name, value in namespace.items()
-                if isinstance(value, literals) and not name.startswith("_") and name not in hidden_by_jupyter
+                if isinstance(value, literals)
+                and not name.startswith("_")
+                and name not in {*hidden_by_jupyter, *besides}
             }
         )
 

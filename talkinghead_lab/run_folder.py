@@ -61,7 +61,7 @@ class RunFolder:
         if path is None:
             name = f"{_file_stem(params, frame_size)}_{timestamp}"
             path = _not_taken(project_folder() / "outputs" / name)
-        run = cls(Path(path), params, frame_size, made_from, timestamp)
+        run = cls(project_folder() / path, params, frame_size, made_from, timestamp)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run._claim()

@@ -223,6 +223,13 @@ def test_a_folder_with_other_things_is_left_alone(run, request_for, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_the_notebook_of_a_run_may_wait_in_its_folder(run, request_for, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "executed.ipynb").write_text("{}")
+    assert run(request_for(max_frames=5)).run_dir == tmp_path / "run"
+    assert (tmp_path / "run" / "executed.ipynb").exists()
+
+
 def test_bad_media_is_told_before_anything_is_made(run, request_for, tmp_path):
     with pytest.raises(MediaError, match="no such file"):
         run(request_for(audio_path=str(tmp_path / "nothing.wav")))
