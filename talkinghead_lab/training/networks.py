@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from talkinghead_lab import checkpoints
+from talkinghead_lab.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.models import image_encoder, text_encoder
 from talkinghead_lab.models.dit import DiT, DiTConfig
 from talkinghead_lab.models.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -24,6 +25,8 @@ from talkinghead_lab.training import motion
 
 FRAME_SIZE = 160
 TEXT_TOKENS = 64
+# Half as many again as released: a small autoencoder draws sharp frames from them.
+LATENT_CHANNELS = 24
 CLOSING, UNKNOWN = "</s>", "<unk>"
 ADAPTER_PARTS = ("audio", "norm_x")
 
@@ -99,8 +102,8 @@ def embedded_configs() -> Configs:
             ffn_dim=768,
             num_heads=3,
             num_layers=8,
-            in_dim=36,
-            out_dim=16,
+            in_dim=2 * LATENT_CHANNELS + FRAMES_PER_LATENT,
+            out_dim=LATENT_CHANNELS,
             patch_size=(1, 2, 2),
             freq_dim=256,
             text_dim=text.dim,
@@ -115,12 +118,12 @@ def embedded_configs() -> Configs:
         ),
         vae=VAEConfig(
             dim=16,
-            z_dim=16,
+            z_dim=LATENT_CHANNELS,
             stage_dims=(16, 24, 64, 96),
             num_res_blocks=1,
             temporal_downsample=(False, True, True),
-            latent_mean=(0.0,) * 16,
-            latent_std=(1.0,) * 16,
+            latent_mean=(0.0,) * LATENT_CHANNELS,
+            latent_std=(1.0,) * LATENT_CHANNELS,
         ),
         text_encoder=text,
         image_encoder=image,

@@ -1,0 +1,183 @@
+"""Drawn videos as the transformer's training takes them: encoded once, kept on the device, drawn at random.
+
+Every video lasts two chunks. Its first frame is the portrait; the second chunk repeats the last frames of the
+first, as `streaming` has it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from talkinghead_lab.latent_grid import FRAMES_PER_LATENT, latent_frames
+from talkinghead_lab.models.text_encoder import Tokenizer
+from talkinghead_lab.models.vae import VAE
+from talkinghead_lab.params import RELEASED_NEGATIVE_PROMPT
+from talkinghead_lab.streaming import audio_windows, plan_chunks
+from talkinghead_lab.training.avatar import Motion, render
+from talkinghead_lab.training.dataset import Clip, ClipMaker
+from talkinghead_lab.training.networks import Networks
+from talkinghead_lab.training.sounds import augment
+from talkinghead_lab.training.train_speech import embed
+from talkinghead_lab.training.train_vae import WHOLE, from_bytes, to_bytes
+
+CHUNK_FRAMES, MOTION_FRAMES = 81, 9
+VIDEO_FRAMES = 2 * CHUNK_FRAMES - MOTION_FRAMES
+CHUNKS = plan_chunks(VIDEO_FRAMES, CHUNK_FRAMES, MOTION_FRAMES)
+# After so many frames of zeros their latents no longer change.
+SETTLED_FRAMES = 45
+# What the transformer hears is disturbed in as many ways for each video.
+HEARINGS = 3
+TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED = 0.12, 0.12, 0.05
+# Largest standard deviation of noise on motion latents: at inference they come from sampled frames.
+MOTION_NOISE = 0.15
+
+
+@dataclass
+class Batch:
+    """Training examples: chunks of videos with all that a chunk's sampling is given.
+
+    Args:
+        latent: [B, C, T, h, w], what is to be generated.
+        motion: [B, C, T, h, w]; valid where `given`.
+        given: [B, 1, T, 1, 1], true at the latent frames that a chunk begins with.
+        condition: [B, 4 + C, T, h, w], mask and encoded portrait.
+        portrait: [B, 3, H, W] in [−1, 1].
+        windows: [B, 1, F, window, layers, channels] of speech embeddings.
+        ids, mask: [B, N], tokens of the caption.
+    """
+
+    latent: Tensor
+    motion: Tensor
+    given: Tensor
+    condition: Tensor
+    portrait: Tensor
+    windows: Tensor
+    ids: Tensor
+    mask: Tensor
+
+    def with_text(self, ids: Tensor, mask: Tensor) -> "Batch":
+        return replace(self, ids=ids, mask=mask)
+
+    def with_sound(self, windows: Tensor) -> "Batch":
+        return replace(self, windows=windows)
+
+
+@dataclass
+class Videos:
+    """Encoded videos on a device.
+
+    Args:
+        portraits: [N, 3, H, W] uint8.
+        conditions: [N, C, T, h, w], portrait and zeros, encoded.
+        chunks: [N, 2, C, T, h, w] latents.
+        speech: [N, hearings, F, layers, channels].
+        ids, mask: [N, tokens] of the captions.
+        dropped_ids, dropped_mask: [2, tokens]: the released negative prompt and an empty one.
+    """
+
+    portraits: Tensor
+    conditions: Tensor
+    chunks: Tensor
+    speech: Tensor
+    ids: Tensor
+    mask: Tensor
+    dropped_ids: Tensor
+    dropped_mask: Tensor
+
+    @classmethod
+    def make(
+        cls, maker: ClipMaker, networks: Networks, tokenizer: Tokenizer, count: int, at_once: int = 16
+    ) -> Self:
+        """Draw, voice and encode `count` videos."""
+        parts: list[tuple[Tensor, ...]] = []
+        captions: list[str] = []
+        for start in range(0, count, at_once):
+            clips = [maker.clip(VIDEO_FRAMES) for _ in range(min(at_once, count - start))]
+            captions += [clip.performance.caption for clip in clips]
+            parts.append(_encode(clips, maker, networks))
+            if (start // at_once) % 20 == 0:
+                print("videos", start, flush=True)
+        tokens, dropped = tokenizer(captions), tokenizer([RELEASED_NEGATIVE_PROMPT, ""])
+        device = maker.device
+        text = [t.to(device) for t in (tokens.ids, tokens.mask, dropped.ids, dropped.mask)]
+        return cls(*(torch.cat(part) for part in zip(*parts, strict=True)), *text)
+
+    def draw(self, count: int, generator: torch.Generator, window: int, drops: bool = True) -> Batch:
+        """A batch of random chunks; `drops`: text and sound dropped at random, as guidance needs."""
+        device = self.portraits.device
+
+        def chance(share: float, *shape: int) -> Tensor:
+            return torch.rand(count, *shape, generator=generator, device=device) < share
+
+        def pick(choices: int) -> Tensor:
+            return torch.randint(choices, (count,), generator=generator, device=device)
+
+        chosen, later, hearing = pick(len(self.portraits)), pick(2), pick(self.speech.shape[1])
+        both = chance(BOTH_DROPPED * drops)
+        windows = self.speech[chosen[:, None, None], hearing[:, None, None], _windows(window, device)[later]]
+        deaf = (chance(AUDIO_DROPPED * drops) | both).view(-1, 1, 1, 1, 1)
+        unread = (chance(TEXT_DROPPED * drops) | both)[:, None]
+        negative = pick(2)
+        latent = self.chunks[chosen, later].float()
+        strength = MOTION_NOISE * torch.rand(count, 1, 1, 1, 1, generator=generator, device=device)
+        strength = strength * (chance(0.7) & (later > 0)).view(-1, 1, 1, 1, 1)
+        noise = torch.randn(latent.shape, generator=generator, device=device)
+        times = torch.arange(latent.shape[2], device=device)
+        motion_latents = torch.where(later > 0, latent_frames(MOTION_FRAMES), 1)
+        return Batch(
+            latent=latent,
+            motion=latent + strength * noise,
+            given=(times < motion_latents[:, None])[:, None, :, None, None],
+            condition=with_mask(self.conditions[chosen].float()),
+            portrait=from_bytes(self.portraits[chosen]),
+            windows=torch.where(deaf, 0.0, windows.float())[:, None],
+            ids=torch.where(unread, self.dropped_ids[negative], self.ids[chosen]),
+            mask=torch.where(unread, self.dropped_mask[negative], self.mask[chosen]),
+        )
+
+
+def with_mask(encoded: Tensor) -> Tensor:
+    """Put the mask channels of a chunk's first latent frame before the encoded portrait [B, C, T, h, w]."""
+    mask = encoded.new_zeros(len(encoded), FRAMES_PER_LATENT, *encoded.shape[2:])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, encoded], dim=1)
+
+
+def _windows(window: int, device: torch.device) -> Tensor:
+    """[chunks, F, window]: which rows of a video's speech each chunk hears."""
+    rows = torch.arange(VIDEO_FRAMES).view(-1, 1, 1)
+    return torch.stack([audio_windows(rows, chunk, window)[..., 0, 0] for chunk in CHUNKS]).to(device)
+
+
+@torch.no_grad()
+def _encode(clips: Sequence[Clip], maker: ClipMaker, networks: Networks) -> tuple[Tensor, ...]:
+    device = maker.device
+    motion = Motion.stack([clip.motion for clip in clips]).to(device)
+    video = to_bytes(render([clip.identity for clip in clips], motion, networks_size(networks)))
+    waves = torch.stack([clip.wave for clip in clips]).to(device)
+    heard = [waves, *(augment(waves, maker.generator) for _ in range(HEARINGS - 1))]
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        speech = torch.stack([embed(networks.speech_encoder, wave, VIDEO_FRAMES) for wave in heard], dim=1)
+        frames = from_bytes(video).transpose(1, 2)
+        portrait = frames[:, :, :SETTLED_FRAMES] * (torch.arange(SETTLED_FRAMES, device=device) == 0).view(
+            -1, 1, 1
+        )
+        chunks = [frames[:, :, chunk.start : chunk.start + chunk.frames] for chunk in CHUNKS]
+        latents = torch.stack([encode(networks.vae, chunk) for chunk in chunks], dim=1)
+        settling = encode(networks.vae, portrait)
+        rest = latents.shape[3] - settling.shape[2]
+        conditions = torch.cat([settling, settling[:, :, -1:].expand(-1, -1, rest, -1, -1)], dim=2)
+    return video[:, 0], conditions.half(), latents.half(), speech.half()
+
+
+def encode(vae: VAE, video: Tensor) -> Tensor:
+    """`VAE.encode` in one piece."""
+    return vae.encode(video, WHOLE)
+
+
+def networks_size(networks: Networks) -> int:
+    """Height and width of the frames that the networks are made for."""
+    return 160

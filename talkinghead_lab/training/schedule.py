@@ -1,0 +1,194 @@
+"""How long a network is trained, at which learning rate, and what is written down on the way."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from talkinghead_lab.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Ends a training after `steps`, or when `seconds` run out; the learning rate falls to fit either."""
+
+    steps: int
+    seconds: float = math.inf
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """0 at the start … 1 at the end."""
+        return max(step / self.steps, elapsed / self.seconds)
+
+
+@dataclass
+class Run:
+    """One network's training: its optimiser, the average of its weights, and its curve.
+
+    Args:
+        name: of the network, and of the files that are written.
+        modules: what is trained.
+        peak: learning rate, reached after `warmup` of the way and then falling along a cosine.
+        decay: of the exponential moving average of the weights.
+        folder: where the state is kept, so that a training that was cut off goes on; None keeps nothing.
+    """
+
+    name: str
+    modules: nn.ModuleList
+    budget: Budget
+    peak: float
+    warmup: float = 0.03
+    decay: float = 0.999
+    weight_decay: float = 0.01
+    folder: Path | None = None
+    seconds_between_saves: float = 120.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        device = self.parameters[0].device
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            torch.tensor(self.peak, device=device),
+            betas=(0.9, 0.99),
+            weight_decay=self.weight_decay,
+            fused=device.type == "cuda",
+            capturable=device.type == "cuda",
+        )
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.first_step, self.elapsed_before, self.progress = 0, 0.0, 0.0
+        if self.folder is not None and self._state_file.is_file():
+            self._resume()
+
+    def steps(self) -> Iterator[int]:
+        """Count steps until the budget is spent, the learning rate set before each."""
+        started = saved = time.monotonic()
+        step = self.first_step
+        while True:
+            now = time.monotonic()
+            elapsed = self.elapsed_before + now - started
+            progress = self.budget.progress(step, elapsed)
+            if progress >= 1:
+                break
+            if self.folder is not None and now - saved > self.seconds_between_saves:
+                self._save(step, elapsed)
+                saved = now
+            for group in self.optimizer.param_groups:
+                group["lr"].fill_(self.peak * learning_rate(progress, self.warmup))
+            self.progress = progress
+            yield step
+            step += 1
+        self.use_average()
+
+    def update(self, step: int, loss: Tensor, **measures: Tensor) -> None:
+        """Take a step against the gradient of a loss; every hundredth is noted."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._descend(loss)
+        self.after_step(step, loss=loss, **measures)
+
+    def _descend(self, loss: Tensor) -> None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def after_step(self, step: int, **measures: Tensor) -> None:
+        """Average the weights; note every hundredth step's measures."""
+        # The average starts short, so that it does not remember the first random weights.
+        weight = 1 - min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], weight)
+        if step % 100 == 0:
+            self.note(step, **{name: float(value.detach()) for name, value in measures.items()})
+
+    def captured(self, compute: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        """A function that computes a loss and steps against it, on a GPU replayed as one graph.
+
+        Args:
+            compute: from buffers that are filled before every call, the `loss` and further measures. Small
+                convolutions take less time than their launches; a graph has none.
+        """
+
+        def step() -> dict[str, Tensor]:
+            self.optimizer.zero_grad(set_to_none=True)
+            measures = compute()
+            self._descend(measures["loss"])
+            return measures
+
+        if not self.parameters[0].is_cuda:
+            return step
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with torch.cuda.graph(graph):
+                measures = compute()
+                self._descend(measures["loss"])
+        except RuntimeError as error:
+            print(self.name, "is not captured:", error, flush=True)
+            return step
+
+        def replay() -> dict[str, Tensor]:
+            graph.replay()
+            return measures
+
+        return replay
+
+    def note(self, step: int, **measures: float) -> None:
+        """Add a row to the curve and print it."""
+        self.curve.append({"step": step, **measures})
+        print(self.name, step, " ".join(f"{k} {v:.4g}" for k, v in measures.items()), flush=True)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the averaged weights into the modules."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.copy_(average)
+
+    def write_curve(self, folder: Path) -> None:
+        (folder / f"curve-{self.name}.json").write_text(json.dumps(self.curve) + "\n", encoding="utf-8")
+
+    @property
+    def _state_file(self) -> Path:
+        assert self.folder is not None
+        return self.folder / f"state-{self.name}.pt"
+
+    def _save(self, step: int, elapsed: float) -> None:
+        state: dict[str, Any] = {
+            "step": step,
+            "elapsed": elapsed,
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "curve": self.curve,
+        }
+        with atomic_path(self._state_file, overwrite=True) as path:
+            torch.save(state, path)
+
+    def _resume(self) -> None:
+        state = torch.load(self._state_file, map_location=self.parameters[0].device, weights_only=True)
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.curve = state["average"], state["curve"]
+        self.first_step, self.elapsed_before = state["step"], state["elapsed"]
+
+
+def learning_rate(progress: float, warmup: float) -> float:
+    """Share of the peak: a linear rise over `warmup`, then half a cosine down to a hundredth."""
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+
+
+def dice(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of one step: the same whether or not the training was cut off before it."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)

@@ -1,0 +1,166 @@
+"""The training from nothing, stage by stage; each stage starts from the checkpoint of the one before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from talkinghead_lab import checkpoints
+from talkinghead_lab.checkpoints import CheckpointFiles
+from talkinghead_lab.models.text_encoder import Tokenizer
+from talkinghead_lab.training.corpus import Monologue, build_corpus, load_corpus
+from talkinghead_lab.training.data import Videos
+from talkinghead_lab.training.dataset import ClipMaker
+from talkinghead_lab.training.networks import (
+    FRAME_SIZE,
+    TEXT_TOKENS,
+    Networks,
+    build_untrained,
+    write_checkpoint,
+)
+from talkinghead_lab.training.schedule import Budget, Run
+from talkinghead_lab.training.train_dit import train_dit
+from talkinghead_lab.training.train_lora import train_lora
+from talkinghead_lab.training.train_speech import train_speech
+from talkinghead_lab.training.train_vae import PHASES, Phase, draw_clips, reconstruction_psnr, train_vae
+
+LORA = "fast-lora.safetensors"
+STAGES = ("speech", "vae", "dit", "lora")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of everything; the defaults take under 30 minutes on one data-centre GPU.
+
+    Args:
+        minutes: of speech that are synthesised, for training; a twelfth of it for evaluation.
+        speech, vae, dit, lora: steps and time of each stage.
+        vae_clips, vae_clip_frames: what the autoencoder is trained on.
+        videos: what the transformer is trained on, two chunks each.
+        speech_batch, dit_batch: examples in a step.
+        vae_phases: what a step of the autoencoder sees.
+    """
+
+    minutes: float = 112.0
+    speech: Budget = field(default_factory=lambda: Budget(2400))
+    vae: Budget = field(default_factory=lambda: Budget(9_000))
+    dit: Budget = field(default_factory=lambda: Budget(11_000))
+    lora: Budget = field(default_factory=lambda: Budget(500))
+    vae_clips: int = 3000
+    vae_clip_frames: int = 17
+    videos: int = 1600
+    speech_batch: int = 48
+    vae_phases: tuple[Phase, ...] = PHASES
+    dit_batch: int = 32
+    seed: int = 0
+
+
+SMOKE = Settings(
+    minutes=1.0,
+    speech=Budget(4),
+    vae=Budget(3),
+    dit=Budget(3),
+    lora=Budget(2),
+    vae_clips=2,
+    vae_clip_frames=17,
+    videos=1,
+    speech_batch=2,
+    vae_phases=(Phase(0.5, 1, 5, 32), Phase(1.0, 1, 5, 64)),
+    dit_batch=1,
+)
+
+
+@dataclass
+class Training:
+    """A training in a folder.
+
+    It gets the corpus, `weights/` in the released layout, the LoRA and a curve for each stage.
+    """
+
+    folder: Path
+    settings: Settings
+    device: torch.device
+
+    def run(self, stages: Sequence[str] = STAGES) -> None:
+        """Run stages one after the other; a stage that is finished in the folder is not run again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stage in stages:
+            if not (self.folder / f"curve-{stage}.json").exists():
+                getattr(self, stage)().write_curve(self.folder)
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights"
+
+    @cached_property
+    def corpus(self) -> list[Monologue]:
+        path = self.folder / "corpus-train.safetensors"
+        if not path.exists():
+            build_corpus(path, "train", self.settings.minutes, self.settings.seed)
+        return load_corpus(path)
+
+    @cached_property
+    def videos(self) -> Videos:
+        """What the transformer and its LoRA are trained on."""
+        tokenizer = Tokenizer(self.weights / "ckpt_dir" / checkpoints.TOKENIZER, TEXT_TOKENS)
+        return Videos.make(self._maker("train"), self._networks(), tokenizer, self.settings.videos)
+
+    def _networks(self) -> Networks:
+        known = self.weights.exists()
+        networks = load_networks(self.weights) if known else build_untrained(self.settings.seed)
+        return networks.to(self.device)
+
+    def _maker(self, split: str) -> ClipMaker:
+        return ClipMaker(self.corpus, split, self.settings.seed, self.device)
+
+    def speech(self) -> Run:
+        networks, settings = self._networks(), self.settings
+        encoder, batch = networks.speech_encoder, settings.speech_batch
+        run = train_speech(encoder, self.corpus, settings.speech, settings.seed, batch, folder=self.folder)
+        write_checkpoint(self.weights, networks)
+        return run
+
+    def vae(self) -> Run:
+        networks, settings = self._networks(), self.settings
+        clips = draw_clips(self._maker("train"), settings.vae_clips, settings.vae_clip_frames, FRAME_SIZE)
+        vae, phases = networks.vae, settings.vae_phases
+        run = train_vae(vae, clips, settings.vae, settings.seed, phases, folder=self.folder)
+        unseen = draw_clips(self._maker("test"), min(32, settings.vae_clips), 17, FRAME_SIZE)
+        run.note(-1, unseen_decibels=reconstruction_psnr(vae, unseen))
+        write_checkpoint(self.weights, networks)
+        return run
+
+    def dit(self) -> Run:
+        networks, settings = self._networks(), self.settings
+        batch = settings.dit_batch
+        run = train_dit(networks, self.videos, settings.dit, settings.seed, batch, folder=self.folder)
+        write_checkpoint(self.weights, networks)
+        return run
+
+    def lora(self) -> Run:
+        settings = self.settings
+        path, batch = self.folder / LORA, settings.dit_batch
+        return train_lora(self._networks(), self.videos, settings.lora, settings.seed, path, batch)
+
+
+def load_networks(folder: Path) -> Networks:
+    """The networks of a checkpoint that `write_checkpoint` wrote, in float32 on the CPU."""
+    files = CheckpointFiles(
+        folder / "ckpt_dir", folder / "wav2vec_dir", folder / "infinitetalk_dir" / "infinitetalk.safetensors"
+    )
+    loaders = (
+        checkpoints.load_dit,
+        checkpoints.load_vae,
+        checkpoints.load_text_encoder,
+        checkpoints.load_image_encoder,
+        checkpoints.load_speech_encoder,
+    )
+    return Networks(*(load(files, torch.float32, "cpu") for load in loaders))  # type: ignore[operator]
+
+
+def within(settings: Settings, **seconds: float) -> Settings:
+    """The same settings with a limit of time on some stages."""
+    limited = {stage: replace(getattr(settings, stage), seconds=limit) for stage, limit in seconds.items()}
+    return replace(settings, **limited)

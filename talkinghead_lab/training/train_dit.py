@@ -1,0 +1,99 @@
+"""Trains the transformer with flow matching on what streaming does: first or motion frames are given."""
+
+import torch
+from torch import Tensor, nn
+
+from talkinghead_lab.models.attention import Rotation
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.sampling import TRAINED_TIMESTEPS
+from talkinghead_lab.training.data import Batch, Videos
+from talkinghead_lab.training.networks import Networks
+from talkinghead_lab.training.schedule import Budget, Run, dice
+
+TRAINED_SHIFT = 3.0
+# Rows and columns of the latent where the mouth is, in any pose; errors there count more.
+MOUTH_ROWS, MOUTH_COLUMNS, MOUTH_WEIGHT = (0.52, 0.82), (0.32, 0.68), 3.0
+
+
+def random_times(count: int, generator: torch.Generator) -> Tensor:
+    """[count] in (0, 1): even, then shifted as sampling shifts them."""
+    t = torch.rand(count, generator=generator, device=generator.device)
+    return TRAINED_SHIFT * t / (1 + (TRAINED_SHIFT - 1) * t)
+
+
+def mouth_weights(height: int, width: int, device: torch.device | str) -> Tensor:
+    """[h, w] of mean 1."""
+    weights = torch.ones(height, width, device=device)
+    rows, columns = (
+        slice(round(low * size), round(high * size))
+        for (low, high), size in ((MOUTH_ROWS, height), (MOUTH_COLUMNS, width))
+    )
+    weights[rows, columns] = MOUTH_WEIGHT
+    return weights / weights.mean()
+
+
+def text_tokens(networks: Networks, ids: Tensor, mask: Tensor) -> Tensor:
+    """[B, text_len, text width]: what `DiT.text_context` makes of encoded prompts, padding zeroed."""
+    hidden = networks.text_encoder.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return hidden * mask[..., None]
+
+
+def predict(
+    networks: Networks, noisy: Tensor, times: Tensor, batch: Batch, rotation: Rotation, bf16: bool
+) -> Tensor:
+    """The velocity [B, C, T, h, w] of noisy latents at times in [0, 1]."""
+    dit: DiT = networks.dit
+    device = noisy.device.type
+    time = dit.time_embedding_of(times * TRAINED_TIMESTEPS)
+    tokens = dit.patchify(noisy, batch.condition).to(torch.bfloat16 if bf16 else torch.float32)
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        texts = text_tokens(networks, batch.ids, batch.mask)
+        text = dit.text_context(list(texts), precompute=False)
+        image = dit.image_context(networks.image_encoder(batch.portrait), precompute=False)
+        audio = dit.audio_context(batch.windows, precompute=False)
+        tokens = dit.run_blocks(tokens, time, rotation, text, image, audio)
+    return dit.unpatchify(tokens.float(), time, noisy.shape)
+
+
+def train_dit(
+    networks: Networks, videos: Videos, budget: Budget, seed: int, batch: int = 32, **options
+) -> Run:
+    """Train the transformer with the encoders of text and picture."""
+    device = videos.portraits.device
+    cuda = device.type == "cuda"
+    trained = nn.ModuleList([networks.dit, networks.text_encoder, networks.image_encoder])
+    trained.train().requires_grad_(True)
+    if cuda:
+        compile_blocks(networks.dit)
+    run = Run("dit", trained, budget, peak=1e-3, decay=0.999, **options)
+    shape = videos.chunks.shape[2:]
+    rotation = networks.dit.rotation(shape, device)
+    weights = mouth_weights(*shape[-2:], device)
+    for step in run.steps():
+        generator = dice(seed, step, device)
+        drawn = videos.draw(batch, generator, networks.dit.config.audio_window)
+        times = random_times(batch, generator)
+        noise = torch.randn(drawn.latent.shape, generator=generator, device=device)
+        s = times.view(-1, 1, 1, 1, 1)
+        noisy = torch.where(drawn.given, drawn.motion, (1 - s) * drawn.latent + s * noise)
+        velocity = predict(networks, noisy, times, drawn, rotation, bf16=cuda)
+        loss = masked_error(velocity, noise - drawn.latent, drawn.given, weights)
+        run.update(step, loss)
+    trained.eval().requires_grad_(False)
+    return run
+
+
+def masked_error(velocity: Tensor, target: Tensor, given: Tensor, weights: Tensor) -> Tensor:
+    """Weighted squared error where latents are not given."""
+    error = (velocity - target).square().mean(dim=1, keepdim=True) * weights
+    wanted = (~given).float().expand_as(error)
+    return (error * wanted).sum() / wanted.sum()
+
+
+def compile_blocks(dit: DiT) -> None:
+    """Compile one block; all of them share it."""
+    for block in dit.blocks:
+        block.compile()
+
+
+__all__ = ["compile_blocks", "mouth_weights", "predict", "random_times", "train_dit"]

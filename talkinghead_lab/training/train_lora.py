@@ -1,0 +1,110 @@
+"""Distils guidance into a LoRA, so that one forward does what three did (Meng et al., arXiv 2210.03142)."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.training.data import Batch, Videos
+from talkinghead_lab.training.networks import Networks
+from talkinghead_lab.training.schedule import Budget, Run, dice
+from talkinghead_lab.training.train_dit import masked_error, mouth_weights, predict, random_times
+
+RANK = 32
+TEXT_SCALE, AUDIO_SCALE = 2.0, 2.0
+LAYERS = (
+    *("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.o"),
+    *("audio_cross_attn.q_linear", "audio_cross_attn.proj", "ffn.0", "ffn.2"),
+)
+
+
+class LowRank(nn.Module):
+    """Adds up @ down to a weight while `strength` is 1."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(RANK, weight.shape[1], device=weight.device))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], RANK, device=weight.device))
+        nn.init.normal_(self.down, std=weight.shape[1] ** -0.5)
+        self.strength = 1.0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down if self.strength else weight
+
+
+def add_low_rank(dit: DiT, seed: int) -> dict[str, LowRank]:
+    """Put an update that is zero at first on the LAYERS of every block."""
+    updates = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for number, block in enumerate(dit.blocks):
+            for name in LAYERS:
+                layer = block.get_submodule(name)
+                update = LowRank(layer.weight)
+                parametrize.register_parametrization(layer, "weight", update)
+                updates[f"blocks.{number}.{name}"] = update
+    return updates
+
+
+def train_lora(
+    networks: Networks, videos: Videos, budget: Budget, seed: int, path: Path, batch: int = 32, **options
+) -> Run:
+    """Teach the LoRA the guided velocity of the transformer without it, and write it to `path`."""
+    device = videos.portraits.device
+    for module in networks.modules().values():
+        module.requires_grad_(False)
+    updates = add_low_rank(networks.dit, seed)
+    run = Run(
+        "lora", nn.ModuleList(updates.values()), budget, peak=1e-3, decay=0.99, weight_decay=0.0, **options
+    )
+    shape = videos.chunks.shape[2:]
+    rotation, bf16 = networks.dit.rotation(shape, device), device.type == "cuda"
+    weights = mouth_weights(*shape[-2:], device)
+    for step in run.steps():
+        generator = dice(seed, step, device)
+        drawn = videos.draw(batch, generator, networks.dit.config.audio_window, drops=False)
+        times = random_times(batch, generator)
+        noise = torch.randn(drawn.latent.shape, generator=generator, device=device)
+        s = times.view(-1, 1, 1, 1, 1)
+        noisy = torch.where(drawn.given, drawn.motion, (1 - s) * drawn.latent + s * noise)
+        with torch.no_grad():
+            _switch(updates, 0.0)
+            target = guided(networks, videos, noisy, times, drawn, rotation, bf16)
+            _switch(updates, 1.0)
+        velocity = predict(networks, noisy, times, drawn, rotation, bf16)
+        run.update(step, masked_error(velocity, target, drawn.given, weights))
+    save_low_rank(updates, path)
+    return run
+
+
+def guided(
+    networks: Networks, videos: Videos, noisy: Tensor, times: Tensor, batch: Batch, rotation, bf16: bool
+) -> Tensor:
+    """The velocity under three-way guidance, as `sampling.Guidance` combines it."""
+    count = len(noisy)
+    unread = batch.with_text(
+        videos.dropped_ids[:1].expand(count, -1), videos.dropped_mask[:1].expand(count, -1)
+    )
+    unheard = unread.with_sound(torch.zeros_like(batch.windows))
+    told, heard, neither = (
+        predict(networks, noisy, times, one, rotation, bf16) for one in (batch, unread, unheard)
+    )
+    return told + (TEXT_SCALE - 1) * (told - heard) + (AUDIO_SCALE - 1) * (heard - neither)
+
+
+def _switch(updates: dict[str, LowRank], strength: float) -> None:
+    for update in updates.values():
+        update.strength = strength
+
+
+def save_low_rank(updates: dict[str, LowRank], path: Path) -> None:
+    """Write the pairs as `lora` reads them."""
+    tensors = {}
+    for name, update in updates.items():
+        tensors[f"{name}.lora_down.weight"] = update.down.detach().half().cpu().contiguous()
+        tensors[f"{name}.lora_up.weight"] = update.up.detach().half().cpu().contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(float(RANK))
+    save_file(tensors, path)

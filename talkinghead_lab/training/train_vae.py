@@ -1,0 +1,195 @@
+"""Trains the video autoencoder on drawn clips by absolute and squared error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from talkinghead_lab.models.causal_layers import CausalConv3d, CausalState, Downsample, Upsample
+from talkinghead_lab.models.vae import VAE
+from talkinghead_lab.training.avatar import Motion, render
+from talkinghead_lab.training.dataset import ClipMaker
+from talkinghead_lab.training.schedule import Budget, Run, dice
+
+WHOLE = 1000  # latent frames in a piece: all of them
+# Noise on the latents, whose spread is about one, and what keeps that spread small.
+LATENT_NOISE, LATENT_WEIGHT = 0.05, 2e-4
+# Rows and columns, as shares of the picture, where eyes and mouth are; errors there count more.
+FACE_ROWS, FACE_COLUMNS, FACE_WEIGHT = (0.38, 0.85), (0.25, 0.75), 2.5
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a step sees until `end` of the budget: stretches of `frames` frames, cut to `size` pixels."""
+
+    end: float
+    batch: int
+    frames: int
+    size: int
+
+
+# Small cuts first, since many small steps teach more than few large ones; then whole pictures.
+PHASES = (Phase(0.68, 8, 5, 96), Phase(1.0, 4, 13, 160))
+
+
+@torch.no_grad()
+def draw_clips(maker: ClipMaker, count: int, frames: int, size: int, at_once: int = 16) -> Tensor:
+    """[count, frames, 3, size, size] uint8 on the maker's device."""
+    drawn = []
+    for start in range(0, count, at_once):
+        clips = [maker.clip(frames) for _ in range(min(at_once, count - start))]
+        motion = Motion.stack([clip.motion for clip in clips]).to(maker.device)
+        drawn.append(to_bytes(render([clip.identity for clip in clips], motion, size)))
+    return torch.cat(drawn)
+
+
+def to_bytes(frames: Tensor) -> Tensor:
+    """[−1, 1] → uint8."""
+    return ((frames + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def from_bytes(frames: Tensor) -> Tensor:
+    """uint8 → float32 in [−1, 1]."""
+    return frames.float() / 127.5 - 1
+
+
+def face_weights(size: int, device: torch.device | str) -> Tensor:
+    """[size, size] of mean 1."""
+    weights = torch.ones(size, size, device=device)
+    (top, bottom), (left, right) = (
+        [round(share * size) for share in shares] for shares in (FACE_ROWS, FACE_COLUMNS)
+    )
+    weights[top:bottom, left:right] = FACE_WEIGHT
+    return weights / weights.mean()
+
+
+def start_with_still_pictures(vae: VAE) -> None:
+    """Set the layers so that, before any training, frames pass through them as still pictures do.
+
+    Residual branches are quiet, the layers that they go round neither amplify nor damp. Only the newest frame
+    counts in convolutions; halving time averages, doubling it repeats.
+    """
+    for name, layer in vae.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            # PyTorch draws weights with a third of the variance that keeps a signal's size.
+            layer.weight.data *= 0.3 if name.endswith("residual.6") else 3**0.5
+    for layer in vae.modules():
+        if isinstance(layer, CausalConv3d) and layer.kernel_size == (3, 3, 3):
+            layer.weight.data[:, :, :-1] *= 0.1
+        elif isinstance(layer, Downsample) and layer.time_conv is not None:
+            _pass_through(layer.time_conv, taps=(0.0, 0.5, 0.5), copies=1)
+        elif isinstance(layer, Upsample) and layer.time_conv is not None:
+            _pass_through(layer.time_conv, taps=(0.0, 0.0, 1.0), copies=2)
+
+
+def _pass_through(convolution: nn.Conv3d, taps: tuple[float, ...], copies: int) -> None:
+    identity = torch.eye(convolution.in_channels).repeat(copies, 1)
+    taught = torch.stack([tap * identity for tap in taps], dim=-1)[..., None, None]
+    convolution.weight.data.mul_(0.3).add_(taught.to(convolution.weight))
+
+
+def reconstruct(vae: VAE, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Frames [B, 3, F, H, W] after encoding and decoding, not clamped, and the plain latent between."""
+    reading: CausalState = {}
+    latent = vae.conv1(vae.encoder(video, reading), reading).chunk(2, dim=1)[0].float()
+    noisy = latent if noise is None else latent + LATENT_NOISE * noise
+    writing: CausalState = {}
+    return vae.decoder(vae.conv2(noisy, writing), writing).float(), latent
+
+
+def train_vae(
+    vae: VAE, clips: Tensor, budget: Budget, seed: int, phases: Sequence[Phase] = PHASES, **options
+) -> Run:
+    """Train on random stretches of clips [N, F, 3, H, W] uint8, then measure the latents' statistics."""
+    start_with_still_pictures(vae)
+    vae.train().requires_grad_(True)
+    run = Run("vae", nn.ModuleList([vae]), budget, peak=1.5e-3, weight_decay=0.0, **options)
+    phase, stepper = None, None
+    for step in run.steps():
+        wanted = next(phase for phase in phases if run.progress < phase.end)
+        if wanted is not phase:
+            phase, stepper = wanted, _Stepper(run, vae, clips, wanted)
+            stepper.prepare(step, seed)
+        assert stepper is not None
+        stepper.fill(step, seed)
+        run.after_step(step, **stepper.advance())
+    vae.eval().requires_grad_(False)
+    measure_latents(vae, clips[:256])
+    return run
+
+
+class _Stepper:
+    """Steps of one phase, from buffers of fixed size."""
+
+    def __init__(self, run: Run, vae: VAE, clips: Tensor, phase: Phase):
+        self.run, self.vae, self.clips, self.phase = run, vae, clips, phase
+        device, per_latent = clips.device, vae.config.frames_per_latent
+        small = phase.size // vae.config.pixels_per_latent
+        shape = (phase.batch, vae.config.z_dim, 1 + (phase.frames - 1) // per_latent, small, small)
+        self.video = torch.zeros(phase.batch, 3, phase.frames, phase.size, phase.size, device=device)
+        self.noise = torch.zeros(shape, device=device)
+        self.weights = torch.ones(phase.size, phase.size, device=device)
+
+    def prepare(self, step: int, seed: int) -> None:
+        """Fill the buffers before the step is captured, which itself trains a little."""
+        self.fill(step, seed)
+        self.advance = self.run.captured(self._compute)
+
+    def _compute(self) -> dict[str, Tensor]:
+        device = self.video.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
+            frames, latent = reconstruct(self.vae, self.video, self.noise)
+        error = frames - self.video
+        seen = (self.weights * (error.abs() + 4 * error.square())).mean()
+        loss = seen + LATENT_WEIGHT * latent.square().mean()
+        return {"loss": loss, "decibels": psnr(frames, self.video), "spread": latent.square().mean().sqrt()}
+
+    def fill(self, step: int, seed: int) -> None:
+        """Draw what a step sees."""
+        generator, phase = dice(seed, step, self.clips.device), self.phase
+        room = self.clips.shape[-1] - phase.size + 1
+        top, left = (int(x) for x in torch.randint(room, (2,), generator=dice(seed, step)))
+        cut = (..., slice(top, top + phase.size), slice(left, left + phase.size))
+        self.weights.copy_(face_weights(self.clips.shape[-1], self.clips.device)[cut])
+        self.video.copy_(random_stretch(self.clips[cut], phase.batch, phase.frames, generator))
+        self.noise.copy_(torch.randn(self.noise.shape, generator=generator, device=self.noise.device))
+
+
+def random_stretch(clips: Tensor, batch: int, frames: int, generator: torch.Generator) -> Tensor:
+    """[batch, 3, frames, H, W] in [−1, 1] from clips [N, F, 3, H, W] uint8; half of them mirrored."""
+    device = clips.device
+    chosen = torch.randint(len(clips), (batch,), generator=generator, device=device)
+    start = torch.randint(clips.shape[1] - frames + 1, (batch, 1), generator=generator, device=device)
+    video = from_bytes(clips[chosen[:, None], start + torch.arange(frames, device=device)])
+    mirrored = torch.rand(batch, 1, 1, 1, 1, generator=generator, device=device) < 0.5
+    return torch.where(mirrored, video.flip(-1), video).transpose(1, 2)
+
+
+def psnr(frames: Tensor, truth: Tensor) -> Tensor:
+    """Decibels, of frames in [−1, 1]."""
+    return -10 * ((frames.detach().clamp(-1, 1) - truth).float().square().mean() / 4).log10()
+
+
+@torch.no_grad()
+def measure_latents(vae: VAE, clips: Tensor) -> None:
+    """Set the mean and standard deviation that `VAE.encode` takes out of each latent channel."""
+    means = torch.cat(
+        [vae.posterior(from_bytes(part).transpose(1, 2), WHOLE)[0].cpu() for part in clips.split(16)]
+    )
+    vae.config = replace(
+        vae.config,
+        latent_mean=tuple(round(x, 4) for x in means.mean(dim=(0, 2, 3, 4)).tolist()),
+        latent_std=tuple(round(x, 4) for x in means.std(dim=(0, 2, 3, 4)).tolist()),
+    )
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: VAE, clips: Tensor) -> float:
+    """Mean PSNR in dB over clips [N, F, 3, H, W] uint8, through the calls that a pipeline makes."""
+    values = []
+    for part in clips.split(4):
+        video = from_bytes(part).transpose(1, 2)
+        out = vae.decode(vae.encode(video, WHOLE), WHOLE)
+        values += [float(psnr(one, truth)) for one, truth in zip(out, video, strict=True)]
+    return sum(values) / len(values)
