@@ -7,17 +7,20 @@ python -m talkinghead_lab.training untrained FOLDER         the checkpoint's lay
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 
 from talkinghead_lab import checkpoints
-from talkinghead_lab.params import SAMPLES_FOLDER
+from talkinghead_lab.params import SAMPLES_FOLDER, GenerationParams
+from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
 from talkinghead_lab.training.networks import build_untrained, write_checkpoint
 from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Settings, Training, within
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run one command."""
     parser = argparse.ArgumentParser(
         prog="python -m talkinghead_lab.training",
         description=__doc__,
@@ -53,15 +56,33 @@ def main(arguments: list[str] | None = None) -> None:
         write_checkpoint(options.folder, build_untrained(options.seed))
         return
     if options.command == "evaluate":
-        from talkinghead_lab.training.evaluate import evaluate_checkpoint
-
-        evaluate_checkpoint(options)
+        _evaluate(options)
         return
     limits = {stage: getattr(options, f"{stage}_seconds") for stage in STAGES}
     settings = within(SMOKE if options.smoke else Settings(), **{k: v for k, v in limits.items() if v})
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     Training(options.folder, settings, torch.device(options.device)).run(options.stages)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    params, fast = (
+        GenerationParams.from_yaml(path, image_path="unused", audio_path="unused", loras=())
+        for path in (options.params, options.fast_params)
+    )
+    table = evaluate_checkpoint(
+        options.weights,
+        options.lora,
+        params,
+        fast,
+        options.clips,
+        options.long_clips,
+        torch.device(options.device),
+        options.seed,
+        options.corpus,
+        options.keep,
+    )
+    print(json.dumps(table, indent=1) if options.json else as_text(table))
 
 
 if __name__ == "__main__":

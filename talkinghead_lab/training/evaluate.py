@@ -1,12 +1,12 @@
 """Measures the embedded model on sentences, voices and presenters that it was not trained on."""
 
-import argparse
-import json
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from talkinghead_lab import checkpoints
 from talkinghead_lab.image import match_colors
 from talkinghead_lab.latent_grid import FRAMES_PER_SECOND, LatentGrid
 from talkinghead_lab.lora import merge_lora
-from talkinghead_lab.metrics import head_pose, mouth_opening
+from talkinghead_lab.metrics import HeadPose, head_pose, mouth_opening
 from talkinghead_lab.models.text_encoder import Tokenizer
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import chunk_noise
@@ -29,6 +29,7 @@ from talkinghead_lab.training.data import VIDEO_FRAMES, with_mask
 from talkinghead_lab.training.dataset import ClipMaker
 from talkinghead_lab.training.networks import FRAME_SIZE, TEXT_TOKENS, Networks
 from talkinghead_lab.training.scores import (
+    LARGEST_LAG,
     background_drift,
     caption_is_obeyed,
     correlations_at_lags,
@@ -36,10 +37,12 @@ from talkinghead_lab.training.scores import (
     movement,
     seam_ratio,
 )
+from talkinghead_lab.training.speech import SAMPLES_PER_FRAME
 from talkinghead_lab.training.train import load_networks
 from talkinghead_lab.training.train_speech import embed
 from talkinghead_lab.training.train_vae import draw_clips, reconstruction_psnr, to_bytes
 
+Table = dict[str, dict[str, float]]
 OBEYED = ("nodding", "shaking", "left", "right", "up", "leaning")
 LONG_FRAMES = 60 * FRAMES_PER_SECOND
 
@@ -153,159 +156,189 @@ def interval(values: Sequence[float] | Tensor) -> dict[str, float]:
     return {"mean": x.mean().item(), "interval": half, "count": len(x)}
 
 
-@torch.no_grad()
-def evaluate(
-    studio: Studio,
-    maker: ClipMaker,
-    params: GenerationParams,
-    fast: GenerationParams,
-    lora: Path | None,
-    clips: int,
-    long_clips: int,
-    frames: int = VIDEO_FRAMES,
-    keep: dict[str, Tensor] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Every measure of the table by name, each with its mean and 95 % interval.
+@dataclass
+class Evaluation:
+    """The measures of one set of weights, group by group.
 
     Args:
         params: the default preset; its paths and prompt are not used.
-        fast: the preset of the LoRA at `lora`.
-        clips: how many videos of `frames` frames.
-        long_clips: how many of a minute.
-        keep: gets some of the videos, to look at.
+        fast: the preset of the LoRA.
+        keep: gets the first videos of every kind, to look at.
     """
-    keep = {} if keep is None else keep
-    cases = Cases.draw(maker, clips, frames)
-    table: dict[str, dict[str, float]] = {}
 
-    def made(name: str, params: GenerationParams, cases: Cases = cases) -> Tensor:
-        videos = studio.videos(cases, params)
-        keep[name] = videos[:8]
-        print("made", name, flush=True)
+    studio: Studio
+    cases: Cases
+    params: GenerationParams
+    fast: GenerationParams
+    keep: dict[str, Tensor] = field(default_factory=dict)
+
+    def make(self, name: str, cases: Cases | None = None, preset: GenerationParams | None = None) -> Tensor:
+        """Videos of one kind, [B, F, 3, H, W] uint8."""
+        videos = self.studio.videos(cases or self.cases, preset or self.params)
+        self.keep[name] = videos[:8]
+        print("made", name, file=sys.stderr, flush=True)
         return videos
 
-    default = made("default", params)
-    opening = readings(default, mouth_opening)
-    table |= _lip_sync(opening, cases.openings, "default")
-    table["wrong recording"] = interval(correlations_at_lags(opening, cases.openings.roll(1, 0))[:, 5])
-    low, high = (
-        correlations_at_lags(
-            readings(made(f"audio {scale:g}", params.replace(audio_guide_scale=scale)), mouth_opening),
-            cases.openings,
-        )[:, 5]
-        for scale in (1.0, 4.0)
-    )
-    table["audio guidance 1"], table["audio guidance 4"] = interval(low), interval(high)
-    table["audio guidance 4 less 1"] = interval(high - low)
-    table |= _silence(made, cases, params, opening)
-    table |= _captions(made, cases, params)
-    table["identity PSNR"] = interval(identity_psnr(default, cases.identities))
-    unseen = draw_clips(maker, clips, 17, FRAME_SIZE)
-    table["VAE PSNR"] = interval(
-        [reconstruction_psnr(studio.networks.vae, unseen[i : i + 1]) for i in range(clips)]
-    )
-    table["seams"] = interval(seam_ratio(default, params.chunk_frames))
+    @cached_property
+    def default(self) -> Tensor:
+        return self.make("default")
+
+    @cached_property
+    def opening(self) -> Tensor:
+        """[B, F], read from the default videos."""
+        return readings(self.default, mouth_opening)
+
+    def lip_sync(self) -> Table:
+        """Against the recording that was heard, and against another clip's."""
+        wrong = correlations_at_lags(self.opening, self.cases.openings.roll(1, 0))[:, LARGEST_LAG]
+        return _lip_sync(self.opening, self.cases.openings, "default") | {"wrong recording": interval(wrong)}
+
+    def audio_guidance(self) -> Table:
+        heard = {}
+        for scale in (1.0, 4.0):
+            preset = self.params.replace(audio_guide_scale=scale)
+            opening = readings(self.make(f"audio {scale:g}", preset=preset), mouth_opening)
+            heard[scale] = correlations_at_lags(opening, self.cases.openings)[:, LARGEST_LAG]
+        return {f"audio guidance {scale:g}": interval(values) for scale, values in heard.items()} | {
+            "audio guidance 4 less 1": interval(heard[4.0] - heard[1.0])
+        }
+
+    def silence(self) -> Table:
+        """The mouth without speech; the first frames ease from the portrait and do not count."""
+        noise = 1e-4 * torch.randn(self.cases.waves.shape, generator=torch.Generator().manual_seed(0))
+        quiet = replace(self.cases, waves=noise.to(self.cases.waves))
+        openings = readings(self.make("silence", quiet), mouth_opening)[:, 5:].mean(dim=1)
+        return {
+            "silence, opening": interval(openings),
+            "silence over speech": interval(openings / self.opening[:, 5:].mean()),
+        }
+
+    def captions(self) -> Table:
+        """Whether the head does what the caption says."""
+        asked = [i for i, action in enumerate(self.cases.actions) if action in OBEYED]
+        obeyed = {}
+        for scale in (1.0, 5.0):
+            videos = self.make(f"text {scale:g}", preset=self.params.replace(text_guide_scale=scale))
+            done = [caption_is_obeyed(pose_of(videos[i]), self.cases.actions[i]) for i in asked]
+            obeyed[scale] = torch.tensor(done).double()
+        return {f"captions obeyed, text {scale:g}": interval(done) for scale, done in obeyed.items()} | {
+            "captions obeyed, 5 less 1": interval(obeyed[5.0] - obeyed[1.0])
+        }
+
+    def liveliness(self) -> Table:
+        """How much a head moves that is to keep still, over one that is to be lively."""
+        moves = {}
+        for name, manner in (("still", "keeping still"), ("lively", "lively")):
+            captions = [f"a person talks, {manner}"] * len(self.cases.captions)
+            videos = self.make(name, replace(self.cases, captions=captions))
+            moves[name] = torch.tensor([movement(pose_of(video)) for video in videos])
+        return {"still over lively": interval(moves["still"] / moves["lively"].mean())}
+
+    def pictures(self, maker: ClipMaker) -> Table:
+        """Identity, autoencoder, seams."""
+        count, vae = len(self.cases.captions), self.studio.networks.vae
+        unseen = draw_clips(maker, count, 17, FRAME_SIZE)
+        return {
+            "identity PSNR": interval(identity_psnr(self.default, self.cases.identities)),
+            "VAE PSNR": interval([reconstruction_psnr(vae, unseen[i : i + 1]) for i in range(count)]),
+            "seams": interval(seam_ratio(self.default, self.params.chunk_frames)),
+        }
+
+    def minute(self, maker: ClipMaker, count: int) -> Table:
+        """Videos of sixty seconds, to sound that begins again where the recording ends."""
+        frames = min(LONG_FRAMES, *(monologue.frames for monologue in maker.corpus))
+        cases = Cases.draw(maker, count, frames)
+        times = math.ceil(LONG_FRAMES / frames)
+        waves = cases.waves.repeat(1, times)[:, : LONG_FRAMES * SAMPLES_PER_FRAME]
+        openings = cases.openings.repeat(1, times)[:, :LONG_FRAMES]
+        videos = self.make("minute", replace(cases, waves=waves, openings=openings))
+        self.keep["minute"] = videos[:4, ::75]
+        heard = correlations_at_lags(readings(videos, mouth_opening), openings)[:, LARGEST_LAG]
+        return {"drift": interval(background_drift(videos)), "minute, correlation": interval(heard)}
+
+    def distilled(self, lora: Path) -> Table:
+        """The fast preset; the LoRA stays merged."""
+        merge_lora(self.studio.networks.dit, lora, 1.0)
+        videos = self.make("fast", preset=self.fast)
+        table = _lip_sync(readings(videos, mouth_opening), self.cases.openings, "fast")
+        return table | {"fast, identity PSNR": interval(identity_psnr(videos, self.cases.identities))}
+
+
+@torch.no_grad()
+def evaluate(evaluation: Evaluation, maker: ClipMaker, lora: Path | None, long_clips: int) -> Table:
+    """Every measure by name, each with its mean and 95 % interval.
+
+    Args:
+        maker: draws what is not yet drawn.
+        lora: the distilled LoRA, or None.
+        long_clips: how many videos of a minute.
+    """
+    table = evaluation.lip_sync() | evaluation.audio_guidance() | evaluation.silence()
+    table |= evaluation.captions() | evaluation.liveliness() | evaluation.pictures(maker)
     if long_clips:
-        long = Cases.draw(maker, long_clips, min(LONG_FRAMES, min(m.frames for m in maker.corpus)))
-        repeats = math.ceil(LONG_FRAMES / long.openings.shape[1])
-        waves = long.waves.repeat(1, repeats)[:, : LONG_FRAMES * 640]
-        openings = long.openings.repeat(1, repeats)[:, :LONG_FRAMES]
-        minute = Cases(long.identities, long.portraits, waves, long.captions, openings, long.actions)
-        videos = made("minute", params, minute)
-        table["drift"] = interval(background_drift(videos))
-        table["minute, correlation"] = interval(
-            correlations_at_lags(readings(videos, mouth_opening), openings)[:, 5]
-        )
-        keep["minute"] = videos[:4, ::75]
+        table |= evaluation.minute(maker, long_clips)
     if lora is not None:
-        merge_lora(studio.networks.dit, lora, 1.0)
-        quick = made("fast", fast)
-        table |= _lip_sync(readings(quick, mouth_opening), cases.openings, "fast")
-        table["fast, identity PSNR"] = interval(identity_psnr(quick, cases.identities))
+        table |= evaluation.distilled(lora)
     return table
 
 
-def _lip_sync(opening: Tensor, truth: Tensor, name: str) -> dict[str, dict[str, float]]:
+def pose_of(video: Tensor) -> HeadPose:
+    """The pose in a video's frames [F, 3, H, W] uint8."""
+    return head_pose(video.float() / 127.5 - 1)
+
+
+def _lip_sync(opening: Tensor, truth: Tensor, name: str) -> Table:
     lagged = correlations_at_lags(opening, truth)
-    slope = (opening * truth).sum(1) / truth.square().sum(1)
+    slope = (opening * truth).sum(1) / truth.square().sum(1).clamp_min(1e-6)
     return {
-        f"{name}, correlation": interval(lagged[:, 5]),
-        f"{name}, lag": interval(lagged.argmax(dim=1).float() - 5),
+        f"{name}, correlation": interval(lagged[:, LARGEST_LAG]),
+        f"{name}, lag": interval(lagged.argmax(dim=1).float() - LARGEST_LAG),
         f"{name}, opening over truth": interval(slope),
     }
 
 
-def _silence(
-    made: Callable[..., Tensor], cases: Cases, params: GenerationParams, speaking: Tensor
-) -> dict[str, dict[str, float]]:
-    quiet = Cases(
-        cases.identities,
-        cases.portraits,
-        1e-4 * torch.randn(cases.waves.shape).to(cases.waves),
-        cases.captions,
-        torch.zeros_like(cases.openings),
-        cases.actions,
-    )
-    from_frame = 5  # the portrait itself, and what it eases from
-    openings = readings(made("silence", params, quiet), mouth_opening)[:, from_frame:]
-    return {
-        "silence, opening": interval(openings.mean(1)),
-        "silence over speech": interval(openings.mean(1) / speaking[:, from_frame:].mean()),
-    }
+def evaluate_checkpoint(
+    weights: Path,
+    lora: Path,
+    params: GenerationParams,
+    fast: GenerationParams,
+    clips: int,
+    long_clips: int,
+    device: torch.device,
+    seed: int = 1,
+    corpus: Path | None = None,
+    pictures: Path | None = None,
+) -> Table:
+    """`evaluate` for weights on disk.
 
+    Args:
+        weights: a folder in the released layout.
+        lora: left out of the table where there is no such file.
+        params, fast: presets; their paths, prompts and LoRAs are not used.
+        corpus: speech of the test split; None: made with espeak-ng and flite.
+        pictures: gets contact sheets of some of the videos.
 
-def _captions(
-    made: Callable[..., Tensor], cases: Cases, params: GenerationParams
-) -> dict[str, dict[str, float]]:
-    asked = [i for i, action in enumerate(cases.actions) if action in OBEYED]
-    obeyed = {}
-    for scale in (1.0, 5.0):
-        videos = made(f"text {scale:g}", params.replace(text_guide_scale=scale))
-        poses = [head_pose(videos[i].float() / 127.5 - 1) for i in asked]
-        actions = [cases.actions[i] for i in asked]
-        obeyed[scale] = torch.tensor([caption_is_obeyed(*pair) for pair in zip(poses, actions, strict=True)])
-    moves = {}
-    for caption in ("still", "lively"):
-        prompts = [f"a person talks, {'keeping still' if caption == 'still' else 'lively'}"] * len(
-            cases.captions
-        )
-        same = Cases(cases.identities, cases.portraits, cases.waves, prompts, cases.openings, cases.actions)
-        videos = made(caption, params, same)
-        moves[caption] = torch.tensor([movement(head_pose(video.float() / 127.5 - 1)) for video in videos])
-    return {
-        "captions obeyed, text 1": interval(obeyed[1.0].double()),
-        "captions obeyed, text 5": interval(obeyed[5.0].double()),
-        "captions obeyed, 5 less 1": interval(obeyed[5.0].double() - obeyed[1.0].double()),
-        "still over lively": interval(moves["still"] / moves["lively"].mean()),
-    }
-
-
-def evaluate_checkpoint(options: argparse.Namespace) -> None:
-    """The command `evaluate`: see `__main__`."""
-    device = torch.device(options.device)
-    torch.set_float32_matmul_precision("high")
+    Raises:
+        MissingExtra: no corpus is given, and espeak-ng or flite is not installed.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        corpus = options.corpus or Path(folder) / "corpus.safetensors"
-        if options.corpus is None:
-            build_corpus(corpus, "test", minutes=max(1.5, options.clips / 8), seed=options.seed)
-        maker = ClipMaker(load_corpus(corpus), "test", options.seed, device, non_speech_share=0.0)
-    tokenizer = Tokenizer(options.weights / "ckpt_dir" / checkpoints.TOKENIZER, TEXT_TOKENS)
-    networks = load_networks(options.weights).to(device)
-    studio = Studio(networks, tokenizer, device, at_once=32 if device.type == "cuda" else 2)
-    params, fast = (
-        GenerationParams.from_yaml(path, image_path="unused", audio_path="unused", loras=())
-        for path in (options.params, options.fast_params)
-    )
-    lora = options.lora if options.lora.exists() else None
-    keep: dict[str, Tensor] = {}
-    table = evaluate(studio, maker, params, fast, lora, options.clips, options.long_clips, keep=keep)
-    if options.keep:
-        write_pictures(options.keep, keep)
-    if options.json:
-        print(json.dumps(table, indent=1))
-    else:
-        for name, row in table.items():
-            print(f"{name:32} {row['mean']:8.3f} ± {row['interval']:.3f}  ({row['count']})")
+        file = corpus or Path(folder) / "corpus.safetensors"
+        if corpus is None:
+            build_corpus(file, "test", minutes=max(1.5, clips / 8), seed=seed)
+        maker = ClipMaker(load_corpus(file), "test", seed, device, non_speech_share=0.0)
+    tokenizer = Tokenizer(weights / "ckpt_dir" / checkpoints.TOKENIZER, TEXT_TOKENS)
+    studio = Studio(load_networks(weights).to(device), tokenizer, device, 32 if device.type == "cuda" else 2)
+    evaluation = Evaluation(studio, Cases.draw(maker, clips), params, fast)
+    table = evaluate(evaluation, maker, lora if lora.exists() else None, long_clips)
+    if pictures is not None:
+        write_pictures(pictures, evaluation.keep)
+    return table
+
+
+def as_text(table: Table) -> str:
+    """One line a measure."""
+    lines = [f"{name:32} {row['mean']:8.3f} ± {row['interval']:.3f}" for name, row in table.items()]
+    return "\n".join(lines)
 
 
 def write_pictures(folder: Path, videos: dict[str, Tensor]) -> None:

@@ -92,6 +92,11 @@ def guided(
     told, heard, neither = (
         predict(networks, noisy, times, one, rotation, bf16) for one in (batch, unread, unheard)
     )
+    return combine(told, heard, neither)
+
+
+def combine(told: Tensor, heard: Tensor, neither: Tensor) -> Tensor:
+    """One velocity from those with prompt and recording, with the recording alone, and with neither."""
     return told + (TEXT_SCALE - 1) * (told - heard) + (AUDIO_SCALE - 1) * (heard - neither)
 
 

@@ -1,0 +1,126 @@
+"""The parts of the training: schedules that resume, embeddings as at inference, a LoRA, scores."""
+
+import pytest
+import torch
+from torch import nn
+
+from talkinghead_lab.lora import merge_lora
+from talkinghead_lab.sampling import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
+from talkinghead_lab.training import scores, train_lora
+from talkinghead_lab.training.avatar import Motion, render, sample_identity
+from talkinghead_lab.training.data import CHUNKS, VIDEO_FRAMES
+from talkinghead_lab.training.networks import build_untrained
+from talkinghead_lab.training.schedule import Budget, Run, dice, learning_rate
+from talkinghead_lab.training.train_speech import embed
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return build_untrained(seed=1)
+
+
+class CutOff(Exception):
+    """The end of a training before its end."""
+
+
+def fit_line(folder=None, stop_before=None) -> tuple[nn.Linear, Run]:
+    torch.manual_seed(0)
+    line = nn.Linear(3, 1)
+    run = Run("line", nn.ModuleList([line]), Budget(12), 0.05, folder=folder, seconds_between_saves=0.0)
+    for step in run.steps():
+        if step == stop_before:
+            raise CutOff
+        x = torch.randn(8, 3, generator=dice(1, step))
+        run.update(step, (line(x) - x.sum(dim=1, keepdim=True)).square().mean())
+    return line, run
+
+
+def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
+    whole, _ = fit_line()
+    with pytest.raises(CutOff):
+        fit_line(tmp_path, stop_before=7)
+    resumed, run = fit_line(tmp_path)
+    assert run.first_step == 7
+    torch.testing.assert_close(resumed.weight, whole.weight, atol=0, rtol=0)
+
+
+def test_learning_rate_rises_then_falls_to_a_hundredth():
+    rates = [learning_rate(progress, 0.1) for progress in (0.05, 0.1, 0.55, 1.0)]
+    assert rates == pytest.approx([0.5, 1.0, 0.505, 0.01])
+
+
+def test_a_budget_ends_by_steps_or_by_seconds():
+    budget = Budget(steps=100, seconds=10.0)
+    assert budget.progress(50, 1.0) == 0.5
+    assert budget.progress(50, 8.0) == 0.8
+
+
+def test_batched_embedding_is_that_of_inference(networks):
+    waves = torch.randn(2, 20 * 640, generator=dice(0, 0)) * 0.1
+    both = embed(networks.speech_encoder, waves, 20)
+    for wave, row in zip(waves, both, strict=True):
+        alone = networks.speech_encoder(wave, 20)
+        assert ((row - alone).norm() / alone.norm()).item() < 1e-4
+
+
+def test_a_video_holds_two_chunks_that_share_motion_frames():
+    assert [(chunk.start, chunk.repeated) for chunk in CHUNKS] == [(0, 0), (72, 9)]
+    assert sum(chunk.new for chunk in CHUNKS) == VIDEO_FRAMES
+
+
+@torch.no_grad()
+def test_the_lora_file_merges_to_what_was_trained(tmp_path):
+    trained, merged = (build_untrained(seed=1).dit for _ in range(2))
+    updates = train_lora.add_low_rank(trained, seed=2)
+    for number, update in enumerate(updates.values()):
+        update.up.normal_(std=0.05, generator=dice(3, number))
+    train_lora.save_low_rank(updates, tmp_path / "lora.safetensors")
+    assert merge_lora(merged, tmp_path / "lora.safetensors", 1.0) == len(updates)
+    for name in updates:
+        ours, theirs = trained.get_submodule(name).weight, merged.get_submodule(name).weight
+        torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=1e-3)
+
+
+def test_the_distilled_target_is_the_guidance_of_sampling():
+    told, heard, neither = (torch.randn(1, 2, 3, generator=dice(4, n)) for n in range(3))
+    guidance = Guidance(train_lora.TEXT_SCALE, train_lora.AUDIO_SCALE, True, True)
+    expected = guidance.combine({CONDITIONAL: told, DROP_TEXT: heard, UNCONDITIONAL: neither})
+    out = train_lora.combine(told, heard, neither)
+    torch.testing.assert_close(out, expected)
+
+
+def test_correlation_is_highest_at_the_true_lag():
+    truth = torch.rand(1, 100, generator=dice(5, 0))
+    late = scores.correlations_at_lags(truth.roll(2, dims=1), truth)
+    assert late.argmax(dim=1).item() - scores.LARGEST_LAG == 2
+    assert late.max().item() == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "difference"),
+    [
+        # Sharma, Wu and Dalal (2005), table 1, pairs 1, 17 and 25.
+        ((50.0, 2.6772, -79.7751), (50.0, 0.0, -82.7485), 2.0425),
+        ((50.0, 2.5, 0.0), (73.0, 25.0, -18.0), 27.1492),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+    ],
+)
+def test_color_difference_gives_the_published_values(first, second, difference):
+    out = scores.color_difference(torch.tensor(first), torch.tensor(second))
+    assert out.item() == pytest.approx(difference, abs=1e-4)
+
+
+def test_identity_scores_high_for_the_same_presenter_only():
+    same, other = (sample_identity(torch.Generator().manual_seed(seed)) for seed in (3, 4))
+    motion = Motion.still(1)
+    motion.pose[:, 0], motion.mouth[:, 0] = 5.0, 0.4
+    video = ((render(same, motion, 160) + 1) * 127.5).round().byte()[None]
+    own, others = (scores.identity_psnr(video, [who], moments=(0,)).item() for who in (same, other))
+    assert own > 32 and others < 20
+
+
+def test_a_jump_between_chunks_raises_the_seam_ratio():
+    video = torch.arange(20, dtype=torch.uint8).view(1, 20, 1, 1, 1).expand(1, 20, 3, 4, 4).clone()
+    assert scores.seam_ratio(video, 10).item() == pytest.approx(1.0)
+    video[:, 10:] += 3
+    assert scores.seam_ratio(video, 10).item() == pytest.approx(4.0)
