@@ -85,9 +85,9 @@ class Sweep:
 
     def reduced(self, frames: int = 25) -> "Sweep":
         """The same question in little, to see that all works: the ends of each axis, one portrait and
-        recording, at most two seeds, one second."""
+        recording, at most two seeds, one second in one chunk."""
         ends = {name: values[:1] + values[1:][-1:] for name, values in self.axes.items()}
-        base = {**self.base, "max_frames": frames}
+        base = {**self.base, "max_frames": frames, "chunk_frames": frames}
         return Sweep(base, ends, self.seeds[:2], self.portraits[:1], self.recordings[:1])
 
     @classmethod

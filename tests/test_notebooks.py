@@ -104,7 +104,7 @@ def test_an_unknown_parameter_stops_the_run_and_the_nearest_name_is_said(tmp_pat
 @pytest.mark.parametrize("notebook", ["02_cfg_sweep", "03_step_sweep"])
 def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, tmp_path):
     base = request_for().model_dump(mode="json", exclude_defaults=True)
-    base |= {"audio_path": "sample:recording-2", "chunk_frames": 25}
+    base |= {"audio_path": "sample:recording-2"}
     parameters = {
         "sweep_file": str(ROOT / "params" / f"sweep-{notebook[3:].split('_')[0]}.yaml"),
         "base": base, "small": True, "measure": "sharpness", "folder": str(tmp_path / "sweep"),

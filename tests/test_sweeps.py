@@ -34,7 +34,9 @@ def test_the_shipped_sweeps_are_understood_and_can_be_tried_in_little(path):
     assert {cell.params.checkpoint for cell in sweep.cells()} == {"embedded"}
     small = sweep.reduced().cells()
     assert len(small) == 2 ** len(sweep.axes) * 2
-    assert {(cell.params.max_frames, cell.params.image_path) for cell in small} == {(25, "sample:portrait")}
+    assert {(p.max_frames, p.chunk_frames, p.image_path) for p in (cell.params for cell in small)} == {
+        (25, 25, "sample:portrait")
+    }
 
 
 def run_dirs(folder) -> dict[str, int]:
