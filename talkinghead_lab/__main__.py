@@ -49,6 +49,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("run_dir", type=Path, help="the folder of a finished run")
     command.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     command.set_defaults(run=run_verify)
+    command = commands.add_parser("plan", help="tell whether a request fits into memory; status 1 where not")
+    command.add_argument("params", type=Path, help="YAML file with the request")
+    command.add_argument("--json", action="store_true", help="print the plan as one JSON object")
+    command.set_defaults(run=run_plan)
     command = commands.add_parser("sweep", help="make every run of a sweep; status 1 where one failed")
     command.add_argument("sweep", type=Path, help="YAML file with the sweep")
     command.add_argument("--out", type=Path, required=True, help="its folder; what is finished there stays")
@@ -83,6 +87,15 @@ def run_verify(options: argparse.Namespace) -> int:
     found = verify(options.run_dir)
     print(json.dumps(found.to_json()) if options.json else found)
     return 0 if found.identical else 1
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print the memory that a request needs; the status is 1 where it does not fit."""
+    from talkinghead_lab.profiling import plan
+
+    planned = plan(GenerationParams.from_yaml(options.params))
+    print(json.dumps(planned.to_json()) if options.json else planned)
+    return 1 if planned.fits is False else 0
 
 
 def run_sweep(options: argparse.Namespace) -> int:
