@@ -20,9 +20,9 @@ GIB = 2**30
 PROCESS = Path("/proc/self")
 
 # Least squares on the host peaks of seven runs on a CPU, each in a process of its own, from 160x160 to
-# 320x320 pixels and of 41 and 81 frames. The largest error was 3.8 %; an eighth run, of 384x256 and 61 frames, was
-# foreseen within 1 %. Decoding is the peak, so that pixels count
-# for as many channels as the autoencoder is wide; that it scales so was not measured.
+# 320x320 pixels and of 41 and 81 frames. The largest error was 3.8 %; an eighth run, of 384x256 pixels and 61
+# frames, was foreseen within 1 %. Decoding is the peak, so pixels count for as many channels as the
+# autoencoder is wide; that it scales so was not measured.
 LIBRARIES_GIB = 0.46
 GIB_PER_PIXEL = 6.26e-6
 GIB_PER_PIXEL_AND_FRAME = 1.85e-8
