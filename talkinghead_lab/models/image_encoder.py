@@ -173,6 +173,6 @@ class ImageEncoder(nn.Module):
             )
         size = (self.config.image_size, self.config.image_size)
         resized = F.interpolate(image.float(), size=size, mode="bicubic", align_corners=False) / 2 + 0.5
-        mean = torch.tensor(self.config.image_mean, dtype=torch.float32, device=image.device).view(3, 1, 1)
-        std = torch.tensor(self.config.image_std, dtype=torch.float32, device=image.device).view(3, 1, 1)
-        return (resized - mean) / std
+        # Channel by channel with plain numbers: a tensor made here could not be captured in a CUDA graph.
+        statistics = zip(resized.unbind(1), self.config.image_mean, self.config.image_std, strict=True)
+        return torch.stack([(channel - mean) / std for channel, mean, std in statistics], dim=1)

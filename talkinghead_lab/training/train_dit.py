@@ -46,7 +46,7 @@ def predict(
     device = noisy.device.type
     time = dit.time_embedding_of(times * TRAINED_TIMESTEPS)
     tokens = dit.patchify(noisy, batch.condition).to(torch.bfloat16 if bf16 else torch.float32)
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+    with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):
         texts = text_tokens(networks, batch.ids, batch.mask)
         text = dit.text_context(list(texts), precompute=False)
         image = dit.image_context(networks.image_encoder(batch.portrait), precompute=False)
@@ -59,28 +59,51 @@ def train_dit(
     networks: Networks, videos: Videos, budget: Budget, seed: int, batch: int = 32, **options
 ) -> Run:
     """Train the transformer with the encoders of text and picture."""
-    device = videos.portraits.device
-    cuda = device.type == "cuda"
     trained = nn.ModuleList([networks.dit, networks.text_encoder, networks.image_encoder])
     trained.train().requires_grad_(True)
-    if cuda:
+    if videos.portraits.is_cuda:
         compile_blocks(networks.dit)
     run = Run("dit", trained, budget, peak=1e-3, decay=0.999, **options)
-    shape = videos.chunks.shape[2:]
-    rotation = networks.dit.rotation(shape, device)
-    weights = mouth_weights(*shape[-2:], device)
+    examples, advance = Examples(networks, videos, batch, seed), None
     for step in run.steps():
-        generator = dice(seed, step, device)
-        drawn = videos.draw(batch, generator, networks.dit.config.audio_window)
-        times = random_times(batch, generator)
-        noise = torch.randn(drawn.latent.shape, generator=generator, device=device)
-        s = times.view(-1, 1, 1, 1, 1)
-        noisy = torch.where(drawn.given, drawn.motion, (1 - s) * drawn.latent + s * noise)
-        velocity = predict(networks, noisy, times, drawn, rotation, bf16=cuda)
-        loss = masked_error(velocity, noise - drawn.latent, drawn.given, weights)
-        run.update(step, loss)
+        examples.fill(step)
+        advance = advance or run.captured(examples.loss)
+        run.after_step(step, **advance())
     trained.eval().requires_grad_(False)
     return run
+
+
+class Examples:
+    """The buffers that a step is computed from, so that it can be captured."""
+
+    def __init__(self, networks: Networks, videos: Videos, batch: int, seed: int):
+        self.networks, self.videos, self.count, self.seed = networks, videos, batch, seed
+        device, shape = videos.portraits.device, videos.chunks.shape[2:]
+        self.rotation = networks.dit.rotation(shape, device)
+        self.weights = mouth_weights(*shape[-2:], device)
+        self.batch: Batch | None = None
+        self.times = torch.zeros(batch, device=device)
+        self.noise = torch.zeros(batch, *shape, device=device)
+
+    def fill(self, step: int) -> None:
+        """Draw what a step sees, into the same memory every time."""
+        generator = dice(self.seed, step, self.times.device)
+        drawn = self.videos.draw(self.count, generator, self.networks.dit.config.audio_window)
+        if self.batch is None:
+            self.batch = drawn
+        for name, value in vars(drawn).items():
+            getattr(self.batch, name).copy_(value)
+        self.times.copy_(random_times(self.count, generator))
+        self.noise.copy_(torch.randn(self.noise.shape, generator=generator, device=self.noise.device))
+
+    def loss(self) -> dict[str, Tensor]:
+        """Flow matching: the velocity from the latent to the noise."""
+        batch, times = self.batch, self.times.view(-1, 1, 1, 1, 1)
+        assert batch is not None
+        mixed = (1 - times) * batch.latent + times * self.noise
+        noisy = torch.where(batch.given, batch.motion, mixed)
+        velocity = predict(self.networks, noisy, self.times, batch, self.rotation, bf16=noisy.is_cuda)
+        return {"loss": masked_error(velocity, self.noise - batch.latent, batch.given, self.weights)}
 
 
 def masked_error(velocity: Tensor, target: Tensor, given: Tensor, weights: Tensor) -> Tensor:
