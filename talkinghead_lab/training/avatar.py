@@ -85,8 +85,7 @@ def render(
     Returns:
         [F, 3, size, size] or [N, F, 3, size, size], float32 sRGB in [−1, 1].
     """
-    single = isinstance(identity, Identity)
-    identities = [identity] if single else list(identity)
+    identities = [identity] if isinstance(identity, Identity) else list(identity)
     device = motion.mouth.device
     tracks = torch.cat([motion.mouth, motion.pose, motion.face], -1).float()
     tracks = tracks.reshape(len(identities), -1, tracks.shape[-1])
@@ -105,7 +104,12 @@ def render(
         canvas = Canvas(output[chunk], stage.x, stage.y, stage.pixel)
         canvas.colour.copy_(stage.colour[owner[chunk]])
         _draw_presenter(canvas, numbers, moves)
-    return output.clamp_(0, 1).mul_(2).sub_(1).unflatten(0, (count, frames))[0 if single else slice(None)]
+    return (
+        output.clamp_(0, 1)
+        .mul_(2)
+        .sub_(1)
+        .unflatten(0, (count, frames))[0 if isinstance(identity, Identity) else slice(None)]
+    )
 
 
 def _draw_presenter(canvas: Canvas, who: dict[str, Tensor], motion: dict[str, Tensor]) -> None:

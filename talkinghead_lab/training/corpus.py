@@ -76,7 +76,8 @@ def build_corpus(path: Path, split: str, minutes: float, seed: int = 0, workers:
     jobs = [
         (lines[i * SENTENCES_EACH : (i + 1) * SENTENCES_EACH], split, f"{seed}-{i}") for i in range(count)
     ]
-    tensors, voices, frames = {"audio": [], "mouth": []}, [], 0
+    tensors: dict[str, list[Tensor]] = {"audio": [], "mouth": []}
+    voices, frames = [], 0
     # A process for each monologue: what espeak-ng said before would change its sound.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

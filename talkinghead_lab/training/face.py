@@ -45,8 +45,8 @@ class HeadSpace:
 
     def within(self, window: Canvas) -> "HeadSpace":
         """The same coordinates in a window of the canvas."""
-        cut = (window.crop(t) for t in (self.x, self.y, self.u, self.v))
-        return HeadSpace(*cut, self.sin_turn, self.sin_nod)
+        x, y, u, v = (window.crop(t) for t in (self.x, self.y, self.u, self.v))
+        return HeadSpace(x, y, u, v, self.sin_turn, self.sin_nod)
 
     @classmethod
     def on(cls, canvas: Canvas, motion: Numbers) -> "HeadSpace":

@@ -1,8 +1,10 @@
 """Who is drawn: a presenter's looks as plain numbers, and the sampling of new ones."""
 
 from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -112,12 +114,17 @@ class Identity:
 
 def rgb(code: str) -> Colour:
     """A colour from its hexadecimal code."""
-    return tuple(int(code[index : index + 2], 16) / 255 for index in (0, 2, 4))
+    red, green, blue = (int(code[index : index + 2], 16) / 255 for index in (0, 2, 4))
+    return red, green, blue
 
 
 def mix(first: Colour, second: Colour, amount: float) -> Colour:
     """The colour that lies `amount` of the way from the first to the second."""
-    return tuple(a + (b - a) * amount for a, b in zip(first, second, strict=True))
+    red, green, blue = (a + (b - a) * amount for a, b in zip(first, second, strict=True))
+    return red, green, blue
+
+
+Choice = TypeVar("Choice")
 
 
 class _Dice:
@@ -132,17 +139,22 @@ class _Dice:
     def chance(self, probability: float) -> bool:
         return next(self.numbers) < probability
 
-    def pick(self, options: tuple, weights: tuple[float, ...] | None = None):
-        weights = weights or (1.0,) * len(options)
+    def pick(self, options: Sequence[Choice], weights: Sequence[float] | None = None) -> Choice:
+        weights = weights or [1.0] * len(options)
         mark = next(self.numbers) * sum(weights)
         return options[min(bisect(list(accumulate(weights)), mark), len(options) - 1)]
 
-    def colour(self, codes: tuple[str, ...], spread: float = 0.03) -> Colour:
+    def near(self, colour: Colour) -> Colour:
+        red, green, blue = (min(c + self.between(-0.015, 0.015), 1.0) for c in colour)
+        return red, green, blue
+
+    def colour(self, codes: Sequence[str], spread: float = 0.03) -> Colour:
         red, green, blue = rgb(self.pick(codes))
         light = self.between(-spread, spread)
-        return tuple(
+        red, green, blue = (
             min(max(c + light + self.between(-spread, spread) / 2, 0.0), 1.0) for c in (red, green, blue)
         )
+        return red, green, blue
 
 
 # Centres of each style's numbers, in the order of Hair's fields; sampling varies them a little.
@@ -181,9 +193,9 @@ def sample_identity(generator: Generator) -> Identity:
     feminine = dice.chance(0.5)
     style = dice.pick(HAIR_STYLES, _FEMININE_ODDS if feminine else _MASCULINE_ODDS)
     tone = dice.pick(tuple(range(len(SKINS))))
-    skin = tuple(min(c + dice.between(-0.015, 0.015), 1.0) for c in rgb(SKINS[tone]))
+    skin = dice.near(rgb(SKINS[tone]))
     age = dice.between(0, 1)
-    hair_codes = HAIR_COLOURS[:4] if tone > 5 and dice.chance(0.8) else HAIR_COLOURS
+    hair_codes: Sequence[str] = HAIR_COLOURS[:4] if tone > 5 and dice.chance(0.8) else HAIR_COLOURS
     if age > 0.8 and dice.chance(0.6):
         hair_codes = HAIR_COLOURS[9:11]
     hair_colour = dice.colour(hair_codes, 0.02)
@@ -254,7 +266,7 @@ def stack(identities: list[Identity], device: torch.device) -> dict[str, Tensor]
 
 
 def _numbers(identity: Identity) -> dict[str, float | Colour]:
-    numbers = {}
+    numbers: dict[str, float | Colour] = {}
     styles = {"glasses": GLASSES, "beard": BEARDS, "clothes": CLOTHES_STYLES, "backdrop": BACKDROP_STYLES,
               "hair_style": HAIR_STYLES}  # fmt: skip
     for field in fields(Identity):

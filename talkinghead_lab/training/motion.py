@@ -5,7 +5,9 @@ are the viewer's. Idle motion is a sum of slow sines, so that a track has no cor
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,12 +110,18 @@ def perform(performance: Performance, frames: int, dice: np.random.Generator) ->
         pose["shift_y"] += 0.03 * amount
     elif performance.action == "lively":
         brows = brows + 0.5 * _drift(time, 1.0, dice)
-    smile = dice.uniform(0.65, 1.0) if performance.expression == "smiling" else 0.08 * dice.standard_normal()
-    smile = smile + 0.06 * _drift(time, 0.4, dice)
+    resting = (
+        dice.uniform(0.65, 1.0) if performance.expression == "smiling" else 0.08 * dice.standard_normal()
+    )
+    smile = resting + 0.06 * _drift(time, 0.4, dice)
     limited = [np.clip(pose[name], *POSE_LIMITS[name]) for name in _POSE]
-    face = [gaze_x, gaze_y, _blinks(frames, dice), brows, smile]
-    return (torch.tensor(np.stack(track, 1), dtype=torch.float32).clamp(*bounds)
-            for track, bounds in ((limited, (-90, 90)), (np.broadcast_arrays(*face), (-1, 1))))  # fmt: skip
+    face: list[Any] = [gaze_x, gaze_y, _blinks(frames, dice), brows, smile]
+    return _tracks(limited, 90), _tracks(np.broadcast_arrays(*face), 1)
+
+
+def _tracks(channels: Sequence[np.ndarray], limit: float) -> Tensor:
+    """[frames, channels], clamped."""
+    return torch.tensor(np.stack(channels, 1), dtype=torch.float32).clamp(-limit, limit)
 
 
 def _drift(time: np.ndarray, pace: float, dice: np.random.Generator) -> np.ndarray:

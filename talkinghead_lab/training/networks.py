@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from talkinghead_lab import checkpoints
 from talkinghead_lab.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.models import image_encoder, text_encoder
-from talkinghead_lab.models.dit import DiT, DiTConfig
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.models.dit_config import DiTConfig
 from talkinghead_lab.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from talkinghead_lab.models.speech_encoder import SpeechEncoder, SpeechEncoderConfig
 from talkinghead_lab.models.text_encoder import PADDING, TextEncoder, TextEncoderConfig
@@ -159,10 +160,10 @@ def _initialise_dit(dit: DiT) -> None:
         dit.time_embedding[0],
         dit.time_embedding[2],
     ):
-        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.normal_(linear.get_parameter("weight"), std=0.02)
     nn.init.normal_(dit.head.head.weight, std=0.02)
     for block in (*dit.blocks, dit.head):
-        nn.init.normal_(block.modulation, std=dit.config.dim**-0.5)
+        nn.init.normal_(block.get_parameter("modulation"), std=dit.config.dim**-0.5)
 
 
 def write_checkpoint(folder: Path, networks: Networks, dtype: torch.dtype = torch.float16) -> None:

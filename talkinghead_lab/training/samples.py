@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -55,7 +56,12 @@ def write_samples(folder: Path) -> None:
     samples.mkdir(parents=True, exist_ok=True)
     save_picture(portrait(presenter(37)), samples / "portrait.png")
     save_picture(portrait(presenter(29)), samples / "portrait-2.png")
-    room = {"backdrop": "plain", "backdrop_colour": rgb("9fc4d8"), "light_side": -0.8, "light_warmth": 0.4}
+    room: dict[str, Any] = {
+        "backdrop": "plain",
+        "backdrop_colour": rgb("9fc4d8"),
+        "light_side": -0.8,
+        "light_warmth": 0.4,
+    }
     pair = [portrait(replace(presenter(number), **room), 160) for number in (10, 5)]
     save_picture(torch.cat(pair, -1), samples / "two-people.png")
     truth = {}

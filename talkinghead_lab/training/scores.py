@@ -38,14 +38,15 @@ def caption_is_obeyed(pose: HeadPose, action: str) -> bool:
     """Whether the pose shows what a caption asks for; limits are half of the least the renderer does."""
     turn, nod, scale = smooth(pose.turn), smooth(pose.nod), smooth(pose.scale)
     late = slice(SETTLED, None)
-    return {
+    obeyed: Tensor = {
         "nodding": nod.std() > 2.1,
         "shaking": turn.std() > 3.2,
         "left": turn[late].mean() < -6,
         "right": turn[late].mean() > 6,
         "up": nod[late].mean() < -3.5,
         "leaning": scale[late].mean() - scale[0] > 0.045,
-    }[action].item()
+    }[action]
+    return bool(obeyed)
 
 
 def movement(pose: HeadPose) -> float:

@@ -7,6 +7,7 @@ the edge.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -61,12 +62,11 @@ def segment(
 
 def convex(x: Tensor, y: Tensor, *corners: tuple[Tensor | float, Tensor | float]) -> Tensor:
     """Distance to a convex polygon inside its edges; corners run clockwise on the screen."""
-    distance = None
+    sides = []
     for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
         dx, dy = torch.as_tensor(x1 - x0), torch.as_tensor(y1 - y0)
-        side = ((x - x0) * dy - (y - y0) * dx) / torch.hypot(dx, dy)
-        distance = side if distance is None else torch.maximum(distance, side)
-    return distance
+        sides.append(((x - x0) * dy - (y - y0) * dx) / torch.hypot(dx, dy))
+    return reduce(torch.maximum, sides)
 
 
 def smooth_union(a: Tensor, b: Tensor, width: float) -> Tensor:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -183,7 +184,7 @@ def _espeak_events(
     """Blocks of int16 samples, and the name and first sample of every phoneme."""
     chunks, marks = [], []
 
-    def collect(samples, count, events) -> int:
+    def collect(samples: Any, count: int, events: Any) -> int:
         if count > 0:
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         for event in itertools.takewhile(lambda event: event.type != _EVENT_END_OF_LIST, _each(events)):
@@ -201,7 +202,7 @@ def _espeak_events(
     return chunks, marks
 
 
-def _each(events) -> Iterator[_Event]:
+def _each(events: Any) -> Iterator[_Event]:
     """The items of a C array whose end only its last item tells."""
     return (events[index] for index in itertools.count())
 

@@ -150,14 +150,13 @@ def load_networks(folder: Path) -> Networks:
     files = CheckpointFiles(
         folder / "ckpt_dir", folder / "wav2vec_dir", folder / "infinitetalk_dir" / "infinitetalk.safetensors"
     )
-    loaders = (
-        checkpoints.load_dit,
-        checkpoints.load_vae,
-        checkpoints.load_text_encoder,
-        checkpoints.load_image_encoder,
-        checkpoints.load_speech_encoder,
+    return Networks(
+        checkpoints.load_dit(files, torch.float32, "cpu"),
+        checkpoints.load_vae(files, torch.float32, "cpu"),
+        checkpoints.load_text_encoder(files, torch.float32, "cpu"),
+        checkpoints.load_image_encoder(files, torch.float32, "cpu"),
+        checkpoints.load_speech_encoder(files, torch.float32, "cpu"),
     )
-    return Networks(*(load(files, torch.float32, "cpu") for load in loaders))  # type: ignore[operator]
 
 
 def within(settings: Settings, **seconds: float) -> Settings:

@@ -1,5 +1,7 @@
 """Trains the transformer with flow matching on what streaming does: first or motion frames are given."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +58,7 @@ def predict(
 
 
 def train_dit(
-    networks: Networks, videos: Videos, budget: Budget, seed: int, batch: int = 32, **options
+    networks: Networks, videos: Videos, budget: Budget, seed: int, batch: int = 32, **options: Any
 ) -> Run:
     """Train the transformer with the encoders of text and picture."""
     trained = nn.ModuleList([networks.dit, networks.text_encoder, networks.image_encoder])
@@ -80,7 +82,7 @@ class Examples:
         self.networks, self.videos, self.count, self.seed = networks, videos, batch, seed
         device, shape = videos.portraits.device, videos.chunks.shape[2:]
         self.rotation = networks.dit.rotation(shape, device)
-        self.weights = mouth_weights(*shape[-2:], device)
+        self.weights = mouth_weights(shape[-2], shape[-1], device)
         self.batch: Batch | None = None
         self.times = torch.zeros(batch, device=device)
         self.noise = torch.zeros(batch, *shape, device=device)

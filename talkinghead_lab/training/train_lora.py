@@ -1,12 +1,14 @@
 """Distils guidance into a LoRA, so that one forward does what three did (Meng et al., arXiv 2210.03142)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from talkinghead_lab.models.attention import Rotation
 from talkinghead_lab.models.dit import DiT
 from talkinghead_lab.training.data import Batch, Videos
 from talkinghead_lab.training.networks import Networks
@@ -43,14 +45,14 @@ def add_low_rank(dit: DiT, seed: int) -> dict[str, LowRank]:
         for number, block in enumerate(dit.blocks):
             for name in LAYERS:
                 layer = block.get_submodule(name)
-                update = LowRank(layer.weight)
+                update = LowRank(layer.get_parameter("weight"))
                 parametrize.register_parametrization(layer, "weight", update)
                 updates[f"blocks.{number}.{name}"] = update
     return updates
 
 
 def train_lora(
-    networks: Networks, videos: Videos, budget: Budget, seed: int, path: Path, batch: int = 32, **options
+    networks: Networks, videos: Videos, budget: Budget, seed: int, path: Path, batch: int = 32, **options: Any
 ) -> Run:
     """Teach the LoRA the guided velocity of the transformer without it, and write it to `path`."""
     device = videos.portraits.device
@@ -62,7 +64,7 @@ def train_lora(
     )
     shape = videos.chunks.shape[2:]
     rotation, bf16 = networks.dit.rotation(shape, device), device.type == "cuda"
-    weights = mouth_weights(*shape[-2:], device)
+    weights = mouth_weights(shape[-2], shape[-1], device)
     for step in run.steps():
         generator = dice(seed, step, device)
         drawn = videos.draw(batch, generator, networks.dit.config.audio_window, drops=False)
@@ -81,7 +83,13 @@ def train_lora(
 
 
 def guided(
-    networks: Networks, videos: Videos, noisy: Tensor, times: Tensor, batch: Batch, rotation, bf16: bool
+    networks: Networks,
+    videos: Videos,
+    noisy: Tensor,
+    times: Tensor,
+    batch: Batch,
+    rotation: Rotation,
+    bf16: bool,
 ) -> Tensor:
     """The velocity under three-way guidance, as `sampling.Guidance` combines it."""
     count = len(noisy)

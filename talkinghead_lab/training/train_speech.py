@@ -1,6 +1,7 @@
 """Teaches the speech encoder what the mouth does: its last layer's states predict the viseme track."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,12 @@ class Speech:
 
 
 def train_speech(
-    encoder: SpeechEncoder, corpus: Sequence[Monologue], budget: Budget, seed: int, batch: int = 48, **options
+    encoder: SpeechEncoder,
+    corpus: Sequence[Monologue],
+    budget: Budget,
+    seed: int,
+    batch: int = 48,
+    **options: Any,
 ) -> Run:
     """Train; the head that reads the track off the states is thrown away."""
     device = encoder.feature_projection.projection.weight.device

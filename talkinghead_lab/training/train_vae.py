@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ def reconstruct(vae: VAE, video: Tensor, noise: Tensor | None = None) -> tuple[T
 
 
 def train_vae(
-    vae: VAE, clips: Tensor, budget: Budget, seed: int, phases: Sequence[Phase] = PHASES, **options
+    vae: VAE, clips: Tensor, budget: Budget, seed: int, phases: Sequence[Phase] = PHASES, **options: Any
 ) -> Run:
     """Train on random stretches of clips [N, F, 3, H, W] uint8, then measure the latents' statistics."""
     start_with_still_pictures(vae)
