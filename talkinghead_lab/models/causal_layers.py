@@ -30,8 +30,8 @@ def same_memory(before: CausalState, after: CausalState) -> bool:
 class CausalConv3d(nn.Conv3d):
     """A convolution that sees no later frames; before the first frame lie zeros.
 
-    With `stacks_frames` it is computed as a 2D convolution over stacked frames: the same sums, five to ten times
-    as fast for few channels on a CPU, at three times the input's memory. None: on a CPU only.
+    With `stacks_frames` it is computed as a 2D convolution over stacked frames: the same sums, five to ten
+    times as fast for few channels on a CPU, at three times the input's memory. None: on a CPU only.
     """
 
     stacks_frames: bool | None = None
