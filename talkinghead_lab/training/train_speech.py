@@ -78,7 +78,7 @@ def train_speech(
         error = (read - mouth).square().mean(dim=(0, 1))
         run.update(step, (weights * error).mean(), opening=correlation(read[..., 0], mouth[..., 0]))
     encoder.eval().requires_grad_(False)
-    run.note(-1, unseen=mouth_is_heard(encoder, head, speech, seed))
+    run.note(-1, disturbed_anew=mouth_is_heard(encoder, head, speech, seed))
     return run
 
 
