@@ -54,7 +54,8 @@ def test_windows_cut_nothing_off_in_any_pose(monkeypatch):
     windowed = render(people, motion, size=64)
     monkeypatch.setattr(avatar, "EYES_WINDOW", (-1, -1, 1, 1))
     monkeypatch.setattr(avatar, "MOUTH_WINDOW", (-1, -1, 1, 1))
-    assert torch.equal(render(people, motion, size=64), windowed)
+    # Not to the bit: vector code rounds by where in memory a row begins, and threads divide the rows.
+    torch.testing.assert_close(render(people, motion, size=64), windowed, atol=1e-5, rtol=0)
 
 
 def test_only_the_figure_moves_before_a_still_backdrop():
