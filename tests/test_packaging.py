@@ -100,7 +100,7 @@ def test_the_package_imports_what_it_declares_and_nothing_more():
         for name in top_level_imports(ROOT / "talkinghead_lab")
         - sys.stdlib_module_names
         - {"talkinghead_lab"}
-        for distribution in distributions[name]
+        for distribution in distributions.get(name, [name])  # an extra may not be installed
     }
     runtime = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     extras = {canonicalize_name(requirement.name) for requirement in declared()} - runtime
