@@ -148,8 +148,8 @@ def killed_after(seconds: float, params: GenerationParams, run_dir: Path) -> flo
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(request_for, tmp_path):
     params = request_for()
-    killed_after(60, request_for(max_frames=1), tmp_path / "warm-up")
-    length = killed_after(60, params, tmp_path / "undisturbed")
+    killed_after(600, request_for(max_frames=1), tmp_path / "warm-up")
+    length = killed_after(600, params, tmp_path / "undisturbed")
     undisturbed = GenerationResult.from_run(tmp_path / "undisturbed")
     dice, kills = random.Random(1), 0
     for number in range(2):
@@ -158,7 +158,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
             if not (folder / "run.json").exists():
                 kills += 1
                 killed_after(dice.uniform(0.3, 1.0) * length, params, folder)
-        killed_after(60, params, folder)
+        killed_after(600, params, folder)
         result = GenerationResult.from_run(folder)
         assert result.video_path.read_bytes() == undisturbed.video_path.read_bytes()
         records = [json.loads((r.run_dir / "run.json").read_text()) for r in (result, undisturbed)]
