@@ -33,7 +33,7 @@ SAMPLES_PER_FRAME = SOUNDTRACK_RATE // FRAMES_PER_SECOND
 # Macroblock tree reads memory that x264 has not written, so that bytes change with what lay there before.
 H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(2 * FRAMES_PER_SECOND), "mbtree": "0"}
 H264_THREADS = 4
-AAC_BITS_PER_CHANNEL = 96_000
+AAC_BITS_PER_CHANNEL = 128_000
 # The default search for quantisers overshoots at the start: a tone of 0.5 came back with peaks of 1.03.
 AAC_OPTIONS = {"aac_coder": "fast"}
 # Without `bitexact`, here and for AAC, the libraries' versions are written into the file.

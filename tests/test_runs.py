@@ -157,7 +157,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
         for _ in range(6):
             if not (folder / "run.json").exists():
                 kills += 1
-                killed_after(dice.uniform(0.3, 1.0) * length, params, folder)
+                killed_after(dice.uniform(0.2, 0.7) * length, params, folder)
         killed_after(600, params, folder)
         result = GenerationResult.from_run(folder)
         assert result.video_path.read_bytes() == undisturbed.video_path.read_bytes()
