@@ -65,7 +65,7 @@ def test_the_frames_stand_above_the_sound_at_their_own_times(recording):
     assert shown == pytest.approx([250 * time * 25 / 49 for time in middles], abs=6)
     outline = sound.collections[0].get_paths()[0].vertices
     during_tone = outline[(outline[:, 0] > 0.2) & (outline[:, 0] < 0.8) & (outline[:, 1] > -60)]
-    # A sine of amplitude 0.5 has 20 log10(0.5 / √2) = −9.03 dB; AAC gives single frames of one up to 0.6 dB less.
+    # A sine of amplitude 0.5 has 20 log10(0.5 / √2) = −9.03 dB; AAC takes up to 0.6 dB off single frames.
     assert during_tone[:, 1].mean() == pytest.approx(-9.03, abs=0.3)
     assert during_tone[:, 1] == pytest.approx(-9.03, abs=0.8)
     assert outline[outline[:, 0] > 1.2][:, 1].max() == -60
