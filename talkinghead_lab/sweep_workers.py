@@ -76,14 +76,15 @@ class Worker:
     def attempt(self, job: Job) -> Failure | None:
         """Run a job and say why it failed, if it did."""
         try:
-            pipeline = self._load(job.params)
+            pipeline = self.load(job.params)
             cache = EncoderCache.of(job.params, pipeline.device)
             generate(job.params, job.run_dir, pipeline=pipeline, encoder_cache=cache, show_progress=False)
         except Exception as error:
             return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
         return None
 
-    def _load(self, params: GenerationParams) -> Pipeline:
+    def load(self, params: GenerationParams) -> Pipeline:
+        """The networks of a request, which stay loaded until others are asked for."""
         wanted = tuple(getattr(params, name) for name in OF_LOADING)
         if self.pipeline is None or self.loaded_for != wanted:
             self.pipeline = None  # gives its memory back before the next is loaded
