@@ -246,9 +246,13 @@ class GenerationParams(BaseModel):
         """A validated copy with some fields changed."""
         return type(self)(**(self.model_dump() | changes))
 
-    def to_yaml(self) -> str:
-        """YAML that `from_yaml` and papermill read back; fields at their defaults are left out."""
-        fields = self.model_dump(mode="json", exclude_defaults=True)
+    def to_yaml(self, *, complete: bool = False) -> str:
+        """YAML that `from_yaml` and papermill read back.
+
+        Args:
+            complete: write fields at their defaults too, for a notebook whose own defaults are others.
+        """
+        fields = self.model_dump(mode="json", exclude_defaults=not complete)
         # PyYAML writes these three kinds of line break, unless escaped, so that it does not read them back.
         escaped = re.search("[\x85\u2028\u2029]", json.dumps(fields, ensure_ascii=False))
         return yaml.safe_dump(fields, sort_keys=False, allow_unicode=not escaped)

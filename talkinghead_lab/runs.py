@@ -110,30 +110,30 @@ def generate(
 
     Raises:
         InvalidRequest, MediaError, CheckpointError: something in the request cannot be used.
-        OutputError: nothing can be written, or the folder belongs to another request.
+        OutputError: nothing can be written, the folder belongs to another request, or another call writes it.
         Stopped: `on_progress` returned False; finished chunks stay on disk.
     """
     clock = StageClock()
     with clock("read"):
         inputs = read_inputs(params)
         origin = Origin.of(params)
-    run = RunFolder.open(params, run_dir, inputs.frame_size, origin.digest)
-    if run.finished:
-        return GenerationResult.from_run(run.path)
-    with clock("load"):
-        pipeline = pipeline or Pipeline.load(params)
-    conditions = pipeline.encode(inputs, params, clock, encoder_cache)
-    generator = ChunkGenerator(pipeline, conditions, params, clock, encoder_cache)
-    chunks = generator.chunks()
-    made = [chunk for chunk in chunks if not run.has(chunk)]
-    with _bar(chunks, params, show_progress) as bar:
-        bar.update((len(chunks) - len(made)) * params.diffusion_steps)
-        for chunk in made:
-            on_step = _StepReport(chunk, len(chunks), params.diffusion_steps, bar, on_progress)
-            started = time.perf_counter()
-            generated = generator.generate(chunk, run.last_frames(chunk), on_step=on_step)
-            run.save(generated, time.perf_counter() - started)
-    return _finish(run, chunks, pipeline, clock, origin, len(chunks) - len(made))
+    with RunFolder.open(params, run_dir, inputs.frame_size, origin.digest) as run:
+        if run.finished:
+            return GenerationResult.from_run(run.path)
+        with clock("load"):
+            pipeline = pipeline or Pipeline.load(params)
+        conditions = pipeline.encode(inputs, params, clock, encoder_cache)
+        generator = ChunkGenerator(pipeline, conditions, params, clock, encoder_cache)
+        chunks = generator.chunks()
+        made = [chunk for chunk in chunks if not run.has(chunk)]
+        with _bar(chunks, params, show_progress) as bar:
+            bar.update((len(chunks) - len(made)) * params.diffusion_steps)
+            for chunk in made:
+                on_step = _StepReport(chunk, len(chunks), params.diffusion_steps, bar, on_progress)
+                started = time.perf_counter()
+                generated = generator.generate(chunk, run.last_frames(chunk), on_step=on_step)
+                run.save(generated, time.perf_counter() - started)
+        return _finish(run, chunks, pipeline, clock, origin, len(chunks) - len(made))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _finish(
     path = run.new_video_path()
     with clock("mux"):
         request = {VIDEO_METADATA_KEY: params.to_yaml()}
-        video.join_videos(path, run.pictures(chunks), _read_sound(params), request)
+        video.join_videos(path, run.pictures(chunks), read_sound(params), request)
     result = GenerationResult(
         video_path=path,
         duration_seconds=frame_count / FRAMES_PER_SECOND,
