@@ -1,16 +1,23 @@
-"""Files that appear whole or not at all: written beside their final name, synced, then linked into place."""
+"""Files that appear whole or not at all: written beside their final name, synced, then linked into place.
+Folders that one call at a time may write."""
 
 import errno
+import fcntl
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from talkinghead_lab.errors import OutputError
 
 # EFBIG is what a limit on file sizes answers, EDQUOT a quota: for the reader the remedy is the same.
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # some network file systems
+LOCK = ".lock"
 
 
 @contextmanager
@@ -104,3 +111,58 @@ def _cannot_write(final: Path, error: OSError) -> OutputError:
         received=str(final),
         remedy=f"Check the name; the folder {final.parent} must exist and be writable.",
     )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other call, in this process or another, from writing a folder while the block runs.
+
+    The system itself lets the lock go when its process ends, even killed, so none is ever stale; what lies
+    there then is an empty shell that the next call takes. A file system without locks gives none.
+
+    Raises:
+        OutputError: another call holds the lock, with its process; or the folder cannot be written.
+    """
+    path = folder / LOCK
+    try:
+        file = _acquire(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who opened it before finds it gone, and tries again
+        file.close()
+
+
+def _acquire(path: Path) -> TextIO:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            file.close()
+            raise OutputError(
+                f"the folder is being written by {holder}",
+                received=str(path.parent),
+                remedy="Wait for it, stop it, or choose another folder.",
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if _is_still_there(file, path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%F %T}")
+            file.flush()
+            return file
+        file.close()
+
+
+def _is_still_there(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one of that name; its last holder may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

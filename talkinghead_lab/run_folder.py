@@ -3,6 +3,8 @@
 import hashlib
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from talkinghead_lab import video
 from talkinghead_lab.errors import InvalidRequest, OutputError
-from talkinghead_lab.files import atomic_path
+from talkinghead_lab.files import LOCK, atomic_path, locked
 from talkinghead_lab.params import GenerationParams, project_folder
 from talkinghead_lab.pipeline import GeneratedChunk
 from talkinghead_lab.streaming import Chunk
@@ -45,36 +47,38 @@ class RunFolder:
     timestamp: str
 
     @classmethod
+    @contextmanager
     def open(
         cls,
         params: GenerationParams,
         path: str | Path | None,
         frame_size: tuple[int, int],
         made_from: str,
-    ) -> "RunFolder":
-        """Make the folder, or take up the one that an earlier call left.
+    ) -> Iterator["RunFolder"]:
+        """Make the folder, or take up the one that an earlier call left; other calls are kept out meanwhile.
 
         Raises:
-            OutputError: it cannot be made, or holds something else.
+            OutputError: it cannot be made, holds something else, or is being written by another call.
         """
         timestamp = f"{datetime.now():%Y%m%d_%H%M%S}"
         if path is None:
             name = f"{_file_stem(params, frame_size)}_{timestamp}"
             path = _not_taken(project_folder() / "outputs" / name)
         run = cls(project_folder() / path, params, frame_size, made_from, timestamp)
-        try:
+        with _usable(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
-            run._claim()
-            if run.finished:
-                run.clear_chunks()  # the call that finished may have ended before this
-            else:
-                run.chunk_folder.mkdir(exist_ok=True)
-                _remove_partial_files(run.chunk_folder)
-        except OSError as error:
-            raise OutputError(
-                f"the run's folder cannot be made ({error.strerror})", received=str(run.path)
-            ) from None
-        return run
+        with nullcontext() if run.finished else locked(run.path):
+            with _usable(run.path):
+                run._take_up()
+            yield run
+
+    def _take_up(self) -> None:
+        self._claim()
+        if self.finished:
+            self.clear_chunks()  # the call that finished may have ended before this
+        else:
+            self.chunk_folder.mkdir(exist_ok=True)
+            _remove_partial_files(self.chunk_folder)
 
     @property
     def chunk_folder(self) -> Path:
@@ -100,7 +104,9 @@ class RunFolder:
                     remedy="Choose another folder, or repeat the request in its request.yaml.",
                 )
             return
-        strangers = [item.name for item in self.path.iterdir() if item.suffix != NOTEBOOK_SUFFIX]
+        strangers = [
+            item.name for item in self.path.iterdir() if item.suffix != NOTEBOOK_SUFFIX and item.name != LOCK
+        ]
         if strangers:
             raise OutputError(
                 "the folder holds other things",
@@ -180,6 +186,17 @@ def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
     """[3, F, H, W] in [−1, 1] → uint8 [F, H, W, 3]."""
     pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(1, 2, 3, 0).contiguous().numpy()
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Errors of the file system, told as ours."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"the run's folder cannot be made ({error.strerror})", received=str(folder)
+        ) from None
 
 
 def _remove_partial_files(folder: Path) -> None:

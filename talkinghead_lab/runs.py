@@ -217,7 +217,8 @@ def _metadata(run: RunFolder) -> dict[str, str]:
     }
 
 
-def _read_sound(params: GenerationParams) -> audio.Wave:
+def read_sound(params: GenerationParams) -> audio.Wave:
+    """The sound track of a request's video, [channels, samples] at 48 kHz."""
     sound = audio.read_soundtrack(local_file(params.audio_path))
     if params.second_audio_path is None:
         return sound

@@ -216,6 +216,24 @@ def test_another_request_does_not_get_the_folder(run, request_for):
         run(request_for(max_frames=5, seed=7))
 
 
+def test_a_run_that_another_process_makes_is_left_to_it(run, request_for, tmp_path):
+    params = request_for()
+    other = multiprocessing.get_context("forkserver").Process(target=generate_slowly, args=(params, tmp_path / "run"))
+    other.start()
+    while not (tmp_path / "run" / "request.yaml").is_file():
+        time.sleep(0.01)
+    with pytest.raises(OutputError, match=f"by process {other.pid}.*{tmp_path / 'run'}"):
+        run(params)
+    other.kill()
+    other.join()
+    assert run(params).frame_count == 25
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def generate_slowly(params: GenerationParams, run_dir: Path) -> None:
+    generate(params, run_dir, on_progress=lambda progress: time.sleep(60), show_progress=False)
+
+
 def test_a_folder_with_other_things_is_left_alone(run, request_for, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputError, match=r"thesis\.tex"):
