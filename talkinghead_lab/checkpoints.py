@@ -1,4 +1,4 @@
-"""Finding weight files, reading them without a second copy, and loading them strictly.
+"""Finding the files of a checkpoint, and building the networks that they are for.
 
 The embedded and the released checkpoint have one layout:
 
@@ -14,7 +14,6 @@ shapes cannot tell (head counts, latent statistics).
 
 import json
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError
@@ -32,6 +29,7 @@ from talkinghead_lab.models.dit import DiT
 from talkinghead_lab.models.dit_config import DiTConfig
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.quantization import from_released_quantized, prepare_for_quantized
+from talkinghead_lab.weights import load_strict, read_tensors, shapes_of
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -105,32 +103,6 @@ def _adapter_file(path: Path, speakers: int) -> Path:
     )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors` or `.pth` file, mapped from disk rather than copied.
-
-    Raises:
-        CheckpointError: missing, truncated or damaged, or a `.pth` that holds anything but tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError("no such weight file", received=str(path))
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            "the file holds more than tensors and was not opened",
-            received=str(path),
-            remedy="It could run code. Take the released file, or convert one you trust to safetensors.",
-        ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
-        raise CheckpointError(
-            f"the weight file is damaged or cut short ({error})",
-            received=str(path),
-            remedy="Download it again.",
-        ) from None
-
-
 def read_shards(folder: Path, stem: str = TRANSFORMER) -> dict[str, Tensor]:
     """Tensors of one file or of all its shards, by the index where there is one."""
     tensors: dict[str, Tensor] = {}
@@ -201,59 +173,6 @@ def _weights_file(folder: Path, stem: str) -> Path:
 def _fields_beside(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     return _read_json(beside) if beside.is_file() else {}
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, by name."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def load_strict(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    source: str,
-    dtype: torch.dtype | None,
-    device: torch.device | str,
-) -> None:
-    """Give a module built on the meta device its weights; floating ones are converted to `dtype`.
-
-    Raises:
-        CheckpointError: a missing, unexpected or misshapen tensor, which it names.
-    """
-    expected = shapes_of(module.state_dict())
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    misshapen = [n for n in expected.keys() & tensors.keys() if tuple(tensors[n].shape) != expected[n]]
-    for problem, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
-        if names:
-            first = names[0]
-            shapes = (
-                f" has shape {tuple(tensors[first].shape)}, not {expected[first]}"
-                if names is misshapen
-                else ""
-            )
-            raise CheckpointError(
-                f"{source}: {len(names)} tensors are {problem}",
-                received=f"{first}{shapes}" + (" and others" if len(names) > 1 else ""),
-                remedy="The file is for another model, or incomplete.",
-            )
-    for name, tensor in tensors.items():
-        keep = (
-            dtype is None
-            or tensor.element_size() == 1
-            or name.endswith(".scale")
-            or not tensor.is_floating_point()
-        )
-        _assign(module, name, tensor.to(device=device, dtype=None if keep else dtype))
-    module.eval().requires_grad_(False)
-
-
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    parent_name, _, leaf = name.rpartition(".")
-    parent = module.get_submodule(parent_name)
-    if leaf in parent._parameters:
-        parent._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-    else:
-        parent._buffers[leaf] = tensor
 
 
 def quantization_map(infinitetalk: Path) -> dict[str, Any] | None:

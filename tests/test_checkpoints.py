@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from talkinghead_lab import checkpoints
-from talkinghead_lab.checkpoints import CheckpointFiles, load_dit, read_tensors
+from talkinghead_lab.checkpoints import CheckpointFiles, load_dit
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.quantization import QuantizedLinear, quantize_rows
+from talkinghead_lab.weights import read_tensors
 from tests.parity import golden
 
 
