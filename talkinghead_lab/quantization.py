@@ -1,5 +1,9 @@
-"""Weight-only int8 and fp8 linear layers, made here or read from released quantised checkpoints."""
+"""Eight-bit linear layers, made here or read from released quantised checkpoints.
 
+int8 is storage alone: it is multiplied in the input's type. fp8 is multiplied in fp8 where the GPU can.
+"""
+
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +13,21 @@ from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
+FP8 = torch.float8_e4m3fn
+PRECISION_TYPES = {"fp8": FP8, "int8": torch.int8}
+# The first GPUs that multiply fp8 (Ada); rows of their own scale need it too.
+FIRST_FP8_CAPABILITY = (8, 9)
 # Names that the released `.json` maps use (optimum-quanto) and what they store.
-STORED_TYPES = {"qint8": torch.int8, "qfloat8_e4m3fn": torch.float8_e4m3fn, "qfloat8": torch.float8_e4m3fn}
+RELEASED_TYPES = {"qint8": torch.int8, "qfloat8_e4m3fn": FP8, "qfloat8": FP8}
 
 
 class QuantizedLinear(nn.Module):
     """A linear layer that stores `weight` [out, in] in eight bits and one `scale` [out, 1] a row.
 
-    Arithmetic is in the input's type: only the storage is quantised.
+    Arithmetic is in the input's type, unless `multiply_fp8` asks for fp8: then every row of the input is
+    rounded to fp8 with a scale of its own.
     """
 
     weight: Tensor
@@ -27,10 +38,29 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.multiplies_fp8 = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.multiplies_fp8:
+            return self._forward_fp8(x)
         out = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype).squeeze(-1)
         return out if self.bias is None else out + self.bias.to(x.dtype)
+
+    def _forward_fp8(self, x: Tensor) -> Tensor:
+        rows, scale = quantize_rows(x.flatten(0, -2), FP8)
+        if x.device.type == "cpu":  # the same rounding, to test it; only GPUs multiply fp8
+            out = F.linear(rows.float(), self.weight.float()) * scale * self.scale.float().mT
+            return (out if self.bias is None else out + self.bias).to(x.dtype).unflatten(0, x.shape[:-1])
+        out = torch._scaled_mm(
+            rows,
+            self.weight.t(),
+            scale_a=scale,
+            scale_b=self.scale.float().t(),
+            bias=None if self.bias is None else self.bias.to(torch.bfloat16),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+        return out.to(x.dtype).unflatten(0, x.shape[:-1])
 
     def dequantized(self) -> Tensor:
         return self.weight.float() * self.scale.float()
@@ -48,10 +78,38 @@ def quantize_linears(module: nn.Module, stored: torch.dtype) -> None:
     """Replace every linear layer below `module` by a quantised one, one at a time."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear):
-            weight, scale = quantize_rows(layer.weight, stored)
+            weight, scale = quantize_rows(layer.weight.detach(), stored)
             replace_module(
                 module, name, QuantizedLinear(weight, scale, None if layer.bias is None else layer.bias.data)
             )
+
+
+def stored_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type that `precision` stores linear weights in, None where it does not quantise.
+
+    A GPU that does not multiply fp8 gets int8: as small, and nearer to the trained weights.
+    """
+    stored = PRECISION_TYPES.get(precision)
+    if stored is FP8 and device.type == "cuda" and not has_fp8(device):
+        logger.warning(
+            "%s does not multiply fp8: weights are stored as int8", torch.cuda.get_device_name(device)
+        )
+        return torch.int8
+    return stored
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Whether a device is a GPU that multiplies fp8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_FP8_CAPABILITY
+
+
+def multiply_fp8(module: nn.Module) -> int:
+    """Let every layer below `module` that stores fp8 also multiply in fp8; returns how many there are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLinear)]
+    layers = [layer for layer in layers if layer.weight.dtype is FP8]
+    for layer in layers:
+        layer.multiplies_fp8 = True
+    return len(layers)
 
 
 def prepare_for_quantized(module: nn.Module, quantization_map: Mapping[str, Any]) -> None:
@@ -64,14 +122,14 @@ def prepare_for_quantized(module: nn.Module, quantization_map: Mapping[str, Any]
     for name, kinds in quantization_map.items():
         if name not in linears:
             raise CheckpointError("the quantisation map names a layer that this network lacks", received=name)
-        if kinds.get("weights") not in STORED_TYPES or kinds.get("activations", "none") != "none":
+        if kinds.get("weights") not in RELEASED_TYPES or kinds.get("activations", "none") != "none":
             raise CheckpointError(
                 f"layer {name} is quantised in a way that is not supported",
                 received=kinds,
-                allowed=f"weights one of {', '.join(STORED_TYPES)}; activations none",
+                allowed=f"weights one of {', '.join(RELEASED_TYPES)}; activations none",
             )
         layer = linears[name]
-        stored = torch.empty_like(layer.weight, dtype=STORED_TYPES[kinds["weights"]])
+        stored = torch.empty_like(layer.weight, dtype=RELEASED_TYPES[kinds["weights"]])
         scale = layer.weight.new_empty(len(layer.weight), 1)
         replace_module(module, name, QuantizedLinear(stored, scale, layer.bias))
 

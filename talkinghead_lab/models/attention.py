@@ -1,22 +1,117 @@
-"""Attention and rotary positions, shared by the transformer's three kinds of attention."""
+"""Attention by the kernel that is chosen, rotary positions, and attention to a speaker's region."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.models.eight_bit_attention import attention_flash3_fp8, attention_triton
 
 ROTARY_BASE = 10_000.0
+HOPPER = (9, 0)
+FLASH_PACKAGE = "fa3_fwd_interface"
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention over [B, tokens, heads, head width] tensors; the result has the query's shape."""
+def attention(query: Tensor, key: Tensor, value: Tensor, kind: str = "sdpa") -> Tensor:
+    """Softmax attention over [B, tokens, heads, head width] tensors; the result has the query's shape.
+
+    Exact kernels other than PyTorch's own choice are for bf16; it serves the other types.
+    """
+    if kind in EXACT_KINDS and query.dtype != torch.bfloat16:
+        kind = "sdpa"
+    return KERNELS[kind].attend(query, key, value)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
+def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return _sdpa(query, key, value)
+
+
+@torch.library.custom_op("talkinghead_lab::flash3", mutates_args=())
+def _flash3(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    from fa3_fwd_interface import flash_attn_func
+
+    return flash_attn_func(query, key, value)
+
+
+@_flash3.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def _on_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER[0]
+
+
+def _has_flash3(device: torch.device) -> bool:
+    return _on_hopper(device) and importlib.util.find_spec(FLASH_PACKAGE) is not None
+
+
+def _has_cudnn(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
+
+
+def _has_triton(device: torch.device) -> bool:
+    return _on_hopper(device) and importlib.util.find_spec("triton") is not None
+
+
+def _or_emulated(runs_on: Callable[[torch.device], bool]) -> Callable[[torch.device], bool]:
+    return lambda device: device.type == "cpu" or runs_on(device)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to attend: the function, where it runs, and what it needs, for a message."""
+
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    runs_on: Callable[[torch.device], bool]
+    needs: str
+
+
+NEEDS_FLASH3 = "a Hopper GPU and the package fa3-fwd (extra `hopper`)"
+# Exact kernels stand in the order of their speed on a GPU that has them.
+KERNELS: dict[str, Kernel] = {
+    "flash3": Kernel(_flash3, _has_flash3, NEEDS_FLASH3),
+    "cudnn": Kernel(_cudnn, _has_cudnn, "a GPU of compute capability 9.0 or later"),
+    "sdpa": Kernel(_sdpa, lambda device: True, "nothing"),
+    "flash3_fp8": Kernel(attention_flash3_fp8, _or_emulated(_has_flash3), NEEDS_FLASH3),
+    "triton": Kernel(attention_triton, _or_emulated(_has_triton), "a Hopper GPU and Triton"),
+}
+EXACT_KINDS = ("flash3", "cudnn", "sdpa")
+
+
+def choose_attention(wanted: str, device: torch.device) -> str:
+    """The kernel to use on a device; `auto` is the fastest exact one that runs there.
+
+    Raises:
+        InvalidRequest: the kernel asked for does not run there.
+    """
+    runs = [kind for kind in KERNELS if KERNELS[kind].runs_on(device)]
+    if wanted == "auto":
+        return next(kind for kind in EXACT_KINDS if kind in runs)
+    if wanted not in runs:
+        raise InvalidRequest(
+            f"attention {wanted} needs {KERNELS[wanted].needs}",
+            received=str(device),
+            allowed=f"on this device: auto, {', '.join(runs)}",
+        )
+    return wanted
+
+
 def rotary_angles(positions: Tensor, width: int) -> Tensor:
-    """Angles [..., width / 2] of float positions [...] (RoPE, arXiv 2104.09864)."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
-    return positions.double().unsqueeze(-1) / ROTARY_BASE**exponents
+    """Angles [..., width / 2] of float positions [...], in their type (RoPE, arXiv 2104.09864)."""
+    exponents = torch.arange(0, width, 2, dtype=positions.dtype, device=positions.device) / width
+    return positions.unsqueeze(-1) / ROTARY_BASE**exponents
 
 
 def grid_angles(grid: tuple[int, int, int], head_width: int) -> Tensor:
@@ -27,7 +122,7 @@ def grid_angles(grid: tuple[int, int, int], head_width: int) -> Tensor:
     """
     side = 2 * (head_width // 6)
     axes = [
-        rotary_angles(torch.arange(length), width)
+        rotary_angles(torch.arange(length, dtype=torch.float64), width)
         for length, width in zip(grid, (head_width - 2 * side, side, side), strict=True)
     ]
     time, rows, columns = grid

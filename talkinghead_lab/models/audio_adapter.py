@@ -97,4 +97,4 @@ def speaker_rotation(attention_map: Tensor, head_width: int) -> Rotation:
     positions.append(torch.full_like(positions[0], BACKGROUND_POSITION))
     strongest = attention_map.argmax(dim=1, keepdim=True)
     chosen = torch.stack(positions, dim=1).gather(1, strongest).squeeze(1)
-    return Rotation(rotary_angles(chosen, head_width))
+    return Rotation(rotary_angles(chosen.float(), head_width))

@@ -5,13 +5,14 @@ Submodules carry the released tensor names. Shapes use the symbols of `latent_gr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from talkinghead_lab.models.attention import Rotation, grid_angles
+from talkinghead_lab.models.attention import EXACT_KINDS, Rotation, choose_attention, grid_angles
 from talkinghead_lab.models.audio_adapter import AudioProjection
 from talkinghead_lab.models.dit_blocks import Block, Head, KeysValues, linear_float32
 from talkinghead_lab.models.dit_config import DiTConfig
@@ -97,6 +98,27 @@ class DiT(nn.Module):
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.head = Head(config)
 
+    def use_attention(self, kind: str, device: torch.device) -> None:
+        """Choose the kernel of self-attention, and the fastest exact one for attention to text and picture.
+
+        Raises:
+            InvalidRequest: the kernel does not run on the device.
+        """
+        chosen, exact = choose_attention(kind, device), choose_attention("auto", device)
+        for block in self.blocks:
+            block.self_attn.kind = chosen
+            block.cross_attn.kind = chosen if chosen in EXACT_KINDS else exact
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks' arithmetic: one graph a shape, shared by all blocks.
+
+        Modules are called as before, so that hooks on them stay outside the graph. Compiled code is kept on
+        disk (`TORCHINDUCTOR_CACHE_DIR`); the first forward of a later process reads it back.
+        """
+        compiled = torch.compile(Block.forward, dynamic=False)
+        for block in self.blocks:
+            block.forward = partial(compiled, block)  # type: ignore[method-assign]
+
     @property
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
@@ -145,8 +167,19 @@ class DiT(nn.Module):
         return Rotation(grid_angles((time, rows, columns), self.config.dim // self.config.num_heads), device)
 
     def patchify(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """Noisy latent [B, C, T, h, w] and condition (mask and encoded picture) → tokens [B, L, D]."""
-        return self.patch_embedding(torch.cat([latent, condition], dim=1).to(self.dtype)).flatten(2).mT
+        """Noisy latent [B, C, T, h, w] and condition (mask and encoded picture) → tokens [B, L, D].
+
+        The convolution's patches do not overlap, so it is one matrix product.
+        """
+        p, q, r = self.config.patch_size
+        patches = rearrange(
+            torch.cat([latent, condition], dim=1).to(self.dtype),
+            "b c (t p) (h q) (w r) -> b (t h w) (c p q r)",
+            p=p,
+            q=q,
+            r=r,
+        )
+        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
     def run_blocks(
         self,

@@ -46,6 +46,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.num_heads = config.num_heads
+        self.kind = "sdpa"
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
         self.v = nn.Linear(config.dim, config.dim)
@@ -60,7 +61,7 @@ class SelfAttention(nn.Module):
         """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
         query = rotation(self.heads(self.norm_q(self.q(x))))
         key = rotation(self.heads(self.norm_k(self.k(x))))
-        out = self.o(attention(query, key, self.heads(self.v(x))).flatten(2))
+        out = self.o(attention(query, key, self.heads(self.v(x)), self.kind).flatten(2))
         if regions is None:
             return out, None
         return out, attention_to_regions(query, key[:, : regions.shape[1]], regions)
@@ -83,7 +84,8 @@ class CrossAttention(SelfAttention):
 
     def forward(self, x: Tensor, text: KeysValues, image: KeysValues) -> Tensor:  # type: ignore[override]
         query = self.heads(self.norm_q(self.q(x)))
-        return self.o((attention(query, *text) + attention(query, *image)).flatten(2))
+        out = attention(query, *text, self.kind) + attention(query, *image, self.kind)
+        return self.o(out.flatten(2))
 
 
 class Block(nn.Module):

@@ -1,0 +1,87 @@
+"""A Hopper kernel for attention in eight bits: int8 queries and keys, fp8 weights and values.
+
+Tiled online softmax (FlashAttention, arXiv 2205.14135) with the operands of SageAttention2 (arXiv
+2411.10958). Tiles arrive through descriptors of the tensor memory accelerator. Needs Triton.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+# The tokens of a tile of queries, and the multiple that tensors are padded to.
+TILE = 128
+
+
+@triton.jit
+def _tile(scores, scale, highest, total, sums, value, RAISED: tl.constexpr, CHAINED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One tile of keys: fade what is there to the new maximum and add the tile's share."""
+    new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
+    weights = tl.exp2(scores * scale[:, None] - (new_highest - RAISED)[:, None])
+    faded = tl.exp2(highest - new_highest)
+    total = total * faded + tl.sum(weights, 1)
+    sums = sums * faded[:, None]
+    if CHAINED:
+        sums = tl.dot(weights.to(tl.float8e4nv), value.T, sums)
+    else:
+        sums += tl.dot(weights.to(tl.float8e4nv), value.T)
+    return new_highest, total, sums
+
+
+@triton.jit
+def _attend(  # type: ignore[no-untyped-def]
+    queries, keys, values, outputs, query_scales, key_scales, tokens, rows_padded,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, RAISED: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    start, head = tl.program_id(0) * ROWS, tl.program_id(1)
+    channel = head * WIDTH
+    query = queries.load([start, channel])
+    rows = start + tl.arange(0, ROWS)
+    scale = tl.load(query_scales + head * rows_padded + rows) * tl.load(key_scales + head)
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, WIDTH], tl.float32)
+    whole = tokens // KEYS * KEYS
+    for column in tl.range(0, whole, KEYS):
+        scores = tl.dot(query, keys.load([column, channel]).T).to(tl.float32)
+        value = values.load([channel, column])
+        highest, total, sums = _tile(scores, scale, highest, total, sums, value, RAISED, CHAINED)
+    if whole < tokens:
+        scores = tl.dot(query, keys.load([whole, channel]).T).to(tl.float32)
+        scores = tl.where((whole + tl.arange(0, KEYS))[None, :] < tokens, scores, float("-inf"))
+        value = values.load([channel, whole])
+        highest, total, sums = _tile(scores, scale, highest, total, sums, value, RAISED, CHAINED)
+    outputs.store([start, channel], (sums / total[:, None]).to(tl.bfloat16))
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, query_scale: Tensor, key_scale: Tensor, tokens: int,
+    raised_bits: float,
+    rows: int = TILE, keys: int = TILE, warps: int = 8, stages: int = 3, chained: bool = False,
+    registers: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention of one batch entry over tensors padded to whole tiles; bf16, shaped as the query.
+
+    Args:
+        query, key: int8 (or fp8), [padded, heads, head width].
+        value: fp8, [heads, head width, padded], zero beyond `tokens`.
+        query_scale: float32 [heads, padded], with 1 / sqrt(head width) and log2(e) in it.
+        key_scale: float32 [heads].
+        raised_bits: exponentials are multiplied by 2 to this before they are rounded.
+        tokens: how many of the keys are tokens.
+    """
+    padded, heads, width = query.shape
+    out = torch.empty(query.shape, dtype=torch.bfloat16, device=query.device)
+    descriptors = [
+        TensorDescriptor.from_tensor(query.flatten(1), [rows, width]),
+        TensorDescriptor.from_tensor(key.flatten(1), [keys, width]),
+        TensorDescriptor.from_tensor(value.flatten(0, 1), [width, keys]),
+        TensorDescriptor.from_tensor(out.flatten(1), [rows, width]),
+    ]
+    _attend[(triton.cdiv(padded, rows), heads)](
+        *descriptors, query_scale, key_scale, tokens, padded,
+        WIDTH=width, ROWS=rows, KEYS=keys, RAISED=raised_bits, CHAINED=chained,
+        num_warps=warps, num_stages=stages, maxnreg=registers,
+    )  # fmt: skip
+    return out
