@@ -63,7 +63,7 @@ smoke: setup ## try a running service: make smoke AUDIO=recording.wav IMAGE=port
 
 # uv resolves for every Python at once. What CUDA needs stays out of the lock: pip adds it where the
 # machine's PyTorch asks for it, and a machine with the CPU build never sees it. Ray, extra `cluster`, has to be of
-# the version of the cluster it joins.
+# the version of the cluster it joins; the packages of extra `faces` are large, and few need them.
 lock: setup ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` also raises one pin
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet pyproject.toml --extra service --extra test --extra training --universal --python-version 3.11 \

@@ -1,18 +1,18 @@
-"""How good a video is, measured on its pixels and its sound.
+"""How good a video is, measured on its pixels and its sound, and what it cost.
 
 `measure_video` takes every measure that a video allows; of the others it says why not. The readers see the
 drawn presenter of the embedded checkpoint: a small network, trained on renderings whose truth is known, reads
-the opening of the mouth and the pose of the head from single frames.
+the opening of the mouth and the pose of the head from single frames. Mouths of photographed people are read
+where the user has the models (`faces`, `sync_distance`). Units and directions are in `measures.KINDS`.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyloudnorm
@@ -22,9 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from talkinghead_lab import audio, fingerprints, video
-from talkinghead_lab.image import fit, lab_from_rgb
+from talkinghead_lab import audio, faces, fingerprints, sync_distance, video
+from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.frame_measures import frame_measures
+from talkinghead_lab.image import fit
 from talkinghead_lab.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures import Measure
 from talkinghead_lab.params import GenerationParams, local_file
 from talkinghead_lab.source import open_source
 
@@ -34,63 +37,12 @@ READINGS = ("opening", "turn", "nod", "tilt", "shift_x", "shift_y", "scale")
 READING_SCALES = (0.5, 10.0, 7.0, 4.0, 0.05, 0.04, 0.06)
 READING_CENTRES = (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1.03)
 
-
-LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
-LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 FRAMES_FOR_IDENTITY = 8
 LONGEST_READ = 2000  # frames whose mouths are read; longer videos are read at their start
+LARGEST_LAG = 3  # frames; beyond an eighth of a second, lips and sound are seen to part
 
 Features = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One figure about a video, or why it could not be taken.
-
-    Args:
-        name: what is measured.
-        value: in `unit`; None where it could not be taken.
-        unit: `1` for plain ratios.
-        better: which direction is better; `neither` where a video may be either.
-        why_not: why there is no value.
-    """
-
-    name: str
-    value: float | None
-    unit: str
-    better: Literal["higher", "lower", "neither"]
-    why_not: str | None = None
-
-
-@dataclass
-class FrameStatistics:
-    """What is kept of every frame while a video is read once: single numbers, so that any length fits.
-
-    `luma` is the mean luma of each frame and `change` the mean absolute difference of each frame's luma from
-    that of the one before, both in 8-bit levels; `sharpness` is the variance of the luma's Laplacian; `lab`
-    the mean CIE Lab colour.
-    """
-
-    luma: list[float] = field(default_factory=list)
-    change: list[float] = field(default_factory=list)
-    sharpness: list[float] = field(default_factory=list)
-    lab: list[NDArray[np.float64]] = field(default_factory=list)
-
-    @classmethod
-    def of_video(cls, path: str | Path) -> "FrameStatistics":
-        """Read a video."""
-        statistics, before = cls(), None
-        for pixels in video.read_frames(path):
-            rgb = torch.from_numpy(pixels).permute(2, 0, 1).float()
-            luma = torch.einsum("c,chw->hw", rgb.new_tensor(LUMA), rgb)
-            if before is not None:
-                statistics.change.append((luma - before).abs().mean().item())
-            edges = functional.conv2d(luma[None, None], luma.new_tensor(LAPLACIAN)[None, None])
-            statistics.luma.append(luma.mean().item())
-            statistics.sharpness.append(edges.var(correction=0).item())
-            statistics.lab.append(lab_from_rgb(rgb / 255).mean((1, 2)).double().numpy())
-            before = luma
-        return statistics
+Opening = NDArray[np.float64] | None
 
 
 def measure_video(
@@ -104,40 +56,110 @@ def measure_video(
         seams: the numbers of the frames at which a new chunk takes over.
         features: an image encoder, [1, 3, H, W] in [−1, 1] → [1, tokens, channels], for `identity`.
     """
-    frames = FrameStatistics.of_video(path)
     return [
-        *lip_sync(path, params),
+        *lip_measures(path, params),
         identity(path, params, features),
-        seam_jump(frames, seams),
-        flicker(frames),
-        color_drift(frames),
-        Measure("motion", _mean(frames.change), "levels", "neither", _needs_frames(frames, 2)),
-        Measure("sharpness", _mean(frames.sharpness), "levels²", "higher"),
+        *frame_measures(path, seams),
         loudness(path),
     ]
 
 
-def lip_sync(path: str | Path, params: GenerationParams) -> tuple[Measure, Measure]:
-    """How the mouth follows the truth: Pearson's correlation of the openings (unit 1, higher is better), and
-    their mean absolute difference (unit: opening, 0 shut … 1 wide; lower is better).
+def lip_measures(path: str | Path, params: GenerationParams) -> list[Measure]:
+    """Every measure of how lips and sound go together.
 
-    The drawn presenter's mouth is read from the video; the truth is what the shipped recordings' synthesiser
-    said. For other pictures and recordings there is neither a reader nor a truth.
+    The drawn presenter's mouth is read by this package's own reader, a photographed one's by `faces`.
     """
-    why = _why_no_truth(params)
-    correlation = error = None
-    if why is None:
-        truth = mouth_truth()[fingerprints.known_sha256(local_file(params.audio_path))]
-        opening = _read_openings(path, min(len(truth), LONGEST_READ))
-        wanted = np.asarray(truth[: len(opening)])
-        error = float(np.abs(opening - wanted).mean())
-        if min(opening.std(), wanted.std()) > 1e-6:
-            correlation = float(np.corrcoef(opening, wanted)[0, 1])
-    still = "the mouth does not move" if why is None and correlation is None else why
-    return (
-        Measure("lip_correlation", correlation, "1", "higher", still),
-        Measure("lip_error", error, "opening", "lower", why),
-    )
+    seen: faces.Faces | None = None
+    no_face = "two people speak, and the readers see one"
+    if params.speakers == 1:
+        try:
+            seen = faces.see_faces(path, LONGEST_READ)
+        except TalkingHeadError as error:
+            no_face = f"no reader of photographed faces: {error}"
+    drawn = params.checkpoint == "embedded" and params.speakers == 1
+    opening: Opening = None
+    why: str | None = no_face
+    if drawn:
+        opening, why = read_openings(path, LONGEST_READ), None
+    elif seen is not None:
+        opening, why = seen.opening, None
+    return [
+        lip_correlation(opening, params, why),
+        lip_error(
+            opening if drawn else None, params, why or "only the drawn mouth's opening has a true size"
+        ),
+        mouth_follows_sound(opening, path, why),
+        *_syncnet(path, seen, no_face),
+    ]
+
+
+def lip_correlation(opening: Opening, params: GenerationParams, why_not: str | None = None) -> Measure:
+    """How the mouth follows the truth: Pearson's correlation of the mouth's opening in each frame and of what
+    the shipped recordings' synthesiser said (unit 1, higher is better). This package's own measure.
+    """
+    wanted, why_not = _truth(opening, params, why_not)
+    if opening is None or wanted is None:
+        return Measure.of("lip_correlation", None, why_not)
+    if min(opening[: len(wanted)].std(), wanted.std()) < 1e-6:
+        return Measure.of("lip_correlation", None, "the mouth does not move")
+    return Measure.of("lip_correlation", float(np.corrcoef(opening[: len(wanted)], wanted)[0, 1]))
+
+
+def lip_error(opening: Opening, params: GenerationParams, why_not: str | None = None) -> Measure:
+    """How far the drawn mouth is from the truth: mean absolute difference of the openings (unit: opening,
+    0 shut … 1 wide; lower is better). This package's own measure.
+    """
+    wanted, why_not = _truth(opening, params, why_not)
+    if opening is None or wanted is None:
+        return Measure.of("lip_error", None, why_not)
+    return Measure.of("lip_error", float(np.abs(opening[: len(wanted)] - wanted).mean()))
+
+
+def mouth_follows_sound(opening: Opening, path: str | Path, why_not: str | None = None) -> Measure:
+    """How the mouth goes with the sound, for any recording: Pearson's correlation of the opening and of the
+    loudness under each frame, at the best of the lags of at most 3 frames (unit 1, higher is better; speech
+    filmed and heard together has about 0.4 to 0.6, Chandrasekaran et al. 2009). Loudness tells nothing of a
+    mouth's shape, so this finds lips that do not go with the sound rather than ranking good ones.
+    """
+    if opening is None:
+        return Measure.of("mouth_follows_sound", None, why_not)
+    wave = audio.read_soundtrack(path).mean(axis=0)
+    value = correlation_with_loudness(opening, wave, audio.SOUNDTRACK_RATE)
+    still = "mouth or loudness do not change" if value is None else None
+    return Measure.of("mouth_follows_sound", value, still)
+
+
+def correlation_with_loudness(opening: Opening, wave: NDArray[np.float32], rate: int) -> float | None:
+    """Pearson's correlation of a mouth's opening [F] and the loudness of a mono sound, at the best lag; None
+    where one of them does not change."""
+    if opening is None:
+        return None
+    samples = rate // FRAMES_PER_SECOND
+    padded = np.pad(wave, (0, max(0, len(opening) * samples - len(wave))))[: len(opening) * samples]
+    loudness = np.sqrt(np.square(padded.reshape(-1, samples), dtype=np.float64).mean(axis=1))
+    lags = range(-LARGEST_LAG, LARGEST_LAG + 1)
+    found = [_correlation(opening[max(lag, 0) :], loudness[max(-lag, 0) :]) for lag in lags]
+    return max((value for value in found if value is not None), default=None)
+
+
+def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    length = min(len(first), len(second))
+    first, second = first[:length], second[:length]
+    if length < 2 or min(first.std(), second.std()) < 1e-6:
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _syncnet(path: str | Path, seen: faces.Faces | None, no_face: str) -> list[Measure]:
+    """LSE-C and LSE-D; their source is in `sync_distance`."""
+    scores = None
+    try:
+        scores = sync_distance.sync_scores(path, seen) if seen is not None else None
+    except TalkingHeadError as error:
+        no_face = str(error)
+    if scores is None:
+        return [Measure.of(name, None, no_face) for name in ("lse_c", "lse_d")]
+    return [Measure.of("lse_c", scores.confidence), Measure.of("lse_d", scores.distance)]
 
 
 def mouth_truth() -> dict[str, list[float]]:
@@ -145,17 +167,20 @@ def mouth_truth() -> dict[str, list[float]]:
     return json.loads((files("talkinghead_lab") / "embedded" / "mouth_truth.json").read_text("utf-8"))
 
 
-def _why_no_truth(params: GenerationParams) -> str | None:
-    if params.checkpoint != "embedded":
-        return "the reader knows only the drawn presenter of the embedded checkpoint"
-    if params.speakers > 1:
-        return "the reader sees one face"
-    if fingerprints.known_sha256(local_file(params.audio_path)) not in mouth_truth():
-        return "how the mouth should move is known only for the recordings that ship with the package"
-    return None
+def _truth(
+    opening: Opening, params: GenerationParams, why_not: str | None
+) -> tuple[NDArray[np.float64] | None, str | None]:
+    """(how the mouth should be open, no longer than what was read; why that is not known)."""
+    if opening is None:
+        return None, why_not
+    truth = mouth_truth().get(fingerprints.known_sha256(local_file(params.audio_path)))
+    if truth is None:
+        return None, "how the mouth should move is known only for the recordings that ship with the package"
+    return np.asarray(truth[: len(opening)]), None
 
 
-def _read_openings(path: str | Path, frames: int) -> NDArray[np.float64]:
+def read_openings(path: str | Path, frames: int) -> NDArray[np.float64]:
+    """How far the drawn presenter's mouth is open in each of a video's first frames, 0 shut … 1 wide."""
     openings: list[Tensor] = []
     for pixels in video.read_frames(path):
         if len(openings) == frames:
@@ -172,70 +197,48 @@ def identity(path: str | Path, params: GenerationParams, features: Features | No
     projection, which the released file has not.
     """
     if features is None:
-        return Measure("identity", None, "1", "higher", "no image encoder was given")
+        return Measure.of("identity", None, "no image encoder was given")
     pictures = [picture for _, picture in video.evenly_spaced(path, FRAMES_FOR_IDENTITY)]
     portrait = open_source(local_file(params.image_path)).frame_at(0.0)
     with torch.inference_mode():
         seen = [_summary(features, fit(picture, *pictures[0].size)) for picture in (portrait, *pictures)]
         alike = functional.cosine_similarity(seen[0], torch.stack(seen[1:]), dim=-1)
-    return Measure("identity", alike.mean().item(), "1", "higher")
+    return Measure.of("identity", alike.mean().item())
 
 
 def _summary(features: Features, pixels: Tensor) -> Tensor:
     return features(pixels[None].float() / 127.5 - 1)[0].float().mean(0).cpu()
 
 
-def seam_jump(frames: FrameStatistics, seams: Sequence[int]) -> Measure:
-    """How much more the picture changes where a chunk takes over: mean change of luma at the seams over the
-    median change everywhere else (unit 1; 1 is no jump, lower is better). This package's own measure.
+def cost(stages: Mapping[str, Mapping[str, float]], seconds: float, frames: int) -> list[Measure]:
+    """What a run took: seconds for each frame of the video (lower is better), and the largest memory of any
+    stage, of the process on the host and of PyTorch on the GPU (unit: GiB, lower is better).
+
+    Args:
+        stages: of `profiling.StageClock`.
+        seconds: of all chunks together, sampling and decoding.
+        frames: of the video.
     """
-    at = [frames.change[seam - 1] for seam in seams if 0 < seam <= len(frames.change)]
-    others = np.delete(frames.change, [seam - 1 for seam in seams if 0 < seam <= len(frames.change)])
-    if not at:
-        return Measure("seam_jump", None, "1", "lower", "the video is one chunk")
-    usual = float(np.median(others)) if len(others) else 0.0
-    if usual == 0.0:
-        return Measure("seam_jump", None, "1", "lower", "the picture does not change between the seams")
-    return Measure("seam_jump", float(np.mean(at)) / usual, "1", "lower")
-
-
-def flicker(frames: FrameStatistics) -> Measure:
-    """How unsteady the brightness is: mean absolute second difference of the frames' mean luma (unit: 8-bit
-    levels, lower is better). A steady fade counts nothing. This package's own measure.
-    """
-    value = float(np.abs(np.diff(frames.luma, 2)).mean()) if len(frames.luma) > 2 else None
-    return Measure("flicker", value, "levels", "lower", _needs_frames(frames, 3))
-
-
-def color_drift(frames: FrameStatistics) -> Measure:
-    """How far the colours wander: ΔE between the mean colours of the first and of the last second, or of the
-    two halves where the video is shorter (CIE 1976 ΔE*ab; lower is better; 2.3 is just noticeable, Mahy et
-    al. 1994).
-    """
-    span = min(FRAMES_PER_SECOND, len(frames.lab) // 2)
-    if not span:
-        return Measure("color_drift", None, "ΔE", "lower", _needs_frames(frames, 2))
-    first, last = np.mean(frames.lab[:span], axis=0), np.mean(frames.lab[-span:], axis=0)
-    return Measure("color_drift", float(np.linalg.norm(last - first)), "ΔE", "lower")
+    peaks = [
+        ("peak_host_gib", "this machine's kernel tells no peak of memory"),
+        ("peak_gpu_gib", "the run used no GPU"),
+    ]
+    found = [Measure.of("seconds_per_frame", seconds / frames)]
+    for name, why_not in peaks:
+        value = max((stage[name] for stage in stages.values() if name in stage), default=None)
+        found.append(Measure.of(name, value, why_not if value is None else None))
+    return found
 
 
 def loudness(path: str | Path) -> Measure:
     """Integrated loudness of the sound track (ITU-R BS.1770-4; unit: LUFS, neither direction is better)."""
     wave = audio.read_soundtrack(path)
     if wave.shape[1] < 0.4 * audio.SOUNDTRACK_RATE:
-        return Measure("loudness", None, "LUFS", "neither", "the sound is shorter than the meter's 0.4 s")
+        return Measure.of("loudness", None, "the sound is shorter than the meter's 0.4 s")
     value = pyloudnorm.Meter(audio.SOUNDTRACK_RATE).integrated_loudness(wave.T)
     if not math.isfinite(value):
-        return Measure("loudness", None, "LUFS", "neither", "the sound is below the meter's gate of −70 LUFS")
-    return Measure("loudness", float(value), "LUFS", "neither")
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def _needs_frames(frames: FrameStatistics, count: int) -> str | None:
-    return None if len(frames.luma) >= count else f"the video has fewer than {count} frames"
+        return Measure.of("loudness", None, "the sound is below the meter's gate of −70 LUFS")
+    return Measure.of("loudness", float(value))
 
 
 @dataclass(frozen=True)

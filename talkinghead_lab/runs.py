@@ -177,6 +177,9 @@ def _finish(
     with clock("measure"):
         seams = [chunk.start + chunk.repeated for chunk in chunks[1:]]
         measures = metrics.measure_video(path, params, seams, pipeline.see)
+    chunk_records = run.chunk_records(chunks)
+    seconds = sum(chunk["seconds"] for chunk in chunk_records)
+    measures += metrics.cost(clock.stages, seconds, frame_count)
     record = {
         "result": result.to_json() | {"video_path": path.name},
         "request": params.model_dump(mode="json"),
@@ -194,7 +197,7 @@ def _finish(
         "chunks_of_earlier_calls": kept,  # `stages` does not count these
         "stages": clock.stages,
         "measures": [asdict(measure) for measure in measures],
-        "chunks": run.chunk_records(chunks),
+        "chunks": chunk_records,
     }
     with atomic_path(run.path / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,8 +2,11 @@
 
     base: {…}                                  # a request
     axes:
-      text_guide_scale: [1, 2, 3]              # values
-      audio_guide_scale: {from: 1, to: 5, step: 1}
+      diffusion_steps: [4, 8]                  # values
+      sample_shift: {from: 1, to: 7, step: 2}
+      model:                                   # a name of your own: each of its values sets several fields
+        guided: {}
+        fast LoRA: {loras: [{path: sample:fast-lora}], text_guide_scale: 1, audio_guide_scale: 1}
     seeds: [1, 2, 3]
     portraits: [sample:portrait]               # unset: the base's
     recordings: [sample:recording]
@@ -25,7 +28,7 @@ from tqdm.auto import tqdm
 
 from talkinghead_lab import fingerprints
 from talkinghead_lab.errors import InvalidRequest, OutputError, TalkingHeadError, nearest_name
-from talkinghead_lab.files import atomic_path
+from talkinghead_lab.files import atomic_path, locked
 from talkinghead_lab.params import GenerationParams, project_folder, read_yaml
 from talkinghead_lab.ray_workers import run_on_ray
 from talkinghead_lab.run_folder import RECORD
@@ -35,6 +38,8 @@ from talkinghead_lab.sweep_workers import OF_LOADING, Job, run_here
 PARTS = ("base", "axes", "seeds", "portraits", "recordings")
 COUNTED = ("seed", "portrait", "recording")
 MOST_CELLS = 100_000
+
+Axis = tuple[Any, ...] | dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,14 @@ class Sweep:
 
     Args:
         base: fields of the request that all cells share.
-        axes: values of each field that varies.
+        axes: what varies: the values of a field, or under a name of its own a linked axis, whose values have
+            names and set several fields each.
         seeds, portraits, recordings: each combination of the axes is run for every one of them, so that
             combinations can be compared in pairs. Empty: the base's own.
     """
 
     base: Mapping[str, Any]
-    axes: Mapping[str, tuple[Any, ...]]
+    axes: Mapping[str, Axis]
     seeds: tuple[int, ...] = ()
     portraits: tuple[str, ...] = ()
     recordings: tuple[str, ...] = ()
@@ -86,7 +92,7 @@ class Sweep:
     def reduced(self, frames: int = 25) -> "Sweep":
         """The same question in little, to see that all works: the ends of each axis, one portrait and
         recording, at most two seeds, one second in one chunk."""
-        ends = {name: values[:1] + values[1:][-1:] for name, values in self.axes.items()}
+        ends = {name: _ends(axis) for name, axis in self.axes.items()}
         base = {**self.base, "max_frames": frames, "chunk_frames": frames}
         return Sweep(base, ends, self.seeds[:2], self.portraits[:1], self.recordings[:1])
 
@@ -115,13 +121,7 @@ class Sweep:
             "image_path": self.portraits or (self.base.get("image_path"),),
             "audio_path": self.recordings or (self.base.get("audio_path"),),
         }
-        twice = self.axes.keys() & counted.keys()
-        if twice:
-            raise InvalidRequest(
-                "seeds, portraits and recordings are no axes",
-                received=", ".join(sorted(twice)),
-                remedy="List them under seeds, portraits and recordings.",
-            )
+        self._check_that_each_field_is_set_once(counted)
         count = int(
             np.prod([len(values) for values in (*self.axes.values(), *counted.values())], dtype=float)
         )
@@ -129,19 +129,46 @@ class Sweep:
             raise InvalidRequest("so many runs", received=count, allowed=f"1 to {MOST_CELLS}")
         return list(self._cells(counted))
 
+    def _check_that_each_field_is_set_once(self, counted: Mapping[str, object]) -> None:
+        for name, axis in self.axes.items():
+            if isinstance(axis, dict) and name in (*GenerationParams.model_fields, *COUNTED):
+                raise InvalidRequest(
+                    "an axis that sets several fields has a name of its own",
+                    received=name,
+                    remedy="Choose one that is no parameter's, `model` say.",
+                )
+        fields = [_fields(name, axis) for name, axis in self.axes.items()]
+        repeated = set[str]().union(*fields) & counted.keys()
+        if repeated:
+            raise InvalidRequest(
+                "seeds, portraits and recordings are no axes",
+                received=", ".join(sorted(repeated)),
+                remedy="List them under seeds, portraits and recordings.",
+            )
+        for one, other in itertools.combinations(fields, 2):
+            if one & other:
+                raise InvalidRequest("two axes set the same field", received=", ".join(sorted(one & other)))
+
     def _cells(self, counted: Mapping[str, tuple[Any, ...]]) -> Iterator[Cell]:
         for values in itertools.product(*self.axes.values()):
-            point = dict(zip(self.axes, values, strict=True))
+            fields, place = dict(self.base), {}
+            for (name, axis), value in zip(self.axes.items(), values, strict=True):
+                fields |= axis[value] if isinstance(axis, dict) else {name: value}
+                place[name] = _shown(value)
             for repeat in itertools.product(*counted.values()):
                 given = dict(zip(counted, repeat, strict=True))
-                fields = {name: value for name, value in given.items() if value is not None}
-                params = GenerationParams(**{**self.base, **point, **fields})
-                places = {name: _shown(value) for name, value in point.items()}
-                yield Cell(params, places | dict(zip(COUNTED, repeat, strict=True)))
+                known = {name: value for name, value in given.items() if value is not None}
+                params = GenerationParams(**{**fields, **known})
+                yield Cell(params, place | dict(zip(COUNTED, repeat, strict=True)))
+
+    def values(self) -> dict[str, list[Any]]:
+        """The values on each axis as the table of results shows them."""
+        return {name: [_shown(value) for value in axis] for name, axis in self.axes.items()}
 
     def to_yaml(self) -> str:
         """YAML that `from_yaml` reads back."""
-        parts = {"base": dict(self.base), "axes": {name: list(values) for name, values in self.axes.items()}}
+        axes = {name: axis if isinstance(axis, dict) else list(axis) for name, axis in self.axes.items()}
+        parts = {"base": dict(self.base), "axes": axes}
         listed = {name: list(getattr(self, name)) for name in PARTS[2:] if getattr(self, name)}
         return yaml.safe_dump(json.loads(json.dumps(parts | listed)), sort_keys=False, allow_unicode=True)
 
@@ -168,8 +195,29 @@ def run_sweep(
 
     Returns:
         A row for every cell, as `results` gives it; a failed one has its error there.
+
+    Raises:
+        OutputError: the folder cannot be written, or another call runs a sweep there.
     """
     folder = project_folder() / folder
+    _make(folder)
+    with locked(folder):
+        waiting = _unfinished(sweep, folder, retry_failed)
+        _write(folder / "sweep.yaml", sweep.to_yaml().encode())
+        with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
+            if ray_address is not None and waiting:
+                run_on_ray(waiting, ray_address, bar.update)
+            else:
+                run_here(waiting, workers, bar.update)
+        table = results(sweep, folder)
+        _write(folder / "results.csv", table.write_csv().encode())
+        with atomic_path(folder / "results.parquet", overwrite=True) as temporary:
+            table.write_parquet(temporary)
+    return table
+
+
+def _unfinished(sweep: Sweep, folder: Path, retry_failed: bool) -> list[Job]:
+    """What is to be run; jobs that share their networks follow each other."""
     jobs = {}
     for cell in sweep.cells():
         job = Job(cell.params, folder / "cells" / cell.key())
@@ -177,33 +225,21 @@ def run_sweep(
             job.failure.unlink(missing_ok=True)
         if not (job.run_dir / RECORD).is_file() and not job.failure.is_file():
             jobs[job.run_dir] = job
-    _write(folder, "sweep.yaml", sweep.to_yaml().encode())
-    # Those that share their networks run in a row.
-    waiting = sorted(jobs.values(), key=lambda job: str([getattr(job.params, name) for name in OF_LOADING]))
-    with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
-        if ray_address is not None and waiting:
-            run_on_ray(waiting, ray_address, bar.update)
-        else:
-            run_here(waiting, workers, bar.update)
-    table = results(sweep, folder)
-    _write(folder, "results.csv", table.write_csv().encode())
-    with atomic_path(folder / "results.parquet", overwrite=True) as temporary:
-        table.write_parquet(temporary)
-    return table
+    return sorted(jobs.values(), key=lambda job: str([getattr(job.params, name) for name in OF_LOADING]))
 
 
 def results(sweep: Sweep, folder: str | Path) -> polars.DataFrame:
     """What is known of every cell: a row each, with a column for every axis and every measure.
 
-    `state` is finished, failed or missing; `error` and `not_taken` say why a figure is null. `seconds` are
-    those of all chunks, `seconds_per_frame` the same over the video's frames.
+    `state` is finished, failed or missing; `error` and `not_taken` say why a figure is null. `video_path`
+    starts from the sweep's folder.
     """
-    rows = [_row(cell, project_folder() / folder / "cells") for cell in sweep.cells()]
+    rows = [_row(cell, project_folder() / folder) for cell in sweep.cells()]
     return polars.DataFrame(rows, infer_schema_length=None, strict=False)
 
 
-def _row(cell: Cell, cells: Path) -> dict[str, Any]:
-    job = Job(cell.params, cells / cell.key())
+def _row(cell: Cell, folder: Path) -> dict[str, Any]:
+    job = Job(cell.params, folder / "cells" / cell.key())
     row = {**cell.place, "cell": job.run_dir.name, "state": "missing", "error": None}
     if job.failure.is_file():
         failure = json.loads(job.failure.read_text(encoding="utf-8"))
@@ -211,28 +247,24 @@ def _row(cell: Cell, cells: Path) -> dict[str, Any]:
     if not (job.run_dir / RECORD).is_file():
         return row
     record = json.loads((job.run_dir / RECORD).read_text(encoding="utf-8"))
-    measures, stages = record["measures"], list(record["stages"].values())
-    seconds = sum(chunk["seconds"] for chunk in record["chunks"])
+    measures = record["measures"]
     taken = {measure["name"]: measure["value"] for measure in measures}
-    costs = {
-        "seconds": seconds,
-        "seconds_per_frame": seconds / record["result"]["frame_count"],
-        **{peak: _largest(stages, peak) for peak in ("peak_host_gib", "peak_gpu_gib")},
-    }
     why = [f"{measure['name']}: {measure['why_not']}" for measure in measures if measure["why_not"]]
-    path = str(job.run_dir / record["result"]["video_path"])
-    found = {"state": "finished", "not_taken": "; ".join(why) or None, "video_path": path}
-    return row | taken | costs | found
+    path = (job.run_dir / record["result"]["video_path"]).relative_to(folder)
+    found = {"state": "finished", "not_taken": "; ".join(why) or None, "video_path": str(path)}
+    return row | taken | found
 
 
-def _largest(stages: list[dict[str, float]], name: str) -> float | None:
-    return max((stage[name] for stage in stages if name in stage), default=None)
-
-
-def _axis(name: str, values: Any) -> tuple[Any, ...]:
-    """The values of an axis: a list, or a range with its end."""
+def _axis(name: str, values: Any) -> Axis:
+    """The values of an axis: a list, a range with its end, or names for what sets several fields."""
     if isinstance(values, list) and values:
         return tuple(values)
+    if (
+        isinstance(values, Mapping)
+        and values
+        and all(isinstance(value, Mapping) for value in values.values())
+    ):
+        return {str(label): dict(fields) for label, fields in values.items()}
     if isinstance(values, Mapping) and values.keys() == {"from", "to", "step"}:
         first, last, step = (values[key] for key in ("from", "to", "step"))
         if (
@@ -245,8 +277,21 @@ def _axis(name: str, values: Any) -> tuple[Any, ...]:
     raise InvalidRequest(
         f"the axis `{name}` is not valid",
         received=values,
-        allowed="a list of values, or {from: 1, to: 5, step: 0.5} with the end included",
+        allowed="a list of values; {from: 1, to: 5, step: 0.5} with the end included; or names, each with a "
+        "mapping of the fields that it sets",
     )
+
+
+def _fields(name: str, axis: Axis) -> set[str]:
+    """The fields of the request that an axis sets."""
+    return set().union(*axis.values()) if isinstance(axis, dict) else {name}
+
+
+def _ends(axis: Axis) -> Axis:
+    """An axis with its first and last value alone."""
+    if isinstance(axis, dict):
+        return {label: axis[label] for label in _ends(tuple(axis))}
+    return axis[:1] + axis[1:][-1:]
 
 
 def _shown(value: Any) -> Any:
@@ -254,12 +299,15 @@ def _shown(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
 
 
-def _write(folder: Path, name: str, content: bytes) -> None:
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"the sweep's folder cannot be made ({error.strerror})", received=str(folder)
         ) from None
-    with atomic_path(folder / name, overwrite=True) as temporary:
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_path(path, overwrite=True) as temporary:
         temporary.write_bytes(content)

@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # A module imports from its own row and the rows above it. `models` and `training` stand for their folders.
 ROWS = [
-    {"environment", "errors", "files", "latent_grid", "params"},
+    {"devices", "environment", "errors", "files", "latent_grid", "params"},
     {"audio", "image", "models", "source", "video"},
     {
         "checkpoints",
@@ -33,7 +33,17 @@ ROWS = [
     },
     {"sampling", "streaming"},
     {"pipeline"},
-    {"metrics", "profiling", "run_folder", "runs", "verification"},
+    {
+        "faces",
+        "frame_measures",
+        "measures",
+        "metrics",
+        "profiling",
+        "run_folder",
+        "runs",
+        "sync_distance",
+        "verification",
+    },
     {"comparisons", "plots", "ray_workers", "service", "sweep_plots", "sweep_workers", "sweeps", "widgets"},
     {"__init__", "__main__", "training"},
 ]

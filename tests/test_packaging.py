@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 LOCK = ROOT / "requirements.lock"
 PYTHONS = ("3.11", "3.12", "3.13")
 CUDA_ONLY = re.compile(r"^(nvidia|cuda|triton)\b")
@@ -40,13 +41,14 @@ def pins(python: str) -> dict[str, str]:
 
 def declared() -> list[Requirement]:
     """What pyproject.toml asks for, extras included."""
-    extras = PROJECT["optional-dependencies"].values()
-    return [Requirement(text) for group in [PROJECT["dependencies"], *extras] for text in group]
+    return [Requirement(text) for group in [PROJECT["dependencies"], *EXTRAS.values()] for text in group]
 
 
 def to_lock() -> list[Requirement]:
-    """What the lock pins: all but Ray, whose version is that of the cluster it is to join."""
-    return [requirement for requirement in declared() if requirement.name != "ray"]
+    """What the lock pins: all that `make setup` installs. Ray's version is that of the cluster it is to join;
+    seeing faces takes 300 MB that few need."""
+    left_out = {Requirement(text).name for name in ("cluster", "faces") for text in EXTRAS[name]}
+    return [requirement for requirement in declared() if requirement.name not in left_out]
 
 
 def test_the_lock_is_plain_exact_and_free_of_places():

@@ -9,11 +9,15 @@ from pathlib import Path
 import polars
 import pytest
 import torch
+import yaml
 
 from talkinghead_lab.__main__ import main
-from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.errors import InvalidRequest, OutputError
+from talkinghead_lab.files import locked
 from talkinghead_lab.sweep_workers import Failure, Job
 from talkinghead_lab.sweeps import Sweep, results, run_sweep
+
+FAST = {"loras": [{"path": "sample:fast-lora"}], "text_guide_scale": 1.0, "audio_guide_scale": 1.0}
 
 
 @pytest.fixture
@@ -56,6 +60,27 @@ def test_every_combination_for_every_seed_portrait_and_recording(parts):
     assert len({cell.key() for cell in cells}) == len(cells)
 
 
+def test_a_linked_axis_sets_several_fields_at_once(parts, tmp_path):
+    axes = {"diffusion_steps": [1, 2], "model": {"guided": {}, "fast": FAST}}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(parts | {"axes": axes}, sort_keys=False))
+    sweep = Sweep.from_yaml(path)
+    found = [
+        (
+            cell.place["diffusion_steps"],
+            cell.place["model"],
+            len(cell.params.loras),
+            cell.params.text_guide_scale,
+        )
+        for cell in sweep.cells()[::2]
+    ]
+    assert found == [(1, "guided", 0, 5.0), (1, "fast", 1, 1.0), (2, "guided", 0, 5.0), (2, "fast", 1, 1.0)]
+    assert sweep.values() == {"diffusion_steps": [1, 2], "model": ["guided", "fast"]}
+    path.write_text(sweep.to_yaml())
+    assert Sweep.from_yaml(path).cells() == sweep.cells()
+    assert {cell.place["model"] for cell in sweep.reduced().cells()} == {"guided", "fast"}
+
+
 def test_a_sweep_reads_back(sweep, tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(sweep.to_yaml())
@@ -77,6 +102,11 @@ def test_ranges_include_their_end_without_rounding_dust(parts):
         ({"axes": {"text_guide_scale": {"from": 3, "to": 1, "step": 1}}}, "is not valid"),
         ({"axes": {"seed": [1]}}, "List them under seeds"),
         ({"axes": {"seed_": []}}, "is not valid"),
+        ({"axes": {"model": {"fast": {"seed": 1}}}}, "List them under seeds"),
+        ({"axes": {"model": {"fast": {"lora": []}}}}, "Did you mean `loras`"),
+        ({"axes": {"loras": {"fast": FAST}}}, "has a name of its own"),
+        ({"axes": {"model": {"fast": FAST}, "text_guide_scale": [1]}}, "two axes set the same field"),
+        ({"axes": {"model": {}}}, "is not valid"),
     ],
 )
 def test_mistakes_show_before_anything_runs(parts, change, message):
@@ -91,12 +121,18 @@ def test_a_sweep_makes_a_table_and_skips_what_is_finished(sweep, tmp_path):
     assert table["seed"].to_list() == [1, 2, 1, 2]
     assert table["sharpness"].null_count() == 0 and table["seconds_per_frame"].min() > 0
     assert table["lip_correlation"].null_count() == 4
-    assert all("lip_correlation: the reader knows only" in why for why in table["not_taken"])
+    assert all("lip_correlation: no reader of photographed faces" in why for why in table["not_taken"])
     assert polars.read_parquet(tmp_path / "results.parquet").equals(table)
     assert polars.read_csv(tmp_path / "results.csv")["cell"].to_list() == table["cell"].to_list()
     before = run_dirs(tmp_path)
     assert run_sweep(sweep, tmp_path, show_progress=False).equals(table)
     assert run_dirs(tmp_path) == before
+
+
+def test_one_call_at_a_time_runs_a_sweep_in_a_folder(sweep, tmp_path):
+    with locked(tmp_path), pytest.raises(OutputError, match="is being written by process"):
+        run_sweep(sweep, tmp_path, show_progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cells_are_known_by_their_media_s_content(parts, recording, tmp_path):

@@ -23,7 +23,6 @@ STILL_CHANGE = (
 BLOCKS = 8  # a side of the frame; a mouth that moves alone fills one or two
 LONGEST_STILL_SECONDS = 2.0
 LONGEST_STILL_SHARE = 0.75  # of a shorter video
-LARGEST_LAG = 3  # frames; beyond an eighth of a second, lips and sound are seen to part
 SMALLEST_CORRELATION = 0.3
 STANDARD_ERRORS = 3  # of a correlation by chance, 1/√frames, below which short videos prove nothing
 FEWEST_FRAMES = 25
@@ -119,28 +118,8 @@ def _batches(frames: Iterator[video.Frames]) -> Iterator[list[video.Frames]]:
 
 def _mouth(opening: Tensor, speech: NDArray[np.float32]) -> Check:
     """Pearson's correlation of the mouth's opening and the loudness, at the best lag of a few frames."""
-    loudness = _loudness(speech, len(opening))
-    if len(opening) < FEWEST_FRAMES or loudness.std() < 1e-4:
+    best = metrics.correlation_with_loudness(opening.double().numpy(), speech, audio.SAMPLE_RATE)
+    if len(opening) < FEWEST_FRAMES or best is None:
         return _not_measured("there is too little speech to see a mouth move with")
-    mouth = opening.double().numpy()
-    best = max(_correlation(mouth, loudness, lag) for lag in range(-LARGEST_LAG, LARGEST_LAG + 1))
     smallest = max(SMALLEST_CORRELATION, STANDARD_ERRORS / len(opening) ** 0.5)
     return _check(best >= smallest, f"correlation {best:.2f}")
-
-
-def _loudness(speech: NDArray[np.float32], frames: int) -> NDArray[np.float64]:
-    """Root mean square of the sound under each video frame."""
-    samples = audio.SAMPLE_RATE // FRAMES_PER_SECOND
-    padded = np.pad(speech, (0, max(0, frames * samples - len(speech))))[: frames * samples]
-    return np.sqrt(np.square(padded.reshape(frames, samples), dtype=np.float64).mean(axis=1))
-
-
-def _correlation(mouth: NDArray[np.float64], loudness: NDArray[np.float64], lag: int) -> float:
-    """`lag`: how many frames the mouth comes after the sound."""
-    if lag < 0:
-        mouth, loudness = loudness, mouth
-    shift = abs(lag)
-    first, second = mouth[shift:], loudness[: len(loudness) - shift]
-    if min(first.std(), second.std()) < 1e-6:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])

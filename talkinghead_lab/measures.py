@@ -1,0 +1,51 @@
+"""What a measure is: its name, unit and direction, and a value or the reason why there is none."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["higher", "lower", "neither"]
+
+# Unit and better direction of every measure; `metrics`, which takes them, names their sources.
+KINDS: dict[str, tuple[str, Better]] = {
+    "lip_correlation": ("1", "higher"),
+    "lip_error": ("opening", "lower"),
+    "mouth_follows_sound": ("1", "higher"),
+    "lse_c": ("1", "higher"),
+    "lse_d": ("1", "lower"),
+    "identity": ("1", "higher"),
+    "seam_jump": ("1", "lower"),
+    "flicker": ("levels", "lower"),
+    "color_drift": ("ΔE", "lower"),
+    "motion": ("levels", "neither"),
+    "sharpness": ("levels²", "higher"),
+    "loudness": ("LUFS", "neither"),
+    "seconds_per_frame": ("s", "lower"),
+    "peak_host_gib": ("GiB", "lower"),
+    "peak_gpu_gib": ("GiB", "lower"),
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure about a video, or why it could not be taken.
+
+    Args:
+        name: what is measured, one of KINDS.
+        value: in `unit`; None where it could not be taken.
+        unit: `1` for plain ratios.
+        better: which direction is better; `neither` where a video may be either.
+        why_not: why there is no value.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    better: Better
+    why_not: str | None = None
+
+    @classmethod
+    def of(cls, name: str, value: float | None, why_not: str | None = None) -> "Measure":
+        """A measure with the unit and direction of its kind; without a value it says why."""
+        if (value is None) == (why_not is None):
+            raise ValueError(f"{name}: a value, or the reason why there is none")
+        return cls(name, value, *KINDS[name], why_not)
