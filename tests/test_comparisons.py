@@ -37,6 +37,21 @@ def test_means_have_scipy_s_interval(sleep):
     assert two["mean"] == pytest.approx(2.33)
 
 
+def test_the_bootstrap_follows_the_skew_and_says_its_name(sleep):
+    """One patient gained 4.6 hours where the others gained 1.2 on average: the upper arm is the longer one."""
+    (row,) = paired_differences(sleep, ["drug"], "hours", {"drug": "one"}, "bootstrap").to_dicts()
+    assert row["interval"] == "bootstrap" and row["mean"] == pytest.approx(1.58)
+    below, above = row["mean"] - row["low"], row["high"] - row["mean"]
+    assert 0.3 < below < 0.88 < above < 1.3, "t reaches 0.88 to both sides"
+    again = paired_differences(sleep, ["drug"], "hours", {"drug": "one"}, "bootstrap")
+    assert again.to_dicts() == [row], "the seed is fixed"
+    assert set(means(sleep, ["drug"], "hours")["interval"]) == {"t"}
+
+
+def test_values_that_do_not_vary_have_an_interval_of_no_width():
+    assert Estimate.of([2.0, 2.0, 2.0], "bootstrap") == Estimate(2.0, 2.0, 2.0, 3, "bootstrap")
+
+
 def test_failed_runs_and_runs_without_a_partner_are_left_out(sleep):
     damaged = sleep.with_columns(
         state=polars.when((polars.col("drug") == "one") & (polars.col("seed") == 3))
