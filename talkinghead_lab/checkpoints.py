@@ -186,7 +186,7 @@ def _build(
     config: object,
     tensors: Mapping[str, Tensor],
     source: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | str,
     quantised: Mapping[str, Any] | None = None,
 ) -> Network:
@@ -198,8 +198,11 @@ def _build(
     return model
 
 
-def load_dit(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str) -> DiT:
-    """The transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file that holds both."""
+def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> DiT:
+    """The transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file that holds both.
+
+    Without a `dtype` its weights stay as they are stored.
+    """
     fields = _read_json(files.wan / "config.json")
     quantised = quantization_map(files.infinitetalk)
     if quantised is None:

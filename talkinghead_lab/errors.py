@@ -54,6 +54,10 @@ class MissingExtra(TalkingHeadError, ImportError):
     """An optional feature needs packages that are not installed."""
 
 
+class OutOfMemory(TalkingHeadError, MemoryError):
+    """The memory of the device did not suffice. What the work held there has been given back."""
+
+
 class Stopped(TalkingHeadError):
     """The run was stopped on request; what is finished stays on disk."""
 

@@ -228,6 +228,11 @@ def _kept_span(start: int, stop: int, source: int, covering: int, frame: int) ->
     return functional.interpolate(cropped, size=frame // PIXELS_PER_LATENT, mode="nearest")[0, 0]
 
 
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """uint8 pixels to float32 in [−1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
 def match_colors(video: Tensor, reference: Tensor, strength: float = 1.0) -> Tensor:
     """Give every frame the colour statistics of a reference (Reinhard et al. 2001, in CIE Lab).
 

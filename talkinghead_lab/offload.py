@@ -10,7 +10,7 @@ where `torch.compile` traces them. Here the loop over the blocks is the only pla
 import logging
 import mmap
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -151,7 +151,7 @@ class StreamedBlocks(nn.ModuleList):
         streamed_elements: int = STREAMED_ELEMENTS,
         page_locked: bool = True,
     ):
-        super().__init__(blocks)
+        super().__init__()
         self.device = device
         self._runtime = torch.get_device_module(device)
         self._slots: list[_Slot] = []
@@ -160,7 +160,8 @@ class StreamedBlocks(nn.ModuleList):
         self._weights: list[_BlockWeights] = []
         with torch.inference_mode(False), ThreadPoolExecutor(1) as locking:
             locks: list[Future[None]] = []
-            for block in super().__iter__():
+            for block in blocks:
+                self.append(block)
                 weights = _BlockWeights.of(block, streamed_elements, page_locked)
                 self._weights.append(weights)
                 if weights.buffer is not None:
@@ -263,11 +264,26 @@ def evenly_spread(count: int, places: int) -> set[int]:
     return {(2 * number + 1) * places // (2 * count) for number in range(count)}
 
 
-def stream(network: nn.Module, blocks: str, device: torch.device, page_locked: bool = True) -> None:
-    """Let the list of blocks that a dotted name says stream to a device; see `StreamedBlocks`."""
+def stream(
+    network: nn.Module,
+    blocks: str,
+    device: torch.device,
+    finish: Callable[[nn.Module], None] = lambda block: None,
+    page_locked: bool = True,
+) -> None:
+    """Let the list of blocks that a dotted name says stream to a device; see `StreamedBlocks`.
+
+    `finish` is called with each block before its weights are gathered, so that converting or quantising a
+    network takes the memory of one block.
+    """
     parent, _, name = blocks.rpartition(".")
-    streamed = StreamedBlocks(network.get_submodule(blocks).children(), device, page_locked=page_locked)
-    setattr(network.get_submodule(parent), name, streamed)
+
+    def finished() -> Iterator[nn.Module]:
+        for block in network.get_submodule(blocks).children():
+            finish(block)
+            yield block
+
+    setattr(network.get_submodule(parent), name, StreamedBlocks(finished(), device, page_locked=page_locked))
 
 
 @contextmanager

@@ -167,6 +167,9 @@ class GenerationParams(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp8", "int8"] = Field(
         "auto", description="auto: bf16 on a GPU, fp32 on a CPU; fp8 and int8 hold linear weights so"
     )
+    vram_budget_gib: float | None = Field(
+        None, gt=0, le=4096, description="device memory in GiB to stay within; unset: all weights stay there"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
 
     def __init__(self, **fields: Any):

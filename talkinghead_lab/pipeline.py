@@ -9,23 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead_lab import audio, checkpoints
+from talkinghead_lab.devices import GIB, compute_type, give_back, pick_device
 from talkinghead_lab.encoder_cache import Remember, no_cache
-from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.image import fit, match_colors, nearest_size, speaker_masks
-from talkinghead_lab.latent_grid import FRAMES_PER_LATENT, LatentGrid
-from talkinghead_lab.lora import merge_lora
+from talkinghead_lab.errors import OutOfMemory
+from talkinghead_lab.image import fit, match_colors, nearest_size, speaker_masks, to_unit_range
+from talkinghead_lab.latent_grid import FRAMES_PER_LATENT, FRAMES_PER_SECOND, LatentGrid
+from talkinghead_lab.loading import load_transformer
+from talkinghead_lab.memory import STREAMED_BLOCKS, Need, Requirements, planned, requirements
 from talkinghead_lab.models.dit import Context, DiT, token_regions
 from talkinghead_lab.models.image_encoder import ImageEncoder
 from talkinghead_lab.models.speech_encoder import SpeechEncoder
 from talkinghead_lab.models.text_encoder import TextEncoder, Tokenizer
 from talkinghead_lab.models.vae import VAE
+from talkinghead_lab.offload import stream
 from talkinghead_lab.params import GenerationParams, local_file
-from talkinghead_lab.quantization import quantize_linears
+from talkinghead_lab.residency import recovering, visit
 from talkinghead_lab.sampling import ChunkConditions, sample_chunk
 from talkinghead_lab.source import Source, open_source
 from talkinghead_lab.streaming import Chunk, audio_windows, plan_chunks
-
-STORED_TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 # Gives a context that lasts as long as the named stage of the work: for clocks and memory meters.
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -96,7 +97,9 @@ class GeneratedChunk:
 class Pipeline:
     """Loaded networks.
 
-    The encoders of text and speech may be absent where their results are given as `Conditions`.
+    The encoders of text and speech may be absent where their results are given as `Conditions`. With a
+    `budget`, in bytes of device memory, all networks lie in host memory: each visits the device for its
+    stage, and the blocks of the large ones stream.
     """
 
     dit: DiT
@@ -106,60 +109,125 @@ class Pipeline:
     tokenizer: Tokenizer | None = None
     speech_encoder: SpeechEncoder | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    budget: int | None = None
 
     @classmethod
     def load(cls, params: GenerationParams) -> "Pipeline":
-        """Read the checkpoint that a request names, with its LoRAs and in its precision.
+        """Read the checkpoint that a request names, with its LoRAs, in its precision and for its budget.
 
         Raises:
             InvalidRequest: the device is not there.
             CheckpointError: see `checkpoints` and `lora`.
+            OutOfMemory: the networks do not fit.
         """
-        device = pick_device(params.device)
-        compute = compute_type(params.precision, device)
-        files = checkpoints.locate(params)
-        dit = checkpoints.load_dit(files, compute, device)
-        for lora in params.loras:
-            merge_lora(dit, local_file(lora.path), lora.scale)
-        if params.precision in STORED_TYPES and checkpoints.quantization_map(files.infinitetalk) is None:
-            quantize_linears(dit.get_submodule("blocks"), STORED_TYPES[params.precision])
-        return cls(
-            dit=dit,
-            vae=checkpoints.load_vae(files, torch.float32, device),
-            image_encoder=checkpoints.load_image_encoder(files, compute, device),
-            text_encoder=checkpoints.load_text_encoder(files, compute, device),
-            tokenizer=checkpoints.load_tokenizer(files, dit.config.text_len),
-            speech_encoder=checkpoints.load_speech_encoder(files, torch.float32, device),
-            device=device,
+        device, gib = pick_device(params.device), params.vram_budget_gib
+        budget = None if gib is None else round(gib * GIB)
+        return recovering(
+            lambda: cls._load(params, device, budget),
+            device,
+            lambda: _planned_for(params),
+            budget,
         )
 
-    @torch.inference_mode()
+    @classmethod
+    def _load(cls, params: GenerationParams, device: torch.device, budget: int | None) -> "Pipeline":
+        compute, files = compute_type(params.precision, device), checkpoints.locate(params)
+        place = device if budget is None else torch.device("cpu")
+        dit = load_transformer(params, files, device, offloaded=budget is not None)
+        text_encoder = checkpoints.load_text_encoder(files, compute, place)
+        if budget is not None:
+            # It runs once: locking its memory would take longer than copying from where it is.
+            stream(text_encoder, STREAMED_BLOCKS["text encoder"], device, page_locked=False)
+        return cls(
+            dit=dit,
+            vae=checkpoints.load_vae(files, torch.float32, place),
+            image_encoder=checkpoints.load_image_encoder(files, compute, place),
+            text_encoder=text_encoder,
+            tokenizer=checkpoints.load_tokenizer(files, dit.config.text_len),
+            speech_encoder=checkpoints.load_speech_encoder(files, torch.float32, place),
+            device=device,
+            budget=budget,
+        )
+
+    def requirements(
+        self, params: GenerationParams, frame_size: tuple[int, int], seconds: float
+    ) -> Requirements:
+        """The memory that a request takes with these networks."""
+        networks: dict[str, nn.Module | None] = {
+            "transformer": self.dit,
+            "video autoencoder": self.vae,
+            "text encoder": self.text_encoder,
+            "image encoder": self.image_encoder,
+            "speech encoder": self.speech_encoder,
+        }
+        present = {name: network for name, network in networks.items() if network is not None}
+        return requirements(present, self.device, params, frame_size, seconds)
+
+    def use(self, network: nn.Module, need: Need | None = None) -> AbstractContextManager[object]:
+        """Have a network on the device for a while; without its `need`, streamed blocks stay on the host."""
+        return nullcontext() if self.budget is None else visit(network, self.device, self.budget, need)
+
     def encode(
         self, inputs: Inputs, params: GenerationParams, stage: Stage = no_stage, cache: Remember = no_cache
     ) -> Conditions:
-        """Encode the texts and recordings of a request."""
-        text, tokenizer, speech = self.text_encoder, self.tokenizer, self.speech_encoder
-        assert text and tokenizer and speech, "needs the encoders"
-        texts = [params.prompt, params.negative_prompt]
-        with stage("text"):
-            prompt, negative = cache(
-                "text", [*texts, _type(text)], lambda: tuple(text.encode(texts, tokenizer))
+        """Encode the texts and recordings of a request.
+
+        Raises:
+            InvalidRequest: the budget is too small for the networks.
+            OutOfMemory: the device is.
+        """
+        seconds = max(len(voice) for voice in inputs.voices) / audio.SAMPLE_RATE
+        plan = self.requirements(params, inputs.frame_size, seconds)
+        if self.budget is not None:
+            plan.check(self.budget)
+        with torch.inference_mode():
+            return recovering(
+                lambda: self._encode(inputs, params, plan, stage, cache),
+                self.device,
+                lambda: plan,
+                self.budget,
             )
+
+    def _encode(
+        self, inputs: Inputs, params: GenerationParams, plan: Requirements, stage: Stage, cache: Remember
+    ) -> Conditions:
+        text = self.text_encoder
+        assert text and self.tokenizer and self.speech_encoder, "needs the encoders"
+        texts = (params.prompt, params.negative_prompt)
+        with stage("text"):
+            key = [*texts, _type(text)]
+            prompt, negative = cache("text", key, lambda: self._read(texts, plan.needs["text"]))
         with stage("audio"):
-            heard = tuple(self._hear(speech, torch.from_numpy(voice), cache) for voice in inputs.voices)
+            heard = tuple(self._hear(torch.from_numpy(voice), cache) for voice in inputs.voices)
         prompt, negative = prompt.to(self.device), negative.to(self.device)
         return Conditions(prompt, negative, heard, inputs.source, inputs.frame_size)
 
-    def _hear(self, encoder: SpeechEncoder, wave: Tensor, cache: Remember) -> Tensor:
+    def _read(self, texts: tuple[str, ...], need: Need) -> tuple[Tensor, ...]:
+        assert self.text_encoder and self.tokenizer
+        with self.use(self.text_encoder, need):
+            return tuple(self.text_encoder.encode(texts, self.tokenizer))
+
+    def _hear(self, wave: Tensor, cache: Remember) -> Tensor:
+        encoder = self.speech_encoder
+        assert encoder
         frames = audio.frame_count(wave.numpy())
-        (heard,) = cache(
-            "audio", [wave, _type(encoder)], lambda: (encoder(wave.to(self.device), frames).cpu(),)
-        )
+
+        def compute() -> tuple[Tensor, ...]:
+            with self.use(encoder):
+                return (encoder(wave.to(self.device), frames).cpu(),)
+
+        (heard,) = cache("audio", [wave, _type(encoder)], compute)
         return heard
 
     def see(self, picture: Tensor) -> Tensor:
         """The image encoder's features of [1, 3, H, W] in [−1, 1]: [1, tokens, channels]."""
-        return self.image_encoder(picture.to(self.device))
+        with self.use(self.image_encoder):
+            return self.image_encoder(picture.to(self.device))
+
+
+def _planned_for(params: GenerationParams) -> Requirements:
+    inputs = read_inputs(params)
+    return planned(params, inputs.frame_size, len(inputs.voices[0]) / audio.SAMPLE_RATE)
 
 
 def _type(network: nn.Module) -> str:
@@ -188,11 +256,13 @@ class ChunkGenerator:
         self.networks, self.conditions, self.params = pipeline, conditions, params
         self.stage, self.cache = stage, cache
         self.width, self.height = conditions.frame_size
-        with torch.inference_mode():
-            texts = {True: conditions.prompt, False: conditions.negative_prompt}
-            self.texts = {prompt: pipeline.dit.text_context([text]) for prompt, text in texts.items()}
-            self.colors = to_unit_range(self._fit(0.0)).to(pipeline.device)
+        seconds = len(conditions.audio[0]) / FRAMES_PER_SECOND
+        self.plan = pipeline.requirements(params, conditions.frame_size, seconds)
+        self.colors = to_unit_range(self._fit(0.0)).to(pipeline.device)
         self.regions = self._speaker_regions()
+        # Keys and values take memory in proportion to the blocks: with a budget they are computed again.
+        self.precompute = pipeline.budget is None
+        self.texts: dict[bool, Context] = {}
         self.picture: EncodedPicture | None = None
 
     def chunks(self) -> list[Chunk]:
@@ -201,7 +271,6 @@ class ChunkGenerator:
         frames = min(frames, self.params.max_frames or frames)
         return plan_chunks(frames, self.params.chunk_frames, self.params.motion_frame)
 
-    @torch.inference_mode()
     def generate(
         self,
         chunk: Chunk,
@@ -217,24 +286,52 @@ class ChunkGenerator:
                 chunks but the first need it.
             noise: [C, T, h, w], instead of what the seed gives.
             on_step: called with the number of finished steps; what it raises ends the sampling.
+
+        Raises:
+            OutOfMemory: with the plan's numbers; the device is left as it was before.
         """
+        try:
+            with torch.inference_mode():
+                return recovering(
+                    lambda: self._generate(chunk, previous, noise, on_step),
+                    self.networks.device,
+                    lambda: self.plan,
+                    self.networks.budget,
+                )
+        except OutOfMemory:
+            self.texts, self.picture = {}, None
+            give_back(self.networks.device)
+            raise
+
+    def _generate(
+        self, chunk: Chunk, previous: Tensor | None, noise: Tensor | None, on_step: Callable[[int], None]
+    ) -> GeneratedChunk:
         networks, grid = self.networks, LatentGrid(chunk.frames, self.height, self.width)
         self.picture = self._encode_picture(self._fit(chunk.seconds), chunk.frames)
         motion = self.picture.motion
         if chunk.repeated:
             assert previous is not None, "a chunk after the first continues the frames of the one before"
-            with self.stage("vae_encode"):
+            with self.stage("vae_encode"), networks.use(networks.vae):
                 motion = networks.vae.encode(previous[None, :, -chunk.repeated :].to(networks.device))
         if noise is None:
             noise = chunk_noise(self.params.seed, chunk.index, grid.latent_shape(networks.vae.config.z_dim))
-        with self.stage("sampling"):
+        with self.stage("sampling"), networks.use(networks.dit, self.plan.needs["sampling"]):
             fixed = self._chunk_conditions(chunk, grid, motion)
             latent = sample_chunk(networks.dit, noise[None].to(networks.device), fixed, self.params, on_step)
-        with self.stage("decode"):
-            frames = networks.vae.decode(latent)[0]
+            del fixed
+        with self.stage("decode"), networks.use(networks.vae):
+            frames = self._decode(latent, grid)
+        return GeneratedChunk(chunk, latent[0].cpu(), frames)
+
+    def _decode(self, latent: Tensor, grid: LatentGrid) -> Tensor:
+        """The frames of a latent, gathered on the CPU: the device holds one piece at a time."""
+        frames, start = torch.empty(3, grid.frames, grid.height, grid.width), 0
+        for (piece,) in self.networks.vae.decode_pieces(latent):
             if self.params.use_color_correction:
-                frames = match_colors(frames, self.colors, self.params.color_correction_strength)
-        return GeneratedChunk(chunk, latent[0].cpu(), frames.cpu())
+                piece = match_colors(piece, self.colors, self.params.color_correction_strength)
+            frames[:, start : start + piece.shape[1]] = piece
+            start += piece.shape[1]
+        return frames
 
     def _fit(self, seconds: float) -> Tensor:
         return fit(self.conditions.source.frame_at(seconds), self.width, self.height)
@@ -255,9 +352,10 @@ class ChunkGenerator:
         picture = to_unit_range(pixels)[None].to(networks.device)
         with self.stage("image"):
             key = [picture, _type(networks.image_encoder)]
-            (features,) = self.cache("image", key, lambda: (networks.image_encoder(picture),))
-            context = networks.dit.image_context(features.to(networks.device))
-        with self.stage("vae_encode"):
+            (features,) = self.cache("image", key, lambda: (networks.see(picture),))
+            with networks.use(networks.dit):
+                context = networks.dit.image_context(features.to(networks.device), self.precompute)
+        with self.stage("vae_encode"), networks.use(networks.vae):
             key = [picture, frames, _type(networks.vae)]
             encode = networks.vae.encode_first_frame_then_zeros
             (encoded,) = self.cache("portrait", key, lambda: (encode(picture, frames),))
@@ -271,46 +369,23 @@ class ChunkGenerator:
 
     def _chunk_conditions(self, chunk: Chunk, grid: LatentGrid, motion: Tensor) -> ChunkConditions:
         assert self.picture is not None
-        dit, device = self.networks.dit, self.networks.device
+        dit, device, keep = self.networks.dit, self.networks.device, self.precompute
+        if not self.texts:
+            texts = {True: self.conditions.prompt, False: self.conditions.negative_prompt}
+            self.texts = {prompt: dit.text_context([text], keep) for prompt, text in texts.items()}
         voices = [audio_windows(voice, chunk, dit.config.audio_window) for voice in self.conditions.audio]
         heard = torch.stack(voices)[None].to(device)
+        silence = torch.zeros_like(heard[:, :1])
         return ChunkConditions(
             picture=self.picture.condition,
             image=self.picture.context,
             texts=self.texts,
             # Silence is one speaker's, also where two are heard, as the model was trained.
-            audios={True: dit.audio_context(heard), False: dit.audio_context(torch.zeros_like(heard[:, :1]))},
+            audios={True: dit.audio_context(heard, keep), False: dit.audio_context(silence, keep)},
             motion=motion,
             rotation=dit.rotation(grid.latent_shape(1), device),
             regions=self.regions,
         )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a request names; `auto` is the first GPU, or the CPU.
-
-    Raises:
-        InvalidRequest: there is no such GPU.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise InvalidRequest(
-            "no such GPU",
-            received=name,
-            allowed=f"{count} GPUs are visible",
-            remedy="Use device auto or cpu.",
-        )
-    return device
-
-
-def compute_type(precision: str, device: torch.device) -> torch.dtype:
-    """The type that the transformer computes in: as asked, else bf16 on a GPU and fp32 on a CPU."""
-    if precision in ("fp32", "bf16"):
-        return torch.float32 if precision == "fp32" else torch.bfloat16
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
@@ -321,8 +396,3 @@ def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.randn(shape, generator=generator)
-
-
-def to_unit_range(pixels: Tensor) -> Tensor:
-    """uint8 pixels to float32 in [−1, 1]."""
-    return pixels.float() / 127.5 - 1

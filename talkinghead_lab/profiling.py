@@ -7,26 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from torch import nn
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.models.vae import VAE
+from talkinghead_lab import audio
+from talkinghead_lab.devices import GIB, available_bytes, pick_device
+from talkinghead_lab.memory import planned
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline import STORED_TYPES, compute_type, pick_device, read_inputs
+from talkinghead_lab.pipeline import read_inputs
 
-GIB = 2**30
 PROCESS = Path("/proc/self")
-
-# Least squares on the host peaks of seven runs on a CPU, each in a process of its own, from 160x160 to
-# 320x320 pixels and of 41 and 81 frames. The largest error was 3.8 %; an eighth run, of 384x256 pixels and 61
-# frames, was foreseen within 1 %. Decoding is the peak, so pixels count for as many channels as the
-# autoencoder is wide; that it scales so was not measured.
-LIBRARIES_GIB = 0.46
-GIB_PER_PIXEL = 6.26e-6
-GIB_PER_PIXEL_AND_FRAME = 1.85e-8
-FITTED_WIDTH = 16
 
 
 class StageClock:
@@ -93,18 +82,23 @@ class Plan:
     Args:
         device: what it is to run on.
         weights_gib: of each network, as loaded.
-        work_gib: what encoding, sampling and decoding take besides, libraries included; None on a GPU, where
-            it was not measured.
-        needed_gib: weights and work; on a GPU the weights alone, so at least this.
-        free_gib: what the device has free now.
-        fits: None where it is not known.
+        work_gib: what the stage that takes most takes besides, libraries and driver included.
+        needed_gib: on the device: with everything resident, or within `vram_budget_gib` at the least.
+        smallest_budget_gib: the smallest `vram_budget_gib` that runs.
+        stages_gib: what each stage needs at the least, when networks visit in turn and blocks stream.
+        free_gib: what this process can have of the device now.
+        measured_on: the machine whose profiles the model was fitted to; None: estimates, not calibrated.
+        fits: None where only estimates say that it does.
     """
 
     device: str
     weights_gib: dict[str, float]
-    work_gib: float | None
+    work_gib: float
     needed_gib: float
+    smallest_budget_gib: float
+    stages_gib: dict[str, float]
     free_gib: float
+    measured_on: str | None
     fits: bool | None
 
     def to_json(self) -> dict[str, Any]:
@@ -112,11 +106,17 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        verdict = {True: "fits", False: "does not fit", None: "may fit: only the weights are known on a GPU"}
-        rows: dict[str, float | None] = {f"weights, {name}": size for name, size in self.weights_gib.items()}
-        rows |= {"work": self.work_gib, "needed": self.needed_gib, f"free on {self.device}": self.free_gib}
-        lines = [f"{name}: {size:.2f} GiB" for name, size in rows.items() if size is not None]
-        return "\n".join([verdict[self.fits], *lines])
+        verdict = {True: "fits", False: "does not fit", None: "may fit: not calibrated for this device"}
+        rows = {f"weights, {name}": size for name, size in self.weights_gib.items()}
+        rows |= {"work": self.work_gib, "needed": self.needed_gib}
+        rows |= {
+            "smallest vram_budget_gib": self.smallest_budget_gib,
+            f"free on {self.device}": self.free_gib,
+        }
+        source = f"fitted on {self.measured_on}" if self.measured_on else "estimates, not calibrated"
+        return "\n".join(
+            [verdict[self.fits], *(f"{row}: {gib:.2f} GiB" for row, gib in rows.items()), source]
+        )
 
 
 def plan(params: GenerationParams) -> Plan:
@@ -126,41 +126,21 @@ def plan(params: GenerationParams) -> Plan:
         InvalidRequest: there is no such GPU.
         MediaError, CheckpointError: what the request names is missing or cannot be used.
     """
-    device = pick_device(params.device)
-    (width, height), networks = read_inputs(params).frame_size, _networks(params, device)
-    weights = {name: _size(network) / GIB for name, network in networks.items()}
-    if params.precision in STORED_TYPES:
-        weights["transformer"] -= _saved_by_storing_in_bytes(networks["transformer"]) / GIB
-    needed = sum(weights.values())
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] / GIB
-        return Plan(str(device), weights, None, needed, free, None if needed < free else False)
-    decoder = networks["video autoencoder"]
-    assert isinstance(decoder, VAE)
-    pixels = width * height * decoder.config.dim / FITTED_WIDTH
-    work = LIBRARIES_GIB + pixels * (GIB_PER_PIXEL + GIB_PER_PIXEL_AND_FRAME * params.chunk_frames)
-    free = psutil.virtual_memory().available / GIB
-    return Plan(str(device), weights, work, needed + work, free, needed + work < free)
-
-
-def _networks(params: GenerationParams, device: torch.device) -> dict[str, nn.Module]:
-    """The networks as they would be loaded, without their weights."""
-    files, compute = checkpoints.locate(params), compute_type(params.precision, device)
-    return {
-        "transformer": checkpoints.load_dit(files, compute, "meta"),
-        "video autoencoder": checkpoints.load_vae(files, torch.float32, "meta"),
-        "text encoder": checkpoints.load_text_encoder(files, compute, "meta"),
-        "image encoder": checkpoints.load_image_encoder(files, compute, "meta"),
-        "speech encoder": checkpoints.load_speech_encoder(files, torch.float32, "meta"),
-    }
-
-
-def _size(network: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-
-
-def _saved_by_storing_in_bytes(transformer: nn.Module) -> int:
-    """What quantising saves of the blocks' linear weights; nothing where they are stored so already."""
-    layers = transformer.get_submodule("blocks").modules()
-    linears = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
-    return sum(weight.numel() * (weight.element_size() - 1) for weight in linears)
+    device, inputs = pick_device(params.device), read_inputs(params)
+    seconds = max(len(voice) for voice in inputs.voices) / audio.SAMPLE_RATE
+    needs = planned(params, inputs.frame_size, seconds)
+    # A budget spares a GPU its memory; on a CPU the streamed copies are in the same memory.
+    offloaded = params.vram_budget_gib is not None and device.type == "cuda"
+    needed, free = needs.smallest if offloaded else needs.resident, available_bytes(device)
+    allowed = min(free, params.vram_budget_gib * GIB) if offloaded and params.vram_budget_gib else free
+    return Plan(
+        device=str(device),
+        weights_gib={name: size / GIB for name, size in needs.weights.items()},
+        work_gib=(needs.outside + needs.work) / GIB,
+        needed_gib=needed / GIB,
+        smallest_budget_gib=needs.smallest / GIB,
+        stages_gib={stage: need.smallest / GIB for stage, need in needs.needs.items()},
+        free_gib=free / GIB,
+        measured_on=needs.measured_on,
+        fits=False if needed > allowed else True if needs.measured_on else None,
+    )

@@ -28,10 +28,11 @@ ROWS = [
         "memory",
         "offload",
         "quantization",
+        "residency",
         "step_cache",
         "weights",
     },
-    {"sampling", "streaming"},
+    {"loading", "sampling", "streaming"},
     {"pipeline"},
     {
         "faces",

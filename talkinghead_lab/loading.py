@@ -1,0 +1,47 @@
+"""The transformer as a request wants it: with its LoRAs, in its precision, resident or ready to stream."""
+
+import torch
+from torch import nn
+
+from talkinghead_lab import checkpoints
+from talkinghead_lab.devices import compute_type
+from talkinghead_lab.lora import merge_lora
+from talkinghead_lab.memory import STREAMED_BLOCKS
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.offload import stream
+from talkinghead_lab.params import GenerationParams, local_file
+from talkinghead_lab.quantization import quantize_linears, stored_type
+from talkinghead_lab.weights import convert
+
+BLOCKS = STREAMED_BLOCKS["transformer"]
+
+
+def load_transformer(
+    params: GenerationParams, files: checkpoints.CheckpointFiles, device: torch.device, offloaded: bool
+) -> DiT:
+    """Read the transformer; `offloaded` leaves it in host memory, its blocks page-locked, ready to stream.
+
+    Raises:
+        CheckpointError: see `checkpoints` and `lora`.
+    """
+    compute, stored = compute_type(params.precision, device), stored_type(params.precision, device)
+    if checkpoints.quantization_map(files.infinitetalk) is not None:
+        stored = None
+    # Where blocks are finished one by one, their weights stay in their files until it is their turn.
+    dtype = None if offloaded and not params.loras else compute
+    dit = checkpoints.load_dit(files, dtype, torch.device("cpu") if offloaded else device)
+    for lora in params.loras:
+        merge_lora(dit, local_file(lora.path), lora.scale)
+    if offloaded:
+        stream(dit, BLOCKS, device, lambda block: _finish(block, compute, stored, device))
+        convert(dit, compute)
+    elif stored is not None:
+        quantize_linears(dit.get_submodule(BLOCKS), stored)
+    return dit
+
+
+def _finish(block: nn.Module, compute: torch.dtype, stored: torch.dtype | None, device: torch.device) -> None:
+    convert(block, compute)
+    if stored is not None:
+        quantize_linears(block.to(device), stored)
+        block.to("cpu")
