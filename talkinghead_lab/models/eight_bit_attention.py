@@ -121,4 +121,4 @@ def _emulated(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tenso
     scores = query @ key.mT * scale
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
     rounded = (weights * 2**RAISED_BITS).to(FP8).float() / 2**RAISED_BITS
-    return (rounded @ value / weights.sum(dim=-1, keepdim=True)).transpose(1, 2)
+    return (rounded @ value / weights.sum(dim=-1, keepdim=True)).transpose(1, 2).contiguous()

@@ -1,0 +1,53 @@
+"""`python -m talkinghead_lab.bench`: this machine's ceilings, and how near to them the networks run."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from talkinghead_lab.bench.ceilings import measure_attention, measure_copies, measure_products
+from talkinghead_lab.bench.forwards import measure_decode, measure_forwards, measure_steps
+from talkinghead_lab.bench.jobs import add_jobs
+from talkinghead_lab.bench.peers import measure_diffusers
+from talkinghead_lab.bench.rows import Results, machine_of
+from talkinghead_lab.bench.sizes import SIZES, Size
+
+PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
+    "products": measure_products,
+    "attention": measure_attention,
+    "copies": measure_copies,
+    "forward": measure_forwards,
+    "step": measure_steps,
+    "decode": measure_decode,
+    "diffusers": measure_diffusers,
+    "jobs": add_jobs,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the parts asked for; a part that fails is reported, and the others are still measured."""
+    parser = argparse.ArgumentParser(prog="python -m talkinghead_lab.bench", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--size", choices=SIZES, help="unset: released on a GPU, tiny on a CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures; rows that it holds are kept")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    size = SIZES[options.size or ("released" if device.type == "cuda" else "tiny")]
+    results = Results(options.out, machine_of(device))
+    failed = []
+    for part in options.only:
+        try:
+            PARTS[part](size, device, results)
+        except (RuntimeError, ImportError) as error:  # out of memory, or a library that does not fit
+            failed.append(part)
+            print(f"{part}: {type(error).__name__}: {str(error)[:500]}", file=sys.stderr, flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What the machine can do at most at the transformer's sizes: products, attention, copies."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from talkinghead_lab.bench.rows import Results, Row, seconds_of
+from talkinghead_lab.bench.sizes import Size
+from talkinghead_lab.models.attention import EXACT_KINDS, KERNELS, attention
+from talkinghead_lab.models.dit_config import DiTConfig
+from talkinghead_lab.quantization import FP8, has_fp8, quantize_rows
+
+TERA, GIGA = 1e12, 1e9
+CHECKED_QUERIES = 512
+
+
+def linear_shapes(config: DiTConfig) -> dict[tuple[int, int], int]:
+    """(in, out) of the linear layers that every token of a block goes through → how many there are.
+
+    Queries, keys, values and output of self-attention; queries and output of the two other attentions; the
+    feed-forward. Keys and values of text, picture and recording are computed once a chunk.
+    """
+    return {(config.dim, config.dim): 8, (config.dim, config.ffn_dim): 1, (config.ffn_dim, config.dim): 1}
+
+
+def product_name(kind: str, shape: tuple[int, int]) -> str:
+    """The row of a matrix product."""
+    return f"ceiling: {kind} product {shape[0]} to {shape[1]}"
+
+
+def attention_name(kind: str) -> str:
+    """The row of an attention kernel."""
+    return f"attention: {kind}"
+
+
+def measure_products(size: Size, device: torch.device, results: Results) -> None:
+    """bf16 products at the model's shapes, and fp8 ones with a scale a row where the GPU has them."""
+    for shape in linear_shapes(size.dit):
+        x, weight = (_random(device, rows, shape[0]) for rows in (size.grid.tokens, shape[1]))
+        works: dict[str, Callable[[], Tensor]] = {"bf16": lambda x=x, weight=weight: x @ weight.t()}  # type: ignore[misc]
+        if has_fp8(device):
+            works["fp8"] = _fp8_product(x, weight)
+        for kind, work in works.items():
+            seconds = seconds_of(work, device, repeats=10, warm_up=3)
+            rate = 2 * size.grid.tokens * shape[0] * shape[1] / seconds / TERA
+            results.add(Row(product_name(kind, shape), seconds, conditions={"tflops": rate}))
+
+
+def _fp8_product(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
+    (rows, scale), (weight, weight_scale) = quantize_rows(x, FP8), quantize_rows(weight, FP8)
+    return lambda: torch._scaled_mm(
+        rows,
+        weight.t(),
+        scale_a=scale,
+        scale_b=weight_scale.t(),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+
+
+@torch.inference_mode()
+def measure_attention(size: Size, device: torch.device, results: Results) -> None:
+    """Every kernel that runs here, with its error against float32 on some of the queries."""
+    tokens, heads = size.grid.tokens, size.dit.num_heads
+    width = size.dit.dim // heads
+    query, key, value = (_random(device, 1, tokens, heads, width) for _ in range(3))
+    expected = torch.cat([_exact(query, key, value, head) for head in range(heads)], dim=2)
+    for kind, kernel in KERNELS.items():
+        if kernel.runs_on(device):
+            work = _prepared(kind, device)
+            seconds = seconds_of(lambda work=work: work(query, key, value), device, repeats=5, warm_up=2)  # type: ignore[misc]
+            out = work(query, key, value)[:, :CHECKED_QUERIES].float()
+            error = ((out - expected).norm() / expected.norm()).item()
+            rate = 4 * tokens**2 * heads * width / seconds / TERA
+            conditions = {"tflops": rate, "relative_error": error, "on": "random normal bf16"}
+            results.add(Row(attention_name(kind), seconds, conditions=conditions))
+
+
+def _exact(query: Tensor, key: Tensor, value: Tensor, head: int) -> Tensor:
+    """Attention of the first queries of one head, float32."""
+    query, key, value = (x[:, :, head : head + 1].float() for x in (query[:, :CHECKED_QUERIES], key, value))
+    return attention(query, key, value)
+
+
+def _prepared(kind: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A kernel with the rounding around it compiled, as it is inside a compiled block."""
+    if kind in EXACT_KINDS or device.type != "cuda":
+        return KERNELS[kind].attend
+    return torch.compile(KERNELS[kind].attend, dynamic=False)
+
+
+def measure_copies(size: Size, device: torch.device, results: Results) -> None:
+    """Host to device, page-locked and not."""
+    if device.type != "cuda":
+        return
+    for kind, pinned in (("page-locked", True), ("pageable", False)):
+        source = torch.empty(2**30, dtype=torch.uint8, pin_memory=pinned)
+        seconds = seconds_of(lambda source=source: source.to(device, non_blocking=True), device)  # type: ignore[misc]
+        results.add(Row(f"ceiling: host to device, {kind}", len(source) / seconds / GIGA, "GB/s"))
+
+
+def forward_floor(
+    config: DiTConfig, results: Results, products: str = "bf16", rounded_attention: bool = False
+) -> float | None:
+    """Seconds of one forward if nothing but its products and self-attention took time.
+
+    None where a ceiling was not measured. The fastest kernel of attention counts: of the exact ones, unless
+    `rounded_attention`.
+    """
+    linear = [results.seconds(product_name(products, shape)) for shape in linear_shapes(config)]
+    kinds = [kind for kind in KERNELS if rounded_attention or kind in EXACT_KINDS]
+    attending = [seconds for kind in kinds if (seconds := results.seconds(attention_name(kind)))]
+    if None in linear or not attending:
+        return None
+    counts = linear_shapes(config).values()
+    block = sum(count * seconds for count, seconds in zip(counts, linear, strict=True) if seconds)
+    return config.num_layers * (block + min(attending))
+
+
+def best_kind(results: Results, exact: bool, device: torch.device) -> str:
+    """The fastest kernel of attention that was measured; where none was, PyTorch's own choice."""
+    kinds = [kind for kind in KERNELS if (kind in EXACT_KINDS) is exact and KERNELS[kind].runs_on(device)]
+    measured = {kind: seconds for kind in kinds if (seconds := results.seconds(attention_name(kind)))}
+    return min(
+        measured, key=lambda kind: measured[kind], default="sdpa" if exact else kinds[0] if kinds else "sdpa"
+    )
+
+
+def _random(device: torch.device, *shape: int) -> Tensor:
+    return torch.randn(shape, device=device, dtype=torch.bfloat16)

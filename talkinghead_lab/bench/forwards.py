@@ -1,0 +1,135 @@
+"""One forward of the transformer in every way of going faster, and what surrounds the forwards."""
+
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from talkinghead_lab.bench.ceilings import best_kind, forward_floor
+from talkinghead_lab.bench.rows import Results, Row, measure, seconds_of
+from talkinghead_lab.bench.sizes import Size, random_conditions, random_dit, random_vae
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.quantization import FP8, has_fp8, multiply_fp8, quantize_linears
+from talkinghead_lab.sampling import ChunkConditions, sample_chunk
+from talkinghead_lab.step_cache import ResidualCache
+
+TIMESTEP = 500.0
+EAGER, COMPILED = "forward: bf16, eager", "forward: bf16, compiled"
+FP8_LINEAR, ALL = (
+    "forward: fp8 linear layers, compiled",
+    "forward: fp8 linear layers, eight-bit attention, compiled",
+)
+SKIPPED, OUTSIDE, DECODE = "step: a skipped forward", "step: outside its three forwards", "decode: one chunk"
+# Steps to time what surrounds forwards, with a network that has no blocks.
+EMPTY_STEPS = 20
+
+
+class Forward:
+    """A transformer and the inputs of one forward."""
+
+    def __init__(self, size: Size, device: torch.device, dtype: torch.dtype):
+        self.size, self.device = size, device
+        self.dit = random_dit(size.dit, device, dtype)
+        self.conditions = random_conditions(self.dit, size.grid, device)
+        self.latent = random_latent(size, device)
+
+    @torch.inference_mode()
+    def __call__(self) -> Tensor:
+        return velocity(self.dit, self.latent, self.conditions)
+
+
+def random_latent(size: Size, device: torch.device) -> Tensor:
+    """Noise in the shape of a chunk's latent."""
+    generator = torch.Generator(device).manual_seed(2)
+    shape = (1, *size.grid.latent_shape(size.dit.out_dim))
+    return torch.randn(shape, generator=generator, device=device)
+
+
+def velocity(dit: DiT, latent: Tensor, conditions: ChunkConditions) -> Tensor:
+    """One whole forward, from latent to velocity."""
+    time = dit.time_embedding_of(torch.full((1,), TIMESTEP, device=latent.device))
+    tokens = dit.run_blocks(
+        dit.patchify(latent, conditions.picture),
+        time,
+        conditions.rotation,
+        conditions.texts[True],
+        conditions.image,
+        conditions.audios[True],
+    )
+    return dit.unpatchify(tokens, time, latent.shape)
+
+
+def measure_forwards(size: Size, device: torch.device, results: Results) -> None:
+    """bf16 eager and compiled, then fp8 linear layers, then eight-bit attention; each with its error."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    forward = Forward(size, device, dtype)
+    exact, rounded = best_kind(results, True, device), best_kind(results, False, device)
+    products = "fp8" if has_fp8(device) else "bf16"
+    forward.dit.use_attention(exact, device)
+    expected = forward()
+    ways = [
+        (EAGER, lambda dit: None, exact, "bf16"),
+        (COMPILED, DiT.compile_blocks, exact, "bf16"),
+        (FP8_LINEAR, _round_products, exact, products),
+        (ALL, lambda dit: dit.use_attention(rounded, device), rounded, products),
+    ]
+    for name, change, kind, product in ways:
+        change(forward.dit)
+        floor = forward_floor(size.dit, results, product, rounded_attention=kind == rounded)
+        _add(results, name, forward, expected, floor, kind)
+
+
+def _round_products(dit: DiT) -> None:
+    quantize_linears(dit.get_submodule("blocks"), FP8)
+    multiply_fp8(dit)
+
+
+def _add(
+    results: Results, name: str, forward: Forward, expected: Tensor, floor: float | None, attention: str
+) -> None:
+    """Measure one way; its first call compiles, or finds what an earlier process compiled."""
+    started = time.perf_counter()
+    error = relative_error(forward(), expected)
+    conditions = {
+        "attention": attention,
+        "first call": time.perf_counter() - started,
+        "relative_error": error,
+    }
+    seconds, peak = measure(forward, forward.device, repeats=2, warm_up=0)
+    results.add(Row(name, seconds, floor=floor, peak_gib=peak, conditions=conditions))
+
+
+def relative_error(out: Tensor, expected: Tensor) -> float:
+    """‖out − expected‖ / ‖expected‖."""
+    return ((out - expected).norm() / expected.norm()).item()
+
+
+@torch.inference_mode()
+def measure_steps(size: Size, device: torch.device, results: Results) -> None:
+    """What a step costs outside its forwards, and what a skipped forward costs: a network without blocks."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dit = random_dit(replace(size.dit, num_layers=0), device, dtype)
+    conditions, latent = random_conditions(dit, size.grid, device), random_latent(size, device)
+    params = GenerationParams(audio_path="none", image_path="none", diffusion_steps=EMPTY_STEPS)
+    work = partial(sample_chunk, dit, latent, conditions, params)
+    results.add(Row(OUTSIDE, seconds_of(work, device) / EMPTY_STEPS))
+    cache, time = ResidualCache(), dit.time_embedding_of(torch.full((1,), TIMESTEP, device=device))
+    tokens = dit.patchify(latent, conditions.picture)
+    cache.run(tokens, lambda tokens: 2 * tokens, skip=False, keep=True)
+
+    def skipped() -> Tensor:
+        return dit.unpatchify(cache.run(tokens, torch.clone, skip=True, keep=True), time, latent.shape)
+
+    results.add(Row(SKIPPED, seconds_of(skipped, device, repeats=10)))
+
+
+@torch.inference_mode()
+def measure_decode(size: Size, device: torch.device, results: Results) -> None:
+    """Decoding one chunk."""
+    vae = random_vae(size.vae, device)
+    latent = torch.randn(1, *size.grid.latent_shape(size.vae.z_dim), device=device)
+    seconds, peak = measure(lambda: vae.decode(latent), device, repeats=2)
+    results.add(Row(DECODE, seconds, peak_gib=peak))

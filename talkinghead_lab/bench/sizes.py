@@ -1,0 +1,109 @@
+"""The sizes that are measured, and random weights for them: time and memory do not depend on values."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from talkinghead_lab.latent_grid import LatentGrid
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.models.dit_config import DiTConfig
+from talkinghead_lab.models.vae import VAE, VAEConfig
+from talkinghead_lab.sampling import ChunkConditions
+
+RELEASED_DIT = DiTConfig(
+    dim=5120,
+    ffn_dim=13824,
+    num_heads=40,
+    num_layers=40,
+    in_dim=36,
+    out_dim=16,
+    patch_size=(1, 2, 2),
+    freq_dim=256,
+    text_dim=4096,
+    text_len=512,
+    image_dim=1280,
+    audio_window=5,
+    audio_features=12 * 768,
+    audio_hidden=512,
+    audio_tokens=32,
+    audio_dim=768,
+    eps=1e-6,
+)
+RELEASED_VAE = VAEConfig(
+    dim=96,
+    z_dim=16,
+    stage_dims=(96, 192, 384, 384),
+    num_res_blocks=2,
+    temporal_downsample=(False, True, True),
+    latent_mean=(0.0,) * 16,
+    latent_std=(1.0,) * 16,
+)
+IMAGE_TOKENS = 257  # what CLIP ViT-H gives
+TEXT_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured: the transformer, the autoencoder and the chunk."""
+
+    dit: DiTConfig
+    vae: VAEConfig
+    grid: LatentGrid
+
+
+SIZES = {
+    "released": Size(RELEASED_DIT, RELEASED_VAE, LatentGrid(81, 480, 832)),
+    "tiny": Size(
+        replace(
+            RELEASED_DIT, dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=64, text_len=32,
+            image_dim=64, audio_features=2 * 32, audio_hidden=32, audio_tokens=4, audio_dim=64,
+        ),
+        replace(RELEASED_VAE, dim=8, stage_dims=(8, 16, 16, 16)),
+        LatentGrid(9, 64, 64),
+    ),
+}  # fmt: skip
+
+
+def random_dit(config: DiTConfig, device: torch.device, dtype: torch.dtype) -> DiT:
+    """A transformer whose weights are drawn where they stay; matrices keep the size of what they multiply."""
+    with torch.device("meta"):
+        dit = DiT(config)
+    dit = dit.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    for name, tensor in dit.named_parameters():
+        if tensor.dim() > 1 and not name.endswith("modulation"):
+            tensor.normal_(std=tensor[0].numel() ** -0.5)
+        elif name.endswith("weight"):
+            tensor.fill_(1)
+        else:
+            tensor.normal_(std=0.02)
+    return dit
+
+
+def random_vae(config: VAEConfig, device: torch.device) -> VAE:
+    """An autoencoder of random weights, float32."""
+    with torch.device(device):
+        return VAE(config).eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def random_conditions(dit: DiT, grid: LatentGrid, device: torch.device) -> ChunkConditions:
+    """One speaker's conditions of one chunk."""
+    config = dit.config
+    generator = torch.Generator(device).manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    heard = noise(1, 1, grid.frames, config.audio_window, 1, config.audio_features)
+    latent = grid.latent_shape(config.out_dim)
+    return ChunkConditions(
+        picture=noise(1, config.in_dim - config.out_dim, *latent[1:]),
+        image=dit.image_context(noise(1, IMAGE_TOKENS, config.image_dim)),
+        texts={said: dit.text_context([noise(TEXT_TOKENS, config.text_dim)]) for said in (True, False)},
+        audios={True: dit.audio_context(heard), False: dit.audio_context(torch.zeros_like(heard))},
+        motion=noise(1, config.out_dim, 1, *latent[2:]),
+        rotation=dit.rotation(latent, device),
+        regions=None,
+    )
