@@ -10,10 +10,12 @@ from talkinghead_lab.memory import STREAMED_BLOCKS
 from talkinghead_lab.models.dit import DiT
 from talkinghead_lab.offload import stream
 from talkinghead_lab.params import GenerationParams, local_file
-from talkinghead_lab.quantization import quantize_linears, stored_type
+from talkinghead_lab.quantization import has_fp8, multiply_fp8, quantize_linears, stored_type
 from talkinghead_lab.weights import convert
 
 BLOCKS = STREAMED_BLOCKS["transformer"]
+# Compiling takes half a minute; networks narrower than this, the embedded one first of all, run in less.
+NARROWEST_COMPILED = 1024
 
 
 def load_transformer(
@@ -37,7 +39,17 @@ def load_transformer(
         convert(dit, compute)
     elif stored is not None:
         quantize_linears(dit.get_submodule(BLOCKS), stored)
+    _use_what_the_device_has(dit, params, device)
     return dit
+
+
+def _use_what_the_device_has(dit: DiT, params: GenerationParams, device: torch.device) -> None:
+    dit.use_attention("auto", device)
+    if has_fp8(device):
+        multiply_fp8(dit)
+    # For two speakers, attention to their regions loops over the heads: too long a graph.
+    if device.type == "cuda" and dit.config.dim >= NARROWEST_COMPILED and params.speakers == 1:
+        dit.compile_blocks()
 
 
 def _finish(block: nn.Module, compute: torch.dtype, stored: torch.dtype | None, device: torch.device) -> None:

@@ -122,12 +122,10 @@ class Pipeline:
         """
         device, gib = pick_device(params.device), params.vram_budget_gib
         budget = None if gib is None else round(gib * GIB)
-        return recovering(
-            lambda: cls._load(params, device, budget),
-            device,
-            lambda: _planned_for(params),
-            budget,
-        )
+        with torch.inference_mode(False):  # weights must be tensors whose values can be exchanged
+            return recovering(
+                lambda: cls._load(params, device, budget), device, lambda: _planned_for(params), budget
+            )
 
     @classmethod
     def _load(cls, params: GenerationParams, device: torch.device, budget: int | None) -> "Pipeline":
