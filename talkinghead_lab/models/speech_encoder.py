@@ -227,7 +227,7 @@ class SpeechEncoder(nn.Module):
         bounds = [frames * i // windows for i in range(windows + 1)]
         for start, end in pairwise(bounds):
             before = min(start, context)
-            for layer, x in enumerate(self._layers(rows[None, start - before : end + context])):
+            for layer, x in enumerate(self.layers_of(rows[None, start - before : end + context])):
                 states[start:end, layer] = x[0, before : before + end - start]
         return states
 
@@ -256,7 +256,7 @@ class SpeechEncoder(nn.Module):
             pieces.append(x[0])
         return torch.cat(pieces, dim=1)
 
-    def _layers(self, x: Tensor) -> Iterator[Tensor]:
+    def layers_of(self, x: Tensor) -> Iterator[Tensor]:
         """The states [1, n, hidden_size] after each layer of the transformer."""
         encoder, stable = self.encoder, self.config.do_stable_layer_norm
         x = x + encoder.pos_conv_embed(x)

@@ -18,7 +18,7 @@ from talkinghead_lab.params import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.streaming import audio_windows, plan_chunks
 from talkinghead_lab.training.avatar import Motion, render
 from talkinghead_lab.training.dataset import Clip, ClipMaker
-from talkinghead_lab.training.networks import Networks
+from talkinghead_lab.training.networks import FRAME_SIZE, Networks
 from talkinghead_lab.training.sounds import augment
 from talkinghead_lab.training.train_speech import embed
 from talkinghead_lab.training.train_vae import WHOLE, from_bytes, to_bytes
@@ -156,7 +156,7 @@ def _windows(window: int, device: torch.device) -> Tensor:
 def _encode(clips: Sequence[Clip], maker: ClipMaker, networks: Networks) -> tuple[Tensor, ...]:
     device = maker.device
     motion = Motion.stack([clip.motion for clip in clips]).to(device)
-    video = to_bytes(render([clip.identity for clip in clips], motion, networks_size(networks)))
+    video = to_bytes(render([clip.identity for clip in clips], motion, FRAME_SIZE))
     waves = torch.stack([clip.wave for clip in clips]).to(device)
     heard = [waves, *(augment(waves, maker.generator) for _ in range(HEARINGS - 1))]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -176,8 +176,3 @@ def _encode(clips: Sequence[Clip], maker: ClipMaker, networks: Networks) -> tupl
 def encode(vae: VAE, video: Tensor) -> Tensor:
     """`VAE.encode` in one piece."""
     return vae.encode(video, WHOLE)
-
-
-def networks_size(networks: Networks) -> int:
-    """Height and width of the frames that the networks are made for."""
-    return 160

@@ -105,7 +105,7 @@ class ClipMaker:
         if self.dice.random() < self.non_speech_share:
             generator = Generator().manual_seed(int(self.dice.integers(2**31)))
             return non_speech(1, frames * SAMPLES_PER_FRAME, generator)[0], torch.zeros(frames, 5)
-        pace = self.dice.uniform(0.88, 1.14) if self.split == "train" and self.dice.random() < 0.5 else 1.0
+        pace = self.dice.uniform(0.8, 1.25) if self.split == "train" and self.dice.random() < 0.7 else 1.0
         wanted = round(frames * pace)
         while True:
             monologue = self.corpus[self.dice.choice(len(self.corpus), p=self.weights)]

@@ -235,9 +235,9 @@ class Evaluation:
         return {"still over lively": interval(moves["still"] / moves["lively"].mean())}
 
     def pictures(self, maker: ClipMaker) -> Table:
-        """Identity, autoencoder, seams."""
+        """Identity, autoencoder over a whole chunk, seams."""
         count, vae = len(self.cases.captions), self.studio.networks.vae
-        unseen = draw_clips(maker, count, 17, FRAME_SIZE)
+        unseen = draw_clips(maker, count, self.params.chunk_frames, FRAME_SIZE)
         return {
             "identity PSNR": interval(identity_psnr(self.default, self.cases.identities)),
             "VAE PSNR": interval([reconstruction_psnr(vae, unseen[i : i + 1]) for i in range(count)]),

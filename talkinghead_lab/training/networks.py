@@ -84,11 +84,11 @@ def vocabulary() -> list[str]:
 def embedded_configs() -> Configs:
     """The sizes that ship: as much as two CPU cores work through at the speed that the README promises."""
     speech = SpeechEncoderConfig(
-        hidden_size=128,
+        hidden_size=192,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=320,
-        conv_dim=(64,) * 7,
+        num_attention_heads=6,
+        intermediate_size=512,
+        conv_dim=(80,) * 7,
         conv_kernel=(10, 3, 3, 3, 3, 2, 2),
         conv_stride=(5, 2, 2, 2, 2, 2, 2),
         conv_bias=False,

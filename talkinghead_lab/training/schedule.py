@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead_lab.files import atomic_path
+from talkinghead_lab.training.muon import Muon, matrices_of
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ class Budget:
 
 @dataclass
 class Run:
-    """One network's training: its optimiser, the average of its weights, and its curve.
+    """One network's training: its optimisers, the average of its weights, and its curve.
 
     Args:
         name: of the network, and of the files that are written.
         modules: what is trained.
-        peak: learning rate, reached after `warmup` of the way and then falling along a cosine.
+        peak: learning rate of AdamW, reached after `warmup` of the way and then falling along a cosine.
+        matrix_peak: learning rate of Muon, for the weights of layers; None: AdamW trains them too.
         decay: of the exponential moving average of the weights.
         folder: where the state is kept, so that a training that was cut off goes on; None keeps nothing.
     """
@@ -42,6 +44,7 @@ class Run:
     modules: nn.ModuleList
     budget: Budget
     peak: float
+    matrix_peak: float | None = None
     warmup: float = 0.03
     decay: float = 0.999
     weight_decay: float = 0.01
@@ -51,15 +54,24 @@ class Run:
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        device = self.parameters[0].device
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
+        matrices = matrices_of(self.modules) if self.matrix_peak else []
+        known = {id(weight) for weight in matrices}
+        others = [p for p in self.parameters if id(p) not in known]
+        on_gpu, device = self.parameters[0].is_cuda, self.parameters[0].device
+        adamw = torch.optim.AdamW(
+            others,
             torch.tensor(self.peak, device=device),
             betas=(0.9, 0.99),
             weight_decay=self.weight_decay,
-            fused=device.type == "cuda",
-            capturable=device.type == "cuda",
+            fused=on_gpu,
+            capturable=on_gpu,
         )
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, self.peak)]
+        if self.matrix_peak:
+            muon = Muon(
+                matrices, torch.tensor(self.matrix_peak, device=device), weight_decay=self.weight_decay
+            )
+            self.optimizers.append((muon, self.matrix_peak))
         self.average = [p.detach().clone() for p in self.parameters]
         self.first_step, self.elapsed_before, self.progress = 0, 0.0, 0.0
         if self.folder is not None and self._state_file.is_file():
@@ -78,23 +90,22 @@ class Run:
             if self.folder is not None and now - saved > self.seconds_between_saves:
                 self._save(step, elapsed)
                 saved = now
-            for group in self.optimizer.param_groups:
-                group["lr"].fill_(self.peak * learning_rate(progress, self.warmup))
+            for optimizer, peak in self.optimizers:
+                optimizer.param_groups[0]["lr"].fill_(peak * learning_rate(progress, self.warmup))
             self.progress = progress
             yield step
             step += 1
         self.use_average()
 
-    def update(self, step: int, loss: Tensor, **measures: Tensor) -> None:
-        """Take a step against the gradient of a loss; every hundredth is noted."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self._descend(loss)
-        self.after_step(step, loss=loss, **measures)
-
     def _descend(self, loss: Tensor) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        for optimizer, _ in self.optimizers:
+            optimizer.step()
+
+    def _forget_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
     @torch.no_grad()
     def after_step(self, step: int, **measures: Tensor) -> None:
@@ -114,7 +125,7 @@ class Run:
         """
 
         def step() -> dict[str, Tensor]:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._forget_gradients()
             measures = compute()
             self._descend(measures["loss"])
             return measures
@@ -128,7 +139,7 @@ class Run:
                 step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         try:
             with torch.cuda.graph(graph):
                 measures = compute()
@@ -167,7 +178,7 @@ class Run:
             "step": step,
             "elapsed": elapsed,
             "modules": self.modules.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "average": self.average,
             "curve": self.curve,
         }
@@ -177,7 +188,8 @@ class Run:
     def _resume(self) -> None:
         state = torch.load(self._state_file, map_location=self.parameters[0].device, weights_only=True)
         self.modules.load_state_dict(state["modules"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for (optimizer, _), kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.average, self.curve = state["average"], state["curve"]
         self.first_step, self.elapsed_before = state["step"], state["elapsed"]
 

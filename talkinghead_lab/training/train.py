@@ -43,13 +43,13 @@ class Settings:
         vae_phases: what a step of the autoencoder sees.
     """
 
-    minutes: float = 112.0
+    minutes: float = 400.0
     speech: Budget = field(default_factory=lambda: Budget(2400))
     vae: Budget = field(default_factory=lambda: Budget(9_000))
     dit: Budget = field(default_factory=lambda: Budget(11_000))
     lora: Budget = field(default_factory=lambda: Budget(500))
-    vae_clips: int = 3000
-    vae_clip_frames: int = 17
+    vae_clips: int = 1200
+    vae_clip_frames: int = 65
     videos: int = 1600
     speech_batch: int = 48
     vae_phases: tuple[Phase, ...] = PHASES
@@ -60,7 +60,7 @@ class Settings:
 SMOKE = Settings(
     minutes=1.0,
     speech=Budget(4),
-    vae=Budget(3),
+    vae=Budget(4),
     dit=Budget(3),
     lora=Budget(2),
     vae_clips=2,
@@ -124,10 +124,13 @@ class Training:
 
     def vae(self) -> Run:
         networks, settings = self._networks(), self.settings
-        clips = draw_clips(self._maker("train"), settings.vae_clips, settings.vae_clip_frames, FRAME_SIZE)
+        count, frames = settings.vae_clips, settings.vae_clip_frames
+        clips = draw_clips(self._maker("train"), count, frames, FRAME_SIZE)
         vae, phases = networks.vae, settings.vae_phases
         run = train_vae(vae, clips, settings.vae, settings.seed, phases, folder=self.folder)
-        unseen = draw_clips(self._maker("test"), min(32, settings.vae_clips), 17, FRAME_SIZE)
+        unseen = draw_clips(
+            self._maker("test"), min(32, settings.vae_clips), settings.vae_clip_frames, FRAME_SIZE
+        )
         run.note(-1, unseen_decibels=reconstruction_psnr(vae, unseen))
         write_checkpoint(self.weights, networks)
         return run

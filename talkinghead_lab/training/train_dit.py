@@ -14,7 +14,7 @@ from talkinghead_lab.training.schedule import Budget, Run, dice
 
 TRAINED_SHIFT = 3.0
 # Rows and columns of the latent where the mouth is, in any pose; errors there count more.
-MOUTH_ROWS, MOUTH_COLUMNS, MOUTH_WEIGHT = (0.52, 0.82), (0.32, 0.68), 3.0
+MOUTH_ROWS, MOUTH_COLUMNS, MOUTH_WEIGHT = (0.52, 0.82), (0.32, 0.68), 5.0
 
 
 def random_times(count: int, generator: torch.Generator) -> Tensor:
@@ -65,7 +65,7 @@ def train_dit(
     trained.train().requires_grad_(True)
     if videos.portraits.is_cuda:
         compile_blocks(networks.dit)
-    run = Run("dit", trained, budget, peak=1e-3, decay=0.999, **options)
+    run = Run("dit", trained, budget, peak=1e-3, matrix_peak=2e-3, decay=0.999, **options)
     examples, advance = Examples(networks, videos, batch, seed), None
     for step in run.steps():
         examples.fill(step)
@@ -76,43 +76,53 @@ def train_dit(
 
 
 class Examples:
-    """The buffers that a step is computed from, so that it can be captured."""
+    """The buffers that a step is computed from, so that it can be captured.
 
-    def __init__(self, networks: Networks, videos: Videos, batch: int, seed: int):
-        self.networks, self.videos, self.count, self.seed = networks, videos, batch, seed
+    Args:
+        drops: text and sound dropped at random, as guidance needs.
+    """
+
+    def __init__(self, networks: Networks, videos: Videos, count: int, seed: int, drops: bool = True):
+        self.networks, self.videos = networks, videos
+        self.count, self.seed, self.drops = count, seed, drops
         device, shape = videos.portraits.device, videos.chunks.shape[2:]
         self.rotation = networks.dit.rotation(shape, device)
         self.weights = mouth_weights(shape[-2], shape[-1], device)
-        self.batch: Batch | None = None
-        self.times = torch.zeros(batch, device=device)
-        self.noise = torch.zeros(batch, *shape, device=device)
+        self.batch = self._draw(dice(seed, 0, device))
+        self.times = torch.zeros(count, device=device)
+        self.noise = torch.zeros(count, *shape, device=device)
+
+    def _draw(self, generator: torch.Generator) -> Batch:
+        return self.videos.draw(self.count, generator, self.networks.dit.config.audio_window, self.drops)
 
     def fill(self, step: int) -> None:
         """Draw what a step sees, into the same memory every time."""
         generator = dice(self.seed, step, self.times.device)
-        drawn = self.videos.draw(self.count, generator, self.networks.dit.config.audio_window)
-        if self.batch is None:
-            self.batch = drawn
-        for name, value in vars(drawn).items():
+        for name, value in vars(self._draw(generator)).items():
             getattr(self.batch, name).copy_(value)
         self.times.copy_(random_times(self.count, generator))
         self.noise.copy_(torch.randn(self.noise.shape, generator=generator, device=self.noise.device))
 
+    def noisy(self) -> Tensor:
+        """[B, C, T, h, w]: between latent and noise, but for the latent frames that are given."""
+        times = self.times.view(-1, 1, 1, 1, 1)
+        mixed = (1 - times) * self.batch.latent + times * self.noise
+        return torch.where(self.batch.given, self.batch.motion, mixed)
+
+    def velocity(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """What the transformer makes of `noisy` under the conditions of `batch`."""
+        return predict(self.networks, noisy, self.times, batch, self.rotation, bf16=noisy.is_cuda)
+
+    def error(self, velocity: Tensor, target: Tensor) -> Tensor:
+        """Weighted squared error where latents are not given."""
+        error = (velocity - target).square().mean(dim=1, keepdim=True) * self.weights
+        wanted = (~self.batch.given).float().expand_as(error)
+        return (error * wanted).sum() / wanted.sum()
+
     def loss(self) -> dict[str, Tensor]:
         """Flow matching: the velocity from the latent to the noise."""
-        batch, times = self.batch, self.times.view(-1, 1, 1, 1, 1)
-        assert batch is not None
-        mixed = (1 - times) * batch.latent + times * self.noise
-        noisy = torch.where(batch.given, batch.motion, mixed)
-        velocity = predict(self.networks, noisy, self.times, batch, self.rotation, bf16=noisy.is_cuda)
-        return {"loss": masked_error(velocity, self.noise - batch.latent, batch.given, self.weights)}
-
-
-def masked_error(velocity: Tensor, target: Tensor, given: Tensor, weights: Tensor) -> Tensor:
-    """Weighted squared error where latents are not given."""
-    error = (velocity - target).square().mean(dim=1, keepdim=True) * weights
-    wanted = (~given).float().expand_as(error)
-    return (error * wanted).sum() / wanted.sum()
+        velocity = self.velocity(self.noisy(), self.batch)
+        return {"loss": self.error(velocity, self.noise - self.batch.latent)}
 
 
 def compile_blocks(dit: DiT) -> None:

@@ -8,15 +8,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from talkinghead_lab.models.attention import Rotation
 from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.training.data import Batch, Videos
+from talkinghead_lab.training.data import Videos
 from talkinghead_lab.training.networks import Networks
-from talkinghead_lab.training.schedule import Budget, Run, dice
-from talkinghead_lab.training.train_dit import masked_error, mouth_weights, predict, random_times
+from talkinghead_lab.training.schedule import Budget, Run
+from talkinghead_lab.training.train_dit import Examples
 
 RANK = 32
-TEXT_SCALE, AUDIO_SCALE = 2.0, 2.0
+TEXT_SCALE, AUDIO_SCALE = 2.0, 2.5
 LAYERS = (
     *("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.o"),
     *("audio_cross_attn.q_linear", "audio_cross_attn.proj", "ffn.0", "ffn.2"),
@@ -55,52 +54,37 @@ def train_lora(
     networks: Networks, videos: Videos, budget: Budget, seed: int, path: Path, batch: int = 32, **options: Any
 ) -> Run:
     """Teach the LoRA the guided velocity of the transformer without it, and write it to `path`."""
-    device = videos.portraits.device
     for module in networks.modules().values():
         module.requires_grad_(False)
     updates = add_low_rank(networks.dit, seed)
     run = Run(
         "lora", nn.ModuleList(updates.values()), budget, peak=1e-3, decay=0.99, weight_decay=0.0, **options
     )
-    shape = videos.chunks.shape[2:]
-    rotation, bf16 = networks.dit.rotation(shape, device), device.type == "cuda"
-    weights = mouth_weights(shape[-2], shape[-1], device)
-    for step in run.steps():
-        generator = dice(seed, step, device)
-        drawn = videos.draw(batch, generator, networks.dit.config.audio_window, drops=False)
-        times = random_times(batch, generator)
-        noise = torch.randn(drawn.latent.shape, generator=generator, device=device)
-        s = times.view(-1, 1, 1, 1, 1)
-        noisy = torch.where(drawn.given, drawn.motion, (1 - s) * drawn.latent + s * noise)
+    examples, advance = Examples(networks, videos, batch, seed, drops=False), None
+
+    def compute() -> dict[str, Tensor]:
+        noisy = examples.noisy()
         with torch.no_grad():
             _switch(updates, 0.0)
-            target = guided(networks, videos, noisy, times, drawn, rotation, bf16)
+            target = guided(examples, noisy)
             _switch(updates, 1.0)
-        velocity = predict(networks, noisy, times, drawn, rotation, bf16)
-        run.update(step, masked_error(velocity, target, drawn.given, weights))
+        return {"loss": examples.error(examples.velocity(noisy, examples.batch), target)}
+
+    for step in run.steps():
+        examples.fill(step)
+        advance = advance or run.captured(compute)
+        run.after_step(step, **advance())
     save_low_rank(updates, path)
     return run
 
 
-def guided(
-    networks: Networks,
-    videos: Videos,
-    noisy: Tensor,
-    times: Tensor,
-    batch: Batch,
-    rotation: Rotation,
-    bf16: bool,
-) -> Tensor:
+def guided(examples: Examples, noisy: Tensor) -> Tensor:
     """The velocity under three-way guidance, as `sampling.Guidance` combines it."""
-    count = len(noisy)
-    unread = batch.with_text(
-        videos.dropped_ids[:1].expand(count, -1), videos.dropped_mask[:1].expand(count, -1)
-    )
+    batch, videos = examples.batch, examples.videos
+    dropped = (x[:1].expand(len(noisy), -1) for x in (videos.dropped_ids, videos.dropped_mask))
+    unread = batch.with_text(*dropped)
     unheard = unread.with_sound(torch.zeros_like(batch.windows))
-    told, heard, neither = (
-        predict(networks, noisy, times, one, rotation, bf16) for one in (batch, unread, unheard)
-    )
-    return combine(told, heard, neither)
+    return combine(*(examples.velocity(noisy, one) for one in (batch, unread, unheard)))
 
 
 def combine(told: Tensor, heard: Tensor, neither: Tensor) -> Tensor:

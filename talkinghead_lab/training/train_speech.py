@@ -17,6 +17,8 @@ from talkinghead_lab.training.speech import SAMPLES_PER_FRAME
 CHANNEL_WEIGHTS = (4.0, 1.5, 1.5, 1.0, 0.5)
 FRAMES = 129
 NON_SPEECH_SHARE = 0.12
+# Played slower or faster, a voice is that of a larger or smaller speaker.
+PACES = (0.78, 1.28)
 
 
 def embed(encoder: SpeechEncoder, waves: Tensor, frames: int) -> Tensor:
@@ -30,7 +32,7 @@ def embed(encoder: SpeechEncoder, waves: Tensor, frames: int) -> Tensor:
     features = encoder.feature_extractor(waves)
     features = F.interpolate(features.float(), size=frames, mode="linear", align_corners=True)
     rows = encoder.feature_projection(features.transpose(1, 2))[0]
-    return torch.stack(list(encoder._layers(rows)), dim=2)
+    return torch.stack(list(encoder.layers_of(rows)), dim=2)
 
 
 class Speech:
@@ -43,14 +45,30 @@ class Speech:
 
     def cut(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` disturbed stretches: waves [B, samples] and mouths [B, F, 5]; some are not speech."""
-        start = torch.randint(len(self.mouth) - FRAMES, (count, 1), generator=generator, device=self.device)
+
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(count, 1, generator=generator, device=self.device)
+
+        pace = PACES[0] * (PACES[1] / PACES[0]) ** uniform(0, 1)
+        start = uniform(0, len(self.mouth) - 1 - FRAMES * PACES[1]).floor()
         samples = FRAMES * SAMPLES_PER_FRAME
-        offsets = torch.arange(samples, device=self.device)
-        wave = self.wave[start * SAMPLES_PER_FRAME + offsets].float() / 32768
-        mouth = self.mouth[start + torch.arange(FRAMES, device=self.device)]
-        other = torch.rand(count, generator=generator, device=self.device) < NON_SPEECH_SHARE
-        wave = torch.where(other[:, None], non_speech(count, samples, generator), wave)
-        return augment(wave, generator), torch.where(other[:, None, None], 0.0, mouth)
+        # A frame shows the mouth in the middle of the samples that it lasts.
+        sample_times = (torch.arange(samples, device=self.device) + 0.5) * pace - 0.5
+        frame_times = (torch.arange(FRAMES, device=self.device) + 0.5) * pace - 0.5
+        wave = between(self.wave, start * SAMPLES_PER_FRAME, sample_times) / 32768
+        mouth = between(self.mouth, start, frame_times)
+        other = uniform(0, 1) < NON_SPEECH_SHARE
+        wave = torch.where(other, non_speech(count, samples, generator), wave)
+        return augment(wave, generator), torch.where(other[..., None], 0.0, mouth)
+
+
+def between(track: Tensor, start: Tensor, times: Tensor) -> Tensor:
+    """Values of track [n, …] at start [B, 1] plus fractional times [B, m], by linear interpolation."""
+    # Whole and fractional part are kept apart: float32 has no room for both in an hour of samples.
+    whole, share = times.floor(), times - times.floor()
+    index = (start.long() + whole.long()).clamp(0, len(track) - 2)
+    share = share.view(*share.shape, *[1] * (track.ndim - 1))
+    return torch.lerp(track[index].float(), track[index + 1].float(), share)
 
 
 def train_speech(
@@ -68,15 +86,23 @@ def train_speech(
         torch.manual_seed(seed)
         head = nn.Linear(encoder.config.hidden_size, len(CHANNEL_WEIGHTS)).to(device)
     encoder.train().requires_grad_(True)
-    run = Run("speech", nn.ModuleList([encoder, head]), budget, peak=1e-3, **options)
+    modules = nn.ModuleList([encoder, head])
+    run = Run("speech", modules, budget, peak=1e-3, matrix_peak=2e-3, **options)
     weights = torch.tensor(CHANNEL_WEIGHTS, device=device)
+    heard, seen = speech.cut(batch, dice(seed, 0, device))
+
+    def compute() -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            read = head(embed(encoder, heard, FRAMES)[:, :, -1]).float()
+        error = (read - seen).square().mean(dim=(0, 1))
+        return {"loss": (weights * error).mean(), "opening": correlation(read[..., 0], seen[..., 0])}
+
+    advance = None
     for step in run.steps():
-        wave, mouth = speech.cut(batch, dice(seed, step, device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            states = embed(encoder, wave, FRAMES)
-            read = head(states[:, :, -1]).float()
-        error = (read - mouth).square().mean(dim=(0, 1))
-        run.update(step, (weights * error).mean(), opening=correlation(read[..., 0], mouth[..., 0]))
+        advance = advance or run.captured(compute)
+        for buffer, drawn in zip((heard, seen), speech.cut(batch, dice(seed, step, device)), strict=True):
+            buffer.copy_(drawn)
+        run.after_step(step, **advance())
     encoder.eval().requires_grad_(False)
     run.note(-1, disturbed_anew=mouth_is_heard(encoder, head, speech, seed))
     return run
