@@ -1,0 +1,56 @@
+"""Videos side by side under one set of controls: they play in step, one of them is heard."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import anywidget
+import traitlets
+
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs import LARGEST_INLINE_VIDEO
+from talkinghead_lab.widgets.history import PastRun, chunks, growing_video, in_a_line, moment
+
+FOLDER = Path(__file__).parent
+
+
+class Clip(TypedDict):
+    """One video or picture in the player.
+
+    `key` says whose it is: a first clip with the key of the one before goes on at the same place.
+    """
+
+    key: str
+    title: str
+    note: str
+    kind: str
+    content: bytes
+
+
+class Player(anywidget.AnyWidget):
+    """Plays its clips in step; empty, it shows `hint`."""
+
+    _esm = FOLDER / "player.js"
+    _css = FOLDER / "panel.css"
+    clips: traitlets.List[Clip] = traitlets.List().tag(sync=True)
+    hint = traitlets.Unicode().tag(sync=True)
+
+
+def clip_of_run(run: PastRun) -> Clip:
+    """The video of a finished run; its contact sheet where the video is too large to be sent to a browser."""
+    path, kind = run.result.video_path, "video/mp4"
+    if path.stat().st_size > LARGEST_INLINE_VIDEO:
+        path, kind = run.result.contact_sheet_path, "image/png"
+    title, note = moment(run.begun), in_a_line(run.params)
+    return Clip(key=str(run.folder), title=title, note=note, kind=kind, content=path.read_bytes())
+
+
+def clip_of_growing(folder: Path, params: GenerationParams, parts: Sequence[Path]) -> Clip:
+    """The finished chunks of a run that is under way.
+
+    Raises:
+        MediaError: a part or the recording cannot be read.
+    """
+    title = f"under way: {chunks(len(parts))}"
+    content = growing_video(params, parts)
+    return Clip(key=str(folder), title=title, note=in_a_line(params), kind="video/mp4", content=content)
