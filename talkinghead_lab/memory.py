@@ -20,7 +20,7 @@ from talkinghead_lab import checkpoints
 from talkinghead_lab.devices import GIB, compute_type, pick_device
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.latent_grid import LatentGrid
-from talkinghead_lab.offload import SLOTS, large_tensors, slot_bytes
+from talkinghead_lab.offload import SLOTS, large_tensors, resident_blocks, slot_bytes
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.quantization import quantize_linears, stored_type
 
@@ -70,10 +70,20 @@ class NetworkSize:
 
 @dataclass(frozen=True)
 class Need:
-    """What one stage takes: its network, and bytes of work besides."""
+    """What one stage takes, in bytes.
+
+    Args:
+        network: its name.
+        size: its weights.
+        unit: its largest activation.
+        extra: what is held besides for certain: residuals of the step cache, frames that are gathered.
+        work: all besides the weights, by the fitted model.
+    """
 
     network: str
     size: NetworkSize
+    unit: int
+    extra: int
     work: int
 
     @property
@@ -83,6 +93,12 @@ class Need:
     def room(self, limit: int) -> int:
         """Bytes that `limit` leaves for blocks."""
         return max(0, limit - self.size.fixed - self.work)
+
+    def held(self, limit: int) -> int:
+        """Bytes of weights that are on the device within `limit`, slots included."""
+        resident = resident_blocks(self.room(limit), self.size.block, self.size.blocks)
+        slots = SLOTS if resident < self.size.blocks else 0
+        return self.size.fixed + (resident + slots) * self.size.block
 
 
 @dataclass(frozen=True)
@@ -175,12 +191,13 @@ def requirements(
             continue
         unit = largest_activation(stage, networks[name], grid, seconds)
         model = fitted["stages"][stage]
-        work = model["base_gib"] * GIB + model["activations"] * unit
+        extra = 0
         if stage == "sampling" and params.step_cache_threshold is not None:
-            work += 3 * unit  # a residual for each guidance branch
+            extra = 3 * unit  # a residual for each guidance branch
         if stage == "decode" and device.type == "cpu":
-            work += chunk_bytes(grid)
-        needs[stage] = Need(name, sizes[name], round(work))
+            extra = chunk_bytes(grid)
+        work = round(model["base_gib"] * GIB + model["activations"] * unit) + extra
+        needs[stage] = Need(name, sizes[name], unit, extra, work)
     kept = _keys_and_values(networks["transformer"], grid) if "transformer" in networks else 0
     return Requirements(needs, round(fitted["outside_gib"] * GIB), kept, fitted["measured_on"])
 

@@ -45,6 +45,11 @@ class Inputs:
     frame_size: tuple[int, int]
     voices: tuple[audio.Wave, ...]
 
+    @property
+    def seconds(self) -> float:
+        """How long the recordings last."""
+        return len(self.voices[0]) / audio.SAMPLE_RATE
+
 
 def read_inputs(params: GenerationParams) -> Inputs:
     """Open what a request names; no network is needed, so mistakes show before weights are loaded.
@@ -174,8 +179,7 @@ class Pipeline:
             InvalidRequest: the budget is too small for the networks.
             OutOfMemory: the device is.
         """
-        seconds = max(len(voice) for voice in inputs.voices) / audio.SAMPLE_RATE
-        plan = self.requirements(params, inputs.frame_size, seconds)
+        plan = self.requirements(params, inputs.frame_size, inputs.seconds)
         if self.budget is not None:
             plan.check(self.budget)
         with torch.inference_mode():
@@ -225,7 +229,7 @@ class Pipeline:
 
 def _planned_for(params: GenerationParams) -> Requirements:
     inputs = read_inputs(params)
-    return planned(params, inputs.frame_size, len(inputs.voices[0]) / audio.SAMPLE_RATE)
+    return planned(params, inputs.frame_size, inputs.seconds)
 
 
 def _type(network: nn.Module) -> str:

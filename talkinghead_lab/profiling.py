@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from talkinghead_lab import audio
 from talkinghead_lab.devices import GIB, available_bytes, pick_device
 from talkinghead_lab.memory import planned
 from talkinghead_lab.params import GenerationParams
@@ -23,11 +22,15 @@ class StageClock:
 
     `stages` maps a name to `seconds`, `peak_host_gib` (resident memory of the whole process, mapped weight
     files included, as Linux counts it) and, once CUDA is in use, `peak_gpu_gib` (allocated by PyTorch on the
-    current device) and `reserved_gpu_gib`. What this machine cannot tell is absent. Stages must not overlap.
+    current device), `reserved_gpu_gib`, and `outside_gpu_gib`, what the driver counts besides, other programs
+    included. What this machine cannot tell is absent. `timeline` holds every visit to a stage by itself, with
+    the seconds from the making of the clock to its start. Stages must not overlap.
     """
 
     def __init__(self) -> None:
+        self.made = time.perf_counter()
         self.stages: dict[str, dict[str, float]] = {}
+        self.timeline: list[dict[str, float | str]] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -43,14 +46,15 @@ class StageClock:
             gpu = _gpu_in_use()
             if gpu:
                 torch.cuda.synchronize()
-            stage = self.stages.setdefault(name, {"seconds": 0.0})
-            stage["seconds"] += time.perf_counter() - started
+            seconds = time.perf_counter() - started
             peaks = {"peak_host_gib": host_peak_gib()} if host else {}
             if gpu:
-                peaks["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / GIB
-                peaks["reserved_gpu_gib"] = torch.cuda.max_memory_reserved() / GIB
+                peaks |= _gpu_peaks()
+            stage = self.stages.setdefault(name, {"seconds": 0.0})
+            stage["seconds"] += seconds
             for measure, gib in peaks.items():
                 stage[measure] = max(gib, stage.get(measure, 0.0))
+            self.timeline.append({"stage": name, "started": started - self.made, "seconds": seconds, **peaks})
 
 
 def host_peak_gib() -> float:
@@ -69,6 +73,15 @@ def _forget_host_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def _gpu_peaks() -> dict[str, float]:
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "peak_gpu_gib": torch.cuda.max_memory_allocated() / GIB,
+        "reserved_gpu_gib": torch.cuda.max_memory_reserved() / GIB,
+        "outside_gpu_gib": (total - free - torch.cuda.memory_reserved()) / GIB,
+    }
 
 
 def _gpu_in_use() -> bool:
@@ -127,8 +140,7 @@ def plan(params: GenerationParams) -> Plan:
         MediaError, CheckpointError: what the request names is missing or cannot be used.
     """
     device, inputs = pick_device(params.device), read_inputs(params)
-    seconds = max(len(voice) for voice in inputs.voices) / audio.SAMPLE_RATE
-    needs = planned(params, inputs.frame_size, seconds)
+    needs = planned(params, inputs.frame_size, inputs.seconds)
     # A budget spares a GPU its memory; on a CPU the streamed copies are in the same memory.
     offloaded = params.vram_budget_gib is not None and device.type == "cuda"
     needed, free = needs.smallest if offloaded else needs.resident, available_bytes(device)

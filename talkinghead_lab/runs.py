@@ -196,6 +196,7 @@ def _finish(
         "environment": environment.describe(),
         "chunks_of_earlier_calls": kept,  # `stages` does not count these
         "stages": clock.stages,
+        "timeline": clock.timeline,
         "measures": [asdict(measure) for measure in measures],
         "chunks": chunk_records,
     }

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from talkinghead_lab import audio, metrics, video
-from talkinghead_lab.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.image import to_unit_range
+from talkinghead_lab.latent_grid import FRAMES_PER_SECOND
 
 CODECS = ("h264", "aac")
 BLACK_LEVEL = 24  # of 255: a frame is black where nearly all of it is below

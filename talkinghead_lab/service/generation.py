@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+BYTES_PER_WEIGHT = 2  # the transformer is held in bf16 on a GPU
+
 
 class Generator:
     """Makes videos with networks that are loaded when first needed. Not for two threads at once."""
@@ -26,8 +28,6 @@ class Generator:
     def __init__(self, settings: Settings):
         self.settings, self.output = settings, OutputFolder(settings.output_dir)
         self._pipeline: Pipeline | None = None
-        if settings.vram_budget_gib is not None and "vram_budget_gib" not in GenerationParams.model_fields:
-            LOG.warning("NUM_PERSISTENT_PARAM_IN_DIT has no effect here: all weights stay on the device")
 
     @property
     def model_loaded(self) -> bool:
@@ -44,7 +44,7 @@ class Generator:
         from talkinghead_lab.runs import generate
         from talkinghead_lab.service.checks import check_video
 
-        params = allowed_inputs(self.settings, job.params)
+        params = self._within_budget(allowed_inputs(self.settings, job.params))
         with self.output.claimed(job.id) as folder:
             result = generate(
                 params,
@@ -88,13 +88,30 @@ class Generator:
                 LOG.info("runs removed", extra={"runs": removed})
 
     def _loaded(self, params: GenerationParams) -> "Pipeline":
+        from talkinghead_lab.devices import GIB
         from talkinghead_lab.pipeline import Pipeline, read_inputs
 
         if self._pipeline is None:
             read_inputs(params)  # a mistake shows before weights are loaded
             self._pipeline = Pipeline.load(params)
             LOG.info("model loaded")
+        if params.vram_budget_gib is not None:  # each request has its own, by its number of pixels
+            self._pipeline.budget = round(params.vram_budget_gib * GIB)
         return self._pipeline
+
+    def _within_budget(self, params: GenerationParams) -> GenerationParams:
+        """The request with the smallest budget that runs it, and room for the weights that are to stay."""
+        kept = self.settings.num_persistent_param_in_dit
+        if kept is None:
+            return params
+        from talkinghead_lab.devices import GIB
+        from talkinghead_lab.memory import planned
+        from talkinghead_lab.pipeline import read_inputs
+
+        inputs = read_inputs(params)
+        needs = self._pipeline.requirements if self._pipeline is not None else planned
+        smallest = needs(params, inputs.frame_size, inputs.seconds).smallest
+        return params.replace(vram_budget_gib=(smallest + kept * BYTES_PER_WEIGHT) / GIB)
 
 
 def gpu_available() -> bool:

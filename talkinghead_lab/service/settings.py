@@ -12,8 +12,6 @@ from talkinghead_lab.params import GenerationParams
 PORT = 8200
 FRAME_SIZES = {"infinitetalk-480": "1024x576", "infinitetalk-720": "1280x720"}
 EMBEDDED_FRAME_SIZE = "160x160"
-BYTES_PER_WEIGHT = 2  # the transformer is held in bf16 on a GPU
-SMALLEST_BUDGET_GIB = 8.0
 
 
 class Settings(BaseSettings):
@@ -82,12 +80,6 @@ class Settings(BaseSettings):
         """Whether released weights are configured; otherwise the small model serves."""
         return self.ckpt_dir is not None
 
-    @property
-    def vram_budget_gib(self) -> float | None:
-        """GPU memory that the kept weights and the smallest working set need; None: no limit."""
-        kept = self.num_persistent_param_in_dit
-        return None if kept is None else SMALLEST_BUDGET_GIB + kept * BYTES_PER_WEIGHT / 2**30
-
     def params(self, **fields: Any) -> GenerationParams:
         """The pipeline's request for a call's fields.
 
@@ -104,6 +96,4 @@ class Settings(BaseSettings):
         if self.released:
             own |= {"checkpoint": "released", "ckpt_dir": str(self.ckpt_dir)}
             own |= {"wav2vec_dir": str(self.wav2vec_dir), "infinitetalk_dir": str(self.infinitetalk_dir)}
-        if self.vram_budget_gib is not None and "vram_budget_gib" in GenerationParams.model_fields:
-            own["vram_budget_gib"] = self.vram_budget_gib
         return GenerationParams(**(own | fields))

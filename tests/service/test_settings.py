@@ -56,12 +56,6 @@ def test_a_call_s_own_fields_win_over_the_environment(environment):
     assert settings.params(**CALL, motion_frame=5).motion_frame == 5
 
 
-def test_kept_weights_become_a_budget(environment):
-    assert environment().vram_budget_gib is None
-    assert environment(NUM_PERSISTENT_PARAM_IN_DIT="0").vram_budget_gib == 8
-    assert environment(NUM_PERSISTENT_PARAM_IN_DIT=str(2**32)).vram_budget_gib == 8 + 8
-
-
 @pytest.mark.parametrize(
     "variables, told",
     [
