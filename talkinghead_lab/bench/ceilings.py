@@ -1,11 +1,12 @@
 """What the machine can do at most at the transformer's sizes: products, attention, copies."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from talkinghead_lab.bench.rows import Results, Row, seconds_of
+from talkinghead_lab.bench.rows import Results, Row, seconds_of, sustained_seconds_of
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.models.attention import EXACT_KINDS, KERNELS, attention
 from talkinghead_lab.models.dit_config import DiTConfig
@@ -42,7 +43,7 @@ def measure_products(size: Size, device: torch.device, results: Results) -> None
         if has_fp8(device):
             works["fp8"] = _fp8_product(x, weight)
         for kind, work in works.items():
-            seconds = seconds_of(work, device, repeats=10, warm_up=3)
+            seconds = sustained_seconds_of(work, device)
             rate = 2 * size.grid.tokens * shape[0] * shape[1] / seconds / TERA
             results.add(Row(product_name(kind, shape), seconds, conditions={"tflops": rate}))
 
@@ -68,9 +69,9 @@ def measure_attention(size: Size, device: torch.device, results: Results) -> Non
     expected = torch.cat([_exact(query, key, value, head) for head in range(heads)], dim=2)
     for kind, kernel in KERNELS.items():
         if kernel.runs_on(device):
-            work = _prepared(kind, device)
-            seconds = seconds_of(lambda work=work: work(query, key, value), device, repeats=5, warm_up=2)  # type: ignore[misc]
-            out = work(query, key, value)[:, :CHECKED_QUERIES].float()
+            work = partial(_prepared(kind, device), query, key, value)
+            seconds = sustained_seconds_of(work, device)
+            out = work()[:, :CHECKED_QUERIES].float()
             error = ((out - expected).norm() / expected.norm()).item()
             rate = 4 * tokens**2 * heads * width / seconds / TERA
             conditions = {"tflops": rate, "relative_error": error, "on": "random normal bf16"}

@@ -6,11 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from talkinghead_lab.bench.ceilings import best_kind
 from talkinghead_lab.bench.forwards import TIMESTEP, random_latent
 from talkinghead_lab.bench.rows import Results, Row, measure
 from talkinghead_lab.bench.sizes import IMAGE_TOKENS, Size
-from talkinghead_lab.models.attention import KERNELS
 
 
 @torch.inference_mode()
@@ -33,22 +31,11 @@ def measure_diffusers(size: Size, device: torch.device, results: Results) -> Non
     }
     for way in ("eager", "compiled"):
         if way == "compiled":
-            if device.type == "cuda" and KERNELS["cudnn"].runs_on(device):
-                model.set_attention_backend("_native_cudnn")
             for block in model.blocks:
                 block.compile(dynamic=False)
         seconds, peak = measure(lambda: model(**inputs), device, repeats=2)
-        results.add(
-            Row(
-                f"peer: diffusers, {way}",
-                seconds,
-                peak_gib=peak,
-                conditions={
-                    "audio adapters": False,
-                    "exact attention here": best_kind(results, True, device),
-                },
-            )
-        )
+        row = Row(f"peer: diffusers, {way}", seconds, peak_gib=peak, conditions={"audio adapters": False})
+        results.add(row)
 
 
 def _build(size: Size, device: torch.device, dtype: torch.dtype) -> Any:

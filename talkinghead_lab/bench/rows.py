@@ -120,6 +120,13 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 
     return statistics.median(times)
 
 
+def sustained_seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 1.0) -> float:
+    """Seconds of some work in a row of the same without a gap: a GPU that is busy for long clocks lower."""
+    once = seconds_of(work, device, repeats=1)
+    repeats = max(3, round(at_least / once)) if device.type == "cuda" else 3
+    return seconds_of(lambda: [work() for _ in range(repeats)], device, repeats=1, warm_up=0) / repeats
+
+
 def measure(
     work: Callable[[], object], device: torch.device, repeats: int = 3, warm_up: int = 1
 ) -> tuple[float, float | None]:

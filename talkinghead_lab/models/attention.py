@@ -7,34 +7,28 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.models.eight_bit_attention import attention_flash3_fp8, attention_triton
 
 ROTARY_BASE = 10_000.0
-HOPPER = (9, 0)
 FLASH_PACKAGE = "fa3_fwd_interface"
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, kind: str = "sdpa") -> Tensor:
     """Softmax attention over [B, tokens, heads, head width] tensors; the result has the query's shape.
 
-    Exact kernels other than PyTorch's own choice are for bf16; it serves the other types.
+    FlashAttention 3 is for bf16; PyTorch's own choice serves the other types.
     """
-    if kind in EXACT_KINDS and query.dtype != torch.bfloat16:
+    if kind == "flash3" and query.dtype != torch.bfloat16:
         kind = "sdpa"
     return KERNELS[kind].attend(query, key, value)
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """PyTorch's own choice: cuDNN's kernel on a Hopper GPU."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-
-
-def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return _sdpa(query, key, value)
 
 
 @torch.library.custom_op("talkinghead_lab::flash3", mutates_args=())
@@ -50,15 +44,11 @@ def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _on_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER[0]
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _has_flash3(device: torch.device) -> bool:
     return _on_hopper(device) and importlib.util.find_spec(FLASH_PACKAGE) is not None
-
-
-def _has_cudnn(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
 
 
 def _has_triton(device: torch.device) -> bool:
@@ -82,12 +72,11 @@ NEEDS_FLASH3 = "a Hopper GPU and the package fa3-fwd (extra `hopper`)"
 # Exact kernels stand in the order of their speed on a GPU that has them.
 KERNELS: dict[str, Kernel] = {
     "flash3": Kernel(_flash3, _has_flash3, NEEDS_FLASH3),
-    "cudnn": Kernel(_cudnn, _has_cudnn, "a GPU of compute capability 9.0 or later"),
     "sdpa": Kernel(_sdpa, lambda device: True, "nothing"),
     "flash3_fp8": Kernel(attention_flash3_fp8, _or_emulated(_has_flash3), NEEDS_FLASH3),
     "triton": Kernel(attention_triton, _or_emulated(_has_triton), "a Hopper GPU and Triton"),
 }
-EXACT_KINDS = ("flash3", "cudnn", "sdpa")
+EXACT_KINDS = ("flash3", "sdpa")
 
 
 def choose_attention(wanted: str, device: torch.device) -> str:
