@@ -102,8 +102,8 @@ def generate(
         params: the request.
         run_dir: the run's folder. An unfinished run of the same request is continued at its last finished
             chunk, a finished one is returned as it is. Unset: a new folder under `outputs/`.
-        pipeline: networks loaded by `Pipeline.load` with the same checkpoint, LoRAs, precision and device, to
-            use them for several videos; unset: loaded for this one.
+        pipeline: networks loaded by `Pipeline.load` with the same checkpoint, LoRAs, precision, device and
+            budget, to use them for several videos; unset: loaded for this one.
         encoder_cache: keeps what the encoders give; see `encoder_cache`.
         on_progress: called after every step; what it raises ends the run, and False stops it cleanly.
         show_progress: draw a progress bar, in a notebook or on stderr.
@@ -111,6 +111,7 @@ def generate(
     Raises:
         InvalidRequest, MediaError, CheckpointError: something in the request cannot be used.
         OutputError: nothing can be written, the folder belongs to another request, or another call writes it.
+        OutOfMemory: the device is too small, or its budget; it is left clean, finished chunks stay on disk.
         Stopped: `on_progress` returned False; finished chunks stay on disk.
     """
     clock = StageClock()

@@ -28,6 +28,7 @@ OF_LOADING = (
     "loras",
     "precision",
     "device",
+    "vram_budget_gib",
     "speakers",
 )
 
