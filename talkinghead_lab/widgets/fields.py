@@ -134,7 +134,7 @@ class Control(widgets.VBox):
         if self.name == "loras":
             return _loras(shown)
         if self.name == "speaker_boxes":
-            return yaml.safe_load(shown)
+            return _boxes(shown)
         return shown
 
     @value.setter
@@ -221,6 +221,14 @@ def _loras(text: str) -> list[dict[str, Any]]:
         except ValueError:
             found.append({"path": line})
     return found
+
+
+def _boxes(text: str) -> Any:
+    """What the text says; the text itself, for the request to refuse, where it says nothing."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _words(name: str) -> str:

@@ -40,14 +40,16 @@ class Card(widgets.VBox):
         self.go_on.on_click(lambda button: go_on(run))
         buttons = widgets.HBox([self.compare if run.finished else self.go_on, self.use])
         buttons.add_class("thl-row")
-        self.look = widgets.HTML()
+        self.look, self._shown = widgets.HTML(), (False, -1)
         super().__init__([self.look, buttons])
         self.add_class("thl-card")
 
     def show(self, under_way: bool, busy: bool) -> None:
         """Tell the state, and offer to continue what nobody works on."""
         self.go_on.disabled = busy
-        self.look.value = card_html(self.run, under_way)
+        shown = (under_way, len(self.run.parts))
+        if shown != self._shown:
+            self._shown, self.look.value = shown, card_html(self.run, under_way)
 
 
 class Gallery(widgets.VBox):
@@ -120,7 +122,7 @@ def comparison_html(runs: Sequence[PastRun]) -> str:
     rows = [_row(name, [str(getattr(run.params, name)) for run in runs]) for name in differing_fields(runs)]
     rows.append(_row("made in", [f"{run.seconds:.1f} s" for run in runs]))
     known = [measures(run) for run in runs]
-    for name, measure in known[0].items():
+    for name, measure in {name: of_run[name] for of_run in known for name in of_run}.items():
         values = [of_run.get(name, {}).get("value") for of_run in known]
         unit = "" if measure["unit"] == "1" else f" {measure['unit']}"
         figures = ["—" if value is None else f"{value:.3g}{unit}" for value in values]

@@ -57,15 +57,21 @@ def parts_in(folder: Path) -> list[Path]:
 
 
 def find_runs(folder: Path) -> list[PastRun]:
-    """The runs in a folder, newest first; what is no run, or of no valid request, is left out."""
+    """The runs in a folder, newest first.
+
+    What is no run, of a request that is not valid, or of a record that is not understood, is left out.
+    """
     runs = []
     for request in folder.glob("*/request.yaml"):
         try:
             params = GenerationParams.from_yaml(request)
             begun = datetime.fromtimestamp(request.stat().st_mtime)
-        except (TalkingHeadError, OSError):
+            run = PastRun(request.parent, params, begun, (request.parent / RECORD).is_file())
+            if run.finished:
+                _ = run.result, run.seconds, measures(run)
+        except (TalkingHeadError, OSError, ValueError, KeyError, TypeError):
             continue
-        runs.append(PastRun(request.parent, params, begun, (request.parent / RECORD).is_file()))
+        runs.append(run)
     return sorted(runs, key=lambda run: (run.begun, run.folder.name), reverse=True)
 
 

@@ -1,5 +1,6 @@
 """The thread that makes the panel's videos: one at a time, with networks that stay loaded in between."""
 
+import html
 import queue
 import threading
 import time
@@ -135,3 +136,34 @@ class GenerationThread(threading.Thread):
             if not isinstance(error, TalkingHeadError):
                 job.problem = f"{type(error).__name__}: {error}"
                 job.details = traceback.format_exc()
+
+
+def status_html(job: Job) -> str:
+    """How far a job is, in words."""
+    if job.state == "failed":
+        details = f"<details><summary>Details</summary><pre>{html.escape(job.details)}</pre></details>"
+        return f'<span class="thl-error">{html.escape(job.problem)}</span>{details if job.details else ""}'
+    if job.state == "finished":
+        return f"Finished in {in_words(job.seconds)}"
+    if job.state == "stopped" and not job.folder.exists():
+        return "Stopped before anything was made."
+    if job.state == "stopped":
+        return "Stopped. Its finished chunks are kept: “Continue” below goes on."
+    if job.stop.is_set():
+        return "Stopping after this step …"
+    if job.progress is None:
+        return "Reading the inputs, loading the networks …"
+    if job.fraction == 1:
+        return "Decoding, writing the video, measuring it …"
+    progress = job.progress
+    left = job.seconds_left
+    known = f" · about {in_words(left)} left" if left is not None else ""
+    return f"Chunk {progress.chunk} of {progress.chunks} · step {progress.step} of {progress.steps}{known}"
+
+
+def in_words(seconds: float) -> str:
+    """A length of time for people."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

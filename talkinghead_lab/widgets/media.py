@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import mimetypes
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,20 +161,17 @@ def data_url(content: bytes, kind: str) -> str:
 
 
 def sound_html(file: Path) -> str:
-    """A recording's waveform and length, and a player where the file is small enough.
+    """A recording's waveform, length and player; of a large file its size alone.
 
     Raises:
         MediaError: not a recording.
     """
+    if file.stat().st_size > LARGEST_PLAYER:
+        return f"<span>{file.stat().st_size / 1e6:.0f} MB: too large to be played here</span>"
     wave = audio.read_soundtrack(file)
-    seconds = wave.shape[1] / audio.SOUNDTRACK_RATE
-    player = ""
-    if file.stat().st_size <= LARGEST_PLAYER:
-        kind = (
-            "audio/wav" if file.suffix == ".wav" else "audio/mpeg" if file.suffix == ".mp3" else "audio/mp4"
-        )
-        player = f'<audio controls src="{data_url(file.read_bytes(), kind)}"></audio>'
-    return f"{_waveform(wave)}<span>{seconds:.1f} s</span>{player}"
+    kind = mimetypes.guess_type(file.name)[0] or "audio/mp4"
+    player = f'<audio controls src="{data_url(file.read_bytes(), kind)}"></audio>'
+    return f"{_waveform(wave)}<span>{wave.shape[1] / audio.SOUNDTRACK_RATE:.1f} s</span>{player}"
 
 
 def _waveform(wave: audio.Wave) -> str:

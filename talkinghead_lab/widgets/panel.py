@@ -2,7 +2,6 @@
 
 import asyncio
 import html
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,12 +10,13 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
-from talkinghead_lab.files import atomic_path
+from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.params import GenerationParams, project_folder
+from talkinghead_lab.runs import GenerationResult
 from talkinghead_lab.widgets.gallery import Gallery, comparison_html
 from talkinghead_lab.widgets.history import PastRun, parts_in
-from talkinghead_lab.widgets.jobs import GenerationThread, Job
+from talkinghead_lab.widgets.jobs import GenerationThread, Job, status_html
+from talkinghead_lab.widgets.parameter_files import free_name, presets, save_request
 from talkinghead_lab.widgets.player import Clip, Player, clip_of_growing, clip_of_run
 from talkinghead_lab.widgets.settings import Settings
 
@@ -68,7 +68,7 @@ class TuningPanel(widgets.VBox):
         self.preset.observe(self._preset_chosen, "value")
         self.reset_button = widgets.Button(description="Reset", icon="undo", tooltip="takes changes back")
         self.reset_button.on_click(lambda button: self._reset())
-        self.file_name = widgets.Text(placeholder="name of the file", value="tuned", continuous_update=False)
+        self.file_name = widgets.Text(value=free_name(self.folder, "tuned"), continuous_update=False)
         self.save_button = widgets.Button(description="Save as YAML", icon="save")
         self.save_button.on_click(lambda button: self.save())
         self.player = Player(hint=HINT)
@@ -118,23 +118,29 @@ class TuningPanel(widgets.VBox):
             self.thread.job.stop.set()
         self.refresh()
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Block until the video is made, or so many seconds have passed, then show what there is."""
-        if self.thread.job is not None:
-            self.thread.job.ended.wait(seconds)
+    def wait(self, seconds: float | None = None) -> GenerationResult | None:
+        """Block until the video is made, or so many seconds have passed, then show and give what there is.
+
+        Raises:
+            TalkingHeadError: the run failed.
+        """
+        job = self.thread.job
+        if job is None:
+            return None
+        job.ended.wait(seconds)
         self.refresh()
+        if job.state == "failed":
+            raise TalkingHeadError(job.problem)
+        return GenerationResult.from_run(job.folder) if job.state == "finished" else None
 
     def save(self) -> Path | None:
-        """Write the whole request to `params/` in the folder of runs; None where it cannot be written."""
+        """Write the request to `params/` in the folder of runs; None where it cannot be written."""
         with self._telling():
-            path = self.folder / "params" / f"{_checked_name(self.file_name.value)}.yaml"
-            text = self.params.to_yaml(complete=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            path = save_request(self.params, self.folder, self.file_name.value)
             shown = path.relative_to(project_folder()) if path.is_relative_to(project_folder()) else path
             self.saved.value = f"Saved: <code>{html.escape(str(shown))}</code>"
             self.preset.options = presets(self.folder)
+            self.file_name.value = free_name(self.folder, path.stem)
             return path
         return None
 
@@ -237,59 +243,3 @@ class TuningPanel(widgets.VBox):
             self.refresh()
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
         self.refresh()
-
-
-def presets(folder: Path) -> list[tuple[str, str]]:
-    """(name, path) of the parameter files that hold a request: those that ship, then those saved here."""
-    files = [
-        *sorted((project_folder() / "params").glob("*.yaml")),
-        *sorted((folder / "params").glob("*.yaml")),
-    ]
-    found = [("choose …", "")]
-    for file in files:
-        try:
-            GenerationParams.from_yaml(file)
-        except TalkingHeadError:
-            continue  # a sweep
-        found.append((file.stem, str(file)))
-    return found
-
-
-def status_html(job: Job) -> str:
-    """How far a job is, in words."""
-    if job.state == "failed":
-        details = f"<details><summary>Details</summary><pre>{html.escape(job.details)}</pre></details>"
-        return f'<span class="thl-error">{html.escape(job.problem)}</span>{details if job.details else ""}'
-    if job.state == "finished":
-        return f"Finished in {in_words(job.seconds)}"
-    if job.state == "stopped":
-        return "Stopped. Its finished chunks are kept: “Continue” below goes on."
-    if job.stop.is_set():
-        return "Stopping after this step …"
-    if job.progress is None:
-        return "Reading the inputs, loading the networks …"
-    if job.fraction == 1:
-        return "Decoding, writing the video, measuring it …"
-    progress = job.progress
-    left = job.seconds_left
-    known = f" · about {in_words(left)} left" if left is not None else ""
-    return f"Chunk {progress.chunk} of {progress.chunks} · step {progress.step} of {progress.steps}{known}"
-
-
-def in_words(seconds: float) -> str:
-    """A length of time for people."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[\w][\w. -]{0,80}", name):
-        raise InvalidRequest(
-            "the file's name cannot be used",
-            received=name,
-            allowed="letters, digits, spaces, _ . -",
-            remedy="Change it.",
-        )
-    return name.removesuffix(".yaml")
