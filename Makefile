@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo verify test lint lab notebooks serve smoke lock clean
+.PHONY: help setup demo verify test lint lab notebooks published serve smoke lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +50,12 @@ notebooks: setup ## run every notebook with the embedded checkpoint; the execute
 	    *) given="-f params/embedded.yaml" ;; \
 	  esac; \
 	  $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$name.ipynb $$given || exit 1; \
+	done
+
+published: setup ## run both sweeps whole, about 20 minutes on two cores; results go to outputs/published/
+	@for name in 02_cfg_sweep 03_step_sweep; do echo "$$name"; mkdir -p outputs/published/$$name; \
+	  $(BIN)/papermill --no-progress-bar notebooks/$$name.ipynb outputs/published/$$name/$$name.ipynb \
+	    -p folder outputs/published/$$name -p workers $(WORKERS) || exit 1; \
 	done
 
 # Inside a container the folders are /data/shared and /output; here they need no rights.

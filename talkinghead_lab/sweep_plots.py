@@ -1,7 +1,7 @@
-"""Figures of a sweep's table: heat map, curves with bands, quality against time, videos side by side."""
+"""Figures of a sweep's table: heat maps, curves with bands, quality against time, paired differences."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,126 +9,261 @@ import matplotlib
 import numpy as np
 import polars
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 
-from talkinghead_lab import audio, video
-from talkinghead_lab.comparisons import PAIRED_BY, means, pareto_front
+from talkinghead_lab.comparisons import Interval, means, pareto_front
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.files import atomic_path
+from talkinghead_lab.measures import KINDS
 from talkinghead_lab.plots import INK, STYLE, NotebookFigure
+from talkinghead_lab.sweep_labels import axis_values, described, measure_title, unit_of, value_label, words
 
 COLORS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
+PALE = "#a0aec0"
 PAPER_DPI = 300
-LABEL_HEIGHT = 22  # pixels above each video of a grid
 
 
-def heat_map(table: polars.DataFrame, x: str, y: str, measure: str, unit: str = "") -> NotebookFigure:
-    """Mean of a measure for each pair of axis values, with half the width of its 95 % interval (t) below.
+def heat_map(
+    table: polars.DataFrame,
+    x: str,
+    y: str,
+    measure: str,
+    panels: str | None = None,
+    interval: Interval = "t",
+) -> NotebookFigure:
+    """Mean of a measure for each pair of axis values, with half the width of its 95 % interval below.
 
     Args:
         table: of `sweeps.results`.
         x, y: axes of the sweep.
         measure: a column.
-        unit: written behind the measure's name.
+        panels: a third axis, with a map for each of its values.
+        interval: how the intervals are made; see `comparisons.Estimate`.
 
     Raises:
         InvalidRequest: no such column, or no finished run has the measure.
     """
-    found = means(table, [y, x], measure)
-    if found.is_empty():
-        raise InvalidRequest("no finished run has the measure", received=measure)
-    columns, rows = _values(found, x), _values(found, y)
-    grid = np.full((len(rows), len(columns)), np.nan)
+    found = _means(table, [*_given(panels), y, x], measure, interval)
+    columns, rows = axis_values(found, x), axis_values(found, y)
+    titles = axis_values(found, panels) if panels else [None]
+    scale = Normalize(*np.quantile(found["mean"], (0, 1)))
     with matplotlib.rc_context(STYLE):
-        size = (1.9 + 0.95 * len(columns), 1.2 + 0.62 * len(rows))
+        size = (1.5 + (0.35 + 0.72 * len(columns)) * len(titles), 1.35 + 0.5 * len(rows))
         figure = NotebookFigure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        for cell in found.iter_rows(named=True):
-            grid[rows.index(cell[y]), columns.index(cell[x])] = cell["mean"]
-        image = axes.imshow(grid, cmap="viridis", origin="lower", aspect="auto")
-        for cell in found.iter_rows(named=True):
-            place = columns.index(cell[x]), rows.index(cell[y])
-            light = cell["mean"] > 0.4 * np.nanmin(grid) + 0.6 * np.nanmax(grid)
-            text = f"{cell['mean']:.3g}"
-            if cell["high"] is not None:
-                text += f"\n± {cell['high'] - cell['mean']:.2g}"
-            axes.text(*place, text, ha="center", va="center", fontsize=8, color=INK if light else "white")
-        axes.set_xticks(range(len(columns)), [_label(value) for value in columns])
-        axes.set_yticks(range(len(rows)), [_label(value) for value in rows])
-        axes.set(xlabel=_words(x), ylabel=_words(y), title=_title(measure, unit))
-        axes.spines[:].set_visible(False)
-        figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
+        grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for axes, title in zip(grid, titles, strict=True):
+            cells = found.filter(polars.col(panels).eq_missing(title)) if panels else found
+            image = _draw_map(axes, cells, (x, columns), (y, rows), scale)
+            axes.set_title("" if panels is None else value_label(title), fontsize=9, loc="center")
+            axes.set_xlabel(words(x))
+        grid[0].set_ylabel(words(y))
+        figure.suptitle(measure_title(measure), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        figure.colorbar(image, ax=grid.tolist(), pad=0.02, aspect=14).outline.set_visible(False)
+        _add_note(figure, found, "± half the 95 % interval")
     return figure
 
 
+def _draw_map(
+    axes: Axes,
+    cells: polars.DataFrame,
+    across: tuple[str, list[Any]],
+    up: tuple[str, list[Any]],
+    scale: Normalize,
+) -> AxesImage:
+    (x, columns), (y, rows) = across, up
+    grid = np.full((len(rows), len(columns)), np.nan)
+    spread = np.ptp([scale.vmin, scale.vmax]) or 1.0
+    decimals = int(np.clip(1 - np.floor(np.log10(spread)), 0, 6))  # two digits of what differs
+    for cell in cells.iter_rows(named=True):
+        place = columns.index(cell[x]), rows.index(cell[y])
+        grid[place[::-1]] = cell["mean"]
+        text = f"{cell['mean']:.{decimals}f}"
+        if cell["high"] is not None:
+            text += f"\n±{(cell['high'] - cell['low']) / 2:.{decimals}f}"
+        color = INK if scale(cell["mean"]) > 0.6 else "white"
+        axes.text(*place, text, ha="center", va="center", fontsize=7.5, color=color, linespacing=1.3)
+    image = axes.imshow(grid, cmap="viridis", norm=scale, origin="lower", aspect="auto")
+    axes.set_xticks(range(len(columns)), [value_label(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [value_label(value) for value in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
 def curves(
-    table: polars.DataFrame, x: str, measure: str, group: str | None = None, unit: str = ""
+    table: polars.DataFrame,
+    x: str,
+    measure: str,
+    group: str | None = None,
+    panels: str | None = None,
+    interval: Interval = "t",
 ) -> NotebookFigure:
-    """Mean of a measure along a numeric axis with a band of its 95 % interval (t), a line for each group.
+    """Mean of a measure along a numeric axis with a band of its 95 % interval, a line for each group.
 
     Args and errors as for `heat_map`; `group` is another axis.
     """
-    found = means(table, [x] if group is None else [group, x], measure)
-    if found.is_empty():
-        raise InvalidRequest("no finished run has the measure", received=measure)
+    found = _means(table, [*_given(panels), *_given(group), x], measure, interval)
+    titles = axis_values(found, panels) if panels else [None]
+    groups = axis_values(found, group) if group else [None]
     with matplotlib.rc_context(STYLE):
-        figure = NotebookFigure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        for number, value in enumerate(_values(found, group) if group else [None]):
-            line = found if group is None else found.filter(polars.col(group).eq_missing(value))
-            _draw_curve(axes, line.sort(x), x, COLORS[number % len(COLORS)], _label(value))
+        figure = NotebookFigure(figsize=(2.0 + max(3.4, 2.1 * len(titles)), 3.1), layout="constrained")
+        grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for axes, title in zip(grid, titles, strict=True):
+            inside = found.filter(polars.col(panels).eq_missing(title)) if panels else found
+            for color, value in zip(itertools.cycle(COLORS), groups, strict=False):
+                line = inside.filter(polars.col(group).eq_missing(value)) if group else inside
+                _draw_curve(axes, line.sort(x), x, color, value_label(value))
+            _mark_values(axes, axis_values(found, x))
+            heading = "" if panels is None else f"{words(panels)} {value_label(title)}"
+            axes.set_title(heading, fontsize=9, loc="center", fontweight="normal")
+            axes.set_xlabel(words(x))
+        grid[0].set_ylabel(unit_of(measure) or words(measure))
+        figure.suptitle(measure_title(measure), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
         if group is not None:
-            axes.legend(title=_words(group), fontsize=8, title_fontsize=8)
-        axes.set(xlabel=_words(x), ylabel=unit, title=_title(measure, unit))
+            handles, names = grid[0].get_legend_handles_labels()
+            figure.legend(handles, names, title=words(group), loc="outside right center", fontsize=8)
+        _add_note(figure, found, "band: 95 % interval")
     return figure
 
 
 def _draw_curve(axes: Axes, line: polars.DataFrame, x: str, color: str, label: str) -> None:
-    axes.plot(line[x], line["mean"], color=color, marker="o", markersize=4, linewidth=1.6, label=label)
+    axes.plot(line[x], line["mean"], color=color, marker="o", markersize=3.5, linewidth=1.5, label=label)
     band = line.drop_nulls("low")
-    axes.fill_between(band[x], band["low"], band["high"], color=color, alpha=0.18, linewidth=0)
+    axes.fill_between(band[x], band["low"], band["high"], color=color, alpha=0.13, linewidth=0)
+    axes.grid(axis="y", color="#e2e8f0", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _mark_values(axes: Axes, values: list[Any]) -> None:
+    """Ticks at the values that were run; doublings lie evenly."""
+    ratios = {after / before for before, after in itertools.pairwise(values) if before > 0}
+    if len(values) > 2 and len(ratios) == 1:
+        axes.set_xscale("log")
+    axes.set_xticks(values, [value_label(value) for value in values])
+    axes.minorticks_off()
 
 
 def quality_against_time(
     table: polars.DataFrame,
     axes_of_sweep: list[str],
     quality: str,
-    higher_is_better: bool = True,
+    group: str | None = None,
     cost: str = "seconds_per_frame",
+    interval: Interval = "t",
 ) -> NotebookFigure:
     """A point for each combination of the axes, means of both measures, and the line of those that no other
-    one beats in both.
+    one beats in both; a legend names these. What is better in `quality` is known of each measure.
+
+    Args:
+        table: of `sweeps.results`.
+        axes_of_sweep: what varies.
+        quality, cost: columns.
+        group: the axis that colours tell apart.
+        interval: how the intervals are made; see `comparisons.Estimate`.
 
     Raises:
         InvalidRequest: no such column, or no finished run has both measures.
     """
     costs = means(table, axes_of_sweep, cost).select(*axes_of_sweep, polars.col("mean").alias("cost"))
-    points = means(table, axes_of_sweep, quality)
-    if points.is_empty() or costs.is_empty():
-        raise InvalidRequest("no finished run has both measures", received=f"{quality}, {cost}")
-    points = points.join(costs, on=axes_of_sweep, nulls_equal=True)
-    front = pareto_front(points, "mean", "cost", higher_is_better)
+    points = _means(table, axes_of_sweep, quality, interval).join(costs, on=axes_of_sweep, nulls_equal=True)
+    front = pareto_front(points, "mean", "cost", KINDS.get(quality, ("", "higher"))[1] != "lower")
+    groups = axis_values(points, group) if group else [None]
     with matplotlib.rc_context(STYLE):
-        figure = NotebookFigure(figsize=(6.4, 4.0), layout="constrained")
+        figure = NotebookFigure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        reach = points.drop_nulls("low")
-        arms = [reach["mean"] - reach["low"], reach["high"] - reach["mean"]]
-        axes.errorbar(
-            reach["cost"], reach["mean"], arms, fmt="none", ecolor="#a0aec0", linewidth=0.8, zorder=1
+        axes.step(front["cost"], front["mean"], where="post", color=INK, linewidth=0.9, zorder=1)
+        for color, value in zip(itertools.cycle(COLORS), groups, strict=False):
+            inside = points.filter(polars.col(group).eq_missing(value)) if group else points
+            _draw_points(axes, inside, color, value_label(value) if group else None)
+        names = [_front_label(axes, point, n, axes_of_sweep) for n, point in enumerate(front.to_dicts(), 1)]
+        axes.set(xlabel=f"{words(cost)} ({unit_of(cost)})", ylabel=words(quality), ylim=_span(points["mean"]))
+        axes.set_xlim(0, 1.08 * max(points["cost"]))
+        axes.set_title(measure_title(quality) + " against time")
+        blank = [Line2D([], [], linestyle="none")] * len(names)
+        shown, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            [*shown, *blank], [*labels, *names], loc="outside right center", fontsize=7.5, labelspacing=0.7
         )
-        axes.scatter(points["cost"], points["mean"], s=22, color="#a0aec0", zorder=2)
-        axes.plot(front["cost"], front["mean"], color=COLORS[1], marker="o", markersize=5, zorder=3)
-        for number, point in enumerate(front.iter_rows(named=True)):
-            text = ", ".join(f"{_short(axis)} {_label(point[axis])}" for axis in axes_of_sweep)
-            above = 12 if number % 2 == 0 else -18
-            axes.annotate(
-                text, (point["cost"], point["mean"]), (0, above), textcoords="offset points",
-                fontsize=7, ha="center",
-            )  # fmt: skip
-        axes.margins(x=0.18, y=0.16)
-        axes.set(xlabel=_words(cost), ylabel=_words(quality), title=f"{_words(quality)} against time")
+        _add_note(figure, points, "bar: 95 % interval; line: what nothing beats in both")
     return figure
+
+
+def _draw_points(axes: Axes, points: polars.DataFrame, color: str, label: str | None) -> None:
+    reach = points.drop_nulls("low")
+    arms = [reach["mean"] - reach["low"], reach["high"] - reach["mean"]]
+    axes.errorbar(reach["cost"], reach["mean"], arms, fmt="none", ecolor=color, alpha=0.35, linewidth=0.8)
+    axes.scatter(points["cost"], points["mean"], s=20, color=color, label=label, zorder=3, linewidth=0)
+
+
+def _front_label(axes: Axes, point: dict[str, Any], number: int, axes_of_sweep: list[str]) -> str:
+    """Number a point of the front; what the number stands for."""
+    axes.annotate(
+        str(number), (point["cost"], point["mean"]), (5, 4), textcoords="offset points", fontsize=8,
+        fontweight="bold",
+    )  # fmt: skip
+    return f"{number}  {described(point, axes_of_sweep)}"
+
+
+def differences(found: polars.DataFrame, measure: str, base: Mapping[str, Any]) -> NotebookFigure:
+    """A row for each combination: its paired difference from the base and the 95 % interval, pale where that
+    spans zero.
+
+    Args:
+        found: of `comparisons.paired_differences`.
+        measure: what differs.
+        base: what it was called with.
+
+    Raises:
+        InvalidRequest: there is no difference to show.
+    """
+    rows = found.drop_nulls("mean").to_dicts()[::-1]
+    if not rows:
+        raise InvalidRequest("there is no pair of runs to compare", received=measure)
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(6.8, 1.2 + 0.17 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for number, row in enumerate(rows):
+            sure = row["low"] is not None and row["low"] * row["high"] > 0
+            color = COLORS[0] if sure else PALE
+            if row["low"] is not None:
+                axes.hlines(number, row["low"], row["high"], color=color, linewidth=1.6)
+            axes.plot(row["mean"], number, "o", color=color, markersize=4)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        unit = f" ({unit_of(measure)})" if unit_of(measure) else ""
+        axes.set_yticks(range(len(rows)), [described(row, [*base]) for row in rows], fontsize=7.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set(
+            ylim=(-0.7, len(rows) - 0.3),
+            xlabel=f"difference from {described(base, [*base])}{unit}",
+        )
+        axes.set_title(measure_title(measure) + ", paired", x=0, loc="left")
+        axes.grid(axis="x", color="#e2e8f0", linewidth=0.6)
+        axes.set_axisbelow(True)
+        _add_note(figure, found, "bar: 95 % interval", "pairs")
+    return figure
+
+
+def _means(
+    table: polars.DataFrame, axes_of_sweep: list[str], measure: str, interval: Interval
+) -> polars.DataFrame:
+    found = means(table, axes_of_sweep, measure, interval)
+    if found.is_empty():
+        raise InvalidRequest("no finished run has the measure", received=measure)
+    return found
+
+
+def _add_note(figure: Figure, found: polars.DataFrame, what: str, of: str = "runs each") -> None:
+    """Say below a figure how its intervals are made, and of how many runs."""
+    kinds = {"t": "Student's t", "bootstrap": "BCa bootstrap"}
+    fewest, most = np.quantile(found["count"], (0, 1)).astype(int)
+    counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    text = f"{what} ({kinds[found['interval'][0]]}), {counts} {of}"
+    height = 0.17 / figure.get_size_inches()[1]
+    figure.get_layout_engine().set(rect=(0, height, 1, 1 - height))  # type: ignore[union-attr, call-arg]
+    figure.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=6.5, color="#718096")
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
@@ -142,88 +277,12 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     return paths
 
 
-def grid_video(
-    table: polars.DataFrame, path: str | Path, x: str, y: str | None = None, width: int = 160
-) -> Path:
-    """One labelled video of a sweep's videos side by side, with the sound of the first.
-
-    Of several seeds, portraits or recordings the first of the table is shown. A video that ends before the
-    others keeps its last frame.
-
-    Args:
-        table: of `sweeps.results`.
-        path: where the video goes; one that is there is replaced.
-        x, y: axes of the sweep: what differs from left to right, and from bottom to top.
-        width: of each video in pixels, even.
-
-    Raises:
-        InvalidRequest: no run is finished.
-    """
-    finished = table.filter(polars.col("state") == "finished")
-    if finished.is_empty():
-        raise InvalidRequest("no run is finished")
-    repeats = [name for name in PAIRED_BY if name in table.columns]
-    first = finished.row(0, named=True)
-    for name in repeats:
-        finished = finished.filter(polars.col(name).eq_missing(first[name]))
-    columns, rows = _values(finished, x), _values(finished, y) if y else [None]
-    shown = {(cell[x], cell[y] if y else None): cell for cell in finished.iter_rows(named=True)}
-    facts = [video.probe(cell["video_path"]) for cell in shown.values()]
-    height = 2 * round(width * facts[0].height / facts[0].width / 2)
-    tiles = [
-        _tile(shown.get((column, row)), x, y, (width, height)) for row in reversed(rows) for column in columns
-    ]
-    count = max(found.frame_count for found in facts)
-    frames = _composed(tiles, len(columns), count)
-    path = Path(path)
-    path.unlink(missing_ok=True)
-    video.write_video(path, frames, audio.read_soundtrack(first["video_path"]), count, {})
-    return path
+def _given(axis: str | None) -> list[str]:
+    return [] if axis is None else [axis]
 
 
-def _tile(cell: dict[str, Any] | None, x: str, y: str | None, size: tuple[int, int]) -> Iterator[Image.Image]:
-    """Frames of one video with its label above, the last one for ever; grey where there is no video."""
-    blank = Image.new("RGB", (size[0], size[1] + LABEL_HEIGHT), "white")
-    if cell is None:
-        blank.paste("#cbd5e0", (0, LABEL_HEIGHT, size[0], size[1] + LABEL_HEIGHT))
-        yield from itertools.repeat(blank)
-        return
-    label = ", ".join(f"{_short(axis)} {_label(cell[axis])}" for axis in (x, y) if axis)
-    font = ImageFont.load_default(size=12)
-    ImageDraw.Draw(blank).text((4, 4), label, fill=INK, font=font)
-    picture = blank
-    for pixels in video.read_frames(cell["video_path"]):
-        picture = blank.copy()
-        picture.paste(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS), (0, LABEL_HEIGHT))
-        yield picture
-    yield from itertools.repeat(picture)
-
-
-def _composed(tiles: list[Iterator[Image.Image]], columns: int, count: int) -> Iterator[video.Frames]:
-    for _ in range(count):
-        pictures = [np.asarray(next(tile)) for tile in tiles]
-        rows = [np.concatenate(pictures[k : k + columns], axis=1) for k in range(0, len(pictures), columns)]
-        yield np.concatenate(rows)[None]
-
-
-def _values(table: polars.DataFrame, axis: str) -> list[Any]:
-    return table[axis].unique().sort().to_list()
-
-
-def _label(value: Any) -> str:
-    if value is None or value == "[]":
-        return "none"
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _short(name: str) -> str:
-    """An axis's name as it fits above a video or beside a point."""
-    return _words(name.removesuffix("_guide_scale").removesuffix("_threshold").removeprefix("diffusion_"))
-
-
-def _title(measure: str, unit: str) -> str:
-    return _words(measure) + (f" ({unit})" if unit and unit != "1" else "")
+def _span(values: polars.Series) -> tuple[float, float]:
+    """A little more than the range of means: intervals of few runs would leave them no room."""
+    low, high = np.quantile(values, (0, 1))
+    margin = 0.3 * (high - low) or 1.0
+    return low - margin, high + margin

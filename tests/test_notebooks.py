@@ -61,7 +61,7 @@ def working_directory(request, tmp_path):
 
 @pytest.mark.slow
 def test_generate_shows_its_inputs_the_video_and_the_record(working_directory, tmp_path):
-    done, executed = papermill("01_generate", working_directory, TINY)
+    done, executed = papermill("01_generate", working_directory, TINY | {"do_again": True})
     assert done.returncode == 0, done.stderr
     shown = outputs(executed)
     for figure in ("inputs-figure", "frames-figure"):
@@ -69,6 +69,7 @@ def test_generate_shows_its_inputs_the_video_and_the_record(working_directory, t
     assert "<video" in data(shown["video"], "text/html")
     record = json.loads(shown["record-text"][0]["text"])
     assert record["request"]["seed"] == 7
+    assert shown["verification"][0]["text"].splitlines()[0] == "identical"
     (video,) = (tmp_path / "outputs").glob("*/*.mp4")
     assert video.stat().st_size > 1000
 
@@ -123,10 +124,43 @@ def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, t
     )
     assert done.returncode == 0, done.stderr
     shown = outputs(executed)
-    for figure in ("heat-map", "curves"):
+    for figure in ("heat-map", "curves", "differences"):
         assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 500
         assert (tmp_path / "sweep" / f"{figure}.svg").stat().st_size > 1000
     assert "<video" in data(shown["videos"], "text/html")
     assert "effect" in data(shown["differences"], "text/html")
+    told = json.dumps([shown, (tmp_path / "sweep" / "results.csv").read_text()])
+    assert str(ROOT) not in told and "cells/" in told, "paths start from the sweep's folder"
     table = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
     assert len(table) == 1 + (8 if notebook == "02_cfg_sweep" else 16)
+
+
+@pytest.mark.slow
+def test_a_profile_shows_its_timeline_and_foresees_its_runs(request_for, tmp_path):
+    (tmp_path / "request.yaml").write_text(request_for(device="cpu").to_yaml())
+    parameters = {
+        "params_file": str(tmp_path / "request.yaml"), "folder": str(tmp_path / "profile"), "small": True,
+        "frame_sizes": ["32x32", "64x64", "96x96"], "chunk_frames": [9, 13], "base": {"diffusion_steps": 1},
+    }  # fmt: skip
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(parameters))
+    executed = tmp_path / "executed.ipynb"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "papermill", ROOT / "notebooks" / "04_vram_profile.ipynb", executed),
+            *("-f", tmp_path / "given.yaml", "--no-progress-bar"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = outputs(executed)
+    assert "host&#x27;s: there is no GPU here" in data(shown["build"], "text/html")
+    for figure in ("timeline", "foreseen"):
+        assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 500
+        assert (tmp_path / "profile" / f"{figure}.svg").stat().st_size > 1000
+    assert "vae_encode" in data(shown["profile"], "text/html")
+    model = json.loads((tmp_path / "profile" / "memory_coefficients.json").read_text())
+    assert 0.2 < model["outside_gib"] < 2
+    assert shown["record"][0]["text"].startswith("failed: none")
