@@ -9,8 +9,8 @@ import torch
 from talkinghead_lab.errors import InvalidRequest
 
 GIB = 2**30
-# What PyTorch's allocators say, on a GPU and on a CPU.
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# What PyTorch's allocators and the libraries below it say, on a GPU and on a CPU.
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def pick_device(name: str) -> torch.device:

@@ -93,8 +93,9 @@ def _known_memory(plan: Requirements, stage: str, params: GenerationParams, devi
 
 
 def label(setting: Mapping[str, Any]) -> str:
-    """A setting in one line."""
-    return ", ".join(f"{name} {value}" for name, value in setting.items()) or "as it is"
+    """A setting in one line, without what is unset."""
+    told = [f"{name.replace('_', ' ')} {value}" for name, value in setting.items() if value is not None]
+    return ", ".join(told) or "as it is"
 
 
 def peak_column(table: polars.DataFrame) -> str:

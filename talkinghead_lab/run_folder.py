@@ -94,7 +94,11 @@ class RunFolder:
         _remove_partial_files(self.path)
         if request.is_file():
             try:
-                same = GenerationParams.from_yaml(request) == self.params
+                # A budget changes no bit of the video: a run that it was too small for goes on with another.
+                same = (
+                    GenerationParams.from_yaml(request, vram_budget_gib=self.params.vram_budget_gib)
+                    == self.params
+                )
             except InvalidRequest:
                 same = False
             if not same:

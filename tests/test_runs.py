@@ -210,6 +210,14 @@ def test_a_finished_run_is_returned_as_it_is(run, request_for):
     assert first.video_path.stat().st_mtime_ns == before.st_mtime_ns
 
 
+def test_a_run_goes_on_with_another_budget(run, request_for):
+    with pytest.raises(Stopped):
+        run(request_for(vram_budget_gib=0.5), on_progress=lambda p: p.chunk < 2)
+    resumed: list[Progress] = []
+    run(request_for(vram_budget_gib=64), on_progress=resumed.append)
+    assert resumed[0].chunk == 2
+
+
 def test_another_request_does_not_get_the_folder(run, request_for):
     run(request_for(max_frames=5))
     with pytest.raises(OutputError, match="another request"):
