@@ -59,7 +59,7 @@ ROWS = [
         "sweeps",
         "widgets",
     },
-    {"__init__", "__main__", "training"},
+    {"__init__", "__main__", "bench", "training"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
 MEDIA = {"audio", "image", "source", "video"}

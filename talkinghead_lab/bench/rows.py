@@ -124,7 +124,12 @@ def sustained_seconds_of(work: Callable[[], object], device: torch.device, at_le
     """Seconds of some work in a row of the same without a gap: a GPU that is busy for long clocks lower."""
     once = seconds_of(work, device, repeats=1)
     repeats = max(3, round(at_least / once)) if device.type == "cuda" else 3
-    return seconds_of(lambda: [work() for _ in range(repeats)], device, repeats=1, warm_up=0) / repeats
+
+    def in_a_row() -> None:
+        for _ in range(repeats):
+            work()
+
+    return seconds_of(in_a_row, device, repeats=1, warm_up=0) / repeats
 
 
 def measure(

@@ -134,16 +134,14 @@ class Rotation:
 
     def __init__(self, angles: Tensor, device: torch.device | None = None):
         angles = angles.unsqueeze(-2)
-        self.cosine = angles.cos().float().to(device)
-        self.sine = angles.sin().float().to(device)
+        self.cosine = angles.cos().float().repeat_interleave(2, dim=-1).to(device)
+        sine = angles.sin().float()
+        self.sine = torch.stack((-sine, sine), dim=-1).flatten(-2).to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate [B, tokens, heads, head width] in float32; the type of `x` is kept."""
-        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack(
-            (even * self.cosine - odd * self.sine, odd * self.cosine + even * self.sine), dim=-1
-        )
-        return turned.flatten(-2).type_as(x)
+        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        return (x.float() * self.cosine + swapped.float() * self.sine).type_as(x)
 
 
 def attention_to_regions(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:

@@ -28,6 +28,27 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, modulation: tuple[Tensor, Tensor] 
     return out.to(x.dtype)
 
 
+@torch.library.custom_op("talkinghead_lab::linear_gelu", mutates_args=())
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU (tanh) of a linear layer […, in] → […, out], in the product's own epilogue."""
+    rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+    return rows.unflatten(0, x.shape[:-1])
+
+
+@_linear_gelu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
+    """The feed-forward layers; in bf16 on a GPU the activation saves a pass over its widest tensor."""
+    first, _, second = ffn
+    fused = isinstance(first, nn.Linear) and x.is_cuda and x.dtype is torch.bfloat16
+    if fused and not torch.is_grad_enabled():
+        return second(_linear_gelu(x, first.weight, first.bias))
+    return ffn(x)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the whole width, before it is split into heads."""
 
@@ -135,7 +156,7 @@ class Block(nn.Module):
             None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
         )
         x = x + self.audio_cross_attn(layer_norm(x, self.norm_x), audio, frames, speakers)
-        fed = self.ffn(layer_norm(x, self.norm2, (shift_f, scale_f)))
+        fed = feed_forward(self.ffn, layer_norm(x, self.norm2, (shift_f, scale_f)))
         return (x + fed * gate_f).to(x.dtype)
 
 

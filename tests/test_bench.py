@@ -1,0 +1,76 @@
+"""The benchmark at its tiny size: rows, floors, jobs, and what a file keeps."""
+
+import json
+
+import pytest
+import torch
+
+from talkinghead_lab.bench.__main__ import main
+from talkinghead_lab.bench.ceilings import attention_name, forward_floor, linear_shapes, product_name
+from talkinghead_lab.bench.forwards import COMPILED, DECODE, OUTSIDE, SKIPPED
+from talkinghead_lab.bench.jobs import JOBS, add_jobs, total
+from talkinghead_lab.bench.rows import Results, Row
+from talkinghead_lab.bench.sizes import SIZES
+
+CPU = torch.device("cpu")
+MACHINE = {"device": "a machine"}
+TINY, RELEASED = SIZES["tiny"], SIZES["released"]
+
+
+def test_parts_are_measured_and_kept_in_one_file(tmp_path):
+    out = tmp_path / "figures.json"
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", "products"]) == 0
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", "attention", "step"]) == 0
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert {product_name("bf16", shape) for shape in linear_shapes(TINY.dit)} <= rows.keys()
+    assert {attention_name("sdpa"), attention_name("triton"), OUTSIDE, SKIPPED} <= rows.keys()
+    assert all(row["seconds"] > 0 for row in rows.values())
+    assert rows[attention_name("triton")]["conditions"]["relative_error"] < 0.05
+
+
+@pytest.mark.slow
+def test_every_way_of_a_forward_is_measured(tmp_path):
+    out = tmp_path / "figures.json"
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", "forward"]) == 0
+    errors = [row["conditions"]["relative_error"] for row in json.loads(out.read_text())["rows"]]
+    assert len(errors) == 4 and errors[0] == 0 and errors[1] < 1e-4 < errors[2] < 0.1
+
+
+def test_rows_survive_the_file_and_other_machines_rows_do_not(tmp_path):
+    row = Row("a", 2.0, floor=1.0, peak_gib=3.0, conditions={"b": 1})
+    Results(tmp_path / "a.json", MACHINE).add(row)
+    again = Results(tmp_path / "a.json", MACHINE)
+    assert again.rows == {"a": row} and again.rows["a"].ratio == 0.5
+    assert Results(tmp_path / "a.json", {"device": "another"}).rows == {}
+
+
+def test_the_floor_is_the_sum_of_its_products_and_attention():
+    results = Results(None, MACHINE)
+    assert forward_floor(RELEASED.dit, results) is None
+    for shape, seconds in zip(linear_shapes(RELEASED.dit), (2.0, 3.0, 5.0), strict=True):
+        results.add(Row(product_name("bf16", shape), seconds))
+    for kind, seconds in {"sdpa": 40.0, "flash3": 30.0, "triton": 20.0}.items():
+        results.add(Row(attention_name(kind), seconds))
+    assert forward_floor(RELEASED.dit, results) == 40 * (8 * 2 + 3 + 5 + 30)
+    assert forward_floor(RELEASED.dit, results, rounded_attention=True) == 40 * (8 * 2 + 3 + 5 + 20)
+
+
+def test_the_released_size_is_that_of_the_released_weights():
+    """1.80 PFLOP of linear layers and self-attention, 18.9 billion parameters."""
+    config, tokens = RELEASED.dit, RELEASED.grid.tokens
+    assert tokens == 32_760
+    linear = sum(2 * tokens * rows * columns * n for (rows, columns), n in linear_shapes(config).items())
+    assert linear * config.num_layers == pytest.approx(0.92e15, rel=0.005)
+    assert 4 * tokens**2 * config.dim * config.num_layers == pytest.approx(0.88e15, rel=0.005)
+
+
+def test_jobs_add_up():
+    parts = {"forward": 2.0, "skipped": 0.1, "outside": 0.5, "decode": 3.0}
+    job = JOBS["job: 8 seconds, 8 steps, text 1.0, audio 2.0"]
+    assert total(job, 3, 0.5, parts) == pytest.approx(3 * (8 * (2 * 1.05 + 0.5) + 3.0))
+    results = Results(None, MACHINE)
+    for name, seconds in {COMPILED: 2.0, SKIPPED: 0.1, OUTSIDE: 0.5, DECODE: 3.0}.items():
+        results.add(Row(name, seconds))
+    add_jobs(RELEASED, CPU, results)
+    assert len(results.rows) == 4 + 3 * 4
+    assert results.rows["job: 8 seconds, 40 steps, 0% skipped, bf16, compiled"].conditions["chunks"] == 3
