@@ -71,14 +71,19 @@ def _tile(
         yield from itertools.repeat(blank)
         return
     label = described(cell, axes)
-    font = ImageFont.load_default(size=12)
-    ImageDraw.Draw(blank).text((4, 4), label, fill=INK, font=font)
+    ImageDraw.Draw(blank).text((4, 4), label, fill=INK, font=_font(label, size[0] - 8))
     picture = blank
     for pixels in video.read_frames(folder / cell["video_path"]):
         picture = blank.copy()
         picture.paste(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS), (0, LABEL_HEIGHT))
         yield picture
     yield from itertools.repeat(picture)
+
+
+def _font(label: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The largest font of at most 12 pixels in which a label is no wider; 6 at the least."""
+    fonts = [ImageFont.load_default(size=size) for size in range(12, 5, -1)]
+    return next((font for font in fonts if font.getlength(label) <= width), fonts[-1])
 
 
 def _composed(tiles: list[Iterator[Image.Image]], columns: int, count: int) -> Iterator[video.Frames]:

@@ -124,6 +124,13 @@ def test_videos_side_by_side(table, tmp_path):
     assert greys == pytest.approx([80, 110, 40, 70], abs=4)
 
 
+def test_a_long_label_stays_above_its_own_video(table, tmp_path):
+    longer = table.with_columns(audio_guide_scale=polars.lit("a method with quite a long name"))
+    path = grid_video(longer, tmp_path, "audio_guide_scale", "text_guide_scale", width=160)
+    label = next(video.read_frames(path))[:22]
+    assert label[:, :150].min() < 100 and label[:, 157:].min() > 200
+
+
 def test_a_figure_is_saved_for_print_and_for_the_web(table, tmp_path):
     figure = sweep_plots.curves(table, "audio_guide_scale", "quality")
     png, svg = sweep_plots.save_figure(figure, tmp_path, "curve")
