@@ -117,8 +117,8 @@ def lip_error(opening: Opening, params: GenerationParams, why_not: str | None = 
 
 def mouth_follows_sound(opening: Opening, path: str | Path, why_not: str | None = None) -> Measure:
     """How the mouth goes with the sound, for any recording: Pearson's correlation of the opening and of the
-    loudness under each frame, at the best of the lags of at most 3 frames (unit 1, higher is better; speech
-    filmed and heard together has about 0.4 to 0.6, Chandrasekaran et al. 2009). Loudness tells nothing of a
+    loudness under each frame, at the best of the lags of at most 3 frames (unit 1, higher is better; after
+    Chandrasekaran et al. 2009, who find the two correlated in filmed speech). Loudness tells nothing of a
     mouth's shape, so this finds lips that do not go with the sound rather than ranking good ones.
     """
     if opening is None:
