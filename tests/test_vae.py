@@ -104,17 +104,33 @@ def test_a_picture_and_zeros_are_encoded_as_if_in_full(model: VAE, frames: int):
     assert torch.equal(model.encode_first_frame_then_zeros(picture, frames), model.encode(whole))
 
 
+def test_one_frame_at_a_time_is_held_at_full_size(model: VAE):
+    """Of a latent frame's four; so the memory that decoding takes is a frame's."""
+    seen = []
+    head = model.decoder.head
+    hook = head.register_forward_hook(lambda layer, inputs, _: seen.append(inputs[0].shape[2]))
+    whole = torch.cat(list(model.decode_pieces(latent(3), 3)), dim=2)
+    assert seen == [9]
+    torch.testing.assert_close(model.decode(latent(3)), whole)
+    assert seen[1:] == [1] * 9
+    hook.remove()
+
+
 def test_settled_layers_are_not_run_again(model: VAE):
-    runs = dict.fromkeys(model.encoder.layers(), 0)
+    frames = dict.fromkeys(model.encoder.layers(), 0)
 
-    def count(layer, *_):
-        runs[layer] += 1
+    def count(layer, inputs, _):
+        frames[layer] += inputs[0].shape[2]
 
-    hooks = [layer.register_forward_hook(count) for layer in runs]
+    hooks = [layer.register_forward_hook(count) for layer in frames]
     model.encode_first_frame_then_zeros(video(1)[:, :, 0], 401)
     for hook in hooks:
         hook.remove()
-    counts = list(runs.values())
+    counts, frames_a_piece = [], 4
+    for layer, seen in frames.items():
+        counts.append(1 + (seen - 1) // frames_a_piece)
+        if getattr(layer, "time_conv", None) is not None:
+            frames_a_piece //= 2
     assert counts[0] == 3, "the picture, the zeros after it, and the zeros that change nothing any more"
     assert counts == sorted(counts), "layers settle from the pixels upwards"
     assert counts[-1] < 40, "of 101 pieces"

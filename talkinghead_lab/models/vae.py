@@ -144,6 +144,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VAEConfig):
         super().__init__()
+        self.frames_per_latent = config.frames_per_latent
         self.conv1 = CausalConv3d(3, config.dim, (3, 3, 3))
         self.downsamples = nn.ModuleList()
         width = config.dim
@@ -161,8 +162,9 @@ class Encoder(nn.Module):
         return [self.conv1, *self.downsamples, *self.middle, self.head]
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        alone = x.shape[2] <= self.frames_per_latent
         for layer in self.layers():
-            x = layer(x, state)
+            x = _frame_by_frame(layer, x, state) if alone else layer(x, state)
         return x
 
 
@@ -186,7 +188,10 @@ class Decoder(nn.Module):
         self.head = Head(width, 3)
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        for layer in [self.conv1, *self.middle, *self.upsamples, self.head]:
+        layers = [self.conv1, *self.middle, *self.upsamples, self.head]
+        if x.shape[2] == 1:
+            return _depth_first(layers, x, state)
+        for layer in layers:
             x = layer(x, state)
         return x
 
@@ -335,10 +340,30 @@ def _run_pending(
     x, settled = settled_output, 0
     for position, layer in enumerate(pending):
         before = memory_of(layer, state)
-        x = layer(x, state)
+        x = _frame_by_frame(layer, x, state)
         if settled == position and same_memory(before, memory_of(layer, state)):
             settled, settled_output = position + 1, x
     return settled_output, pending[settled:], x
+
+
+def _depth_first(layers: Sequence[nn.Module], x: Tensor, state: CausalState) -> Tensor:
+    """Run layers on one frame; of the frames that it becomes, each goes through the rest before the next.
+
+    Layers look only backwards, so the sums are the same, and one frame at a time is held at full size.
+    """
+    for place, layer in enumerate(layers, start=1):
+        x = layer(x, state)
+        if x.shape[2] > 1 and place < len(layers):
+            rest = layers[place:]
+            return torch.cat([_depth_first(rest, frame, state) for frame in x.split(1, dim=2)], dim=2)
+    return x
+
+
+def _frame_by_frame(layer: nn.Module, x: Tensor, state: CausalState) -> Tensor:
+    """Run a layer on one frame after the other, unless it joins frames: what it holds inside is a frame's."""
+    if x.shape[2] == 1 or (isinstance(layer, Downsample) and layer.time_conv is not None):
+        return layer(x, state)
+    return torch.cat([layer(frame, state) for frame in x.split(1, dim=2)], dim=2)
 
 
 def _at_least_one(latents_per_piece: int) -> int:
