@@ -80,7 +80,7 @@ def _draw_map(
     for cell in cells.iter_rows(named=True):
         place = columns.index(cell[x]), rows.index(cell[y])
         grid[place[::-1]] = cell["mean"]
-        text = f"{cell['mean']:.{decimals}f}"
+        text = f"{cell['mean']:.{decimals}f}".replace("-", "−")
         if cell["high"] is not None:
             text += f"\n±{(cell['high'] - cell['low']) / 2:.{decimals}f}"
         color = INK if scale(cell["mean"]) > 0.6 else "white"
