@@ -73,10 +73,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run_generate(options: argparse.Namespace) -> None:
     """Generate; the path of the video, or the result as JSON, is all that goes to stdout."""
+    from talkinghead_lab import parallel
     from talkinghead_lab.runs import generate
 
     overrides = {name: _value(name, text) for name, text in options.overrides}
-    result = generate(GenerationParams.from_yaml(options.params, **overrides), options.run_dir)
+    params = GenerationParams.from_yaml(options.params, **overrides)
+    if parallel.is_parallel():
+        result = parallel.generate_in_parallel(params, options.run_dir)
+    else:
+        result = generate(params, options.run_dir)
+    if result is None:  # another process of several has it
+        return
     print(json.dumps(result.to_json()) if options.json else result.video_path)
 
 

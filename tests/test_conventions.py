@@ -48,6 +48,7 @@ ROWS = [
     },
     {
         "comparisons",
+        "parallel",
         "plots",
         "profile_plots",
         "ray_workers",

@@ -16,6 +16,7 @@ from talkinghead_lab.models.attention import EXACT_KINDS, Rotation, choose_atten
 from talkinghead_lab.models.audio_adapter import AudioProjection
 from talkinghead_lab.models.dit_blocks import Block, Head, KeysValues, linear_float32
 from talkinghead_lab.models.dit_config import DiTConfig
+from talkinghead_lab.models.sequence_parallel import TokenShare
 
 
 @dataclass
@@ -97,6 +98,7 @@ class DiT(nn.Module):
         )
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.head = Head(config)
+        self.share: TokenShare | None = None
 
     def use_attention(self, kind: str, device: torch.device) -> None:
         """Choose the kernel of self-attention, and the fastest exact one for attention to text and picture.
@@ -108,6 +110,12 @@ class DiT(nn.Module):
         for block in self.blocks:
             block.self_attn.kind = chosen
             block.cross_attn.kind = chosen if chosen in EXACT_KINDS else exact
+
+    def share_tokens(self, share: TokenShare) -> None:
+        """Compute only a share of the tokens in the blocks; all processes must call the same forwards."""
+        self.share = share
+        for block in self.blocks:
+            block.self_attn.share = share
 
     def compile_blocks(self) -> None:
         """Compile the blocks' arithmetic: one graph a shape, shared by all blocks.
@@ -194,6 +202,11 @@ class DiT(nn.Module):
         """All blocks, [B, L, D] → [B, L, D]; `regions` [3, S] are used where `audio` holds two speakers."""
         frames = audio.tokens.shape[1]
         regions = regions if audio.speakers > 1 else None
+        if self.share is not None:
+            assert regions is None, "tokens of two speakers are not shared"
+            self.share.check(self.config.num_heads, tokens.shape[1] // frames)
+            tokens = self.share.split(tokens, frames)
+            rotation = self.share.split_rotation(rotation, frames)
         for i, block in enumerate(self.blocks):
             cross, heard = block.cross_attn, block.audio_cross_attn
             tokens = block(
@@ -208,7 +221,7 @@ class DiT(nn.Module):
                 else heard.keys_values(audio.tokens, audio.speakers),
                 regions,
             )
-        return tokens
+        return tokens if self.share is None else self.share.gather(tokens, frames)
 
     def unpatchify(self, tokens: Tensor, time: TimeEmbedding, latent_shape: Sequence[int]) -> Tensor:
         """Tokens [B, L, D] → velocity [B, C, T, h, w], float32."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from talkinghead_lab.models.attention import Rotation, attention, attention_to_regions
 from talkinghead_lab.models.audio_adapter import AudioCrossAttention, speaker_rotation
 from talkinghead_lab.models.dit_config import DiTConfig
+from talkinghead_lab.models.sequence_parallel import TokenShare
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -68,6 +69,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.kind = "sdpa"
+        self.share: TokenShare | None = None
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
         self.v = nn.Linear(config.dim, config.dim)
@@ -82,7 +84,8 @@ class SelfAttention(nn.Module):
         """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
         query = rotation(self.heads(self.norm_q(self.q(x))))
         key = rotation(self.heads(self.norm_k(self.k(x))))
-        out = self.o(attention(query, key, self.heads(self.v(x)), self.kind).flatten(2))
+        attend = attention if self.share is None else self.share.attention
+        out = self.o(attend(query, key, self.heads(self.v(x)), self.kind).flatten(2))
         if regions is None:
             return out, None
         return out, attention_to_regions(query, key[:, : regions.shape[1]], regions)
