@@ -46,7 +46,7 @@ notebooks: setup ## run every notebook with the embedded checkpoint; the execute
 	@for notebook in $(NOTEBOOKS); do \
 	  name=$$(basename $$notebook .ipynb); echo "$$notebook"; \
 	  case $$name in \
-	    *_sweep) given="-p small True -p folder outputs/notebooks/$$name" ;; \
+	    *_sweep) given="-p small True -p folder outputs/notebooks/$$name -p workers $(WORKERS)" ;; \
 	    *) given="-f params/embedded.yaml" ;; \
 	  esac; \
 	  $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$name.ipynb $$given || exit 1; \
