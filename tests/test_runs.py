@@ -226,7 +226,8 @@ def test_another_request_does_not_get_the_folder(run, request_for):
 
 def test_a_run_that_another_process_makes_is_left_to_it(run, request_for, tmp_path):
     params = request_for()
-    other = multiprocessing.get_context("forkserver").Process(target=generate_slowly, args=(params, tmp_path / "run"))
+    processes = multiprocessing.get_context("forkserver")
+    other = processes.Process(target=generate_slowly, args=(params, tmp_path / "run"))
     other.start()
     while not (tmp_path / "run" / "request.yaml").is_file():
         time.sleep(0.01)
