@@ -7,7 +7,7 @@ WORKERS ?= 2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo verify test lint lab notebooks published serve smoke lock clean
+.PHONY: help setup demo verify bench test lint lab notebooks published serve smoke lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ demo: setup ## make a video of the sample portrait and recording, and print its 
 verify: setup ## do a run again and compare, `make verify RUN=outputs/…`
 	@test -n "$(RUN)" || { echo "Name the run: make verify RUN=outputs/…"; exit 2; }
 	@$(BIN)/python -m talkinghead_lab verify "$(RUN)"
+
+bench: setup ## measure this machine's ceilings and how near to them the networks run; BENCH='--only attention' a part
+	@mkdir -p outputs
+	$(BIN)/python -m talkinghead_lab.bench --out outputs/bench.json $(BENCH)
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest

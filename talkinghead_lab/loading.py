@@ -44,11 +44,12 @@ def load_transformer(
 
 
 def _use_what_the_device_has(dit: DiT, params: GenerationParams, device: torch.device) -> None:
-    dit.use_attention("auto", device)
+    dit.use_attention(params.attention, device)
     if has_fp8(device):
         multiply_fp8(dit)
     # For two speakers, attention to their regions loops over the heads: too long a graph.
-    if device.type == "cuda" and dit.config.dim >= NARROWEST_COMPILED and params.speakers == 1:
+    pays = device.type == "cuda" and dit.config.dim >= NARROWEST_COMPILED and params.speakers == 1
+    if pays if params.compile_blocks is None else params.compile_blocks:
         dit.compile_blocks()
 
 

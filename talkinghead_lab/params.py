@@ -165,7 +165,15 @@ class GenerationParams(BaseModel):
         description="InfiniteTalk folder or file, quantised ones included; unset: variable INFINITETALK_DIR",
     )
     precision: Literal["auto", "fp32", "bf16", "fp8", "int8"] = Field(
-        "auto", description="auto: bf16 on a GPU, fp32 on a CPU; fp8 and int8 hold linear weights so"
+        "auto",
+        description="auto: bf16 on a GPU, fp32 on a CPU; int8 stores linear weights so, fp8 multiplies so",
+    )
+    attention: Literal["auto", "sdpa", "flash3", "flash3_fp8", "triton"] = Field(
+        "auto",
+        description="kernel of self-attention; auto: the fastest exact; flash3_fp8, triton: eight bits",
+    )
+    compile_blocks: bool | None = Field(
+        None, description="compile the transformer; unset: on a GPU, for the released sizes and one speaker"
     )
     vram_budget_gib: float | None = Field(
         None, gt=0, le=4096, description="device memory in GiB to stay within; unset: all weights stay there"

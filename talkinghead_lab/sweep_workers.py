@@ -27,6 +27,8 @@ OF_LOADING = (
     "infinitetalk_dir",
     "loras",
     "precision",
+    "attention",
+    "compile_blocks",
     "device",
     "vram_budget_gib",
     "speakers",

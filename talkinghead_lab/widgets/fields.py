@@ -26,7 +26,7 @@ GROUPS = {
     "Output": (
         "resolution", "frame_size", "max_frames", "use_color_correction", "color_correction_strength",
     ),
-    "Model and memory": ("checkpoint", "precision", "device"),
+    "Model and memory": ("checkpoint", "precision", "attention", "device"),
 }  # fmt: skip
 # A field is shown where the other one has a value that is not false, or one of these values.
 SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
