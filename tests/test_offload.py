@@ -1,8 +1,10 @@
 """Streamed blocks give the bits of blocks that stay, and take the room that they are told."""
 
 import copy
+import weakref
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -158,6 +160,21 @@ def test_compiled_blocks_take_the_addresses_of_slots(plain, device):
         got = [streamed(x) for _ in range(2)]
     assert len(compiled) == 1
     assert all(torch.equal(out, plain.to(device)(x)) for out in got)
+
+
+def test_no_more_than_one_block_is_in_host_memory_twice(plain):
+    sources = []
+    for block in plain.blocks:
+        values = np.zeros((64, 512), dtype=np.float32)
+        sources.append(weakref.ref(values))
+        block.linear.weight.data = torch.from_numpy(values)
+    del values
+    held = []
+    stream(
+        plain, "blocks", torch.device("cpu"), lambda block: held.append(sum(s() is not None for s in sources))
+    )
+    assert held == [5, 4, 3, 2, 1], "when a block's turn comes, the ones before have left where they were"
+    assert all(source() is None for source in sources)
 
 
 def test_small_tensors_stay_with_the_network(plain):
