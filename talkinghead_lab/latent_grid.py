@@ -69,3 +69,8 @@ def latent_frames(frames: int) -> int:
 def is_whole_chunk(frames: int) -> bool:
     """Whether `frames` fills its latent frames exactly (1, 5, 9, …, 81, …)."""
     return frames >= 1 and (frames - 1) % FRAMES_PER_LATENT == 0
+
+
+def whole_chunk(frames: int) -> int:
+    """The fewest frames that fill two or more latent frames exactly and hold `frames` frames."""
+    return 1 + FRAMES_PER_LATENT * max(1, -(-(frames - 1) // FRAMES_PER_LATENT))

@@ -131,6 +131,7 @@ class GenerationParams(BaseModel):
     )
     chunk_frames: int = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
     motion_frame: int = Field(9, ge=1, le=997, description="frames a chunk repeats of the one before, 4n + 1")
+    trim_last_chunk: bool = Field(False, description="the last chunk samples no more than the recording needs")
 
     use_color_correction: bool = Field(True, description="match every frame's colours to the portrait's")
     color_correction_strength: float = Field(1.0, ge=0, le=1, description="0: as sampled; 1: fully matched")
@@ -166,11 +167,11 @@ class GenerationParams(BaseModel):
     )
     precision: Literal["auto", "fp32", "bf16", "fp8", "int8"] = Field(
         "auto",
-        description="auto: bf16 on a GPU, fp32 on a CPU; int8 stores linear weights so, fp8 multiplies so",
+        description="auto: bf16 on a GPU, fp32 on a CPU; int8 stores weights so, fp8 multiplies so",
     )
     attention: Literal["auto", "sdpa", "flash3", "flash3_fp8", "triton"] = Field(
         "auto",
-        description="kernel of self-attention; auto: the fastest exact; flash3_fp8, triton: eight bits",
+        description="self-attention's kernel; auto: the fastest exact; flash3_fp8, triton: eight bits",
     )
     compile_blocks: bool | None = Field(
         None, description="compile the transformer; unset: on a GPU, for the released sizes and one speaker"

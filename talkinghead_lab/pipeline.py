@@ -271,7 +271,8 @@ class ChunkGenerator:
         """The chunks that the request needs: as long as its recording, or `max_frames`."""
         frames = len(self.conditions.audio[0])
         frames = min(frames, self.params.max_frames or frames)
-        return plan_chunks(frames, self.params.chunk_frames, self.params.motion_frame)
+        params = self.params
+        return plan_chunks(frames, params.chunk_frames, params.motion_frame, params.trim_last_chunk)
 
     def generate(
         self,

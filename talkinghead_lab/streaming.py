@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from talkinghead_lab.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.latent_grid import FRAMES_PER_SECOND, whole_chunk
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,20 @@ class Chunk:
         return self.start / FRAMES_PER_SECOND
 
 
-def plan_chunks(total_frames: int, chunk_frames: int, motion_frame: int) -> list[Chunk]:
-    """Chunks that together deliver every one of `total_frames` frames once."""
-    chunks = [Chunk(0, 0, chunk_frames, 0, min(chunk_frames, total_frames))]
-    delivered = chunk_frames
+def plan_chunks(total_frames: int, chunk_frames: int, motion_frame: int, trim: bool = False) -> list[Chunk]:
+    """Chunks that together deliver every one of `total_frames` frames once.
+
+    Args:
+        trim: the last chunk samples no more whole latents than it delivers.
+    """
+    chunks: list[Chunk] = []
+    delivered = 0
     while delivered < total_frames:
-        new = min(chunk_frames - motion_frame, total_frames - delivered)
-        chunks.append(Chunk(len(chunks), delivered - motion_frame, chunk_frames, motion_frame, new))
-        delivered += chunk_frames - motion_frame
+        repeated = motion_frame if chunks else 0
+        new = min(chunk_frames - repeated, total_frames - delivered)
+        frames = whole_chunk(repeated + new) if trim else chunk_frames
+        chunks.append(Chunk(len(chunks), delivered - repeated, frames, repeated, new))
+        delivered += new
     return chunks
 
 

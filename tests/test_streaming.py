@@ -30,6 +30,17 @@ def test_every_frame_is_delivered_once_and_in_order(plan):
 
 
 @given(plans())
+def test_a_trimmed_plan_differs_in_the_last_chunk_alone(plan):
+    total, chunk_frames, motion_frame, chunks = plan
+    trimmed = plan_chunks(total, chunk_frames, motion_frame, trim=True)
+    assert trimmed[:-1] == chunks[:-1]
+    last, whole = trimmed[-1], chunks[-1]
+    assert (last.start, last.repeated, last.new) == (whole.start, whole.repeated, whole.new)
+    assert is_whole_chunk(last.frames) and 5 <= last.frames <= whole.frames
+    assert 0 <= last.frames - last.repeated - last.new < 4 or last.frames == 5
+
+
+@given(plans())
 def test_a_chunk_repeats_what_the_one_before_sampled(plan):
     _, chunk_frames, motion_frame, chunks = plan
     assert chunks[0].repeated == 0

@@ -102,7 +102,7 @@ class Studio:
         fast = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
         networks, dit, vae = self.networks, self.networks.dit, self.networks.vae
         count, frames = len(cases.captions), cases.openings.shape[1]
-        chunks = plan_chunks(frames, params.chunk_frames, params.motion_frame)
+        chunks = plan_chunks(frames, params.chunk_frames, params.motion_frame, params.trim_last_chunk)
         made: list[Tensor] = []
         with fast:
             speech = embed(networks.speech_encoder, cases.waves, frames).float()
@@ -121,7 +121,7 @@ class Studio:
                 noises = [chunk_noise(params.seed + seed + i, chunk.index, shape) for i in range(count)]
                 silent = torch.zeros_like(heard)
                 conditions = ChunkConditions(
-                    picture=with_mask(picture.float()),
+                    picture=with_mask(picture[:, :, : grid.latent_frames].float()),
                     image=image,
                     texts=contexts,
                     audios={True: dit.audio_context(heard), False: dit.audio_context(silent)},

@@ -117,4 +117,7 @@ def mouth_is_heard(encoder: SpeechEncoder, head: nn.Module, speech: Speech, seed
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
     """Pearson's, over all entries."""
-    return torch.corrcoef(torch.stack([first.detach().flatten().float(), second.flatten().float()]))[0, 1]
+    # Not `torch.corrcoef`, which looks at a value on the host and so cannot be captured.
+    x, y = (values.detach().flatten().float() for values in (first, second))
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).sum() / (x.norm() * y.norm())
