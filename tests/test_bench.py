@@ -1,6 +1,8 @@
 """The benchmark at its tiny size: rows, floors, jobs, and what a file keeps."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from talkinghead_lab.bench.forwards import COMPILED, DECODE, OUTSIDE, SKIPPED
 from talkinghead_lab.bench.jobs import JOBS, add_jobs, total
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES
+from talkinghead_lab.bench.table import markdown, read_rows
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
+PUBLISHED = sorted((ROOT / "outputs" / "published").glob("*/bench-*.json"))
 MACHINE = {"device": "a machine"}
 TINY, RELEASED = SIZES["tiny"], SIZES["released"]
 
@@ -74,3 +79,11 @@ def test_jobs_add_up():
     add_jobs(RELEASED, CPU, results)
     assert len(results.rows) == 4 + 3 * 4
     assert results.rows["job: 8 seconds, 40 steps, 0% skipped, bf16, compiled"].conditions["chunks"] == 3
+
+
+def test_the_page_shows_the_published_figures():
+    page = (ROOT / "PERFORMANCE.md").read_text()
+    shown = dict(re.findall(r"<!-- (outputs/\S+) -->\n(.*?)\n<!-- end -->", page, re.S))
+    assert PUBLISHED and shown.keys() == {str(file.relative_to(ROOT)) for file in PUBLISHED}
+    for file, table in shown.items():
+        assert table == markdown(read_rows(ROOT / file))

@@ -13,6 +13,7 @@ from talkinghead_lab.bench.jobs import add_jobs
 from talkinghead_lab.bench.peers import measure_diffusers
 from talkinghead_lab.bench.rows import Results, machine_of
 from talkinghead_lab.bench.sizes import SIZES, Size
+from talkinghead_lab.bench.table import markdown, read_rows
 
 PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "products": measure_products,
@@ -33,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=SIZES, help="unset: released on a GPU, tiny on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="JSON file of the figures; rows that it holds are kept")
+    parser.add_argument("--table", type=Path, help="print the figures of this JSON file as Markdown and stop")
     options = parser.parse_args(arguments)
+    if options.table is not None:
+        print(markdown(read_rows(options.table)))
+        return 0
     device = torch.device(options.device)
     size = SIZES[options.size or ("released" if device.type == "cuda" else "tiny")]
     results = Results(options.out, machine_of(device))

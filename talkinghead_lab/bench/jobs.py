@@ -38,19 +38,25 @@ def total(job: Job, chunks: int, share: float, parts: dict[str, float]) -> float
 def add_jobs(size: Size, device: torch.device, results: Results) -> None:
     """A row for each job, way of computing and share of skipped forwards, where the parts were measured.
 
-    Loading and encoding are left out. The share that a step cache skips depends on trained weights.
+    Loading and encoding are left out, and decoding where it was not measured. The share that a step cache
+    skips depends on trained weights.
     """
     outside, skipped, decode = (results.seconds(name) for name in (OUTSIDE, SKIPPED, DECODE))
-    if outside is None or skipped is None or decode is None:
+    if outside is None or skipped is None:
         return
     for way in (COMPILED, ALL):
         forward = results.seconds(way)
         if forward is None:
             continue
-        parts = {"forward": forward, "skipped": skipped, "outside": outside, "decode": decode}
+        parts = {"forward": forward, "skipped": skipped, "outside": outside, "decode": decode or 0.0}
         for name, job in JOBS.items():
             chunks = len(plan_chunks(job.frames, size.grid.frames, MOTION_FRAMES))
             for share in CACHE_SHARES:
                 seconds = total(job, chunks, share, parts)
-                label = f"{name}, {share:.0%} skipped, {way.removeprefix('forward: ')}"
-                results.add(Row(label, seconds, conditions={"computed": True, "chunks": chunks} | parts))
+                said = {
+                    "job": name.removeprefix("job: "),
+                    "way": way.removeprefix("forward: "),
+                    "share": share,
+                }
+                label = f"{name}, {share:.0%} skipped, {said['way']}"
+                results.add(Row(label, seconds, conditions=said | {"chunks": chunks} | parts))

@@ -86,8 +86,10 @@ class Results:
         return self.rows[name].value if name in self.rows else None
 
     def to_json(self) -> str:
+        """The file's text; the command is the last that added to it."""
         rows = [row.to_json() for row in self.rows.values()]
-        return json.dumps({"machine": self.machine, "command": " ".join(sys.argv), "rows": rows}, indent=1)
+        command = " ".join(["python -m talkinghead_lab.bench", *sys.argv[1:]])
+        return json.dumps({"machine": self.machine, "command": command, "rows": rows}, indent=1)
 
 
 def line(row: Row) -> str:

@@ -1,0 +1,50 @@
+"""The figures of benchmark files as a table for readers."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from talkinghead_lab.bench.rows import Row
+
+# What a reader wants of a row's conditions, and how it is written.
+NOTES = {
+    "tflops": "{:.0f} TFLOP/s",
+    "relative_error": "error {:.2%}",
+    "attention": "attention {}",
+    "first call": "first call {:.1f} s",
+}
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows of a benchmark file."""
+    return [Row.from_json(row) for row in json.loads(file.read_text())["rows"]]
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """Rows as a Markdown table, in their order; jobs as a second one, a column for each share skipped."""
+    totals: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+    lines = ["| figure | value | floor | of the limit | peak GiB | |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        if "share" in row.conditions:
+            totals[row.conditions["job"], row.conditions["way"]][row.conditions["share"]] = row.value
+            continue
+        floor = f"{row.floor:.3f}" if row.floor else ""
+        ratio = f"{row.ratio:.1%}" if row.ratio else ""
+        peak = f"{row.peak_gib:.1f}" if row.peak_gib else ""
+        notes = [form.format(row.conditions[key]) for key, form in NOTES.items() if key in row.conditions]
+        value = f"{row.value:.4g} {row.unit}"
+        lines.append(f"| {row.name} | {value} | {floor} | {ratio} | {peak} | {', '.join(notes)} |")
+    return "\n".join(lines + _jobs(totals))
+
+
+def _jobs(totals: dict[tuple[str, str], dict[float, float]]) -> list[str]:
+    if not totals:
+        return []
+    shares = sorted(next(iter(totals.values())))
+    lines = ["", "| job, seconds | way | " + " | ".join(f"{share:.0%} skipped" for share in shares) + " |"]
+    lines.append("| --- " * (2 + len(shares)) + "|")
+    for (job, way), seconds in totals.items():
+        lines.append(f"| {job} | {way} | " + " | ".join(f"{seconds[share]:.1f}" for share in shares) + " |")
+    return lines
