@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from talkinghead_lab import checkpoints
+from talkinghead_lab.bench.forwards import relative_error
+from talkinghead_lab.bench.forwards import velocity as one_forward
+from talkinghead_lab.bench.sizes import random_conditions
+from talkinghead_lab.latent_grid import LatentGrid
+from talkinghead_lab.loading import load_transformer
 from talkinghead_lab.models.dit import DiT
 from talkinghead_lab.quantization import multiply_fp8, quantize_linears
 from tests.parity.test_dit import build, inputs
-
-
-def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((out - expected).norm() / expected.norm()).item()
 
 
 def velocity(model: DiT, speakers: int = 1) -> torch.Tensor:
@@ -52,3 +54,20 @@ def test_fp8_products_in_the_whole_network():
     assert multiply_fp8(blocks) == linears
     multiplied = velocity(model)
     assert relative_error(stored, plain) < relative_error(multiplied, plain) < 0.03
+
+
+@pytest.mark.slow
+def test_a_request_chooses_kernel_and_compiling(request_for):
+    """The whole way of a request; frames differ by what the rounding of attention changes."""
+    conditions, velocities = None, []
+    for changes in ({}, {"attention": "triton"}, {"compile_blocks": True}):
+        request = request_for(**changes)
+        dit = load_transformer(request, checkpoints.locate(request), torch.device("cpu"), offloaded=False)
+        grid = LatentGrid(9, 32, 32)
+        conditions = conditions or random_conditions(dit, grid, torch.device("cpu"))
+        latent = torch.ones(1, *grid.latent_shape(dit.config.out_dim))
+        with torch.inference_mode():
+            velocities.append(one_forward(dit, latent, conditions))
+    plain, rounded, compiled = velocities
+    assert 1e-7 < relative_error(rounded, plain) < 0.03
+    assert 0 < relative_error(compiled, plain) < 1e-5

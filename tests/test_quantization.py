@@ -6,10 +6,13 @@ from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.quantization import (
+    FP8,
     QuantizedLinear,
+    multiply_fp8,
     prepare_for_quantized,
     quantize_linears,
     quantize_rows,
+    stored_type,
 )
 
 # Half a step of 254 levels over a row's range; three mantissa bits round to 1 part in 16.
@@ -54,3 +57,45 @@ def test_zero_rows_stay_zero():
 def test_maps_that_cannot_be_followed(kinds, message):
     with pytest.raises(CheckpointError, match=message):
         prepare_for_quantized(nn.Sequential(nn.Linear(2, 2)), kinds)
+
+
+def quantised(x_type: torch.dtype = torch.float32) -> tuple[nn.Linear, QuantizedLinear]:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 64).to(x_type)
+    return linear, QuantizedLinear(*quantize_rows(linear.weight.detach(), FP8), linear.bias.detach())
+
+
+def test_fp8_products_scale_every_row_of_the_input():
+    """Rows a million times apart come out equally near; one scale for all would lose the small ones."""
+    linear, layer = quantised()
+    assert multiply_fp8(nn.Sequential(layer)) == 1
+    x = torch.randn(3, 5, 96) * torch.logspace(-3, 3, 5)[:, None]
+    plain, out = (nn.functional.linear(x, linear.weight), layer(x) - linear.bias)
+    errors = (out - plain).norm(dim=-1) / plain.norm(dim=-1)
+    assert out.shape == (3, 5, 64) and errors.max() < 0.07
+
+
+def test_int8_layers_never_multiply_fp8():
+    network = nn.Sequential(nn.Linear(8, 8))
+    quantize_linears(network, torch.int8)
+    assert multiply_fp8(network) == 0
+
+
+@pytest.mark.parametrize(("capability", "stored"), [((9, 0), FP8), ((8, 9), FP8), ((8, 6), torch.int8)])
+def test_a_gpu_without_fp8_stores_int8_and_says_so(monkeypatch, caplog, capability, stored):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an older GPU")
+    assert stored_type("fp8", torch.device("cuda")) is stored
+    assert ("an older GPU does not multiply fp8" in caplog.text) is (stored is torch.int8)
+    assert stored_type("bf16", torch.device("cuda")) is None
+    assert stored_type("fp8", torch.device("cpu")) is FP8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_multiplies_as_the_cpu_emulates():
+    _, layer = quantised(torch.bfloat16)
+    multiply_fp8(nn.Sequential(layer))
+    x = torch.randn(7, 96).bfloat16()
+    expected, out = layer(x).float(), layer.cuda()(x.cuda()).cpu().float()
+    assert (out - expected).norm() / expected.norm() < 0.01
