@@ -269,9 +269,8 @@ class ChunkGenerator:
 
     def chunks(self) -> list[Chunk]:
         """The chunks that the request needs: as long as its recording, or `max_frames`."""
-        frames = len(self.conditions.audio[0])
-        frames = min(frames, self.params.max_frames or frames)
-        params = self.params
+        params, frames = self.params, len(self.conditions.audio[0])
+        frames = min(frames, params.max_frames or frames)
         return plan_chunks(frames, params.chunk_frames, params.motion_frame, params.trim_last_chunk)
 
     def generate(
