@@ -19,7 +19,7 @@ RUN_NAME = re.compile(r"\d{8}_\d{6}_[0-9a-f]{16}")
 VIDEO_NAME = re.compile(r"infinitetalk_\d+x\d+_[\w-]+_\d{8}_\d{6}\.mp4")
 OTHER_NAMES = re.compile(
     r"request\.yaml|run\.json|checks\.json|contact_sheet\.png|\d{5}\.(?:mp4|safetensors)"
-    r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?"
+    r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?|\.lock"
 )
 FINISHED = "checks.json"  # written last
 
