@@ -109,8 +109,8 @@ def card_html(run: PastRun, under_way: bool) -> str:
     size = run.result.resolution if run.finished else run.params.frame_size
     made = f"{run.result.duration_seconds:.1f} s" if run.finished else chunks(len(run.parts))
     return (
-        f"{picture}<div><b>{moment(run.begun)}</b>"
-        f'<span class="thl-chip thl-{state.split()[0]}">{state}</span>'
+        f"{picture}<div><header><b>{moment(run.begun)}</b>"
+        f'<span class="thl-chip thl-{state.split()[0]}">{state}</span></header>'
         f"<p>{html.escape(in_a_line(run.params))}<br>{size} · {made}</p></div>"
     )
 
@@ -119,7 +119,7 @@ def comparison_html(runs: Sequence[PastRun]) -> str:
     """A column for each run: in which fields they differ, what each took, what was measured of it."""
     if not runs:
         return ""
-    rows = [_row(name, [str(getattr(run.params, name)) for run in runs]) for name in differing_fields(runs)]
+    rows = [_row(name, [_told(getattr(run.params, name)) for run in runs]) for name in differing_fields(runs)]
     rows.append(_row("made in", [f"{run.seconds:.1f} s" for run in runs]))
     known = [measures(run) for run in runs]
     for name, measure in {name: of_run[name] for of_run in known for name in of_run}.items():
@@ -140,6 +140,10 @@ def _row(name: str, values: Sequence[str], best: int | None = None) -> str:
         for place, value in enumerate(values)
     )
     return f"<tr><th>{html.escape(name)}</th>{cells}</tr>"
+
+
+def _told(value: object) -> str:
+    return "unset" if value is None else str(value)
 
 
 def _best(values: Sequence[Any], better: str) -> int | None:

@@ -1,0 +1,287 @@
+"""The panel in a real JupyterLab, worked by a real browser as a user would."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from talkinghead_lab.params import GenerationParams
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MINUTES = 60_000  # milliseconds, as Playwright counts
+WIDTHS = {1280: 900, 1920: 1080}
+TINY = {"max_frames": 53, "chunk_frames": 13, "motion_frame": 5, "diffusion_steps": 2, "frame_size": "64x64"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    """A headless Chromium: the system's, or the one that Playwright installed."""
+    with playwright.sync_playwright() as started:
+        installed = next(filter(None, map(shutil.which, BROWSERS)), started.chromium.executable_path)
+        if not Path(installed).exists():
+            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
+        chromium = started.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project's folder with the notebook, set to make videos in seconds."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "notebooks").mkdir()
+    shutil.copytree(ROOT / "params", folder / "params")
+    notebook = load_notebook_node(str(ROOT / "notebooks" / "05_tune.ipynb"))
+    nbformat.write(parameterize_notebook(notebook, TINY), folder / "notebooks" / "05_tune.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(browser, project, tmp_path_factory) -> Iterator[str]:
+    """The address of a JupyterLab that serves the project, with settings of its own."""
+    own = tmp_path_factory.mktemp("jupyter")
+    settings = own / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    }  # fmt: skip
+    environment = os.environ | {name: str(own / folder) for name, folder in folders.items()}
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token="]
+    with (own / "log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jupyterlab", *options),
+                *("--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={project}"),
+            ],
+            # On a busy machine threads that wait for each other take many times as long.
+            env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield _address(own / "runtime", server, own / "log")
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _address(runtime: Path, server: subprocess.Popen, log: Path) -> str:
+    """Where the server listens, once it says so."""
+    until = time.monotonic() + 120
+    while not (found := list(runtime.glob("jpserver-*.json"))):
+        assert server.poll() is None and time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+    return json.loads(found[0].read_text())["url"]
+
+
+class Lab:
+    """A page of JupyterLab with the notebook."""
+
+    def __init__(self, page, address: str):
+        self.page, self.address, self.errors = page, address, []
+        page.set_default_timeout(4 * MINUTES)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+
+    def open(self) -> None:
+        self.page.goto(f"{self.address}lab/tree/notebooks/05_tune.ipynb?reset")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+
+    def command(self, name: str, **arguments: object) -> None:
+        """Do what a menu's entry does."""
+        self.page.evaluate(
+            "([name, given]) => window.jupyterapp.commands.execute(name, given)", [name, arguments]
+        )
+
+    def run_all(self) -> None:
+        # A kernel is there only some time after the notebook.
+        kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
+        self.page.wait_for_function(f"{kernel}?.status == 'idle'")
+        self.command("notebook:run-all-cells")
+        self.page.wait_for_selector(".thl-tiles")
+
+    def wait_for_status(self, words: str) -> None:
+        told = "words => document.querySelector('.thl-status')?.innerText.startsWith(words)"
+        self.page.wait_for_function(told, arg=words)
+
+    def type_into(self, place: str, text: str) -> None:
+        """Replace what stands in a box, or beside a slider."""
+        self.page.locator(place).first.click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.type(text)
+        self.page.keyboard.press("Enter")
+
+    def videos(self) -> list[dict[str, object]]:
+        """What the browser says about the videos in the player."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll('.thl-player video')].map(video => ({
+                ready: video.readyState, time: video.currentTime, length: video.duration,
+                paused: video.paused, muted: video.muted, error: video.error && video.error.message,
+            }))"""
+        )
+
+
+@pytest.fixture(scope="module")
+def opened(browser, lab) -> Lab:
+    """The notebook, run: the panel is there."""
+    found = Lab(browser.new_page(viewport={"width": 1280, "height": 900}), lab)
+    found.open()
+    found.command("application:toggle-left-area")
+    found.run_all()
+    return found
+
+
+def runs(project: Path) -> list[Path]:
+    return sorted((project / "outputs").glob("tune_*"))
+
+
+def test_a_slider_that_is_moved_decides_the_video_and_it_plays_with_sound(opened, project):
+    page = opened.page
+    page.locator(".thl-audio-guide-scale .noUi-handle").focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.thl-audio-guide-scale.thl-changed')")
+    moved = float(page.locator(".thl-audio-guide-scale .widget-readout").inner_text())
+    assert moved > 3
+    for _ in range(3):
+        page.locator(".thl-generate").click(force=True, no_wait_after=True)
+    opened.wait_for_status("Finished in")
+    (run,) = runs(project)
+    assert GenerationParams.from_yaml(run / "request.yaml").audio_guide_scale == pytest.approx(moved)
+
+    page.get_by_label("Play or pause (space)").click()
+    page.wait_for_function("document.querySelector('.thl-player video').currentTime > 0.5")
+    (video,) = opened.videos()
+    assert video["ready"] >= 3 and not video["paused"] and not video["muted"] and video["error"] is None
+    assert video["length"] == pytest.approx(53 / 25, abs=0.05)
+    page.get_by_label("Play or pause (space)").click()
+
+
+def test_a_bad_value_is_told_in_the_panel(opened):
+    opened.type_into(".thl-seed input", "abc")
+    opened.page.wait_for_selector(".thl-complaint p")
+    assert "valid integer" in opened.page.locator(".thl-complaint").inner_text()
+    assert opened.page.locator(".thl-generate").is_disabled()
+    opened.type_into(".thl-seed input", "7")
+    opened.page.wait_for_selector(".thl-complaint p", state="detached")
+
+
+def test_chunks_are_seen_while_the_kernel_stays_free_and_a_stopped_run_stays(opened, project):
+    page = opened.page
+    opened.type_into(".thl-diffusion-steps .widget-readout", "10")
+    page.wait_for_function("document.querySelector('.thl-diffusion-steps .widget-readout').innerText == '10'")
+    page.locator(".thl-generate").click()
+    # The last cell is run while the video is made, and prints what was set a moment ago.
+    opened.wait_for_status("Chunk")
+    page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1000")
+    opened.command("notebook:run-cell")
+    page.wait_for_function("document.body.innerText.includes('diffusion_steps: 10')")
+    assert page.locator(".thl-stop").is_enabled()
+    growing = "document.querySelector('.thl-tiles b')?.textContent.startsWith('under way')"
+    page.wait_for_function(growing)
+    page.wait_for_function("document.querySelector('.thl-player video').readyState >= 3")
+    assert len(opened.videos()) == 2, "beside the video before"
+    page.locator(".thl-stop").click()
+    opened.wait_for_status("Stopped")
+    last = runs(project)[-1]
+    assert list((last / "chunks").glob("*.mp4")) and not (last / "run.json").exists()
+
+
+def test_what_is_saved_is_what_was_set(opened, project):
+    opened.page.locator(".thl-top button", has_text="Save as YAML").click()
+    opened.page.wait_for_selector(".thl-saved code")
+    saved = GenerationParams.from_yaml(project / "outputs" / "params" / "tuned.yaml")
+    assert (saved.diffusion_steps, saved.seed, saved.chunk_frames) == (10, 7, 13)
+
+
+def test_after_the_kernel_was_restarted_the_runs_are_found_and_one_is_continued(opened, project):
+    page = opened.page
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.wait_for_timeout(1000)
+    opened.command("notebook:clear-all-cell-outputs")
+    opened.run_all()
+    assert page.locator(".thl-card").count() == 2
+    page.locator(".thl-card button", has_text="Continue").click()
+    opened.wait_for_status("Chunk")
+    kept = len(list((runs(project)[-1] / "chunks").glob("*.mp4")))
+    assert kept >= 1
+
+    # The tab is closed and opened again while the kernel goes on.
+    opened.command("docmanager:save")
+    page.wait_for_timeout(1000)
+    opened.open()
+    page.wait_for_selector(".thl-tiles")
+    opened.wait_for_status("Finished in")
+    record = json.loads((runs(project)[-1] / "run.json").read_text())
+    assert record["chunks_of_earlier_calls"] >= 1
+
+
+def test_two_videos_play_in_step_and_one_is_heard(opened):
+    page = opened.page
+    for button in page.locator(".thl-card button", has_text="Compare").all():
+        if "mod-active" not in button.get_attribute("class"):
+            button.click()
+    page.wait_for_function("document.querySelectorAll('.thl-player video').length == 2")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.thl-player video')].every(v => v.readyState >= 3)"
+    )
+    page.get_by_label("Play or pause (space)").click()
+    page.wait_for_function("document.querySelector('.thl-player video').currentTime > 0.6")
+    one, other = opened.videos()
+    assert abs(one["time"] - other["time"]) < 0.2
+    page.get_by_label("Hear this one").nth(1).click()
+    assert [video["muted"] for video in opened.videos()] == [True, False]
+    page.get_by_label("Play or pause (space)").click()
+    page.wait_for_function("[...document.querySelectorAll('.thl-player video')].every(v => v.paused)")
+    assert "diffusion_steps" in page.locator(".thl-table").inner_text()
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_it_fits_and_takes_the_colours_of_the_theme(opened, theme, tmp_path):
+    """Pictures of it are left in the test's folder, or in SCREENSHOTS where that is set."""
+    page, folder = opened.page, Path(os.environ.get("SCREENSHOTS", tmp_path))
+    opened.command("apputils:change-theme", theme=theme)
+    dark = theme.endswith("Dark")
+    page.wait_for_function(f"document.body.dataset.jpThemeLight == '{str(not dark).lower()}'")
+    for width, height in WIDTHS.items():
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(1000)
+        page.evaluate("document.querySelector('.thl-panel').scrollIntoView()")
+        page.wait_for_timeout(500)
+        page.screenshot(path=folder / f"tune-{theme.split()[1].lower()}-{width}.png")
+        assert page.evaluate(
+            "(() => { const panel = document.querySelector('.thl-panel'); "
+            "return panel.scrollWidth <= panel.clientWidth + 1; })()"
+        )
+        cut = page.evaluate(
+            """() => [...document.querySelectorAll('.thl-panel :is(button, input, select)')].filter(part => {
+                const box = part.getBoundingClientRect(), around = part.closest('.thl-panel');
+                return box.width && box.right > around.getBoundingClientRect().right + 1;
+            }).map(part => part.className)"""
+        )
+        assert cut == []
+    card, words = page.evaluate(
+        """() => ['backgroundColor', 'color'].map(kind =>
+            getComputedStyle(document.querySelector('.thl-card'))[kind].match(/[0-9]+/g)
+                .slice(0, 3).reduce((sum, part) => sum + Number(part) / 3, 0))"""
+    )
+    assert (card < 64 and words > 192) if dark else (card > 192 and words < 64)
+
+
+def test_nothing_went_wrong_in_the_browser(opened):
+    assert opened.errors == []
