@@ -51,6 +51,7 @@ notebooks: setup ## run every notebook with the embedded checkpoint; the execute
 	  name=$$(basename $$notebook .ipynb); echo "$$notebook"; \
 	  case $$name in \
 	    *_sweep) given="-p small True -p folder outputs/notebooks/$$name -p workers $(WORKERS)" ;; \
+	    05_tune) given="-f params/embedded.yaml -p generate_at_once True" ;; \
 	    *) given="-f params/embedded.yaml" ;; \
 	  esac; \
 	  $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$name.ipynb $$given || exit 1; \
