@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from talkinghead_lab.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.widgets.media import MediaPicker
 
 # Fields in no group here come with the last one, so that a new field is never missing from the panel.
 GROUPS = {
@@ -102,8 +103,8 @@ class Control(widgets.VBox):
         note.add_class("thl-note")
         children = [heading, self.widget, note]
         if self.kind is bool:
-            self.widget.description = _words(name)
-            children = [self.widget, note]
+            self.widget.description = "on" if self.optional else _words(name)
+            children = children if self.optional else [self.widget, note]
         super().__init__(children)
         self.add_class("thl-field").add_class(f"thl-{name.replace('_', '-')}")
         self.widget.observe(lambda change: changed(), "value")
@@ -159,6 +160,8 @@ class Control(widgets.VBox):
 
     def _switched(self, change: object = None) -> None:
         self.widget.layout.display = None if self.switch.value else "none"
+        if self.switch.value and isinstance(self.widget, MediaPicker) and not self.widget.value:
+            self.widget.choose_first()
 
 
 def _kind(field: FieldInfo) -> tuple[Any, bool]:

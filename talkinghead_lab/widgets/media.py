@@ -60,6 +60,10 @@ class MediaPicker(widgets.VBox):
         self.observe(self._show, "value")
         self._offer()
 
+    def choose_first(self) -> None:
+        """Choose the first file that is offered."""
+        self.value = self.known.options[0][1]
+
     def _offer(self) -> None:
         """List what there is, the present choice among it."""
         offered = {path: _label(path) for path in offered_files(self.kind, self.folder)}
@@ -100,14 +104,17 @@ class MediaPicker(widgets.VBox):
 
 def offered_files(kind: Kind, folder: Path) -> list[str]:
     """Shipped samples of a kind, then files of that kind in the folder."""
-    samples = [f"{SAMPLE_PREFIX}{file.stem}" for file in _of_kind(SAMPLES_FOLDER, kind)]
+    silent = VIDEOS if kind == "sound" else ()
+    shipped = [file for file in _of_kind(SAMPLES_FOLDER, kind) if file.suffix not in silent]
+    samples = [f"{SAMPLE_PREFIX}{file.stem}" for file in shipped]
     return samples + [str(file) for file in _of_kind(folder, kind)]
 
 
 def _of_kind(folder: Path, kind: Kind) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES[kind])
+    found = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES[kind]]
+    return sorted(found, key=lambda file: file.stem)
 
 
 def _label(path: str) -> str:

@@ -106,6 +106,23 @@ def test_what_is_typed_reaches_the_request(project):
     assert (params.second_audio_path, params.max_frames) == ("sample:recording-2", 50)
 
 
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_can_be_reached(name, project):
+    """What is optional has its switch in sight, and what is not has its widget."""
+    settings = Settings(REQUEST, lambda: None)
+    control = settings[name]
+    assert (control.switch if control.optional else control.widget) in control.children
+    assert control.widget in control.children
+
+
+def test_a_second_speaker_has_a_recording_at_once(project):
+    settings = Settings(REQUEST, lambda: None)
+    settings["second_audio_path"].switch.value = True
+    assert settings.params.second_audio_path == "sample:recording"
+    settings["second_audio_path"].switch.value = False
+    assert settings.params == REQUEST
+
+
 def test_only_what_applies_is_shown(project):
     settings = Settings(REQUEST, lambda: None)
 
