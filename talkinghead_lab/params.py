@@ -131,7 +131,7 @@ class GenerationParams(BaseModel):
     )
     chunk_frames: int = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
     motion_frame: int = Field(9, ge=1, le=997, description="frames a chunk repeats of the one before, 4n + 1")
-    trim_last_chunk: bool = Field(False, description="the last chunk samples no more than the recording needs")
+    trim_last_chunk: bool = Field(False, description="the last chunk samples no more than is needed")
 
     use_color_correction: bool = Field(True, description="match every frame's colours to the portrait's")
     color_correction_strength: float = Field(1.0, ge=0, le=1, description="0: as sampled; 1: fully matched")
