@@ -1,7 +1,6 @@
 """The endpoints' contract, on a real service."""
 
 import json
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,11 +8,13 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import soundfile
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from talkinghead_lab import GenerationParams, __version__, generate, video
 from talkinghead_lab.checkpoints import EMBEDDED_FOLDER
+from talkinghead_lab.params import local_file
 from talkinghead_lab.runs import GenerationResult
 
 ANSWER = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
@@ -58,8 +59,9 @@ def test_a_video_is_what_generate_returns(server, tmp_path):
 
 
 @pytest.mark.skipif(not EMBEDDED_FOLDER.exists(), reason="the small model's weights are not in this checkout")
-def test_without_released_weights_the_small_model_serves(launch, shared, recording):
-    shutil.copy(recording(1.2), shared / "longer.wav")
+def test_without_released_weights_the_small_model_serves(launch, shared):
+    speech, rate = soundfile.read(local_file("sample:recording-2"), stop=int(1.2 * 16_000))
+    soundfile.write(shared / "longer.wav", speech, rate)
     unset = ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FRAME_SIZE", "MOTION_FRAME")
     server = launch(**dict.fromkeys(unset, ""), CHUNK_FRAMES="33")
     answer = server.generate(audio_path="longer.wav", image_path="sample:portrait", diffusion_steps=2)
