@@ -9,9 +9,10 @@ from talkinghead_lab.sampling import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guid
 from talkinghead_lab.training import scores, train_lora
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from talkinghead_lab.training.data import CHUNKS, VIDEO_FRAMES
+from talkinghead_lab.training.muon import Muon, matrices_of, orthogonal
 from talkinghead_lab.training.networks import build_untrained
 from talkinghead_lab.training.schedule import Budget, Run, dice, learning_rate
-from talkinghead_lab.training.train_speech import embed
+from talkinghead_lab.training.train_speech import between, embed
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +24,56 @@ class CutOff(Exception):
     """The end of a training before its end."""
 
 
-def fit_line(folder=None, stop_before=None) -> tuple[nn.Linear, Run]:
+def fit_sum(folder=None, stop_before=None) -> tuple[nn.Sequential, Run]:
     torch.manual_seed(0)
-    line = nn.Linear(3, 1)
-    run = Run("line", nn.ModuleList([line]), Budget(12), 0.05, folder=folder, seconds_between_saves=0.0)
+    layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    peaks = {"peak": 0.05, "matrix_peak": 0.05}
+    run = Run("sum", nn.ModuleList([layers]), Budget(12), **peaks, folder=folder, seconds_between_saves=0.0)
+    x = torch.zeros(8, 3)
+    advance = run.captured(lambda: {"loss": (layers(x) - x.sum(dim=1, keepdim=True)).square().mean()})
     for step in run.steps():
         if step == stop_before:
             raise CutOff
-        x = torch.randn(8, 3, generator=dice(1, step))
-        run.update(step, (line(x) - x.sum(dim=1, keepdim=True)).square().mean())
-    return line, run
+        x.copy_(torch.randn(8, 3, generator=dice(1, step)))
+        run.after_step(step, **advance())
+    return layers, run
 
 
 def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
-    whole, _ = fit_line()
+    whole, _ = fit_sum()
     with pytest.raises(CutOff):
-        fit_line(tmp_path, stop_before=7)
-    resumed, run = fit_line(tmp_path)
+        fit_sum(tmp_path, stop_before=7)
+    resumed, run = fit_sum(tmp_path)
     assert run.first_step == 7
-    torch.testing.assert_close(resumed.weight, whole.weight, atol=0, rtol=0)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, atol=0, rtol=0)
+
+
+def test_muon_steps_along_orthogonal_matrices():
+    matrices = torch.randn(3, 6, 20, generator=dice(2, 0))
+    values = torch.linalg.svdvals(orthogonal(matrices))
+    # The coefficients trade exactness for speed: singular values end between 0.7 and 1.2.
+    assert values.min() > 0.6 and values.max() < 1.3
+    torch.testing.assert_close(orthogonal(matrices.mT), orthogonal(matrices).mT)
+    weight = nn.Parameter(torch.zeros(6, 20))
+    optimizer = Muon([weight], torch.tensor(0.1), weight_decay=0.0)
+    weight.grad = matrices[0]
+    optimizer.step()
+    # Liu et al.: an update has about 0.2 of root mean square, as AdamW's.
+    assert weight.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.3)
+
+
+def test_muon_takes_the_weights_of_layers_alone():
+    modules = nn.ModuleList([nn.Linear(4, 4), nn.Embedding(5, 4), nn.Conv3d(2, 2, 3), nn.LayerNorm(4)])
+    assert [weight.shape for weight in matrices_of(modules)] == [(4, 4), (2, 2, 3, 3, 3)]
+
+
+def test_a_stretch_is_read_between_frames_far_into_a_recording():
+    track = torch.arange(60_000_000) % 7
+    start, times = torch.tensor([[59_999_000]]), torch.tensor([[0.0, 1.25, 2.5]])
+    first = (59_999_000 + torch.arange(4)) % 7
+    wanted = torch.lerp(first[[0, 1, 2]].float(), first[[1, 2, 3]].float(), torch.tensor([0.0, 0.25, 0.5]))
+    torch.testing.assert_close(between(track, start, times)[0], wanted)
 
 
 def test_learning_rate_rises_then_falls_to_a_hundredth():
