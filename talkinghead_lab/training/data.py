@@ -61,9 +61,6 @@ class Batch:
     def with_text(self, ids: Tensor, mask: Tensor) -> "Batch":
         return replace(self, ids=ids, mask=mask)
 
-    def with_sound(self, windows: Tensor) -> "Batch":
-        return replace(self, windows=windows)
-
 
 @dataclass
 class Videos:

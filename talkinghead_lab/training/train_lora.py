@@ -1,4 +1,4 @@
-"""Distils guidance into a LoRA, so that one forward does what three did (Meng et al., arXiv 2210.03142)."""
+"""Distils guidance into a LoRA, so that one forward does what two did (Meng et al., arXiv 2210.03142)."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from talkinghead_lab.training.schedule import Budget, Run
 from talkinghead_lab.training.train_dit import Examples
 
 RANK = 32
-TEXT_SCALE, AUDIO_SCALE = 2.0, 2.5
+# Of the prompt; the recording is followed best without guidance.
+TEXT_SCALE = 2.5
 LAYERS = (
     *("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.o"),
     *("audio_cross_attn.q_linear", "audio_cross_attn.proj", "ffn.0", "ffn.2"),
@@ -79,17 +80,15 @@ def train_lora(
 
 
 def guided(examples: Examples, noisy: Tensor) -> Tensor:
-    """The velocity under three-way guidance, as `sampling.Guidance` combines it."""
+    """The velocity under guidance by the prompt, as `sampling.Guidance` combines it."""
     batch, videos = examples.batch, examples.videos
     dropped = (x[:1].expand(len(noisy), -1) for x in (videos.dropped_ids, videos.dropped_mask))
-    unread = batch.with_text(*dropped)
-    unheard = unread.with_sound(torch.zeros_like(batch.windows))
-    return combine(*(examples.velocity(noisy, one) for one in (batch, unread, unheard)))
+    return combine(*(examples.velocity(noisy, one) for one in (batch, batch.with_text(*dropped))))
 
 
-def combine(told: Tensor, heard: Tensor, neither: Tensor) -> Tensor:
-    """One velocity from those with prompt and recording, with the recording alone, and with neither."""
-    return told + (TEXT_SCALE - 1) * (told - heard) + (AUDIO_SCALE - 1) * (heard - neither)
+def combine(told: Tensor, heard: Tensor) -> Tensor:
+    """One velocity from those with prompt and recording, and with the recording alone."""
+    return told + (TEXT_SCALE - 1) * (told - heard)
 
 
 def _switch(updates: dict[str, LowRank], strength: float) -> None:
