@@ -9,7 +9,8 @@ import torch
 
 from talkinghead_lab.bench.__main__ import main
 from talkinghead_lab.bench.ceilings import attention_name, forward_floor, linear_shapes, product_name
-from talkinghead_lab.bench.forwards import COMPILED, DECODE, OUTSIDE, SKIPPED
+from talkinghead_lab.bench.decode import DECODE
+from talkinghead_lab.bench.forwards import COMPILED, OUTSIDE, SKIPPED
 from talkinghead_lab.bench.jobs import JOBS, add_jobs, total
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from talkinghead_lab.bench.ceilings import measure_attention, measure_copies, measure_products
-from talkinghead_lab.bench.forwards import measure_decode, measure_forwards, measure_steps
+from talkinghead_lab.bench.decode import measure_decode
+from talkinghead_lab.bench.forwards import measure_forwards, measure_steps
 from talkinghead_lab.bench.jobs import add_jobs
 from talkinghead_lab.bench.peers import measure_diffusers
 from talkinghead_lab.bench.rows import Results, machine_of

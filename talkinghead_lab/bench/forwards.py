@@ -9,7 +9,7 @@ from torch import Tensor
 
 from talkinghead_lab.bench.ceilings import best_kind, forward_floor
 from talkinghead_lab.bench.rows import Results, Row, measure, seconds_of
-from talkinghead_lab.bench.sizes import Size, random_conditions, random_dit, random_vae
+from talkinghead_lab.bench.sizes import Size, random_conditions, random_dit
 from talkinghead_lab.models.dit import DiT
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.quantization import FP8, has_fp8, multiply_fp8, quantize_linears
@@ -22,7 +22,7 @@ FP8_LINEAR, ALL = (
     "forward: fp8 linear layers, compiled",
     "forward: fp8 linear layers, eight-bit attention, compiled",
 )
-SKIPPED, OUTSIDE, DECODE = "step: a skipped forward", "step: outside its three forwards", "decode: one chunk"
+SKIPPED, OUTSIDE = "step: a skipped forward", "step: outside its three forwards"
 # Steps to time what surrounds forwards, with a network that has no blocks.
 EMPTY_STEPS = 20
 
@@ -124,12 +124,3 @@ def measure_steps(size: Size, device: torch.device, results: Results) -> None:
         return dit.unpatchify(cache.run(tokens, torch.clone, skip=True, keep=True), time, latent.shape)
 
     results.add(Row(SKIPPED, seconds_of(skipped, device, repeats=10)))
-
-
-@torch.inference_mode()
-def measure_decode(size: Size, device: torch.device, results: Results) -> None:
-    """Decoding one chunk."""
-    vae = random_vae(size.vae, device)
-    latent = torch.randn(1, *size.grid.latent_shape(size.vae.z_dim), device=device)
-    seconds, peak = measure(lambda: vae.decode(latent), device, repeats=2)
-    results.add(Row(DECODE, seconds, peak_gib=peak))

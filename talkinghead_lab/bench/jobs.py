@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from talkinghead_lab.bench.forwards import ALL, COMPILED, DECODE, OUTSIDE, SKIPPED
+from talkinghead_lab.bench.decode import DECODE
+from talkinghead_lab.bench.forwards import ALL, COMPILED, OUTSIDE, SKIPPED
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.streaming import plan_chunks
