@@ -136,6 +136,21 @@ class Requirements:
         """The smallest budget that runs: networks visit in turn, blocks stream."""
         return self.outside + max(need.smallest for need in self.needs.values())
 
+    def known(self, stage: str, budget: int | None) -> dict[str, float]:
+        """The part of a stage's memory that follows from shapes, and the unit of the rest, in GiB.
+
+        Args:
+            stage: nothing is known of one that the model leaves out.
+            budget: in bytes of device memory; None: all weights stay there.
+        """
+        if stage not in self.needs:
+            return {}
+        need = self.needs[stage]
+        held = sum(self.weights.values()) + (self.kept if stage in ("sampling", "decode") else 0)
+        if budget is not None:
+            held = need.held(budget - self.outside)
+        return {"held_gib": held / GIB, "extra_gib": need.extra / GIB, "unit_gib": need.unit / GIB}
+
     def check(self, budget: int) -> None:
         """Refuse a budget that cannot even hold what must be on the device at once.
 

@@ -18,14 +18,15 @@ import polars
 from talkinghead_lab import environment
 from talkinghead_lab.devices import GIB, pick_device
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.memory import Requirements, planned
+from talkinghead_lab.memory import planned
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import read_inputs
 from talkinghead_lab.run_folder import RECORD
 
 SCHEMA = {
-    "run": polars.Int64, "setting": polars.String, "device": polars.String, "stage": polars.String,
-    "started": polars.Float64, "seconds": polars.Float64, "peak_host_gib": polars.Float64,
+    "run": polars.Int64, "setting": polars.String, "device": polars.String, "machine": polars.String,
+    "stage": polars.String, "started": polars.Float64, "seconds": polars.Float64,
+    "peak_host_gib": polars.Float64,
     "peak_gpu_gib": polars.Float64, "reserved_gpu_gib": polars.Float64, "outside_gpu_gib": polars.Float64,
     "held_gib": polars.Float64, "extra_gib": polars.Float64, "unit_gib": polars.Float64,
     "error": polars.String,
@@ -48,9 +49,9 @@ def profile(
         folder: gets a folder for each run, and the table as `profile.csv`. Finished runs are not made again.
 
     Returns:
-        A row for each visit: `run`, `setting`, `stage`, `started` and `seconds`; peaks in GiB; and what the
-        memory model needs: `held_gib` (weights there), `extra_gib`, `unit_gib` (largest activation). A run
-        that fails is one row with its `error`.
+        A row for each visit: `run`, `setting`, `device`, `machine`, `stage`, `started` and `seconds`; peaks
+        in GiB; and what the memory model needs: `held_gib` (weights there), `extra_gib`, `unit_gib` (largest
+        activation). A run that fails is one row with its `error`.
     """
     folder = Path(folder)
     rows: list[dict[str, Any]] = []
@@ -65,7 +66,7 @@ def _profile_one(
     params: GenerationParams, setting: Mapping[str, Any], number: int, run_dir: Path
 ) -> Iterator[dict[str, Any]]:
     device = pick_device(params.device).type
-    common = {"run": number, "setting": label(setting), "device": device}
+    common = {"run": number, "setting": label(setting), "device": device, "machine": this_machine()}
     if not (run_dir / RECORD).is_file():
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         request = run_dir.with_suffix(".yaml")
@@ -77,19 +78,32 @@ def _profile_one(
             return
     inputs = read_inputs(params)
     plan = planned(params, inputs.frame_size, inputs.seconds)
+    # On a CPU the streamed copies are in the same memory as what they are copied from.
+    gib = params.vram_budget_gib if device == "cuda" else None
+    budget = None if gib is None else round(gib * GIB)
     for visit in json.loads((run_dir / RECORD).read_text(encoding="utf-8"))["timeline"]:
-        yield common | visit | _known_memory(plan, visit["stage"], params, device)
+        yield common | visit | plan.known(visit["stage"], budget)
 
 
-def _known_memory(plan: Requirements, stage: str, params: GenerationParams, device: str) -> dict[str, float]:
-    """The part of a stage's memory that follows from shapes, and the unit of the rest."""
-    if stage not in plan.needs:
-        return {}
-    need, gib = plan.needs[stage], params.vram_budget_gib
-    held = sum(plan.weights.values()) + (plan.kept if stage in ("sampling", "decode") else 0)
-    if gib is not None and device == "cuda":
-        held = need.held(round(gib * GIB) - plan.outside)
-    return {"held_gib": held / GIB, "extra_gib": need.extra / GIB, "unit_gib": need.unit / GIB}
+def read(file: str | Path) -> polars.DataFrame:
+    """The table of a profile that was made elsewhere: a JSON list of rows, or what `profile` wrote.
+
+    Raises:
+        InvalidRequest: there is no such file, or it is no profile.
+    """
+    file = Path(file)
+    try:
+        if file.suffix == ".csv":
+            return polars.read_csv(file, schema=SCHEMA)
+        return polars.DataFrame(json.loads(file.read_text(encoding="utf-8")), schema=SCHEMA)
+    except (OSError, ValueError, polars.exceptions.PolarsError) as error:
+        raise InvalidRequest(f"no profile can be read ({error})", received=str(file)) from None
+
+
+def this_machine() -> str:
+    """What the memory of a profile depends on: the GPU, or without one the processor."""
+    described = environment.describe()
+    return str(described.get("gpu") or described["cpu"] or "this machine")
 
 
 def label(setting: Mapping[str, Any]) -> str:
@@ -123,9 +137,8 @@ def fit(table: polars.DataFrame) -> dict[str, Any]:
     if column == "peak_host_gib":
         outside = min(base for base, _ in stages.values())
         stages = {stage: (base - outside, slope) for stage, (base, slope) in stages.items()}
-    described = environment.describe()
     return {
-        "measured_on": str(described.get("gpu") or described["cpu"] or "this machine"),
+        "measured_on": table["machine"][0],
         "outside_gib": outside,
         "stages": {
             stage: {"base_gib": base, "activations": slope} for stage, (base, slope) in stages.items()

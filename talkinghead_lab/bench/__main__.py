@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,8 @@ from talkinghead_lab.bench.ceilings import measure_attention, measure_copies, me
 from talkinghead_lab.bench.decode import measure_decode
 from talkinghead_lab.bench.forwards import measure_forwards, measure_steps
 from talkinghead_lab.bench.jobs import add_jobs
+from talkinghead_lab.bench.load import measure_load
+from talkinghead_lab.bench.offload import measure_offload, measure_small_host
 from talkinghead_lab.bench.peers import measure_diffusers
 from talkinghead_lab.bench.rows import Results, machine_of
 from talkinghead_lab.bench.sizes import SIZES, Size
@@ -26,15 +30,28 @@ PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "diffusers": measure_diffusers,
     "jobs": add_jobs,
 }
+# These read a checkpoint of random weights from a folder.
+FROM_FILES: dict[str, Callable[[Size, torch.device, Results, Path], None]] = {
+    "load": measure_load,
+    "offload": measure_offload,
+    "small-host": measure_small_host,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts asked for; a part that fails is reported, and the others are still measured."""
+    names = [*PARTS, *FROM_FILES]
     parser = argparse.ArgumentParser(prog="python -m talkinghead_lab.bench", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="parts to measure")
     parser.add_argument("--size", choices=SIZES, help="unset: released on a GPU, tiny on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="JSON file of the figures; rows that it holds are kept")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="folder of a random checkpoint, written where it is missing (51 GB at released sizes) and kept; "
+        "unset: a temporary one",
+    )
     parser.add_argument("--table", type=Path, help="print the figures of this JSON file as Markdown and stop")
     options = parser.parse_args(arguments)
     if options.table is not None:
@@ -44,14 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = SIZES[options.size or ("released" if device.type == "cuda" else "tiny")]
     results = Results(options.out, machine_of(device))
     failed = []
-    for part in options.only:
-        try:
-            PARTS[part](size, device, results)
-        except (RuntimeError, ImportError) as error:  # out of memory, or a library that does not fit
-            failed.append(part)
-            print(f"{part}: {type(error).__name__}: {str(error)[:500]}", file=sys.stderr, flush=True)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.weights or Path(temporary) / "weights"
+        parts: dict[str, Callable[[Size, torch.device, Results], None]] = dict(PARTS)
+        parts |= {name: partial(part, folder=folder) for name, part in FROM_FILES.items()}  # type: ignore[call-arg]
+        for name in options.only:
+            try:
+                parts[name](size, device, results)
+            except (
+                RuntimeError,
+                ImportError,
+                OSError,
+            ) as error:  # no memory, no disk, a library that does not fit
+                failed.append(name)
+                print(f"{name}: {type(error).__name__}: {str(error)[:500]}", file=sys.stderr, flush=True)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
     return 1 if failed else 0
 
 

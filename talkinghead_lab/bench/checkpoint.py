@@ -1,0 +1,87 @@
+"""A checkpoint of random weights in the released layout, for what is measured from files."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from talkinghead_lab.bench.sizes import Size
+from talkinghead_lab.checkpoints import RELEASED_REPOSITORIES, TRANSFORMER
+from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.models.image_encoder import ImageEncoder
+from talkinghead_lab.models.speech_encoder import SpeechEncoder
+from talkinghead_lab.models.text_encoder import TextEncoder
+from talkinghead_lab.models.vae import VAE
+from talkinghead_lab.training.networks import Networks, write_checkpoint
+
+# Most bytes of a file of the transformer: seven of them in bf16, as many as are released.
+SHARD_BYTES = 5 * 10**9
+TILE_ELEMENTS = 2**25
+WRITERS = 8
+SPREAD = 0.02  # standard deviation of every weight, norms included
+STORED, STORED_NAME = torch.bfloat16, "BF16"
+
+
+def random_checkpoint(folder: Path, size: Size) -> dict[str, str]:
+    """Write a checkpoint into a folder that has none; returns the request's fields that name it."""
+    if not folder.exists():
+        with torch.device("meta"):
+            networks = Networks(
+                DiT(size.dit),
+                VAE(size.vae),
+                TextEncoder(size.text),
+                ImageEncoder(size.image),
+                SpeechEncoder(size.speech),
+            )
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        write_checkpoint(unfinished, networks, STORED, save=_write_shards)
+        unfinished.rename(folder)
+    return {"checkpoint": "released"} | {name: str(folder / name) for name in RELEASED_REPOSITORIES}
+
+
+def _write_shards(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write random values in the shapes of tensors, the transformer into several files."""
+    shards = list(_shards(tensors, dtype)) if path.stem == TRANSFORMER else [dict(tensors)]
+    for number, shard in enumerate(shards, start=1):
+        name = f"{path.stem}-{number:05}-of-{len(shards):05}{path.suffix}"
+        _write_file(path if len(shards) == 1 else path.with_name(name), shard, dtype)
+
+
+def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if sum(t.numel() for t in shard.values()) * dtype.itemsize >= SHARD_BYTES:
+            yield shard
+            shard = {}
+        shard[name] = tensor
+    yield shard
+
+
+def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """A safetensors file: the header's length, the header, and random bytes by several threads."""
+    ends = list(accumulate(tensor.numel() * dtype.itemsize for tensor in tensors.values()))
+    header = {
+        name: {"dtype": STORED_NAME, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        for (name, tensor), start, end in zip(tensors.items(), [0, *ends], ends, strict=False)
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    generator = torch.Generator().manual_seed(0)
+    elements = min(TILE_ELEMENTS, ends[-1] // dtype.itemsize)
+    tile = (SPREAD * torch.randn(elements, generator=generator)).to(dtype)
+    values = memoryview(tile.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    with path.open("wb") as file, ThreadPoolExecutor(WRITERS) as threads:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        begin, number = file.tell(), file.fileno()
+        parts = range(0, ends[-1], len(values))
+        written = threads.map(
+            lambda start: os.pwrite(number, values[: ends[-1] - start], begin + start), parts
+        )
+        if sum(written) != ends[-1]:
+            raise OSError(f"{path}: the disk took only a part")

@@ -1,0 +1,106 @@
+"""Whole jobs within budgets of device memory: what they take, and what streaming costs a step."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talkinghead_lab.bench.rows import Results, Row
+from talkinghead_lab.bench.sizes import Size
+from talkinghead_lab.bench.whole_job import in_a_process, request_of
+from talkinghead_lab.files import atomic_path
+
+BUDGETS = (8, 12, 16, 24)  # GiB
+# Pixels of the larger released frame sizes, in relation to 832x480.
+LARGER = {"released": ("1024x576", "1280x720"), "tiny": ("96x64",)}
+# The first steps of a frame size compile.
+LARGER_STEPS = 2
+LOADED = "offload: process start to all networks in host memory"
+
+
+def measure_offload(size: Size, device: torch.device, results: Results, folder: Path) -> None:
+    """Text, speech and image encoders, autoencoder, sampling and decoding of one chunk in every budget.
+
+    All in one process, and at each frame size first with all blocks on the device: what libraries take once
+    is in the figures of every budget.
+    """
+    own = f"{size.grid.width}x{size.grid.height}"
+    larger = LARGER["released" if size.grid.width > 500 else "tiny"]
+    runs: list[dict[str, Any]]
+    runs = [{"frame_size": own, "vram_budget_gib": budget} for budget in ("all", *BUDGETS)]
+    if device.type == "cuda":  # nothing limits what a process takes of a host
+        runs.insert(1, {"frame_size": larger[-1], "vram_budget_gib": BUDGETS[0]})
+    for frame_size in larger:
+        few = {"frame_size": frame_size, "diffusion_steps": LARGER_STEPS}
+        runs += [few | {"vram_budget_gib": budget} for budget in ("all", "smallest")]
+    request = request_of(size, device, folder) | {"vram_budget_gib": BUDGETS[0]}
+    jobs, resident = in_a_process(request, runs), dict[str, float]()
+    loaded = next(jobs)
+    results.add(Row(LOADED, loaded["begun"]["loaded"], conditions=_peaks(loaded)))
+    for job in jobs:
+        results.add(_row(job, resident))
+        add_profile(results, device, job)
+
+
+def _row(job: Mapping[str, Any], resident: dict[str, float]) -> Row:
+    """The seconds of a step, beside those with all blocks on the device, which are kept by frame size."""
+    frame_size, budget = job["run"]["frame_size"], f"{job['budget_gib']:.1f} GiB"
+    conditions = _peaks(job) | {"smallest_gib": job["smallest_gib"], "job": job["seconds"]}
+    if job["error"]:
+        name = f"offload: {frame_size}, {budget}, refused"
+        return Row(name, job["seconds"], conditions=conditions | {"error": job["error"]} | _left(job))
+    step = min(job["steps"])
+    if job["run"].get("vram_budget_gib") == "all":
+        budget, resident[frame_size] = "all blocks stay", step
+    if frame_size in resident:
+        conditions["slow_down"] = step / resident[frame_size]
+    conditions["stages"] = _stages(job)
+    return Row(f"offload: {frame_size}, {budget}", step, peak_gib=job["peak_gpu_gib"], conditions=conditions)
+
+
+def _left(job: Mapping[str, Any]) -> dict[str, float]:
+    """What an error left on the device, context and libraries included."""
+    return {"left_gib": job["left_gib"], "left_by_pytorch_gib": job["left_by_pytorch_gib"]}
+
+
+def _stages(job: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of each stage."""
+    seconds: dict[str, float] = {}
+    for visit in job["timeline"]:
+        seconds[visit["stage"]] = seconds.get(visit["stage"], 0.0) + visit["seconds"]
+    return seconds
+
+
+def _peaks(told: Mapping[str, Any]) -> dict[str, float]:
+    return {key: told[key] for key in ("driver_gib", "anonymous_host_gib", "resident_host_gib")}
+
+
+def measure_small_host(size: Size, device: torch.device, results: Results, folder: Path) -> None:
+    """fp8 weights within the smallest budget: what that takes of the host, loading included."""
+    run = {"frame_size": f"{size.grid.width}x{size.grid.height}"}
+    request = request_of(size, device, folder) | {"precision": "fp8", "vram_budget_gib": BUDGETS[0]}
+    loaded, job = in_a_process(request, [run])
+    row = _row(job, {})
+    larger = {key: max(peak, row.conditions[key]) for key, peak in _peaks(loaded).items()}
+    conditions = row.conditions | larger | {"loaded": loaded["begun"]["loaded"]}
+    results.add(replace(row, name=f"{row.name}, fp8", conditions=conditions))
+    add_profile(results, device, job)
+
+
+def add_profile(results: Results, device: torch.device, job: Mapping[str, Any]) -> None:
+    """Keep every visit to a stage in `profile.json` beside the figures, for the notebook of profiles."""
+    if results.path is None:
+        return
+    path = results.path.with_name("profile.json")
+    rows = json.loads(path.read_text()) if path.exists() else []
+    budget = "resident" if job["budget_gib"] is None else f"{job['budget_gib']:.1f} GiB"
+    common = {
+        **{"run": 1 + max((row["run"] for row in rows), default=-1), "device": device.type},
+        **{"machine": results.machine["device"], "setting": f"{job['run']['frame_size']}, {budget}"},
+    }
+    visits = [{"error": job["error"]}] if job["error"] else job["timeline"]
+    with atomic_path(path, overwrite=True) as unfinished:
+        unfinished.write_text(json.dumps(rows + [common | visit for visit in visits], indent=0) + "\n")
