@@ -8,6 +8,9 @@ from torch import Tensor
 from talkinghead_lab.latent_grid import LatentGrid
 from talkinghead_lab.models.dit import DiT
 from talkinghead_lab.models.dit_config import DiTConfig
+from talkinghead_lab.models.image_encoder import ImageEncoderConfig
+from talkinghead_lab.models.speech_encoder import SpeechEncoderConfig
+from talkinghead_lab.models.text_encoder import TextEncoderConfig
 from talkinghead_lab.models.vae import VAE, VAEConfig
 from talkinghead_lab.sampling import ChunkConditions
 
@@ -39,21 +42,40 @@ RELEASED_VAE = VAEConfig(
     latent_mean=(0.0,) * 16,
     latent_std=(1.0,) * 16,
 )
+RELEASED_TEXT = TextEncoderConfig(256_384, 4096, 64, 64, 10_240, 24, 32)  # umT5-XXL
+RELEASED_IMAGE = ImageEncoderConfig(1280, 32, 5120, 14, 224)  # CLIP ViT-H/14
+RELEASED_SPEECH = SpeechEncoderConfig(  # wav2vec2-base
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    conv_dim=(512,) * 7,
+    conv_kernel=(10, 3, 3, 3, 3, 2, 2),
+    conv_stride=(5, 2, 2, 2, 2, 2, 2),
+    conv_bias=False,
+    num_conv_pos_embeddings=128,
+    num_conv_pos_embedding_groups=16,
+)
 IMAGE_TOKENS = 257  # what CLIP ViT-H gives
 TEXT_TOKENS = 40
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured: the transformer, the autoencoder and the chunk."""
+    """What is measured: the networks and the chunk."""
 
     dit: DiTConfig
     vae: VAEConfig
     grid: LatentGrid
+    text: TextEncoderConfig
+    image: ImageEncoderConfig
+    speech: SpeechEncoderConfig
 
 
 SIZES = {
-    "released": Size(RELEASED_DIT, RELEASED_VAE, LatentGrid(81, 480, 832)),
+    "released": Size(
+        RELEASED_DIT, RELEASED_VAE, LatentGrid(81, 480, 832), RELEASED_TEXT, RELEASED_IMAGE, RELEASED_SPEECH
+    ),
     "tiny": Size(
         replace(
             RELEASED_DIT, dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=64, text_len=32,
@@ -61,6 +83,12 @@ SIZES = {
         ),
         replace(RELEASED_VAE, dim=8, stage_dims=(8, 16, 16, 16)),
         LatentGrid(9, 64, 64),
+        replace(RELEASED_TEXT, vocab_size=1024, dim=64, head_dim=16, num_heads=4, ffn_dim=128, num_layers=2),
+        replace(RELEASED_IMAGE, dim=64, num_layers=3, ffn_dim=128, patch_size=32, num_heads=4),
+        replace(
+            RELEASED_SPEECH, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+            conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=8,
+        ),
     ),
 }  # fmt: skip
 

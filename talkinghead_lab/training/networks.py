@@ -166,28 +166,43 @@ def _initialise_dit(dit: DiT) -> None:
         nn.init.normal_(block.get_parameter("modulation"), std=dit.config.dim**-0.5)
 
 
-def write_checkpoint(folder: Path, networks: Networks, dtype: torch.dtype = torch.float16) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write a weight file, floating tensors as `dtype`."""
+    stored = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
+        for name, tensor in sorted(tensors.items())
+    }
+    save_file(stored, path)
+
+
+def write_checkpoint(
+    folder: Path,
+    networks: Networks,
+    dtype: torch.dtype = torch.float16,
+    save: Callable[[Path, Mapping[str, Tensor], torch.dtype], None] = save_tensors,
+) -> None:
     """Write the networks in the released layout, floating tensors as `dtype`; see `checkpoints`.
 
     Args:
         folder: gets `ckpt_dir`, `wav2vec_dir` and `infinitetalk_dir`.
+        save: writes one file of weights.
     """
     wan, speech, adapter = (folder / name for name in checkpoints.RELEASED_REPOSITORIES)
     for part in (wan / checkpoints.TOKENIZER, speech, adapter):
         part.mkdir(parents=True, exist_ok=True)
     dit = networks.dit.state_dict()
     of_adapter = {name for name in dit if any(part in name for part in ADAPTER_PARTS)}
-    _save(wan / f"{checkpoints.TRANSFORMER}.safetensors", without(dit, of_adapter), dtype)
-    _save(adapter / "infinitetalk.safetensors", {name: dit[name] for name in of_adapter}, dtype)
+    save(wan / f"{checkpoints.TRANSFORMER}.safetensors", without(dit, of_adapter), dtype)
+    save(adapter / "infinitetalk.safetensors", {name: dit[name] for name in of_adapter}, dtype)
     _write_json(wan / "config.json", {"model_type": "i2v"} | _dit_fields(networks.dit.config))
-    _save(wan / f"{checkpoints.VAE}.safetensors", networks.vae.state_dict(), dtype)
+    save(wan / f"{checkpoints.VAE}.safetensors", networks.vae.state_dict(), dtype)
     statistics = {name: getattr(networks.vae.config, name) for name in ("latent_mean", "latent_std")}
     _write_json(wan / f"{checkpoints.VAE}.json", statistics)
-    _save(wan / f"{checkpoints.TEXT_ENCODER}.safetensors", released_text(networks.text_encoder), dtype)
-    _save(wan / f"{checkpoints.IMAGE_ENCODER}.safetensors", released_image(networks.image_encoder), dtype)
+    save(wan / f"{checkpoints.TEXT_ENCODER}.safetensors", released_text(networks.text_encoder), dtype)
+    save(wan / f"{checkpoints.IMAGE_ENCODER}.safetensors", released_image(networks.image_encoder), dtype)
     heads = {"num_heads": networks.image_encoder.config.num_heads}
     _write_json(wan / f"{checkpoints.IMAGE_ENCODER}.json", heads)
-    _save(speech / "model.safetensors", released_speech(networks.speech_encoder), dtype)
+    save(speech / "model.safetensors", released_speech(networks.speech_encoder), dtype)
     _write_json(speech / "config.json", {"model_type": "wav2vec2"} | asdict(networks.speech_encoder.config))
     write_tokenizer(wan / checkpoints.TOKENIZER)
 
@@ -286,14 +301,6 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     fields = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PADDING}
     _write_json(folder / "tokenizer_config.json", fields | {"eos_token": CLOSING, "unk_token": UNKNOWN})
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    stored = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
-        for name, tensor in sorted(tensors.items())
-    }
-    save_file(stored, path)
 
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
