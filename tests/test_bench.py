@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from talkinghead_lab import profiles
 from talkinghead_lab.bench.__main__ import main
 from talkinghead_lab.bench.ceilings import attention_name, forward_floor, linear_shapes, product_name
 from talkinghead_lab.bench.decode import DECODE
@@ -15,6 +16,7 @@ from talkinghead_lab.bench.jobs import JOBS, add_jobs, total
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES
 from talkinghead_lab.bench.table import markdown, read_rows
+from talkinghead_lab.streaming import plan_chunks
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -71,15 +73,37 @@ def test_the_released_size_is_that_of_the_released_weights():
 
 
 def test_jobs_add_up():
-    parts = {"forward": 2.0, "skipped": 0.1, "outside": 0.5, "decode": 3.0}
-    job = JOBS["job: 8 seconds, 8 steps, text 1.0, audio 2.0"]
-    assert total(job, 3, 0.5, parts) == pytest.approx(3 * (8 * (2 * 1.05 + 0.5) + 3.0))
+    parts = {"forward": 2.0, "attention": 1.2, "skipped": 0.1, "outside": 0.5, "decode": 3.0}
+    job, grid = JOBS["job: 8 seconds, 8 steps, text 1.0, audio 2.0"], RELEASED.grid
+    whole = plan_chunks(200, 81, 9)
+    assert total(job, whole, 0.5, parts, grid) == pytest.approx(3 * (8 * (2 * 1.05 + 0.5) + 3.0))
+    trimmed = plan_chunks(200, 81, 9, trim=True)
+    part = 15 / 21  # 9 repeated frames and 47 new ones are 57 frames
+    last = 8 * (2 * (part * 0.8 + part**2 * 1.2) + part * 0.5) + part * 3.0
+    assert total(job, trimmed, 0.0, parts, grid) == pytest.approx(2 * (8 * (2 * 2.0 + 0.5) + 3.0) + last)
     results = Results(None, MACHINE)
     for name, seconds in {COMPILED: 2.0, SKIPPED: 0.1, OUTSIDE: 0.5, DECODE: 3.0}.items():
         results.add(Row(name, seconds))
     add_jobs(RELEASED, CPU, results)
-    assert len(results.rows) == 4 + 3 * 4
+    assert len(results.rows) == 4 + 3 * 2 * 4
     assert results.rows["job: 8 seconds, 40 steps, 0% skipped, bf16, compiled"].conditions["chunks"] == 3
+
+
+@pytest.mark.slow
+def test_loading_and_offloading_are_measured_from_files(tmp_path):
+    out = tmp_path / "figures.json"
+    parts = ["load", "offload", "small-host"]
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", *parts]) == 0
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    begun = rows["load: process start to first forward"]["conditions"]
+    assert 0 < begun["imported"] < begun["loaded"] < begun["first_forward"]
+    for name in ("64x64, all blocks stay", "64x64, 8.0 GiB", "96x64, all blocks stay", "64x64, 8.0 GiB, fp8"):
+        conditions = rows[f"offload: {name}"]["conditions"]
+        assert conditions["resident_host_gib"] > conditions["anonymous_host_gib"] > 0
+        assert conditions["stages"].keys() == {"text", "audio", "image", "vae_encode", "sampling", "decode"}
+    profile = profiles.read(tmp_path / "profile.json")
+    assert profile["run"].n_unique() == 1 + 5 + 2 + 1
+    assert profiles.fit(profile)["stages"].keys() == conditions["stages"].keys()
 
 
 def test_the_page_shows_the_published_figures():
