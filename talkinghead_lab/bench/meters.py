@@ -20,8 +20,17 @@ def process_age() -> float:
 
 
 def driver_bytes(device: torch.device) -> int:
-    """Bytes of a GPU that are in use, by all programs, the driver's own included; no CUDA context is made."""
-    return torch.cuda.device_memory_used(device.index or 0) if device.type == "cuda" else 0
+    """Bytes of a GPU that are in use, by all programs, the driver's own included.
+
+    By NVML (package nvidia-ml-py), which makes no CUDA context of its own; it counts GPUs without regard to
+    CUDA_VISIBLE_DEVICES.
+    """
+    if device.type != "cuda":
+        return 0
+    import pynvml
+
+    pynvml.nvmlInit()  # does nothing the second time
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)).used)
 
 
 def host_gib() -> dict[str, float]:
