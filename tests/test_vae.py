@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
-from talkinghead_lab.models.causal_layers import CausalConv3d, RMSNorm
+from talkinghead_lab.models.causal_layers import CausalConv3d, CausalState, RMSNorm
 from talkinghead_lab.models.vae import RELEASED_LATENT_MEAN, RELEASED_LATENT_STD, VAE, VAEConfig
 
 TINY = VAEConfig(
@@ -61,7 +61,11 @@ def test_a_convolution_is_the_same_sum_on_any_device():
     x = torch.randn(2, 5, 4, 6, 8)
     padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 2, 0))
     expected = torch.nn.functional.conv3d(padded, layer.weight, layer.bias, padding=(0, 1, 1))
-    torch.testing.assert_close(layer(x, {}), expected, rtol=1e-4, atol=1e-5)
+    for layer.stacks_frames in (True, False):
+        state: CausalState = {}
+        torch.testing.assert_close(layer(x, {}), expected, rtol=1e-4, atol=1e-5)
+        frames = [layer(frame, state) for frame in x.split(1, dim=2)]
+        torch.testing.assert_close(torch.cat(frames, dim=2), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_norm_has_a_gradient_at_zero():
@@ -145,18 +149,22 @@ def test_nothing_is_kept_between_calls_nor_between_interleaved_ones(model: VAE):
 
 
 def test_memory_does_not_grow_with_the_frames(model: VAE):
-    def remembered(pieces: int) -> dict[torch.nn.Module, Tensor]:
-        state: dict[torch.nn.Module, Tensor] = {}
+    def remembered(pieces: int) -> CausalState:
+        state: CausalState = {}
         for frames in [1] + [4] * pieces:
             model.encoder(video(frames), state)
         return state
 
+    def shapes(state: CausalState) -> dict[torch.nn.Module, list[torch.Size]]:
+        return {layer: [frame.shape for frame in past] for layer, past in state.items()}
+
     few, many = remembered(2), remembered(9)
-    assert {layer: t.shape for layer, t in few.items()} == {layer: t.shape for layer, t in many.items()}
-    for layer, tensor in many.items():
-        assert tensor.shape[2] <= 2
-        held = tensor.untyped_storage().nbytes()
-        assert held == tensor.numel() * tensor.element_size(), f"{layer} keeps its whole piece alive"
+    assert shapes(few) == shapes(many)
+    for layer, past in many.items():
+        assert len(past) <= 2
+        for frame in past:
+            assert frame.shape[2] == 1
+            assert frame.untyped_storage().nbytes() == frame.nbytes, f"{layer} keeps its whole piece alive"
 
 
 def test_statistics_are_taken_out_and_put_back(model: VAE):
