@@ -30,7 +30,8 @@ def pick_device(name: str) -> torch.device:
             allowed=f"{count} GPUs are visible",
             remedy="Use device auto or cpu.",
         )
-    return device
+    # With its number: the allocator's settings take no device without one.
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:

@@ -1,5 +1,7 @@
 """The transformer as a request wants it: with its LoRAs, in its precision, resident or ready to stream."""
 
+from itertools import chain
+
 import torch
 from torch import nn
 
@@ -37,10 +39,19 @@ def load_transformer(
     if offloaded:
         stream(dit, BLOCKS, device, lambda block: _finish(block, compute, stored, device))
         convert(dit, compute)
+        _let_go_of_files(dit)
     elif stored is not None:
         quantize_linears(dit.get_submodule(BLOCKS), stored)
     _use_what_the_device_has(dit, params, device)
     return dit
+
+
+def _let_go_of_files(dit: DiT) -> None:
+    """Copy what does not stream: a single small tensor in a mapped file keeps the whole file in memory."""
+    streamed = {id(tensor) for tensor in dit.get_submodule(BLOCKS).large_tensors()}  # type: ignore[operator]
+    for tensor in chain(dit.parameters(), dit.buffers()):
+        if id(tensor) not in streamed:
+            tensor.data = tensor.data.clone()
 
 
 def _use_what_the_device_has(dit: DiT, params: GenerationParams, device: torch.device) -> None:
