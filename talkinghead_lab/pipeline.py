@@ -348,7 +348,7 @@ class ChunkGenerator:
 
     def _encode_picture(self, pixels: Tensor, frames: int) -> EncodedPicture:
         known = self.picture
-        if known is not None and known.frames == frames and torch.equal(known.pixels, pixels):
+        if known is not None and known.frames >= frames and torch.equal(known.pixels, pixels):
             return known
         networks = self.networks
         picture = to_unit_range(pixels)[None].to(networks.device)
@@ -379,7 +379,7 @@ class ChunkGenerator:
         heard = torch.stack(voices)[None].to(device)
         silence = torch.zeros_like(heard[:, :1])
         return ChunkConditions(
-            picture=self.picture.condition,
+            picture=self.picture.condition[:, :, : grid.latent_frames],  # it may be a longer chunk's
             image=self.picture.context,
             texts=self.texts,
             # Silence is one speaker's, also where two are heard, as the model was trained.

@@ -105,7 +105,10 @@ def test_a_picture_and_zeros_are_encoded_as_if_in_full(model: VAE, frames: int):
     picture = video(1)[:, :, 0]
     whole = torch.zeros(1, 3, frames, 16, 24)
     whole[:, :, 0] = picture
-    assert torch.equal(model.encode_first_frame_then_zeros(picture, frames), model.encode(whole))
+    encoded = model.encode_first_frame_then_zeros(picture, frames)
+    assert torch.equal(encoded, model.encode(whole))
+    longer = model.encode_first_frame_then_zeros(picture, frames + 8)
+    assert torch.equal(encoded, longer[:, :, : encoded.shape[2]]), "a chunk takes a longer one's start"
 
 
 def test_one_frame_at_a_time_is_held_at_full_size(model: VAE):
