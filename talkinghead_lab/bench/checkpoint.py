@@ -1,9 +1,7 @@
 """A checkpoint of random weights in the released layout, for what is measured from files."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,8 +19,7 @@ from talkinghead_lab.training.networks import Networks, write_checkpoint
 
 # Most bytes of a file of the transformer: seven of them in bf16, as many as are released.
 SHARD_BYTES = 5 * 10**9
-TILE_ELEMENTS = 2**25
-WRITERS = 8
+TILE_ELEMENTS = 2**24
 SPREAD = 0.02  # standard deviation of every weight, norms included
 STORED, STORED_NAME = torch.bfloat16, "BF16"
 
@@ -63,7 +60,7 @@ def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[dict[
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """A safetensors file: the header's length, the header, and random bytes by several threads."""
+    """A safetensors file, through a mapping so that all threads fill it: header's length, header, values."""
     ends = list(accumulate(tensor.numel() * dtype.itemsize for tensor in tensors.values()))
     header = {
         name: {"dtype": STORED_NAME, "shape": list(tensor.shape), "data_offsets": [start, end]}
@@ -71,17 +68,10 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    text = len(text).to_bytes(8, "little") + text
     generator = torch.Generator().manual_seed(0)
-    elements = min(TILE_ELEMENTS, ends[-1] // dtype.itemsize)
-    tile = (SPREAD * torch.randn(elements, generator=generator)).to(dtype)
-    values = memoryview(tile.view(torch.uint8).numpy())  # type: ignore[arg-type]
-    with path.open("wb") as file, ThreadPoolExecutor(WRITERS) as threads:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.flush()
-        begin, number = file.tell(), file.fileno()
-        parts = range(0, ends[-1], len(values))
-        written = threads.map(
-            lambda start: os.pwrite(number, values[: ends[-1] - start], begin + start), parts
-        )
-        if sum(written) != ends[-1]:
-            raise OSError(f"{path}: the disk took only a part")
+    tile = (SPREAD * torch.randn(TILE_ELEMENTS, generator=generator)).to(dtype).view(torch.uint8)
+    mapped = torch.from_file(str(path), shared=True, size=len(text) + ends[-1], dtype=torch.uint8)
+    mapped[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    for part in mapped[len(text) :].split(len(tile)):
+        part.copy_(tile[: len(part)])

@@ -6,6 +6,7 @@ A process of its own, because what counts is since its start and beside what lay
 
 A run says what of the request it changes. With a budget in the request all networks lie in host memory, and
 the runs may have budgets of their own: GiB, `smallest` (by the plan) or `all` (all stays on the device).
+`blocks` keeps so many of the transformer's from this run on.
 """
 
 import itertools
@@ -31,12 +32,14 @@ from talkinghead_lab.bench.rows import GIB, synchronize
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.devices import pick_device
 from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.offload import StreamedBlocks
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import ChunkGenerator, Inputs, Pipeline
 from talkinghead_lab.profiling import StageClock
 from talkinghead_lab.source import Portrait
 
 SECONDS = 8.0
+NOT_OF_REQUESTS = ("vram_budget_gib", "blocks")
 PROMPT = "a " * 511  # as many tokens as the released model reads at most, with the closing one
 
 
@@ -93,8 +96,13 @@ def run(
     pipeline: Pipeline, request: GenerationParams, changes: Mapping[str, Any], peaks: Peaks
 ) -> dict[str, Any]:
     """Make one run and tell what it took."""
-    budget = changes.get("vram_budget_gib")
-    params = request.replace(**{k: v for k, v in changes.items() if k != "vram_budget_gib"})
+    budget, blocks = changes.get("vram_budget_gib"), changes.get("blocks")
+    params = request.replace(
+        **{name: value for name, value in changes.items() if name not in NOT_OF_REQUESTS}
+    )
+    if blocks is not None and blocks < len(pipeline.dit.blocks):
+        fewer = itertools.islice(pipeline.dit.blocks, blocks)
+        pipeline.dit.blocks = StreamedBlocks(fewer, pipeline.device)  # type: ignore[assignment]
     assert params.forced_size is not None
     plan = pipeline.requirements(params, params.forced_size, SECONDS)
     pipeline = with_budget(pipeline, budget, plan)
