@@ -135,6 +135,9 @@ class GenerationParams(BaseModel):
 
     use_color_correction: bool = Field(True, description="match every frame's colours to the portrait's")
     color_correction_strength: float = Field(1.0, ge=0, le=1, description="0: as sampled; 1: fully matched")
+    seam_frames: int = Field(
+        0, ge=0, le=40, description="frames over which the step at a chunk's seam fades; 0: as released"
+    )
     use_apg: bool = Field(False, description="adaptive projected guidance")
     apg_momentum: float = Field(-0.75, ge=-1, le=1, description="running average of the guidance updates")
     apg_norm_threshold: float = Field(

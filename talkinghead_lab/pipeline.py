@@ -26,7 +26,7 @@ from talkinghead_lab.params import GenerationParams, local_file
 from talkinghead_lab.residency import recovering, visit
 from talkinghead_lab.sampling import ChunkConditions, sample_chunk
 from talkinghead_lab.source import Source, open_source
-from talkinghead_lab.streaming import Chunk, audio_windows, plan_chunks
+from talkinghead_lab.streaming import Chunk, audio_windows, ease_seam, plan_chunks
 
 # Gives a context that lasts as long as the named stage of the work: for clocks and memory meters.
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -323,6 +323,8 @@ class ChunkGenerator:
             del fixed
         with self.stage("decode"), networks.use(networks.vae):
             frames = self._decode(latent, grid)
+        if previous is not None and self.params.seam_frames:
+            frames = ease_seam(frames, previous, chunk.repeated, self.params.seam_frames)
         return GeneratedChunk(chunk, latent[0].cpu(), frames)
 
     def _decode(self, latent: Tensor, grid: LatentGrid) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from talkinghead_lab.latent_grid import LatentGrid, is_whole_chunk, latent_frames
-from talkinghead_lab.streaming import audio_windows, plan_chunks
+from talkinghead_lab.streaming import audio_windows, ease_seam, plan_chunks
 
 chunk_sizes = st.integers(1, 30).map(lambda n: 4 * n + 1)
 frame_counts = st.integers(1, 2000)
@@ -74,6 +74,18 @@ def test_past_the_end_the_rows_run_backwards():
     assert heard.tolist() == [
         [0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5, 5], [5, 5, 4], [5, 4, 3], [4, 3, 2],
     ]  # fmt: skip
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 20))
+def test_the_step_at_a_seam_fades_and_what_moves_by_itself_stays(repeated, new, over):
+    shown = torch.full((1, 3, repeated, 2, 2), 0.1)
+    moving = 0.01 * torch.arange(repeated + new).view(1, 1, -1, 1, 1).expand(1, 3, -1, 2, 2)
+    frames = 0.3 + moving - moving[:, :, repeated - 1 : repeated]
+    eased = ease_seam(frames, shown, repeated, over)
+    torch.testing.assert_close(eased[:, :, :repeated], frames[:, :, :repeated])
+    left = (eased - frames)[0, 0, repeated:, 0, 0] / -0.2
+    expected = [max(0.0, 1 - (number + 1) / (over + 1)) for number in range(new)]
+    torch.testing.assert_close(left, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 @given(chunk_sizes, st.integers(1, 80), st.integers(1, 80))

@@ -22,7 +22,7 @@ from talkinghead_lab.models.text_encoder import Tokenizer
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import chunk_noise
 from talkinghead_lab.sampling import ChunkConditions, sample_chunk
-from talkinghead_lab.streaming import audio_windows, plan_chunks
+from talkinghead_lab.streaming import audio_windows, ease_seam, plan_chunks
 from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus
 from talkinghead_lab.training.data import VIDEO_FRAMES, with_mask
@@ -135,6 +135,8 @@ class Studio:
                     strength = params.color_correction_strength
                     pairs = zip(out, cases.portraits, strict=True)
                     out = torch.stack([match_colors(video, one, strength) for video, one in pairs])
+                if made and params.seam_frames:
+                    out = ease_seam(out, made[-1], chunk.repeated, params.seam_frames)
                 made.append(out)
         new = [
             video[:, :, chunk.repeated : chunk.repeated + chunk.new]

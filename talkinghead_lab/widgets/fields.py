@@ -26,6 +26,7 @@ GROUPS = {
     ),
     "Output": (
         "resolution", "frame_size", "max_frames", "use_color_correction", "color_correction_strength",
+        "seam_frames",
     ),
     "Model and memory": ("checkpoint", "precision", "attention", "device"),
 }  # fmt: skip
