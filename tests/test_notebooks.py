@@ -24,15 +24,15 @@ TINY = {
 
 
 def papermill(
-    notebook: str, folder: Path, parameters: dict[str, object]
+    notebook: str, folder: Path, parameters: dict[str, object], file: Path = ROOT / "params" / "embedded.yaml"
 ) -> tuple[subprocess.CompletedProcess, Path]:
-    """Run a notebook as a user would, in `folder`; its outputs land there."""
+    """Run a notebook as a user would, in `folder`, with a parameter file; its outputs land there."""
     executed = folder / f"{notebook}.ipynb"
     given = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "papermill", ROOT / "notebooks" / f"{notebook}.ipynb", executed),
-            *("-f", ROOT / "params" / "embedded.yaml", *given, "--no-progress-bar"),
+            *("-f", file, *given, "--no-progress-bar"),
         ],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -111,17 +111,7 @@ def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, t
         "base": base, "small": True, "measure": "sharpness", "folder": str(tmp_path / "sweep"),
     }  # fmt: skip
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(parameters))
-    executed = tmp_path / "executed.ipynb"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "papermill", ROOT / "notebooks" / f"{notebook}.ipynb", executed),
-            *("-f", tmp_path / "given.yaml", "--no-progress-bar"),
-        ],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done, executed = papermill(notebook, tmp_path, {}, tmp_path / "given.yaml")
     assert done.returncode == 0, done.stderr
     shown = outputs(executed)
     for figure in ("heat-map", "curves", "differences"):
@@ -143,17 +133,7 @@ def test_a_profile_shows_its_timeline_and_foresees_its_runs(request_for, tmp_pat
         "frame_sizes": ["32x32", "64x64", "96x96"], "chunk_frames": [9, 13], "base": {"diffusion_steps": 1},
     }  # fmt: skip
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(parameters))
-    executed = tmp_path / "executed.ipynb"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "papermill", ROOT / "notebooks" / "04_vram_profile.ipynb", executed),
-            *("-f", tmp_path / "given.yaml", "--no-progress-bar"),
-        ],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done, executed = papermill("04_vram_profile", tmp_path, {}, tmp_path / "given.yaml")
     assert done.returncode == 0, done.stderr
     shown = outputs(executed)
     assert "host&#x27;s: there is no GPU here" in data(shown["build"], "text/html")

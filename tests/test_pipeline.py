@@ -10,17 +10,7 @@ from talkinghead_lab.devices import GIB
 from talkinghead_lab.errors import InvalidRequest, OutOfMemory
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import ChunkGenerator, Pipeline, read_inputs
-
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
-]
+from tests.test_offload import DEVICES
 
 
 @pytest.fixture(params=DEVICES)
