@@ -1,5 +1,9 @@
 """The transformer as a request wants it: with its LoRAs, in its precision, resident or ready to stream."""
 
+import importlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -18,8 +22,22 @@ from talkinghead_lab.weights import convert
 BLOCKS = STREAMED_BLOCKS["transformer"]
 # Compiling takes half a minute; networks narrower than this, the embedded one first of all, run in less.
 NARROWEST_COMPILED = 1024
+ENCODERS = ("umt5.modeling_umt5", "clip.modeling_clip", "wav2vec2.modeling_wav2vec2")
 
 
+@contextmanager
+def importing_encoders() -> Iterator[None]:
+    """Import what the encoders are built from meanwhile: it takes as long as reading the transformer.
+
+    What fails here fails again, and is told, where an encoder is built.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        for module in ENCODERS:
+            thread.submit(importlib.import_module, f"transformers.models.{module}")
+        yield
+
+
+@importing_encoders()
 def load_transformer(
     params: GenerationParams, files: checkpoints.CheckpointFiles, device: torch.device, offloaded: bool
 ) -> DiT:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
 from talkinghead_lab.models.released_names import Shapes, count_blocks, rename, shape_of
@@ -127,6 +126,9 @@ class ImageEncoder(nn.Module):
     """CLIP's image tower up to its last block but one."""
 
     def __init__(self, config: ImageEncoderConfig):
+        # Here, because it takes seconds: `loading` does it while weights are read.
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
         super().__init__()
         self.config = config
         self.vision = CLIPVisionModel(

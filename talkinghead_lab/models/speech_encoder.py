@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from talkinghead_lab.errors import CheckpointError, MediaError
 from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
@@ -181,6 +180,9 @@ class SpeechEncoder(nn.Module):
     """wav2vec2 with its features interpolated to the video's frame rate. It runs without any dropout."""
 
     def __init__(self, config: SpeechEncoderConfig):
+        # Here, because it takes seconds: `loading` does it while weights are read.
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
+
         super().__init__()
         self.config = config
         fields = asdict(config) | dict.fromkeys(_RANDOM, 0.0) | {"attn_implementation": "sdpa"}

@@ -18,7 +18,6 @@ import tokenizers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.released_names import Shapes, count_blocks, rename, shape_of
@@ -188,6 +187,9 @@ class TextEncoder(nn.Module):
     """umT5's encoder behind the released calling convention: one tensor per text, without padding."""
 
     def __init__(self, config: TextEncoderConfig):
+        # Here, because it takes seconds: `loading` does it while weights are read.
+        from transformers import UMT5Config, UMT5EncoderModel
+
         super().__init__()
         self.config = config
         network = UMT5EncoderModel(
