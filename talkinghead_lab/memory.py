@@ -37,6 +37,7 @@ NETWORK_OF_STAGE = {
 STREAMED_BLOCKS = {"transformer": "blocks", "text encoder": "encoder.block"}
 TEXT_TOKENS = 512  # of a prompt at most, in the released model
 FLOAT_BYTES = 4
+FRAGMENTED = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,12 @@ class Need:
         return self.size.smallest + self.work
 
     def room(self, limit: int) -> int:
-        """Bytes that `limit` leaves for blocks."""
-        return max(0, limit - self.size.fixed - self.work)
+        """Bytes that `limit` leaves for blocks.
+
+        Fewer blocks stay than would fit: what PyTorch holds in pieces that nothing uses comes to a third of
+        the work, and a run that fails costs more than a block that streams.
+        """
+        return max(0, limit - self.size.fixed - round((1 + FRAGMENTED) * self.work))
 
     def held(self, limit: int) -> int:
         """Bytes of weights that are on the device within `limit`, slots included."""

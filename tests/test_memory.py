@@ -6,7 +6,7 @@ from torch import nn
 
 from talkinghead_lab.devices import GIB
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.memory import NetworkSize, coefficients, planned
+from talkinghead_lab.memory import FRAGMENTED, NetworkSize, coefficients, planned
 from talkinghead_lab.offload import SLOTS, StreamedBlocks
 from talkinghead_lab.pipeline import Pipeline
 
@@ -59,10 +59,12 @@ def test_budgets_follow_from_the_needs_of_the_stages(request_for):
     assert plan.resident == plan.outside + sum(plan.weights.values()) + plan.work
     assert plan.smallest < plan.resident
     need = plan.needs["sampling"]
+    work = round((1 + FRAGMENTED) * need.work)
     for resident in range(need.size.blocks - SLOTS):
-        limit = need.smallest + resident * need.size.block
-        assert need.held(limit) + need.work == limit
-    assert need.held(need.size.total + need.work) == need.size.total
+        limit = need.size.smallest + work + resident * need.size.block
+        assert need.held(limit) + work == limit
+    assert need.held(need.smallest) == need.size.smallest, "in the smallest budget all blocks stream"
+    assert need.held(need.size.total + work) == need.size.total
     plan.check(plan.smallest)
     with pytest.raises(InvalidRequest, match="about"):
         plan.check(round(0.001 * GIB))

@@ -16,9 +16,9 @@ from talkinghead_lab.files import atomic_path
 BUDGETS = (8, 12, 16, 24)  # GiB
 # Pixels of the larger released frame sizes, in relation to 832x480.
 LARGER = {"released": ("1024x576", "1280x720"), "tiny": ("96x64",)}
-# There fewer blocks of the transformer stand for all: each copies and computes as much, and the smallest budget
-# holds two. The first step of a frame size compiles.
-LARGER_BLOCKS, LARGER_STEPS = 8, 3
+# There fewer blocks of the transformer stand for all: each copies and computes as much, and the smallest
+# budget holds two.
+LARGER_BLOCKS = 8
 LOADED = "offload: process start to all networks in host memory"
 
 
@@ -35,8 +35,7 @@ def measure_offload(size: Size, device: torch.device, results: Results, folder: 
     if device.type == "cuda":  # nothing limits what a process takes of a host
         runs.insert(1, {"frame_size": larger[-1], "vram_budget_gib": BUDGETS[0]})
     for frame_size in larger:
-        few = {"frame_size": frame_size, "diffusion_steps": LARGER_STEPS}
-        few["blocks"] = min(LARGER_BLOCKS, size.dit.num_layers)
+        few = {"frame_size": frame_size, "blocks": min(LARGER_BLOCKS, size.dit.num_layers)}
         runs += [few | {"vram_budget_gib": budget} for budget in ("all", "smallest")]
     request = request_of(size, device, folder) | {"vram_budget_gib": BUDGETS[0]}
     jobs, resident = in_a_process(request, runs), dict[str, float]()

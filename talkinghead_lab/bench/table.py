@@ -13,6 +13,14 @@ NOTES = {
     "relative_error": "error {:.2%}",
     "attention": "attention {}",
     "first call": "first call {:.1f} s",
+    "gbps": "{:.1f} GB/s",
+    "imported": "{:.1f} s of it imports",
+    "slow_down": "{:.3f} of resident",
+    "driver_gib": "driver {:.1f} GiB",
+    "anonymous_host_gib": "host {:.1f} GiB",
+    "left_by_pytorch_gib": "then {:.2f} GiB kept",
+    "extra_gib": "{:.1f} GiB beside weights",
+    "largest_difference": "differs by {:.1e}",
 }
 
 
