@@ -76,12 +76,53 @@ class AudioCrossAttention(nn.Module):
             frames: T.
             rotation: by `speaker_rotation`, where two speakers share the picture.
         """
+        few, frame_tokens = keys_values[0].shape[1], x.shape[1] // frames
+        # Two speakers turn each token's query; training wants gradients of the layers as they are.
+        plain = rotation is not None or torch.is_grad_enabled()
+        if not plain and few < min(frame_tokens, x.shape[2] // self.num_heads):
+            return self._folded(x, *keys_values)
         query = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
         if rotation is not None:
             query = rotation(query)
         query = rearrange(query, "b (t s) n d -> (b t) s n d", t=frames)
         heard = attention(query, *keys_values)
         return self.proj(rearrange(heard, "(b t) s n d -> b (t s) (n d)", t=frames))
+
+    def _folded(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The same, with the weights multiplied by keys and values in place of tokens.
+
+        (Wx)·k = x·(Wᵀk) and W·Σpv = Σp·(Wv). A frame has fewer keys than a head has channels, so the products
+        that every token goes through are narrower: by four at the released sizes.
+        """
+        frames, count = key.shape[:2]
+        into, out_of = _weight(self.q_linear, x.dtype), _weight(self.proj, x.dtype)
+        # Frames innermost: the rows of one frame then lie evenly apart, and the products need no copy.
+        key, value = (rearrange(both, "f a n d -> n (a f) d") for both in (key, value))
+        keys = key @ rearrange(into, "(n d) c -> n d c", n=self.num_heads)
+        values = value @ rearrange(out_of, "c (n d) -> n d c", n=self.num_heads)
+        offsets = key.float() @ rearrange(self.q_linear.bias.float(), "(n d) -> n d 1", n=self.num_heads)
+        keys, values = (rearrange(both, "n (a f) c -> f (n a) c", a=count) for both in (keys, values))
+        scores = _product_float32(x.reshape(frames, -1, x.shape[-1]).to(keys.dtype), keys.mT)
+        scores = scores.unflatten(-1, (self.num_heads, count))
+        scores = (scores + rearrange(offsets, "n (a f) 1 -> f 1 n a", a=count)) / key.shape[-1] ** 0.5
+        weights = scores.softmax(dim=-1).to(x.dtype).flatten(-2)
+        return (weights @ values + self.proj.bias).view_as(x)
+
+
+def _weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The weight [out, in] of a linear layer of any stored type."""
+    return layer.weight if isinstance(layer, nn.Linear) else layer.dequantized().to(dtype)  # type: ignore[operator]
+
+
+@torch.library.custom_op("talkinghead_lab::product_float32", mutates_args=())
+def _product_float32(x: Tensor, y: Tensor) -> Tensor:
+    """Batched product that stays in float32, in which it is summed: scores are exponents."""
+    return torch.bmm(x, y, out_dtype=torch.float32) if x.is_cuda else torch.bmm(x.float(), y.float())
+
+
+@_product_float32.register_fake
+def _(x: Tensor, y: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], y.shape[-1], dtype=torch.float32)
 
 
 def speaker_rotation(attention_map: Tensor, head_width: int) -> Rotation:
