@@ -4,6 +4,7 @@ int8 is storage alone: it is multiplied in the input's type. fp8 is multiplied i
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,11 @@ PRECISION_TYPES = {"fp8": FP8, "int8": torch.int8}
 FIRST_FP8_CAPABILITY = (8, 9)
 # Names that the released `.json` maps use (optimum-quanto) and what they store.
 RELEASED_TYPES = {"qint8": torch.int8, "qfloat8_e4m3fn": FP8, "qfloat8": FP8}
+
+# Layers of a block whose rounding costs the most precision, since their branches have no gate. They store
+# int8, which is nearer, and multiply in the input's type. Only one of them, the output of attention to text
+# and picture, is slower for it: the others multiply what is made once a chunk, or are folded into it.
+KEPT_NEARER = re.compile(r"cross_attn\.(?!q$)")
 
 
 class QuantizedLinear(nn.Module):
@@ -42,15 +48,19 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.multiplies_fp8:
-            return self._forward_fp8(x)
-        out = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype).squeeze(-1)
-        return out if self.bias is None else out + self.bias.to(x.dtype)
+            rows, scale = quantize_rows(x.flatten(0, -2), FP8)
+            return self.multiply_rounded(rows, scale, x.dtype).unflatten(0, x.shape[:-1])
+        # The weights are scaled, not the products: those PyTorch's compiler would take for its own product
+        # with int8 weights, which is for few rows and hundreds of times slower here.
+        return F.linear(
+            x, self.dequantized().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        )
 
-    def _forward_fp8(self, x: Tensor) -> Tensor:
-        rows, scale = quantize_rows(x.flatten(0, -2), FP8)
-        if x.device.type == "cpu":  # the same rounding, to test it; only GPUs multiply fp8
+    def multiply_rounded(self, rows: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """Product of fp8 rows [n, in] that have a scale each, [n, 1], with the fp8 weights: [n, out]."""
+        if rows.device.type == "cpu":  # the same rounding, to test it; only GPUs multiply fp8
             out = F.linear(rows.float(), self.weight.float()) * scale * self.scale.float().mT
-            return (out if self.bias is None else out + self.bias).to(x.dtype).unflatten(0, x.shape[:-1])
+            return (out if self.bias is None else out + self.bias).to(dtype)
         out = torch._scaled_mm(
             rows,
             self.weight.t(),
@@ -60,7 +70,7 @@ class QuantizedLinear(nn.Module):
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return out.to(x.dtype).unflatten(0, x.shape[:-1])
+        return out.to(dtype)
 
     def dequantized(self) -> Tensor:
         return self.weight.float() * self.scale.float()
@@ -75,10 +85,11 @@ def quantize_rows(weight: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def quantize_linears(module: nn.Module, stored: torch.dtype) -> None:
-    """Replace every linear layer below `module` by a quantised one, one at a time."""
+    """Replace every linear layer below `module` by a quantised one, one at a time; see `KEPT_NEARER`."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear):
-            weight, scale = quantize_rows(layer.weight.detach(), stored)
+            nearest = torch.int8 if KEPT_NEARER.search(name) else stored
+            weight, scale = quantize_rows(layer.weight.detach(), nearest)
             replace_module(
                 module, name, QuantizedLinear(weight, scale, None if layer.bias is None else layer.bias.data)
             )
@@ -104,9 +115,15 @@ def has_fp8(device: torch.device) -> bool:
 
 
 def multiply_fp8(module: nn.Module) -> int:
-    """Let every layer below `module` that stores fp8 also multiply in fp8; returns how many there are."""
-    layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLinear)]
-    layers = [layer for layer in layers if layer.weight.dtype is FP8]
+    """Let the layers below `module` that store fp8 also multiply in fp8; returns how many do.
+
+    Those of released fp8 checkpoints that are `KEPT_NEARER` are multiplied in the input's type.
+    """
+    layers = [
+        layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, QuantizedLinear) and layer.weight.dtype is FP8 and not KEPT_NEARER.search(name)
+    ]
     for layer in layers:
         layer.multiplies_fp8 = True
     return len(layers)
