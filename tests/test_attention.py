@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.models.attention import KERNELS, attention, choose_attention
+from talkinghead_lab.models.attention import (
+    KERNELS,
+    attend_to_text_and_image,
+    attention,
+    choose_attention,
+)
 
 CPU = torch.device("cpu")
 # The bounds that `eight_bit_attention` states for random normal tensors.
@@ -40,6 +45,15 @@ def test_what_all_keys_and_values_share_costs_no_precision(kind):
     assert error(kind, *tensors(offset=8.0)) < BOUNDS[kind] / 3
 
 
+def test_a_limit_far_above_the_query_costs_no_precision():
+    query, key, value = tensors()
+    limit = torch.full((2,), 20 * query.abs().max().item())
+    out, limited = (attention(query, key, value, "flash3_fp8", known) for known in (None, limit))
+    exact = attention(query, key, value)
+    near, as_near = ((each - exact).float().norm() / exact.float().norm() for each in (out, limited))
+    assert as_near < 1.02 * near
+
+
 def test_queries_and_keys_may_have_different_lengths():
     query, key, value = tensors()
     assert error("triton", query[:, :130], key, value) < BOUNDS["triton"]
@@ -64,3 +78,18 @@ def test_kernels_on_a_gpu(kind):
         pytest.skip(f"needs {KERNELS[kind].needs}")
     for tokens in (300, 4096):
         assert error(kind, *tensors(tokens, device="cuda")) < BOUNDS.get(kind, 0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("words", [0, 40, 300])
+def test_text_and_image_in_one_kernel_on_a_gpu(words):
+    """Padding that is read once counts as often as it is there."""
+    query, *text = tensors(300, device="cuda")
+    image = tensors(257, device="cuda")[1:]
+    for each in text:
+        each[0, words:] = each[0, words : words + 1]
+    distinct = torch.tensor([min(words + 1, 300), 300], dtype=torch.int32, device="cuda")
+    exact = sum(attention(*(x.double() for x in (query, *context))) for context in (text, image))
+    out = attend_to_text_and_image(query, text, image, distinct).double()
+    assert ((out - exact).norm() / exact.norm()).item() < 0.005

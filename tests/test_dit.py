@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
 
 from talkinghead_lab import checkpoints
 from talkinghead_lab.bench.forwards import relative_error
@@ -10,8 +10,10 @@ from talkinghead_lab.bench.forwards import velocity as one_forward
 from talkinghead_lab.bench.sizes import random_conditions
 from talkinghead_lab.latent_grid import LatentGrid
 from talkinghead_lab.loading import load_transformer
+from talkinghead_lab.models.attention import Rotation, grid_angles
 from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.quantization import multiply_fp8, quantize_linears
+from talkinghead_lab.models.dit_blocks import RMSNorm
+from talkinghead_lab.quantization import FP8, multiply_fp8, quantize_linears, quantize_rows
 from tests.parity.test_dit import build, inputs
 
 
@@ -31,7 +33,7 @@ def test_compiled_blocks_share_one_graph_and_give_the_same():
     for block in model.blocks:
         block.register_forward_pre_hook(lambda *_: called.append(1))
     assert relative_error(velocity(model), plain) < 1e-5
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one for all blocks, one for the head"
     assert len(called) == len(model.blocks), "hooks run outside the graph"
 
 
@@ -48,10 +50,10 @@ def test_eight_bit_attention_in_the_whole_network(kind):
 def test_fp8_products_in_the_whole_network():
     model = build()
     plain, blocks = velocity(model), model.get_submodule("blocks")
-    linears = sum(isinstance(layer, nn.Linear) for layer in blocks.modules())
     quantize_linears(blocks, torch.float8_e4m3fn)
     stored = velocity(model)
-    assert multiply_fp8(blocks) == linears
+    # Self-attention, the query of attention to text and picture, the feed-forward.
+    assert multiply_fp8(blocks) == len(model.blocks) * (4 + 1 + 2)
     multiplied = velocity(model)
     assert relative_error(stored, plain) < relative_error(multiplied, plain) < 0.03
 
@@ -71,3 +73,31 @@ def test_a_request_chooses_kernel_and_compiling(request_for):
     plain, rounded, compiled = velocities
     assert 1e-7 < relative_error(rounded, plain) < 0.03
     assert 0 < relative_error(compiled, plain) < 1e-5
+
+
+def test_padding_of_a_prompt_is_known():
+    model, text = build(), inputs(1)["texts"][0]
+    length = model.config.text_len
+    context = model.text_context([text, text[:1], text.new_ones(length, text.shape[1])])
+    assert context.distinct.tolist() == [len(text) + 1, 2, length]
+    for tokens, distinct in zip(context.tokens, context.distinct, strict=True):
+        assert (tokens[distinct - 1 :] == tokens[-1]).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_row_kernels_give_what_the_layers_give():
+    from talkinghead_lab.models import row_kernels
+
+    torch.manual_seed(0)
+    rotation = Rotation(grid_angles((2, 3, 5), 128), torch.device("cuda"))
+    norm = RMSNorm(384, 1e-6).cuda().bfloat16()
+    norm.weight.data.uniform_(0.5, 1.5)
+    x = torch.randn(2, 30, 384, device="cuda").bfloat16()
+    plain = rotation(norm(x).unflatten(-1, (3, 128))).flatten(2)
+    turned = row_kernels.norm_and_rotate(x, norm.weight, norm.eps, rotation.cosine, rotation.sine)
+    assert relative_error(turned.float(), plain.float()) < 0.003
+    wide = torch.randn(60, 1000, device="cuda").bfloat16()
+    rows, scale = row_kernels.gelu_and_round(wide, FP8)
+    plain_rows, plain_scale = quantize_rows(F.gelu(wide.float(), approximate="tanh"), FP8)
+    assert relative_error(rows.float() * scale, plain_rows.float() * plain_scale) < 0.01

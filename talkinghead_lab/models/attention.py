@@ -1,7 +1,7 @@
 """Attention by the kernel that is chosen, rotary positions, and attention to a speaker's region."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,16 @@ ROTARY_BASE = 10_000.0
 FLASH_PACKAGE = "fa3_fwd_interface"
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, kind: str = "sdpa") -> Tensor:
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, kind: str = "sdpa", query_limit: Tensor | None = None
+) -> Tensor:
     """Softmax attention over [B, tokens, heads, head width] tensors; the result has the query's shape.
 
-    FlashAttention 3 is for bf16; PyTorch's own choice serves the other types.
+    FlashAttention 3 is for bf16; PyTorch's own choice serves the other types. A `query_limit` [heads] that no
+    channel of the query exceeds saves rounding it to fp8 a pass.
     """
+    if query_limit is not None and kind == "flash3_fp8":
+        return attention_flash3_fp8(query, key, value, query_limit)
     if kind == "flash3" and query.dtype != torch.bfloat16:
         kind = "sdpa"
     return KERNELS[kind].attend(query, key, value)
@@ -29,6 +34,21 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """PyTorch's own choice: cuDNN's kernel on a Hopper GPU."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+@torch.library.custom_op("talkinghead_lab::attend_to_text_and_image", mutates_args=())
+def attend_to_text_and_image(
+    query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct: Tensor
+) -> Tensor:
+    """The sum of two attentions in one kernel; see `short_attention`."""
+    from talkinghead_lab.models.short_attention import attend
+
+    return attend(query, text, image, distinct)
+
+
+@attend_to_text_and_image.register_fake
+def _(query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct: Tensor) -> Tensor:
+    return query.new_empty(query.shape)
 
 
 @torch.library.custom_op("talkinghead_lab::flash3", mutates_args=())
@@ -51,7 +71,8 @@ def _has_flash3(device: torch.device) -> bool:
     return _on_hopper(device) and importlib.util.find_spec(FLASH_PACKAGE) is not None
 
 
-def _has_triton(device: torch.device) -> bool:
+def runs_triton(device: torch.device) -> bool:
+    """Whether the Triton kernels of this package run on a device."""
     return _on_hopper(device) and importlib.util.find_spec("triton") is not None
 
 
@@ -74,7 +95,7 @@ KERNELS: dict[str, Kernel] = {
     "flash3": Kernel(_flash3, _has_flash3, NEEDS_FLASH3),
     "sdpa": Kernel(_sdpa, lambda device: True, "nothing"),
     "flash3_fp8": Kernel(attention_flash3_fp8, _or_emulated(_has_flash3), NEEDS_FLASH3),
-    "triton": Kernel(attention_triton, _or_emulated(_has_triton), "a Hopper GPU and Triton"),
+    "triton": Kernel(attention_triton, _or_emulated(runs_triton), "a Hopper GPU and Triton"),
 }
 EXACT_KINDS = ("flash3", "sdpa")
 

@@ -6,25 +6,41 @@ Submodules carry the released tensor names. Shapes use the symbols of `latent_gr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from talkinghead_lab.models.attention import EXACT_KINDS, Rotation, choose_attention, grid_angles
+from talkinghead_lab.models.attention import (
+    EXACT_KINDS,
+    Rotation,
+    choose_attention,
+    grid_angles,
+    runs_triton,
+)
 from talkinghead_lab.models.audio_adapter import AudioProjection
 from talkinghead_lab.models.dit_blocks import Block, Head, KeysValues, linear_float32
 from talkinghead_lab.models.dit_config import DiTConfig
 from talkinghead_lab.models.sequence_parallel import TokenShare
 
+# Row-wise reductions may hold a row in registers, where that measures faster than reading it again.
+COMPILER: dict[str, Any] = {"triton.multi_kernel": 1}
+# The released width of a head, for which the Triton kernels are tuned.
+KERNELS_HEAD_WIDTH = 128
+
 
 @dataclass
 class Context:
-    """Tokens of a prompt or a picture that the blocks attend to, [B, N, D], and keys and values per block."""
+    """Tokens of a prompt or a picture that the blocks attend to, [B, N, D], and keys and values per block.
+
+    Tokens of a prompt from number `distinct` − 1 on (int32 [B]) are the same: padding.
+    """
 
     tokens: Tensor
     keys_values: list[KeysValues] | None = None
+    distinct: Tensor | None = None
 
 
 @dataclass
@@ -107,9 +123,11 @@ class DiT(nn.Module):
             InvalidRequest: the kernel does not run on the device.
         """
         chosen, exact = choose_attention(kind, device), choose_attention("auto", device)
+        has_kernels = runs_triton(device) and self.config.dim == self.config.num_heads * KERNELS_HEAD_WIDTH
         for block in self.blocks:
             block.self_attn.kind = chosen
             block.cross_attn.kind = chosen if chosen in EXACT_KINDS else exact
+            block.self_attn.has_kernels = block.cross_attn.has_kernels = has_kernels
 
     def share_tokens(self, share: TokenShare) -> None:
         """Compute only a share of the tokens in the blocks; all processes must call the same forwards."""
@@ -118,14 +136,15 @@ class DiT(nn.Module):
             block.self_attn.share = share
 
     def compile_blocks(self) -> None:
-        """Compile the blocks' arithmetic: one graph a shape, shared by all blocks.
+        """Compile the arithmetic of blocks and head: one graph a shape, shared by all blocks.
 
         Modules are called as before, so that hooks on them stay outside the graph. Compiled code is kept on
         disk (`TORCHINDUCTOR_CACHE_DIR`); the first forward of a later process reads it back.
         """
-        compiled = torch.compile(Block.forward, dynamic=False)
+        compiled = torch.compile(Block.forward, dynamic=False, options=COMPILER)
         for block in self.blocks:
             block.forward = partial(compiled, block)  # type: ignore[method-assign]
+        self.head.forward = torch.compile(self.head.forward, dynamic=False)  # type: ignore[method-assign]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,10 +156,13 @@ class DiT(nn.Module):
         They are padded with zeros to `text_len` and the padding is attended to: so the model was trained.
         `precompute` (here and below) keeps every block's keys and values: more memory, fewer products a step.
         """
-        padded = torch.stack([F.pad(text, (0, 0, 0, self.config.text_len - len(text))) for text in texts])
-        context = Context(self.text_embedding(padded.to(self.dtype)))
+        length = self.config.text_len
+        padded = torch.stack([F.pad(text, (0, 0, 0, length - len(text))) for text in texts])
+        distinct = torch.tensor([min(len(text) + 1, length) for text in texts], dtype=torch.int32)
+        tokens = self.text_embedding(padded.to(self.dtype))
+        context = Context(tokens, distinct=distinct.to(tokens.device))
         if precompute:
-            context.keys_values = [b.cross_attn.text_keys_values(context.tokens) for b in self.blocks]
+            context.keys_values = [b.cross_attn.text_keys_values(tokens) for b in self.blocks]
         return context
 
     def image_context(self, features: Tensor, precompute: bool = True) -> Context:
@@ -215,6 +237,7 @@ class DiT(nn.Module):
                 rotation,
                 frames,
                 text.keys_values[i] if text.keys_values else cross.text_keys_values(text.tokens),
+                text.distinct,
                 image.keys_values[i] if image.keys_values else cross.image_keys_values(image.tokens),
                 audio.keys_values[i]
                 if audio.keys_values

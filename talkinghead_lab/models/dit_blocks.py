@@ -4,7 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from talkinghead_lab.models.attention import Rotation, attention, attention_to_regions
+from talkinghead_lab.models.attention import (
+    Rotation,
+    attend_to_text_and_image,
+    attention,
+    attention_to_regions,
+)
 from talkinghead_lab.models.audio_adapter import AudioCrossAttention, speaker_rotation
 from talkinghead_lab.models.dit_config import DiTConfig
 from talkinghead_lab.models.sequence_parallel import TokenShare
@@ -41,10 +46,40 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight))
 
 
+@torch.library.custom_op("talkinghead_lab::gelu_and_round", mutates_args=())
+def _gelu_and_round(x: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU (tanh) of [n, width] rounded to fp8, and a scale a row; see `row_kernels`."""
+    from talkinghead_lab.models.row_kernels import gelu_and_round
+
+    return gelu_and_round(x, torch.float8_e4m3fn)
+
+
+@_gelu_and_round.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(len(x), 1, dtype=torch.float32)
+
+
+@torch.library.custom_op("talkinghead_lab::norm_and_rotate", mutates_args=())
+def _norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor) -> Tensor:
+    """RMS norm and rotary positions of [B, L, D] in one pass; see `row_kernels`."""
+    from talkinghead_lab.models.row_kernels import norm_and_rotate
+
+    return norm_and_rotate(x, weight, eps, cosine, sine)
+
+
+@_norm_and_rotate.register_fake
+def _(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
-    """The feed-forward layers; in bf16 on a GPU the activation saves a pass over its widest tensor."""
+    """The feed-forward layers; on a GPU the activation saves passes over its widest tensor."""
     first, _, second = ffn
-    fused = isinstance(first, nn.Linear) and x.is_cuda and x.dtype is torch.bfloat16
+    if x.is_cuda and getattr(second, "multiplies_fp8", False):
+        rounded = _gelu_and_round(first(x).flatten(0, -2))
+        return second.multiply_rounded(*rounded, x.dtype).unflatten(0, x.shape[:-1])  # type: ignore[operator]
+    # Under autocast the weights are float32, and the product is not ours to choose.
+    fused = isinstance(first, nn.Linear) and x.is_cuda and first.weight.dtype is x.dtype is torch.bfloat16
     if fused and not torch.is_grad_enabled():
         return second(_linear_gelu(x, first.weight, first.bias))
     return ffn(x)
@@ -61,6 +96,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
 
+    def limit(self) -> Tensor:
+        """What no channel exceeds, [D]: all of the norm, √D, in that one channel."""
+        return self.weight.float().abs() * len(self.weight) ** 0.5
+
 
 class SelfAttention(nn.Module):
     """Attention of all tokens of a chunk to each other, with queries and keys normed over the whole width."""
@@ -70,6 +109,7 @@ class SelfAttention(nn.Module):
         self.num_heads = config.num_heads
         self.kind = "sdpa"
         self.share: TokenShare | None = None
+        self.has_kernels = False
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
         self.v = nn.Linear(config.dim, config.dim)
@@ -80,12 +120,27 @@ class SelfAttention(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
+    def uses_kernels(self, x: Tensor) -> bool:
+        """Whether the Triton kernels, which have no gradient, serve a forward."""
+        return self.has_kernels and x.dtype is torch.bfloat16 and not torch.is_grad_enabled()
+
+    def rotated(self, x: Tensor, norm: RMSNorm, rotation: Rotation) -> Tensor:
+        """Queries or keys [B, L, D], normed and turned to their positions: [B, L, heads, head width]."""
+        if not self.uses_kernels(x):
+            return rotation(self.heads(norm(x)))
+        return self.heads(_norm_and_rotate(x, norm.weight, norm.eps, rotation.cosine, rotation.sine))
+
     def forward(self, x: Tensor, rotation: Rotation, regions: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
-        query = rotation(self.heads(self.norm_q(self.q(x))))
-        key = rotation(self.heads(self.norm_k(self.k(x))))
-        attend = attention if self.share is None else self.share.attention
-        out = self.o(attend(query, key, self.heads(self.v(x)), self.kind).flatten(2))
+        query = self.rotated(self.q(x), self.norm_q, rotation)
+        key = self.rotated(self.k(x), self.norm_k, rotation)
+        if self.share is None:
+            # Turning a pair of channels keeps its length, so the largest limit of a head holds for all of it.
+            limit = self.heads(self.norm_q.limit()).amax(dim=1)
+            seen = attention(query, key, self.heads(self.v(x)), self.kind, limit)
+        else:
+            seen = self.share.attention(query, key, self.heads(self.v(x)), self.kind)
+        out = self.o(seen.flatten(2))
         if regions is None:
             return out, None
         return out, attention_to_regions(query, key[:, : regions.shape[1]], regions)
@@ -106,9 +161,14 @@ class CrossAttention(SelfAttention):
     def image_keys_values(self, image: Tensor) -> KeysValues:
         return self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))
 
-    def forward(self, x: Tensor, text: KeysValues, image: KeysValues) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, text: KeysValues, distinct: Tensor | None, image: KeysValues
+    ) -> Tensor:
         query = self.heads(self.norm_q(self.q(x)))
-        out = attention(query, *text, self.kind) + attention(query, *image, self.kind)
+        if self.uses_kernels(query) and distinct is not None:
+            out = attend_to_text_and_image(query, list(text), list(image), distinct)
+        else:
+            out = attention(query, *text, self.kind) + attention(query, *image, self.kind)
         return self.o(out.flatten(2))
 
 
@@ -138,6 +198,7 @@ class Block(nn.Module):
         rotation: Rotation,
         frames: int,
         text: KeysValues,
+        distinct: Tensor | None,
         image: KeysValues,
         audio: KeysValues,
         regions: Tensor | None,
@@ -149,12 +210,13 @@ class Block(nn.Module):
             time: [B, 6, D], float32.
             frames: T.
             text, image, audio: keys and values to attend to.
+            distinct: tokens of the text from number `distinct` − 1 on are the same; int32 [B].
             regions: [3, S] where two speakers are heard.
         """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time).split(1, dim=1)
         seen, attended = self.self_attn(layer_norm(x, self.norm1, (shift_a, scale_a)), rotation, regions)
         x = (x + seen * gate_a).to(x.dtype)
-        x = x + self.cross_attn(layer_norm(x, self.norm3), text, image)
+        x = x + self.cross_attn(layer_norm(x, self.norm3), text, distinct, image)
         speakers = (
             None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
         )
