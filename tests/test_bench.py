@@ -9,7 +9,14 @@ import torch
 
 from talkinghead_lab import profiles
 from talkinghead_lab.bench.__main__ import main
-from talkinghead_lab.bench.ceilings import attention_name, forward_floor, linear_shapes, product_name
+from talkinghead_lab.bench.ceilings import (
+    attention_name,
+    forward_floor,
+    frame_name,
+    frame_shapes,
+    linear_shapes,
+    product_name,
+)
 from talkinghead_lab.bench.decode import DECODE
 from talkinghead_lab.bench.forwards import COMPILED, OUTSIDE, SKIPPED
 from talkinghead_lab.bench.jobs import JOBS, add_jobs, total
@@ -20,7 +27,7 @@ from talkinghead_lab.streaming import plan_chunks
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
-PUBLISHED = sorted((ROOT / "outputs" / "published").glob("*/bench-*.json"))
+PUBLISHED = sorted((ROOT / "outputs" / "published").glob("*/bench*.json"))
 MACHINE = {"device": "a machine"}
 TINY, RELEASED = SIZES["tiny"], SIZES["released"]
 
@@ -57,18 +64,23 @@ def test_the_floor_is_the_sum_of_its_products_and_attention():
     assert forward_floor(RELEASED.dit, results) is None
     for shape, seconds in zip(linear_shapes(RELEASED.dit), (2.0, 3.0, 5.0), strict=True):
         results.add(Row(product_name("bf16", shape), seconds))
+        results.add(Row(product_name("fp8", shape), seconds / 2))
+    for shape, seconds in zip(frame_shapes(RELEASED.dit), (0.5, 0.25), strict=True):
+        results.add(Row(frame_name(shape), seconds))
     for kind, seconds in {"sdpa": 40.0, "flash3": 30.0, "triton": 20.0}.items():
         results.add(Row(attention_name(kind), seconds))
-    assert forward_floor(RELEASED.dit, results) == 40 * (8 * 2 + 3 + 5 + 30)
-    assert forward_floor(RELEASED.dit, results, rounded_attention=True) == 40 * (8 * 2 + 3 + 5 + 20)
+    assert forward_floor(RELEASED.dit, results) == 40 * (6 * 2 + 3 + 5 + 0.75 + 30)
+    assert forward_floor(RELEASED.dit, results, "fp8", True) == 40 * (5 * 1 + 2 + 4 + 0.75 + 20)
 
 
 def test_the_released_size_is_that_of_the_released_weights():
-    """1.80 PFLOP of linear layers and self-attention, 18.9 billion parameters."""
+    """Work of one forward, in operations: its products, with the recording's folded, and self-attention."""
     config, tokens = RELEASED.dit, RELEASED.grid.tokens
     assert tokens == 32_760
     linear = sum(2 * tokens * rows * columns * n for (rows, columns), n in linear_shapes(config).items())
-    assert linear * config.num_layers == pytest.approx(0.92e15, rel=0.005)
+    assert linear * config.num_layers == pytest.approx(0.78e15, rel=0.005)
+    folded = sum(2 * tokens * rows * columns for rows, columns in frame_shapes(config))
+    assert folded * config.num_layers == pytest.approx(0.034e15, rel=0.02)
     assert 4 * tokens**2 * config.dim * config.num_layers == pytest.approx(0.88e15, rel=0.005)
 
 
@@ -97,7 +109,12 @@ def test_loading_and_offloading_are_measured_from_files(tmp_path):
     rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
     begun = rows["load: process start to first forward"]["conditions"]
     assert 0 < begun["imported"] < begun["loaded"] < begun["first_forward"]
-    for name in ("64x64, all blocks stay", "64x64, 8.0 GiB", "96x64, all blocks stay", "64x64, 8.0 GiB, fp8"):
+    for name in (
+        "64x64, all blocks stay",
+        "64x64, 8.0 GiB",
+        "96x64, 2 blocks, all blocks stay",
+        "64x64, 8.0 GiB, fp8",
+    ):
         conditions = rows[f"offload: {name}"]["conditions"]
         assert conditions["resident_host_gib"] > conditions["anonymous_host_gib"] > 0
         assert conditions["stages"].keys() == {"text", "audio", "image", "vae_encode", "sampling", "decode"}

@@ -19,15 +19,29 @@ CHECKED_QUERIES = 512
 def linear_shapes(config: DiTConfig) -> dict[tuple[int, int], int]:
     """(in, out) of the linear layers that every token of a block goes through → how many there are.
 
-    Queries, keys, values and output of self-attention; queries and output of the two other attentions; the
+    Queries, keys, values and output of self-attention; query and output of attention to text and picture; the
     feed-forward. Keys and values of text, picture and recording are computed once a chunk.
     """
-    return {(config.dim, config.dim): 8, (config.dim, config.ffn_dim): 1, (config.ffn_dim, config.dim): 1}
+    return {(config.dim, config.dim): 6, (config.dim, config.ffn_dim): 1, (config.ffn_dim, config.dim): 1}
+
+
+def frame_shapes(config: DiTConfig) -> list[tuple[int, int]]:
+    """(in, out) of attention to the recording: tokens of a frame by its keys, weights by its values.
+
+    Both with the layer's weights folded in, for all heads at once, in bf16. The folding is not counted.
+    """
+    keys = config.num_heads * config.audio_tokens
+    return [(config.dim, keys), (keys, config.dim)]
 
 
 def product_name(kind: str, shape: tuple[int, int]) -> str:
     """The row of a matrix product."""
     return f"ceiling: {kind} product {shape[0]} to {shape[1]}"
+
+
+def frame_name(shape: tuple[int, int]) -> str:
+    """The row of a matrix product that has other weights for each latent frame."""
+    return f"ceiling: bf16 product of each frame {shape[0]} to {shape[1]}"
 
 
 def attention_name(kind: str) -> str:
@@ -43,9 +57,25 @@ def measure_products(size: Size, device: torch.device, results: Results) -> None
         if has_fp8(device):
             works["fp8"] = _fp8_product(x, weight)
         for kind, work in works.items():
-            seconds = sustained_seconds_of(work, device)
-            rate = 2 * size.grid.tokens * shape[0] * shape[1] / seconds / TERA
-            results.add(Row(product_name(kind, shape), seconds, conditions={"tflops": rate}))
+            _add_product(product_name(kind, shape), work, shape, size, device, results)
+    for shape in frame_shapes(size.dit):
+        frames, rows = size.grid.latent_frames, size.grid.tokens // size.grid.latent_frames
+        x, weight = _random(device, frames, rows, shape[0]), _random(device, frames, shape[1], shape[0])
+        work = partial(torch.bmm, x, weight.mT)
+        _add_product(frame_name(shape), work, shape, size, device, results)
+
+
+def _add_product(
+    name: str,
+    work: Callable[[], Tensor],
+    shape: tuple[int, int],
+    size: Size,
+    device: torch.device,
+    results: Results,
+) -> None:
+    seconds = sustained_seconds_of(work, device)
+    rate = 2 * size.grid.tokens * shape[0] * shape[1] / seconds / TERA
+    results.add(Row(name, seconds, conditions={"tflops": rate}))
 
 
 def _fp8_product(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
@@ -107,15 +137,19 @@ def forward_floor(
     """Seconds of one forward if nothing but its products and self-attention took time.
 
     None where a ceiling was not measured. The fastest kernel of attention counts: of the exact ones, unless
-    `rounded_attention`.
+    `rounded_attention`. In fp8 one layer, the output of attention to text and picture, stays in bf16.
     """
-    linear = [results.seconds(product_name(products, shape)) for shape in linear_shapes(config)]
+    counts = {product_name(products, shape): count for shape, count in linear_shapes(config).items()}
+    counts |= {frame_name(shape): 1 for shape in frame_shapes(config)}
+    if products != "bf16":
+        square = (config.dim, config.dim)
+        counts[product_name(products, square)] -= 1
+        counts[product_name("bf16", square)] = 1
     kinds = [kind for kind in KERNELS if rounded_attention or kind in EXACT_KINDS]
     attending = [seconds for kind in kinds if (seconds := results.seconds(attention_name(kind)))]
-    if None in linear or not attending:
+    if not attending or any(results.seconds(name) is None for name in counts):
         return None
-    counts = linear_shapes(config).values()
-    block = sum(count * seconds for count, seconds in zip(counts, linear, strict=True) if seconds)
+    block = sum(count * (results.seconds(name) or 0.0) for name, count in counts.items())
     return config.num_layers * (block + min(attending))
 
 
