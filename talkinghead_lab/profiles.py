@@ -95,7 +95,10 @@ def read(file: str | Path) -> polars.DataFrame:
     try:
         if file.suffix == ".csv":
             return polars.read_csv(file, schema=SCHEMA)
-        return polars.DataFrame(json.loads(file.read_text(encoding="utf-8")), schema=SCHEMA)
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise ValueError("not a list of rows")
+        return polars.DataFrame(rows, schema=SCHEMA)
     except (OSError, ValueError, polars.exceptions.PolarsError) as error:
         raise InvalidRequest(f"no profile can be read ({error})", received=str(file)) from None
 

@@ -1,12 +1,15 @@
 """The memory model finds the figures that a profile was made with, and real runs give such a profile."""
 
+import json
+
 import polars
 import pytest
 
 from talkinghead_lab import profile_plots
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.profiles import SCHEMA, combinations, fit, foreseen, left_out, profile
+from talkinghead_lab.profiles import SCHEMA, combinations, fit, foreseen, left_out, profile, read
 
+MACHINE = "a machine"
 OUTSIDE, TEXT, DECODE, MULTIPLE = 0.4, 0.1, 0.25, 7.0
 
 
@@ -23,6 +26,7 @@ def made_up(device: str, runs: int = 4) -> polars.DataFrame:
             measured = {"peak_gpu_gib": peak, "outside_gpu_gib": OUTSIDE} if device == "cuda" else {}
             rows.append(
                 {"run": run, "setting": f"size {run}", "device": device, "stage": stage}
+                | {"machine": MACHINE}
                 | {"started": float(place), "seconds": 1.0, "peak_host_gib": peak}
                 | measured
                 | known
@@ -40,6 +44,7 @@ def test_every_combination_is_made_once():
 def test_fitting_finds_the_model_that_a_profile_follows(device):
     model = fit(made_up(device))
     decode, text = model["stages"]["decode"], model["stages"]["text"]
+    assert model["measured_on"] == MACHINE
     assert decode["activations"] == pytest.approx(MULTIPLE)
     # On a CPU the leanest stage's constant is what the libraries take.
     assert model["outside_gib"] == pytest.approx(OUTSIDE + (TEXT if device == "cpu" else 0))
@@ -56,6 +61,18 @@ def test_the_model_that_foresees_a_run_has_not_seen_it():
     assert len(errors) == 4
     peak = OUTSIDE + DECODE + MULTIPLE * 0.4 + 1.5 + 0.15 + 1
     assert errors[3] == pytest.approx(-1 / peak), "the other three tell nothing of the odd one"
+
+
+def test_a_profile_that_was_made_elsewhere_is_read_back(tmp_path):
+    table = made_up("cuda")
+    table.write_csv(tmp_path / "profile.csv")
+    rows = [{name: value for name, value in row.items() if value is not None} for row in table.to_dicts()]
+    (tmp_path / "profile.json").write_text(json.dumps(rows))
+    assert read(tmp_path / "profile.csv").equals(table) and read(tmp_path / "profile.json").equals(table)
+    (tmp_path / "other.json").write_text('{"run": "a"}')
+    for name in ("other.json", "nowhere.json"):
+        with pytest.raises(InvalidRequest, match=r"no profile can be read.*" + name):
+            read(tmp_path / name)
 
 
 def test_a_profile_without_finished_runs_cannot_be_fitted():
