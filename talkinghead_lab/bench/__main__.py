@@ -37,6 +37,8 @@ FROM_FILES: dict[str, Callable[[Size, torch.device, Results, Path], None]] = {
     "small-host": measure_small_host,
 }
 
+FAILURES = (RuntimeError, ImportError, OSError)  # no memory, a library that does not fit, no disk
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts asked for; a part that fails is reported, and the others are still measured."""
@@ -68,11 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.only:
             try:
                 parts[name](size, device, results)
-            except (
-                RuntimeError,
-                ImportError,
-                OSError,
-            ) as error:  # no memory, no disk, a library that does not fit
+            except FAILURES as error:
                 failed.append(name)
                 print(f"{name}: {type(error).__name__}: {str(error)[:500]}", file=sys.stderr, flush=True)
             if device.type == "cuda":
