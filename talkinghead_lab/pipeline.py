@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -183,12 +184,8 @@ class Pipeline:
         if self.budget is not None:
             plan.check(self.budget)
         with torch.inference_mode():
-            return recovering(
-                lambda: self._encode(inputs, params, plan, stage, cache),
-                self.device,
-                lambda: plan,
-                self.budget,
-            )
+            encode = partial(self._encode, inputs, params, plan, stage, cache)
+            return recovering(encode, self.device, lambda: plan, self.budget)
 
     def _encode(
         self, inputs: Inputs, params: GenerationParams, plan: Requirements, stage: Stage, cache: Remember

@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LOCK = ROOT / "requirements.lock"
 PYTHONS = ("3.11", "3.12", "3.13")
-ABSENT = {"fa3_fwd_interface": "fa3-fwd"}
+ABSENT = {"fa3_fwd_interface": "fa3-fwd", "pynvml": "nvidia-ml-py"}
 CUDA_ONLY = re.compile(r"^(nvidia|cuda|triton)\b")
 
 
