@@ -27,6 +27,8 @@ def measure_load(size: Size, device: torch.device, results: Results, folder: Pat
     total, rate = sum(file.stat().st_size for file in files), _read_rate(files)
     results.add(Row(READ, rate / GIGA, "GB/s"))
     loaded, made = in_a_process(request, [{"frame_size": f"{size.grid.width}x{size.grid.height}"}])
+    if made["error"]:
+        raise RuntimeError(made["error"])
     begun = made["begun"]
     seconds = begun["loaded"] - begun["imported"]
     conditions = {
