@@ -158,9 +158,10 @@ class DiT(nn.Module):
         """
         length = self.config.text_len
         padded = torch.stack([F.pad(text, (0, 0, 0, length - len(text))) for text in texts])
-        distinct = torch.tensor([min(len(text) + 1, length) for text in texts], dtype=torch.int32)
         tokens = self.text_embedding(padded.to(self.dtype))
-        context = Context(tokens, distinct=distinct.to(tokens.device))
+        # Filled on the device: a copy from the host could not be captured in a graph.
+        counts = [tokens.new_full((1,), min(len(text) + 1, length), dtype=torch.int32) for text in texts]
+        context = Context(tokens, distinct=torch.cat(counts))
         if precompute:
             context.keys_values = [b.cross_attn.text_keys_values(tokens) for b in self.blocks]
         return context
