@@ -1,14 +1,24 @@
 """The parts of the training: schedules that resume, embeddings as at inference, a LoRA, scores."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from talkinghead_lab.lora import merge_lora
-from talkinghead_lab.sampling import CONDITIONAL, DROP_TEXT, Guidance
+from talkinghead_lab.sampling import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
 from talkinghead_lab.training import scores, train_lora
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
-from talkinghead_lab.training.data import CHUNKS, VIDEO_FRAMES
+from talkinghead_lab.training.data import (
+    AUDIO_DROPPED,
+    BOTH_DROPPED,
+    CHUNKS,
+    HEARINGS,
+    OTHER_VOICE,
+    VIDEO_FRAMES,
+    Videos,
+)
 from talkinghead_lab.training.muon import Muon, matrices_of, orthogonal
 from talkinghead_lab.training.networks import build_untrained
 from talkinghead_lab.training.schedule import Budget, Run, dice, learning_rate
@@ -113,12 +123,56 @@ def test_the_lora_file_merges_to_what_was_trained(tmp_path):
         torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=1e-3)
 
 
+def numbered_videos() -> Videos:
+    """Four videos that all tensors tell by their number; nobody talks in the last."""
+    numbers = torch.arange(4.0)
+
+    def filled(*shape: int) -> torch.Tensor:
+        return numbers.view(-1, *[1] * len(shape)).expand(-1, *shape)
+
+    tokens = torch.zeros(4, 2, dtype=torch.long)
+    return Videos(
+        portraits=torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        conditions=filled(1, 21, 2, 2),
+        chunks=filled(2, 1, 21, 2, 2),
+        motions=100 + filled(1, 3, 2, 2),
+        talking=numbers < 3,
+        speech=1 + filled(HEARINGS, VIDEO_FRAMES, 1, 1),
+        **dict.fromkeys(("ids", "mask", "dropped_ids", "dropped_mask"), tokens),
+    )
+
+
+def test_some_examples_are_spoken_by_somebody_else():
+    batch = numbered_videos().draw(2000, dice(6, 0), window=5)
+    shown, heard = batch.latent[:, 0, 10, 0, 0], batch.windows[:, 0, 40, 2, 0, 0]
+    talking, deaf = shown < 3, heard == 0
+    assert deaf.float().mean().item() == pytest.approx(AUDIO_DROPPED + BOTH_DROPPED, abs=0.03)
+    exchanged = (heard != shown + 1)[talking & ~deaf].float().mean().item()
+    assert exchanged == pytest.approx(OTHER_VOICE * 2 / 3, abs=0.04), "a third of the draws is the same voice"
+    assert heard[talking].max() <= 3, "nobody talks to the sound of silence"
+    assert torch.equal(heard[~talking & ~deaf], shown[~talking & ~deaf] + 1)
+
+
+def test_a_distilled_example_hears_its_own_voice_and_later_chunks_begin_as_at_inference():
+    batch = numbered_videos().draw(200, dice(7, 0), window=5, drops=False)
+    shown = batch.latent[:, 0, 10, 0, 0]
+    assert torch.equal(batch.windows[:, 0, 40, 2, 0, 0], shown + 1)
+    later = batch.given[:, 0, 2, 0, 0]
+    assert 50 < later.sum() < 150
+    assert (batch.motion[later, :, :3] > 90).all() and (batch.motion[~later, :, :3] < 90).all()
+
+
 def test_the_distilled_target_is_the_guidance_of_sampling():
-    told, heard = (torch.randn(1, 2, 3, generator=dice(4, n)) for n in range(2))
-    guidance = Guidance(train_lora.TEXT_SCALE, 1.0, True, False)
-    expected = guidance.combine({CONDITIONAL: told, DROP_TEXT: heard})
-    out = train_lora.combine(told, heard)
-    torch.testing.assert_close(out, expected)
+    batch = numbered_videos().draw(4, dice(8, 0), window=5, drops=False)
+    batch = batch.with_text(batch.ids + 1, batch.mask)
+    noisy = torch.randn(batch.latent.shape, generator=dice(4, 0))
+    examples = SimpleNamespace(batch=batch, videos=numbered_videos())
+    examples.velocity = lambda noisy, one: noisy * one.ids.float().mean() + one.windows.mean()
+    told = heard = batch.windows.mean()
+    expected = Guidance(train_lora.TEXT_SCALE, train_lora.AUDIO_SCALE, True, True).combine(
+        {CONDITIONAL: noisy + told, DROP_TEXT: heard, UNCONDITIONAL: torch.zeros(())}
+    )
+    torch.testing.assert_close(train_lora.guided(examples, noisy), expected)
 
 
 def test_correlation_is_highest_at_the_true_lag():

@@ -26,13 +26,18 @@ from talkinghead_lab.training.train_vae import WHOLE, from_bytes, to_bytes
 CHUNK_FRAMES, MOTION_FRAMES = 81, 9
 VIDEO_FRAMES = 2 * CHUNK_FRAMES - MOTION_FRAMES
 CHUNKS = plan_chunks(VIDEO_FRAMES, CHUNK_FRAMES, MOTION_FRAMES)
+LATENTS_AT_ONCE = 4  # that are decoded: fast, and in little memory
 # After so many frames of zeros their latents no longer change.
 SETTLED_FRAMES = 45
 # What the transformer hears is disturbed in as many ways for each video.
 HEARINGS = 3
 TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED = 0.12, 0.12, 0.05
-# Largest standard deviation of noise on motion latents: at inference they come from sampled frames.
-MOTION_NOISE = 0.15
+# In so many examples somebody else is heard, as in films with a narrator: what the recording says of the lips
+# is uncertain, so that guidance by it has something to do.
+OTHER_VOICE = 0.5
+# Largest standard deviation of noise on motion latents, and of a shift of each of their channels: at inference
+# they come from sampled frames, whose colours may have drifted.
+MOTION_NOISE, MOTION_SHIFT = 0.15, 0.1
 
 
 @dataclass
@@ -70,6 +75,9 @@ class Videos:
         portraits: [N, 3, H, W] uint8.
         conditions: [N, C, T, h, w], portrait and zeros, encoded.
         chunks: [N, 2, C, T, h, w] latents.
+        motions: [N, C, motion latents, h, w], what the second chunk begins with at inference: the last frames
+            of the first one, decoded and encoded again.
+        talking: [N], false where the sound is not speech.
         speech: [N, hearings, F, layers, channels].
         ids, mask: [N, tokens] of the captions.
         dropped_ids, dropped_mask: [2, tokens]: the released negative prompt and an empty one.
@@ -78,11 +86,16 @@ class Videos:
     portraits: Tensor
     conditions: Tensor
     chunks: Tensor
+    motions: Tensor
+    talking: Tensor
     speech: Tensor
     ids: Tensor
     mask: Tensor
     dropped_ids: Tensor
     dropped_mask: Tensor
+
+    def __post_init__(self) -> None:
+        self.talkers = self.talking.nonzero().flatten()
 
     @classmethod
     def make(
@@ -103,7 +116,7 @@ class Videos:
         return cls(*(torch.cat(part) for part in zip(*parts, strict=True)), *text)
 
     def draw(self, count: int, generator: torch.Generator, window: int, drops: bool = True) -> Batch:
-        """A batch of random chunks; `drops`: text and sound dropped at random, as guidance needs."""
+        """A batch of random chunks; `drops`: text and sound dropped or exchanged, as guidance needs."""
         device = self.portraits.device
 
         def chance(share: float, *shape: int) -> Tensor:
@@ -114,19 +127,27 @@ class Videos:
 
         chosen, later, hearing = pick(len(self.portraits)), pick(2), pick(self.speech.shape[1])
         both = chance(BOTH_DROPPED * drops)
-        windows = self.speech[chosen[:, None, None], hearing[:, None, None], _windows(window, device)[later]]
+        heard = chosen
+        if len(self.talkers):
+            exchanged = chance(OTHER_VOICE * drops) & self.talking[chosen]
+            heard = torch.where(exchanged, self.talkers[pick(len(self.talkers))], chosen)
+        windows = self.speech[heard[:, None, None], hearing[:, None, None], _windows(window, device)[later]]
         deaf = (chance(AUDIO_DROPPED * drops) | both).view(-1, 1, 1, 1, 1)
         unread = (chance(TEXT_DROPPED * drops) | both)[:, None]
         negative = pick(2)
-        latent = self.chunks[chosen, later].float()
-        strength = MOTION_NOISE * torch.rand(count, 1, 1, 1, 1, generator=generator, device=device)
-        strength = strength * (chance(0.7) & (later > 0)).view(-1, 1, 1, 1, 1)
-        noise = torch.randn(latent.shape, generator=generator, device=device)
+        latent, repeated = self.chunks[chosen, later].float(), self.motions[chosen].float()
+        length = repeated.shape[2]
+        spread = torch.rand(2, count, 1, 1, 1, 1, generator=generator, device=device)
+        noise = torch.randn(repeated.shape, generator=generator, device=device)
+        shift = torch.randn(*repeated.shape[:2], 1, 1, 1, generator=generator, device=device)
+        disturbed = repeated + MOTION_NOISE * spread[0] * noise + MOTION_SHIFT * spread[1] * shift
+        repeated = torch.where(chance(0.7).view(-1, 1, 1, 1, 1), disturbed, repeated)
+        begun = torch.where((later > 0).view(-1, 1, 1, 1, 1), repeated, latent[:, :, :length])
         times = torch.arange(latent.shape[2], device=device)
         motion_latents = torch.where(later > 0, latent_frames(MOTION_FRAMES), 1)
         return Batch(
             latent=latent,
-            motion=latent + strength * noise,
+            motion=torch.cat([begun, latent[:, :, length:]], dim=2),
             given=(times < motion_latents[:, None])[:, None, :, None, None],
             condition=with_mask(self.conditions[chosen].float()),
             portrait=from_bytes(self.portraits[chosen]),
@@ -165,9 +186,12 @@ def _encode(clips: Sequence[Clip], maker: ClipMaker, networks: Networks) -> tupl
         chunks = [frames[:, :, chunk.start : chunk.start + chunk.frames] for chunk in CHUNKS]
         latents = torch.stack([encode(networks.vae, chunk) for chunk in chunks], dim=1)
         settling = encode(networks.vae, portrait)
+        shown = networks.vae.decode(latents[:, 0], LATENTS_AT_ONCE)
+        motions = encode(networks.vae, shown[:, :, -MOTION_FRAMES:])
         rest = latents.shape[3] - settling.shape[2]
         conditions = torch.cat([settling, settling[:, :, -1:].expand(-1, -1, rest, -1, -1)], dim=2)
-    return video[:, 0], conditions.half(), latents.half(), speech.half()
+    talking = motion.mouth[..., 0].amax(dim=1) > 0
+    return video[:, 0], conditions.half(), latents.half(), motions.half(), talking, speech.half()
 
 
 def encode(vae: VAE, video: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""Distils guidance into a LoRA, so that one forward does what two did (Meng et al., arXiv 2210.03142)."""
+"""Distils guidance into a LoRA, so that one forward does what three did (Meng et al., arXiv 2210.03142)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from talkinghead_lab.models.dit import DiT
+from talkinghead_lab.sampling import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
 from talkinghead_lab.training.data import Videos
 from talkinghead_lab.training.networks import Networks
 from talkinghead_lab.training.schedule import Budget, Run
 from talkinghead_lab.training.train_dit import Examples
 
 RANK = 32
-# Of the prompt; the recording is followed best without guidance.
-TEXT_SCALE = 2.5
+# Of the prompt and the recording: those of the preset without the LoRA.
+TEXT_SCALE, AUDIO_SCALE = 2.0, 4.0
 LAYERS = (
     *("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.o"),
     *("audio_cross_attn.q_linear", "audio_cross_attn.proj", "ffn.0", "ffn.2"),
@@ -80,15 +82,15 @@ def train_lora(
 
 
 def guided(examples: Examples, noisy: Tensor) -> Tensor:
-    """The velocity under guidance by the prompt, as `sampling.Guidance` combines it."""
+    """The velocity under guidance by prompt and recording."""
     batch, videos = examples.batch, examples.videos
-    dropped = (x[:1].expand(len(noisy), -1) for x in (videos.dropped_ids, videos.dropped_mask))
-    return combine(*(examples.velocity(noisy, one) for one in (batch, batch.with_text(*dropped))))
-
-
-def combine(told: Tensor, heard: Tensor) -> Tensor:
-    """One velocity from those with prompt and recording, and with the recording alone."""
-    return told + (TEXT_SCALE - 1) * (told - heard)
+    unread = batch.with_text(
+        *(x[:1].expand(len(noisy), -1) for x in (videos.dropped_ids, videos.dropped_mask))
+    )
+    unheard = replace(unread, windows=torch.zeros_like(batch.windows))
+    branches = {CONDITIONAL: batch, DROP_TEXT: unread, UNCONDITIONAL: unheard}
+    guidance = Guidance(TEXT_SCALE, AUDIO_SCALE, text_guided=True, audio_guided=True)
+    return guidance.combine({branch: examples.velocity(noisy, one) for branch, one in branches.items()})
 
 
 def _switch(updates: dict[str, LowRank], strength: float) -> None:
