@@ -52,8 +52,8 @@ def plan_chunks(total_frames: int, chunk_frames: int, motion_frame: int, trim: b
 def ease_seam(frames: Tensor, shown: Tensor, repeated: int, over: int) -> Tensor:
     """Spread the step from the frames that were shown to the chunk that goes on from them.
 
-    Decoded again, the last repeated frame is not quite the one that was shown. What is between them is added to
-    the new frames, less and less.
+    Decoded again, the last repeated frame is not quite the one that was shown. What is between them is added
+    to the new frames, less and less.
 
     Args:
         frames: [..., 3, F, H, W] in [−1, 1], the chunk, whose first `repeated` frames were shown before.

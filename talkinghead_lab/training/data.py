@@ -35,8 +35,8 @@ TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED = 0.12, 0.12, 0.05
 # In so many examples somebody else is heard, as in films with a narrator: what the recording says of the lips
 # is uncertain, so that guidance by it has something to do.
 OTHER_VOICE = 0.5
-# Largest standard deviation of noise on motion latents, and of a shift of each of their channels: at inference
-# they come from sampled frames, whose colours may have drifted.
+# Largest standard deviation of noise on motion latents, and of a shift of each of their channels: at
+# inference they come from sampled frames, whose colours may have drifted.
 MOTION_NOISE, MOTION_SHIFT = 0.15, 0.1
 
 
