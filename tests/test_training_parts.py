@@ -143,7 +143,7 @@ def numbered_videos() -> Videos:
 
 
 def test_some_examples_are_spoken_by_somebody_else():
-    batch = numbered_videos().draw(2000, dice(6, 0), window=5)
+    batch = numbered_videos().draw(2000, dice(6, 0), window=5, narrated=True)
     shown, heard = batch.latent[:, 0, 10, 0, 0], batch.windows[:, 0, 40, 2, 0, 0]
     talking, deaf = shown < 3, heard == 0
     assert deaf.float().mean().item() == pytest.approx(AUDIO_DROPPED + BOTH_DROPPED, abs=0.03)

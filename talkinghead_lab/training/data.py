@@ -115,8 +115,20 @@ class Videos:
         text = [t.to(device) for t in (tokens.ids, tokens.mask, dropped.ids, dropped.mask)]
         return cls(*(torch.cat(part) for part in zip(*parts, strict=True)), *text)
 
-    def draw(self, count: int, generator: torch.Generator, window: int, drops: bool = True) -> Batch:
-        """A batch of random chunks; `drops`: text and sound dropped or exchanged, as guidance needs."""
+    def draw(
+        self,
+        count: int,
+        generator: torch.Generator,
+        window: int,
+        drops: bool = True,
+        narrated: bool = False,
+    ) -> Batch:
+        """A batch of random chunks.
+
+        Args:
+            drops: text and sound are left out at random, as guidance needs.
+            narrated: in some chunks somebody else is heard.
+        """
         device = self.portraits.device
 
         def chance(share: float, *shape: int) -> Tensor:
@@ -129,7 +141,7 @@ class Videos:
         both = chance(BOTH_DROPPED * drops)
         heard = chosen
         if len(self.talkers):
-            exchanged = chance(OTHER_VOICE * drops) & self.talking[chosen]
+            exchanged = chance(OTHER_VOICE * narrated) & self.talking[chosen]
             heard = torch.where(exchanged, self.talkers[pick(len(self.talkers))], chosen)
         windows = self.speech[heard[:, None, None], hearing[:, None, None], _windows(window, device)[later]]
         deaf = (chance(AUDIO_DROPPED * drops) | both).view(-1, 1, 1, 1, 1)

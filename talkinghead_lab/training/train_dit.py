@@ -13,6 +13,9 @@ from talkinghead_lab.training.networks import Networks
 from talkinghead_lab.training.schedule import Budget, Run, dice
 
 TRAINED_SHIFT = 3.0
+# Share of the training after which narrators are heard: first lips are learned, then how far to trust a
+# recording.
+NARRATED_FROM = 0.6
 # Rows and columns of the latent where the mouth is, in any pose; errors there count more.
 MOUTH_ROWS, MOUTH_COLUMNS, MOUTH_WEIGHT = (0.52, 0.82), (0.32, 0.68), 5.0
 
@@ -68,7 +71,7 @@ def train_dit(
     run = Run("dit", trained, budget, peak=1e-3, matrix_peak=2e-3, decay=0.999, **options)
     examples, advance = Examples(networks, videos, batch, seed), None
     for step in run.steps():
-        examples.fill(step)
+        examples.fill(step, narrated=run.progress > NARRATED_FROM)
         advance = advance or run.captured(examples.loss)
         run.after_step(step, **advance())
     trained.eval().requires_grad_(False)
@@ -92,13 +95,14 @@ class Examples:
         self.times = torch.zeros(count, device=device)
         self.noise = torch.zeros(count, *shape, device=device)
 
-    def _draw(self, generator: torch.Generator) -> Batch:
-        return self.videos.draw(self.count, generator, self.networks.dit.config.audio_window, self.drops)
+    def _draw(self, generator: torch.Generator, narrated: bool = False) -> Batch:
+        window = self.networks.dit.config.audio_window
+        return self.videos.draw(self.count, generator, window, self.drops, narrated)
 
-    def fill(self, step: int) -> None:
+    def fill(self, step: int, narrated: bool = False) -> None:
         """Draw what a step sees, into the same memory every time."""
         generator = dice(self.seed, step, self.times.device)
-        for name, value in vars(self._draw(generator)).items():
+        for name, value in vars(self._draw(generator, narrated)).items():
             getattr(self.batch, name).copy_(value)
         self.times.copy_(random_times(self.count, generator))
         self.noise.copy_(torch.randn(self.noise.shape, generator=generator, device=self.noise.device))
