@@ -16,6 +16,6 @@ def plot_curves(folder: Path) -> Figure:
     for place, (stage, rows) in enumerate(known.items(), start=1):
         axes = figure.add_subplot(1, len(known), place)
         noted = [row for row in rows if "loss" in row]
-        axes.plot([row["step"] for row in noted], [row["loss"] for row in noted])
+        axes.plot([row["step"] for row in noted], [row["loss"] for row in noted], marker=".")
         axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
     return figure
