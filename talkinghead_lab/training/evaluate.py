@@ -25,7 +25,7 @@ from talkinghead_lab.sampling import ChunkConditions, sample_chunk
 from talkinghead_lab.streaming import audio_windows, ease_seam, plan_chunks
 from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus
-from talkinghead_lab.training.data import VIDEO_FRAMES, with_mask
+from talkinghead_lab.training.data import LATENTS_AT_ONCE, VIDEO_FRAMES, with_mask
 from talkinghead_lab.training.dataset import ClipMaker
 from talkinghead_lab.training.networks import FRAME_SIZE, TEXT_TOKENS, Networks
 from talkinghead_lab.training.scores import (
@@ -130,7 +130,7 @@ class Studio:
                     regions=None,
                 )
                 latent = sample_chunk(dit, torch.stack(noises).to(self.device), conditions, params)
-                out = vae.decode(latent, 4)
+                out = vae.decode(latent, LATENTS_AT_ONCE)
                 if params.use_color_correction:
                     strength = params.color_correction_strength
                     pairs = zip(out, cases.portraits, strict=True)
