@@ -127,7 +127,7 @@ class Stage {
   }
 
   lead() {
-    const toggled = () => this.toggle.replaceChildren(icon(this.leader.paused ? "play" : "pause"));
+    const toggled = () => this.toggle.replaceChildren(icon((this.leader?.paused ?? true) ? "play" : "pause"));
     for (const video of this.videos) {
       video.onplay = video.onpause = toggled;
       video.onended = () => video === this.leader && this.end();
@@ -143,6 +143,7 @@ class Stage {
   }
 
   tick() {
+    if (!this.leader) return;
     const now = this.leader.currentTime;
     if (this.duration) this.seek.value = (1000 * now) / this.duration;
     this.time.textContent = `${clock(now)} / ${clock(this.duration)}`;
@@ -184,6 +185,11 @@ class Stage {
   }
 
   release() {
+    // What still loads from a URL that was revoked is an error, and a video that left the page loads on.
+    for (const shown of this.tiles.querySelectorAll("[src]")) {
+      shown.removeAttribute("src");
+      shown.load?.();
+    }
     this.urls.forEach((url) => URL.revokeObjectURL(url));
     this.urls = [];
     this.videos = [];

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import nbformat
 import pytest
@@ -15,6 +16,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.widgets import player
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
@@ -23,6 +25,24 @@ ROOT = Path(__file__).parent.parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MINUTES = 60_000  # milliseconds, as Playwright counts
 WIDTHS = {1280: 900, 1920: 1080}
+CHANGING_CLIPS = """async () => {
+    const {default: {render}} = await import('/player.js');
+    const bytes = async name => new Uint8Array(await (await fetch(name)).arrayBuffer());
+    const video = {key: 'a', title: '', note: '', kind: 'video/mp4', content: await bytes('/clip.mp4')};
+    const picture = {...video, kind: 'image/png', content: await bytes('/clip.png')};
+    const state = {clips: [], hint: ''}, el = document.body;
+    let changed;
+    render({model: {get: name => state[name], on: (name, told) => changed = told}, el});
+    const contents = [[video], [video, picture], [], [video, video]];
+    for (let turn = 0; turn < 120; turn++) {
+        state.clips = contents[turn % contents.length];
+        changed();
+        if (turn % 3 == 0 && state.clips.length) el.querySelector('[aria-label^=Play]').click();
+        if (turn % 5) await new Promise(done => setTimeout(done, 10 * (turn % 5)));
+    }
+    await Promise.all([...el.querySelectorAll('video')].map(shown =>
+        shown.readyState >= 3 || new Promise(done => shown.oncanplay = done)));
+}"""
 TINY = {"max_frames": 53, "chunk_frames": 13, "motion_frame": 5, "diffusion_steps": 2, "frame_size": "64x64"}
 
 
@@ -36,6 +56,33 @@ def browser() -> Iterator["playwright.Browser"]:
         chromium = started.chromium.launch(executable_path=installed, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+def errors_of(page: "playwright.Page") -> list[str]:
+    """What goes wrong on a page from now on: grows as it happens."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    return errors
+
+
+def test_clips_that_change_while_they_load_or_play_are_let_go_of(browser):
+    samples = player.FOLDER.parent / "embedded" / "samples"
+    served = {
+        "/": {"body": "<body></body>", "content_type": "text/html"},
+        "/player.js": {"path": player.FOLDER / "player.js"},
+        "/clip.mp4": {"path": samples / "driving.mp4"},
+        "/clip.png": {"path": samples / "portrait.png"},
+    }
+    page = browser.new_page()
+    errors = errors_of(page)
+    page.route(
+        "http://player.test/**", lambda route: route.fulfill(**served[urlsplit(route.request.url).path])
+    )
+    page.goto("http://player.test/")
+    page.evaluate(CHANGING_CLIPS)
+    assert errors == []
+    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +140,8 @@ class Lab:
     """A page of JupyterLab with the notebook."""
 
     def __init__(self, page, address: str):
-        self.page, self.address, self.errors = page, address, []
+        self.page, self.address, self.errors = page, address, errors_of(page)
         page.set_default_timeout(4 * MINUTES)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
 
     def open(self) -> None:
         self.page.goto(f"{self.address}lab/tree/notebooks/05_tune.ipynb?reset")
