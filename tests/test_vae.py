@@ -111,7 +111,16 @@ def test_a_picture_and_zeros_are_encoded_as_if_in_full(model: VAE, frames: int):
     assert torch.equal(encoded, longer[:, :, : encoded.shape[2]]), "a chunk takes a longer one's start"
 
 
-def test_one_frame_at_a_time_is_held_at_full_size(model: VAE):
+def test_one_frame_at_a_time_is_encoded_at_full_size(model: VAE):
+    seen = []
+    first = model.encoder.downsamples[0]
+    hook = first.register_forward_hook(lambda layer, inputs, _: seen.append(inputs[0].shape[2]))
+    model.encode(video(9))
+    assert seen == [1] * 9
+    hook.remove()
+
+
+def test_one_frame_at_a_time_is_decoded_at_full_size(model: VAE):
     """Of a latent frame's four; so the memory that decoding takes is a frame's."""
     seen = []
     head = model.decoder.head
@@ -133,14 +142,14 @@ def test_settled_layers_are_not_run_again(model: VAE):
     model.encode_first_frame_then_zeros(video(1)[:, :, 0], 401)
     for hook in hooks:
         hook.remove()
-    counts, frames_a_piece = [], 4
+    counts, frames_joined = [], 1
     for layer, seen in frames.items():
-        counts.append(1 + (seen - 1) // frames_a_piece)
+        counts.append(seen * frames_joined)
         if getattr(layer, "time_conv", None) is not None:
-            frames_a_piece //= 2
-    assert counts[0] == 3, "the picture, the zeros after it, and the zeros that change nothing any more"
+            frames_joined *= 2
+    assert counts[0] == 4, "the picture, the zeros that are remembered, and those that change nothing any more"
     assert counts == sorted(counts), "layers settle from the pixels upwards"
-    assert counts[-1] < 40, "of 101 pieces"
+    assert counts[-1] < 160, "of 401"
 
 
 def test_nothing_is_kept_between_calls_nor_between_interleaved_ones(model: VAE):

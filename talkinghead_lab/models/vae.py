@@ -7,8 +7,9 @@ Architecture and latent statistics: Wan 2.1 (arXiv 2503.20314), weights `Wan2.1_
 the names of the released tensors.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -144,7 +145,6 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VAEConfig):
         super().__init__()
-        self.frames_per_latent = config.frames_per_latent
         self.conv1 = CausalConv3d(3, config.dim, (3, 3, 3))
         self.downsamples = nn.ModuleList()
         width = config.dim
@@ -162,9 +162,8 @@ class Encoder(nn.Module):
         return [self.conv1, *self.downsamples, *self.middle, self.head]
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        alone = x.shape[2] <= self.frames_per_latent
         for layer in self.layers():
-            x = _frame_by_frame(layer, x, state) if alone else layer(x, state)
+            x = layer(x, state)
         return x
 
 
@@ -225,20 +224,19 @@ class VAE(nn.Module):
     def posterior(self, video: Tensor, latents_per_piece: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent, not normalised, each [B, C, T, h, w] in float32."""
         self._check_video(video.shape)
+        if latents_per_piece == 1:
+            return self._posterior_of_frames((frame, False) for frame in video.split(1, dim=2))
         state: CausalState = {}
-        moments = [
-            self.conv1(self.encoder(piece.to(self.conv1.weight), state), state).float()
+        return _mean_and_log_variance(
+            self.conv1(self.encoder(piece.to(self.conv1.weight), state), state)
             for piece in self._pieces(video, latents_per_piece)
-        ]
-        mean, log_variance = torch.cat(moments, dim=2).chunk(2, dim=1)
-        return mean, log_variance
+        )
 
     def encode_first_frame_then_zeros(self, image: Tensor, frames: int) -> Tensor:
         """`encode` of a picture followed by frames − 1 frames of zeros, without working through all of them.
 
-        A layer whose input repeats from piece to piece and whose memory stands still gives the same output
-        for ever. Layers settle from the pixels upwards, the costly ones within the first few pieces, and are
-        not run again. The result is that of the full encode.
+        Layers settle from the pixels upwards, the costly ones within the first frames, and are not run again.
+        The result is that of the full encode.
 
         Args:
             image: [B, 3, H, W] in [−1, 1].
@@ -247,17 +245,17 @@ class VAE(nn.Module):
         Returns:
             [B, C, T, h, w], float32.
         """
-        step = self.config.frames_per_latent
         self._check_video((*image.shape[:2], frames, *image.shape[2:]))
-        first = image[:, :, None].to(self.conv1.weight)
-        state: CausalState = {}
-        moments = [self.conv1(self.encoder(first, state), state).float()]
-        pending = self.encoder.layers()
-        settled_output = torch.zeros_like(first).expand(-1, -1, step, -1, -1)
-        for _ in range((frames - 1) // step):
-            settled_output, pending, output = _run_pending(settled_output, pending, state)
-            moments.append(self.conv1(output, state).float())
-        return self.normalise(torch.cat(moments, dim=2).chunk(2, dim=1)[0])
+        first = image[:, :, None]
+        zeros = torch.zeros_like(first)
+        rest = ((zeros, number > 0) for number in range(frames - 1))
+        return self.normalise(self._posterior_of_frames(chain([(first, False)], rest))[0])
+
+    def _posterior_of_frames(self, frames: Iterable[tuple[Tensor, bool]]) -> tuple[Tensor, Tensor]:
+        """`posterior` of frames [B, 3, 1, H, W], each with whether it equals the one before."""
+        stream = _FrameStream([*self.encoder.layers(), self.conv1])
+        moments = (stream.push(frame.to(self.conv1.weight), still) for frame, still in frames)
+        return _mean_and_log_variance(moment for moment in moments if moment is not None)
 
     def decode(self, latent: Tensor, latents_per_piece: int = 1) -> Tensor:
         """The video [B, 3, F, H, W] of a normalised latent [B, C, T, h, w]: float32, clamped to [−1, 1]."""
@@ -329,21 +327,52 @@ class VAE(nn.Module):
             )
 
 
-def _run_pending(
-    settled_output: Tensor, pending: list[nn.Module], state: CausalState
-) -> tuple[Tensor, list[nn.Module], Tensor]:
-    """Run the layers that are not settled on a piece that repeats, and settle those whose memory stood still.
+def _mean_and_log_variance(moments: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    mean, log_variance = torch.cat([moment.float() for moment in moments], dim=2).chunk(2, dim=1)
+    return mean, log_variance
 
-    Returns:
-        The output of the last settled layer, the layers after it, and the output of the last layer.
+
+class _FrameStream:
+    """Layers of the encoder that frames go through one by one, so that one is held at full size.
+
+    A layer whose input repeats and whose memory stands still gives the same output for ever, and is not run
+    again.
     """
-    x, settled = settled_output, 0
-    for position, layer in enumerate(pending):
-        before = memory_of(layer, state)
-        x = _frame_by_frame(layer, x, state)
-        if settled == position and same_memory(before, memory_of(layer, state)):
-            settled, settled_output = position + 1, x
-    return settled_output, pending[settled:], x
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        self.layers = layers
+        self.state: CausalState = {}
+        self.settled: dict[nn.Module, Tensor] = {}
+        self.waiting: dict[nn.Module, tuple[Tensor, bool]] = {}
+
+    def push(self, x: Tensor, still: bool) -> Tensor | None:
+        """What a frame [B, 3, 1, H, W] becomes; None where a layer joins it with the next.
+
+        Args:
+            x: the frame.
+            still: it equals the one before.
+        """
+        for layer in self.layers:
+            # The very first frame is not joined.
+            if isinstance(layer, Downsample) and layer.time_conv is not None and layer in self.state:
+                if layer not in self.waiting:
+                    self.waiting[layer] = x, still
+                    return None
+                earlier, stood_still = self.waiting.pop(layer)
+                x, still = torch.cat([earlier, x], dim=2), still and stood_still
+            x, still = self._run(layer, x, still)
+        return x
+
+    def _run(self, layer: nn.Module, x: Tensor, still: bool) -> tuple[Tensor, bool]:
+        """The layer's output, and whether it equals the one before."""
+        if still and layer in self.settled:
+            return self.settled[layer], True
+        self.settled.pop(layer, None)
+        before = memory_of(layer, self.state) if still else None
+        x = layer(x, self.state)
+        if before is not None and same_memory(before, memory_of(layer, self.state)):
+            self.settled[layer] = x
+        return x, False
 
 
 def _depth_first(layers: Sequence[nn.Module], x: Tensor, state: CausalState) -> Tensor:
@@ -357,13 +386,6 @@ def _depth_first(layers: Sequence[nn.Module], x: Tensor, state: CausalState) -> 
             rest = layers[place:]
             return torch.cat([_depth_first(rest, frame, state) for frame in x.split(1, dim=2)], dim=2)
     return x
-
-
-def _frame_by_frame(layer: nn.Module, x: Tensor, state: CausalState) -> Tensor:
-    """Run a layer on one frame after the other, unless it joins frames: what it holds inside is a frame's."""
-    if x.shape[2] == 1 or (isinstance(layer, Downsample) and layer.time_conv is not None):
-        return layer(x, state)
-    return torch.cat([layer(frame, state) for frame in x.split(1, dim=2)], dim=2)
 
 
 def _at_least_one(latents_per_piece: int) -> int:
