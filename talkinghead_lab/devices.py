@@ -41,6 +41,15 @@ def compute_type(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
+def decode_type(compute: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type that frames are decoded in, for a transformer that computes in `compute`.
+
+    On a GPU fp16, unless that is fp32: it rounds as the GPU's products of fp32 do (TF32), in half the memory;
+    bf16 would cost some pixels three of 255 steps. Wan2GP decodes so by default.
+    """
+    return torch.float16 if device.type == "cuda" and compute != torch.float32 else torch.float32
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: PyTorch has a class for GPUs, on a CPU it raises a plain RuntimeError."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

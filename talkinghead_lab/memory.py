@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from talkinghead_lab import checkpoints
-from talkinghead_lab.devices import GIB, compute_type, pick_device
+from talkinghead_lab.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.latent_grid import LatentGrid
 from talkinghead_lab.offload import SLOTS, large_tensors, resident_blocks, slot_bytes
@@ -232,10 +232,11 @@ def largest_activation(stage: str, network: Any, grid: LatentGrid, seconds: floa
     config = network.config
     if stage == "sampling":
         return grid.tokens * config.dim * network.dtype.itemsize
+    weights = network.conv2 if stage == "decode" else network
+    element = next(weights.parameters()).element_size()
     if stage in ("vae_encode", "decode"):
-        # A piece is one latent frame; at full size the autoencoder is `dim` channels wide.
-        return config.frames_per_latent * grid.height * grid.width * config.dim * FLOAT_BYTES
-    element = next(network.parameters()).element_size()
+        # Frames of a latent frame; at full size the autoencoder is `dim` channels wide.
+        return config.frames_per_latent * grid.height * grid.width * config.dim * element
     if stage == "text":
         return 2 * TEXT_TOKENS * config.ffn_dim * element  # prompt and negative prompt
     if stage == "image":
@@ -260,7 +261,9 @@ def networks_without_weights(params: GenerationParams, device: torch.device) -> 
     files, compute = checkpoints.locate(params), compute_type(params.precision, device)
     networks: dict[str, nn.Module] = {
         "transformer": checkpoints.load_dit(files, compute, "meta"),
-        "video autoencoder": checkpoints.load_vae(files, torch.float32, "meta"),
+        "video autoencoder": checkpoints.load_vae(files, torch.float32, "meta").decode_in(
+            decode_type(compute, device)
+        ),
         "text encoder": checkpoints.load_text_encoder(files, compute, "meta"),
         "image encoder": checkpoints.load_image_encoder(files, compute, "meta"),
         "speech encoder": checkpoints.load_speech_encoder(files, torch.float32, "meta"),

@@ -1,6 +1,5 @@
 """The networks put together: a request is encoded once, then generated chunk by chunk."""
 
-import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead_lab import audio, checkpoints
-from talkinghead_lab.devices import GIB, compute_type, give_back, pick_device
+from talkinghead_lab.decoding import decode_chunk
+from talkinghead_lab.devices import GIB, compute_type, decode_type, give_back, pick_device
 from talkinghead_lab.encoder_cache import Remember, no_cache
 from talkinghead_lab.errors import OutOfMemory
 from talkinghead_lab.image import fit, match_colors, nearest_size, speaker_masks, to_unit_range
@@ -25,7 +25,7 @@ from talkinghead_lab.models.vae import VAE
 from talkinghead_lab.offload import stream
 from talkinghead_lab.params import GenerationParams, local_file
 from talkinghead_lab.residency import recovering, visit
-from talkinghead_lab.sampling import ChunkConditions, sample_chunk
+from talkinghead_lab.sampling import ChunkConditions, chunk_noise, sample_chunk
 from talkinghead_lab.source import Source, open_source
 from talkinghead_lab.streaming import Chunk, audio_windows, ease_seam, plan_chunks
 
@@ -144,7 +144,7 @@ class Pipeline:
             stream(text_encoder, STREAMED_BLOCKS["text encoder"], device, page_locked=False)
         return cls(
             dit=dit,
-            vae=checkpoints.load_vae(files, torch.float32, place),
+            vae=checkpoints.load_vae(files, torch.float32, place).decode_in(decode_type(compute, device)),
             image_encoder=checkpoints.load_image_encoder(files, compute, place),
             text_encoder=text_encoder,
             tokenizer=checkpoints.load_tokenizer(files, dit.config.text_len),
@@ -288,6 +288,7 @@ class ChunkGenerator:
 
         Raises:
             OutOfMemory: with the plan's numbers; the device is left as it was before.
+            CheckpointError: the frames are no numbers.
         """
         try:
             with torch.inference_mode():
@@ -319,20 +320,15 @@ class ChunkGenerator:
             latent = sample_chunk(networks.dit, noise[None].to(networks.device), fixed, self.params, on_step)
             del fixed
         with self.stage("decode"), networks.use(networks.vae):
-            frames = self._decode(latent, grid)
+            frames = decode_chunk(networks.vae, latent, grid, self._match_colors)
         if previous is not None and self.params.seam_frames:
             frames = ease_seam(frames, previous, chunk.repeated, self.params.seam_frames)
         return GeneratedChunk(chunk, latent[0].cpu(), frames)
 
-    def _decode(self, latent: Tensor, grid: LatentGrid) -> Tensor:
-        """The frames of a latent, gathered on the CPU: the device holds one piece at a time."""
-        frames, start = torch.empty(3, grid.frames, grid.height, grid.width), 0
-        for (piece,) in self.networks.vae.decode_pieces(latent):
-            if self.params.use_color_correction:
-                piece = match_colors(piece, self.colors, self.params.color_correction_strength)
-            frames[:, start : start + piece.shape[1]] = piece
-            start += piece.shape[1]
-        return frames
+    def _match_colors(self, frames: Tensor) -> Tensor:
+        if not self.params.use_color_correction:
+            return frames
+        return match_colors(frames, self.colors, self.params.color_correction_strength)
 
     def _fit(self, seconds: float) -> Tensor:
         return fit(self.conditions.source.frame_at(seconds), self.width, self.height)
@@ -387,13 +383,3 @@ class ChunkGenerator:
             rotation=dit.rotation(grid.latent_shape(1), device),
             regions=self.regions,
         )
-
-
-def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of one chunk, float32, drawn on the CPU so that it is the same for every device.
-
-    Seed and chunk number are hashed together: each chunk can be made again alone.
-    """
-    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randn(shape, generator=generator)

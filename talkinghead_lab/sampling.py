@@ -1,5 +1,6 @@
 """Samples one latent chunk: shifted flow-matching timesteps, three-way guidance, Euler steps."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,16 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.step_cache import ResidualCache, steps_to_keep, steps_to_skip
 
 TRAINED_TIMESTEPS = 1000
+
+
+def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise of one chunk, float32, drawn on the CPU so that it is the same for every device.
+
+    Seed and chunk number are hashed together: each chunk can be made again alone.
+    """
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(shape, generator=generator)
 
 
 def timesteps(steps: int, shift: float) -> Tensor:

@@ -19,7 +19,7 @@ from talkinghead_lab.bench.ceilings import (
 )
 from talkinghead_lab.bench.decode import DECODE
 from talkinghead_lab.bench.forwards import COMPILED, OUTSIDE, SKIPPED
-from talkinghead_lab.bench.jobs import JOBS, add_jobs, total
+from talkinghead_lab.bench.jobs import FAST, FOUR_STEPS, JOBS, add_jobs, total
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES
 from talkinghead_lab.bench.table import markdown, read_rows
@@ -86,7 +86,7 @@ def test_the_released_size_is_that_of_the_released_weights():
 
 def test_jobs_add_up():
     parts = {"forward": 2.0, "attention": 1.2, "skipped": 0.1, "outside": 0.5, "decode": 3.0}
-    job, grid = JOBS["job: 8 seconds, 8 steps, text 1.0, audio 2.0"], RELEASED.grid
+    job, grid = JOBS[FAST], RELEASED.grid
     whole = plan_chunks(200, 81, 9)
     assert total(job, whole, 0.5, parts, grid) == pytest.approx(3 * (8 * (2 * 1.05 + 0.5) + 3.0))
     trimmed = plan_chunks(200, 81, 9, trim=True)
@@ -104,7 +104,7 @@ def test_jobs_add_up():
 @pytest.mark.slow
 def test_loading_and_offloading_are_measured_from_files(tmp_path):
     out = tmp_path / "figures.json"
-    parts = ["load", "offload", "small-host"]
+    parts = ["load", "offload", "small-host", "videos"]
     assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", *parts]) == 0
     rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
     begun = rows["load: process start to first forward"]["conditions"]
@@ -118,6 +118,7 @@ def test_loading_and_offloading_are_measured_from_files(tmp_path):
         conditions = rows[f"offload: {name}"]["conditions"]
         assert conditions["resident_host_gib"] > conditions["anonymous_host_gib"] > 0
         assert conditions["stages"].keys() == {"text", "audio", "image", "vae_encode", "sampling", "decode"}
+    assert rows[FAST.replace("job", "video")]["seconds"] > rows[FOUR_STEPS.replace("job", "video")]["seconds"]
     profile = profiles.read(tmp_path / "profile.json")
     assert profile["run"].n_unique() == 1 + 5 + 2 + 1
     assert profiles.fit(profile)["stages"].keys() == conditions["stages"].keys()

@@ -32,7 +32,7 @@ ROWS = [
         "step_cache",
         "weights",
     },
-    {"loading", "sampling", "streaming"},
+    {"decoding", "loading", "sampling", "streaming"},
     {"pipeline"},
     {
         "faces",

@@ -147,7 +147,7 @@ def test_settled_layers_are_not_run_again(model: VAE):
         counts.append(seen * frames_joined)
         if getattr(layer, "time_conv", None) is not None:
             frames_joined *= 2
-    assert counts[0] == 4, "the picture, the zeros that are remembered, and those that change nothing any more"
+    assert counts[0] == 4, "the picture, zeros that are remembered, zeros that change nothing any more"
     assert counts == sorted(counts), "layers settle from the pixels upwards"
     assert counts[-1] < 160, "of 401"
 

@@ -19,6 +19,7 @@ from talkinghead_lab.bench.peers import measure_diffusers
 from talkinghead_lab.bench.rows import Results, machine_of
 from talkinghead_lab.bench.sizes import SIZES, Size
 from talkinghead_lab.bench.table import markdown, read_rows
+from talkinghead_lab.bench.videos import measure_videos
 
 PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "products": measure_products,
@@ -35,6 +36,7 @@ FROM_FILES: dict[str, Callable[[Size, torch.device, Results, Path], None]] = {
     "load": measure_load,
     "offload": measure_offload,
     "small-host": measure_small_host,
+    "videos": measure_videos,
 }
 
 FAILURES = (RuntimeError, ImportError, OSError)  # no memory, a library that does not fit, no disk

@@ -26,10 +26,12 @@ class Job:
     forwards: int
 
 
+FAST = "job: 8 seconds, 8 steps, text 1.0, audio 2.0"
+FOUR_STEPS = "job: 8 seconds, 4 steps without guidance"
 JOBS = {
     "job: 8 seconds, 40 steps": Job(200, 40, 3),
-    "job: 8 seconds, 8 steps, text 1.0, audio 2.0": Job(200, 8, 2),
-    "job: 8 seconds, 4 steps without guidance": Job(200, 4, 1),
+    FAST: Job(200, 8, 2),
+    FOUR_STEPS: Job(200, 4, 1),
 }
 
 

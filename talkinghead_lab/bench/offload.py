@@ -60,7 +60,7 @@ def _row(job: Mapping[str, Any], resident: dict[str, float]) -> Row:
         budget, resident[frame_size] = "all blocks stay", step
     if frame_size in resident:
         conditions["slow_down"] = step / resident[frame_size]
-    conditions["stages"] = _stages(job)
+    conditions["stages"] = stages(job)
     return Row(f"offload: {frame_size}, {budget}", step, peak_gib=job["peak_gpu_gib"], conditions=conditions)
 
 
@@ -69,7 +69,7 @@ def _left(job: Mapping[str, Any]) -> dict[str, float]:
     return {"left_gib": job["left_gib"], "left_by_pytorch_gib": job["left_by_pytorch_gib"]}
 
 
-def _stages(job: Mapping[str, Any]) -> dict[str, float]:
+def stages(job: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of each stage."""
     seconds: dict[str, float] = {}
     for visit in job["timeline"]:

@@ -24,9 +24,8 @@ from talkinghead_lab.models.causal_layers import (
     Head,
     ResidualBlock,
     Upsample,
-    memory_of,
-    same_memory,
 )
+from talkinghead_lab.models.frame_by_frame import FrameStream, depth_first
 from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
 
 RELEASED_FILE = "Wan2.1_VAE.pth"
@@ -189,7 +188,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         layers = [self.conv1, *self.middle, *self.upsamples, self.head]
         if x.shape[2] == 1:
-            return _depth_first(layers, x, state)
+            return depth_first(layers, x, state)
         for layer in layers:
             x = layer(x, state)
         return x
@@ -205,6 +204,12 @@ class VAE(nn.Module):
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
+
+    def decode_in(self, dtype: torch.dtype) -> "VAE":
+        """Have the weights that decode in another type than those that encode."""
+        self.conv2.to(dtype)
+        self.decoder.to(dtype)
+        return self
 
     def encode(self, video: Tensor, latents_per_piece: int = 1) -> Tensor:
         """The normalised latent of a video: the posterior's mean, no sampling.
@@ -253,7 +258,7 @@ class VAE(nn.Module):
 
     def _posterior_of_frames(self, frames: Iterable[tuple[Tensor, bool]]) -> tuple[Tensor, Tensor]:
         """`posterior` of frames [B, 3, 1, H, W], each with whether it equals the one before."""
-        stream = _FrameStream([*self.encoder.layers(), self.conv1])
+        stream = FrameStream([*self.encoder.layers(), self.conv1])
         moments = (stream.push(frame.to(self.conv1.weight), still) for frame, still in frames)
         return _mean_and_log_variance(moment for moment in moments if moment is not None)
 
@@ -330,62 +335,6 @@ class VAE(nn.Module):
 def _mean_and_log_variance(moments: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     mean, log_variance = torch.cat([moment.float() for moment in moments], dim=2).chunk(2, dim=1)
     return mean, log_variance
-
-
-class _FrameStream:
-    """Layers of the encoder that frames go through one by one, so that one is held at full size.
-
-    A layer whose input repeats and whose memory stands still gives the same output for ever, and is not run
-    again.
-    """
-
-    def __init__(self, layers: Sequence[nn.Module]):
-        self.layers = layers
-        self.state: CausalState = {}
-        self.settled: dict[nn.Module, Tensor] = {}
-        self.waiting: dict[nn.Module, tuple[Tensor, bool]] = {}
-
-    def push(self, x: Tensor, still: bool) -> Tensor | None:
-        """What a frame [B, 3, 1, H, W] becomes; None where a layer joins it with the next.
-
-        Args:
-            x: the frame.
-            still: it equals the one before.
-        """
-        for layer in self.layers:
-            # The very first frame is not joined.
-            if isinstance(layer, Downsample) and layer.time_conv is not None and layer in self.state:
-                if layer not in self.waiting:
-                    self.waiting[layer] = x, still
-                    return None
-                earlier, stood_still = self.waiting.pop(layer)
-                x, still = torch.cat([earlier, x], dim=2), still and stood_still
-            x, still = self._run(layer, x, still)
-        return x
-
-    def _run(self, layer: nn.Module, x: Tensor, still: bool) -> tuple[Tensor, bool]:
-        """The layer's output, and whether it equals the one before."""
-        if still and layer in self.settled:
-            return self.settled[layer], True
-        self.settled.pop(layer, None)
-        before = memory_of(layer, self.state) if still else None
-        x = layer(x, self.state)
-        if before is not None and same_memory(before, memory_of(layer, self.state)):
-            self.settled[layer] = x
-        return x, False
-
-
-def _depth_first(layers: Sequence[nn.Module], x: Tensor, state: CausalState) -> Tensor:
-    """Run layers on one frame; of the frames that it becomes, each goes through the rest before the next.
-
-    Layers look only backwards, so the sums are the same, and one frame at a time is held at full size.
-    """
-    for place, layer in enumerate(layers, start=1):
-        x = layer(x, state)
-        if x.shape[2] > 1 and place < len(layers):
-            rest = layers[place:]
-            return torch.cat([_depth_first(rest, frame, state) for frame in x.split(1, dim=2)], dim=2)
-    return x
 
 
 def _at_least_one(latents_per_piece: int) -> int:

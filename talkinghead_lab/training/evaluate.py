@@ -20,8 +20,7 @@ from talkinghead_lab.lora import merge_lora
 from talkinghead_lab.metrics import HeadPose, head_pose, mouth_opening
 from talkinghead_lab.models.text_encoder import Tokenizer
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline import chunk_noise
-from talkinghead_lab.sampling import ChunkConditions, sample_chunk
+from talkinghead_lab.sampling import ChunkConditions, chunk_noise, sample_chunk
 from talkinghead_lab.streaming import audio_windows, ease_seam, plan_chunks
 from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus
