@@ -46,9 +46,12 @@ def test_parts_are_measured_and_kept_in_one_file(tmp_path):
 @pytest.mark.slow
 def test_every_way_of_a_forward_is_measured(tmp_path):
     out = tmp_path / "figures.json"
-    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", "forward"]) == 0
-    errors = [row["conditions"]["relative_error"] for row in json.loads(out.read_text())["rows"]]
+    parts = ["forward", "several-gpus"]
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", *parts]) == 0
+    rows = {row["name"]: row["conditions"] for row in json.loads(out.read_text())["rows"]}
+    *errors, shared = (told["relative_error"] for told in rows.values() if told)
     assert len(errors) == 4 and errors[0] == 0 and errors[1] < 1e-4 < errors[2] < 0.1
+    assert "several GPUs: shared by 2" in rows and shared < 1e-4
 
 
 def test_rows_survive_the_file_and_other_machines_rows_do_not(tmp_path):

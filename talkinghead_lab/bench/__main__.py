@@ -17,6 +17,7 @@ from talkinghead_lab.bench.load import measure_load
 from talkinghead_lab.bench.offload import measure_offload, measure_small_host
 from talkinghead_lab.bench.peers import measure_diffusers
 from talkinghead_lab.bench.rows import Results, machine_of
+from talkinghead_lab.bench.several_gpus import measure_several_gpus
 from talkinghead_lab.bench.sizes import SIZES, Size
 from talkinghead_lab.bench.table import markdown, read_rows
 from talkinghead_lab.bench.videos import measure_videos
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "forward": measure_forwards,
     "step": measure_steps,
     "decode": measure_decode,
+    "several-gpus": measure_several_gpus,
     "diffusers": measure_diffusers,
     "jobs": add_jobs,
 }
