@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.spawn import ProcessException
 
 from talkinghead_lab.bench.ceilings import measure_attention, measure_copies, measure_products
 from talkinghead_lab.bench.decode import measure_decode
@@ -41,7 +42,8 @@ FROM_FILES: dict[str, Callable[[Size, torch.device, Results, Path], None]] = {
     "videos": measure_videos,
 }
 
-FAILURES = (RuntimeError, ImportError, OSError)  # no memory, a library that does not fit, no disk
+# No memory, a library that does not fit, no disk; and any of these in a process that was started.
+FAILURES = (RuntimeError, ImportError, OSError, ProcessException)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
