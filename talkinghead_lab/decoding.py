@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.latent_grid import LatentGrid
 from talkinghead_lab.models.vae import VAE
 
 logger = logging.getLogger(__name__)
@@ -15,7 +14,7 @@ logger = logging.getLogger(__name__)
 Finish = Callable[[Tensor], Tensor]
 
 
-def decode_chunk(vae: VAE, latent: Tensor, grid: LatentGrid, finish: Finish | None = None) -> Tensor:
+def decode_chunk(vae: VAE, latent: Tensor, finish: Finish | None = None) -> Tensor:
     """The frames [3, F, H, W] of a latent [1, C, T, h, w], float32 on the CPU.
 
     Weights of fp16 are exchanged for fp32 if values become too large for them.
@@ -23,28 +22,29 @@ def decode_chunk(vae: VAE, latent: Tensor, grid: LatentGrid, finish: Finish | No
     Args:
         vae: decodes where its weights are; one piece at a time is there.
         latent: of one video.
-        grid: the chunk's.
         finish: what is done to each piece [3, f, H, W] on the device.
 
     Raises:
         CheckpointError: the frames are no numbers.
     """
-    frames = _gathered(vae, latent, grid, finish)
+    frames = _gathered(vae, latent, finish)
     if frames.isfinite().all():
         return frames
     if vae.conv2.weight.dtype == torch.float16:
         logger.warning("Values are too large for fp16: decoding again in fp32.")
         with torch.inference_mode(False):
             vae.decode_in(torch.float32)
-        return decode_chunk(vae, latent, grid, finish)
+        return decode_chunk(vae, latent, finish)
     raise CheckpointError(
         "the frames came out as no numbers",
         remedy="Check the weights, the strength of LoRAs and the guidance scales.",
     )
 
 
-def _gathered(vae: VAE, latent: Tensor, grid: LatentGrid, finish: Finish | None) -> Tensor:
-    frames, start = torch.empty(3, grid.frames, grid.height, grid.width), 0
+def _gathered(vae: VAE, latent: Tensor, finish: Finish | None) -> Tensor:
+    _, _, latents, height, width = latent.shape
+    count, pixels = 1 + vae.config.frames_per_latent * (latents - 1), vae.config.pixels_per_latent
+    frames, start = torch.empty(3, count, height * pixels, width * pixels), 0
     for (piece,) in vae.decode_pieces(latent):
         frames[:, start : start + piece.shape[1]] = finish(piece) if finish else piece
         start += piece.shape[1]

@@ -320,7 +320,7 @@ class ChunkGenerator:
             latent = sample_chunk(networks.dit, noise[None].to(networks.device), fixed, self.params, on_step)
             del fixed
         with self.stage("decode"), networks.use(networks.vae):
-            frames = decode_chunk(networks.vae, latent, grid, self._match_colors)
+            frames = decode_chunk(networks.vae, latent, self._match_colors)
         if previous is not None and self.params.seam_frames:
             frames = ease_seam(frames, previous, chunk.repeated, self.params.seam_frames)
         return GeneratedChunk(chunk, latent[0].cpu(), frames)

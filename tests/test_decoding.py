@@ -9,18 +9,16 @@ from talkinghead_lab import checkpoints
 from talkinghead_lab.decoding import decode_chunk
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.image import fit, to_unit_range
-from talkinghead_lab.latent_grid import LatentGrid
 from talkinghead_lab.params import GenerationParams, local_file
 from talkinghead_lab.source import open_source
 from tests.test_vae import build, latent
 
 PARAMS = Path(__file__).parent.parent / "params"
-GRID = LatentGrid(9, 16, 24)
 
 
 def test_pieces_are_finished_and_gathered():
     vae = build()
-    frames = decode_chunk(vae, latent(3), GRID, finish=lambda piece: piece / 2)
+    frames = decode_chunk(vae, latent(3), finish=lambda piece: piece / 2)
     assert torch.equal(frames, vae.decode(latent(3))[0] / 2)
 
 
@@ -40,13 +38,13 @@ def test_what_fp16_cannot_hold_is_decoded_in_fp32(caplog):
     vae = build()
     # Norms take the size out again, so that frames are frames.
     vae.conv2.weight.data *= 6e4 / vae.conv2.weight.abs().max()
-    expected = decode_chunk(vae, latent(3), GRID)
+    expected = decode_chunk(vae, latent(3))
     assert not caplog.records
-    frames = decode_chunk(vae.decode_in(torch.float16), latent(3), GRID)
+    frames = decode_chunk(vae.decode_in(torch.float16), latent(3))
     assert "decoding again in fp32" in caplog.text
     torch.testing.assert_close(frames, expected, rtol=0, atol=1 / 255)
 
 
 def test_no_numbers_are_no_frames():
     with pytest.raises(CheckpointError, match="no numbers"):
-        decode_chunk(build(), latent(3) * torch.nan, GRID)
+        decode_chunk(build(), latent(3) * torch.nan)

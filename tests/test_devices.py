@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from talkinghead_lab.devices import pick_device
+from talkinghead_lab.devices import decode_type, pick_device
 from talkinghead_lab.errors import InvalidRequest
 
 
@@ -14,3 +14,9 @@ def test_a_gpu_always_has_its_number(monkeypatch):
     assert {name: str(pick_device(name)) for name in names} == names
     with pytest.raises(InvalidRequest, match="2 GPUs are visible"):
         pick_device("cuda:2")
+
+
+def test_frames_are_decoded_in_half_precision_where_a_gpu_computes_in_it():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    assert decode_type(torch.bfloat16, gpu) == torch.float16
+    assert {decode_type(torch.float32, gpu), decode_type(torch.bfloat16, cpu)} == {torch.float32}

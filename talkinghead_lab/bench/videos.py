@@ -29,7 +29,7 @@ def measure_videos(size: Size, device: torch.device, results: Results, folder: P
     runs = [
         {
             **{"frame_size": frame_size, "max_frames": JOBS[name].frames, "trim_last_chunk": True},
-            **{"diffusion_steps": JOBS[name].steps} | GUIDANCE[JOBS[name].forwards],
+            **{"diffusion_steps": JOBS[name].steps, **GUIDANCE[JOBS[name].forwards]},
         }
         for name in VIDEOS
     ]
