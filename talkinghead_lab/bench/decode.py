@@ -9,7 +9,6 @@ from talkinghead_lab.bench.rows import GIB, Results, Row, measure
 from talkinghead_lab.bench.sizes import Size, random_vae
 from talkinghead_lab.decoding import decode_chunk
 from talkinghead_lab.devices import decode_type
-from talkinghead_lab.models.causal_layers import CausalConv3d
 from talkinghead_lab.models.vae import VAE
 
 DECODE = "decode: one chunk"
@@ -20,19 +19,10 @@ COMPARED_LATENTS = 3
 
 @torch.inference_mode()
 def measure_decode(size: Size, device: torch.device, results: Results) -> None:
-    """Decode a chunk as the pipeline does, with convolutions of either kind, and in float32."""
+    """Decode a chunk as the pipeline does, and in float32."""
     usual = decode_type(torch.bfloat16, device)
-    for name, dtype, stacks_frames in (
-        (DECODE, usual, None),
-        (f"{DECODE}, stacked frames", usual, True),
-        (f"{DECODE}, 3D convolutions", usual, False),
-        (f"{DECODE}, fp32", torch.float32, None),
-    ):
-        vae = random_vae(size.vae, device).decode_in(dtype)
-        for layer in vae.modules():
-            if isinstance(layer, CausalConv3d):
-                layer.stacks_frames = stacks_frames
-        _measure(name, vae, size, device, results)
+    for name, dtype in ((DECODE, usual), (f"{DECODE}, fp32", torch.float32)):
+        _measure(name, random_vae(size.vae, device).decode_in(dtype), size, device, results)
 
 
 def _measure(name: str, vae: VAE, size: Size, device: torch.device, results: Results) -> None:

@@ -40,11 +40,9 @@ def last_frames(x: Tensor, count: int) -> Past:
 class CausalConv3d(nn.Conv3d):
     """A convolution that sees no later frames; before the first frame lie zeros.
 
-    With `stacks_frames` it is computed frame by frame, as a 2D convolution over the stacked channels of the
-    frames that one sees: the same sums, ten times as fast on a CPU. None: on a CPU only.
+    It is computed frame by frame, as a 2D convolution over the stacked channels of the frames that one sees:
+    the same sums, faster on a GPU and ten times as fast on a CPU.
     """
-
-    stacks_frames: bool | None = None
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
         time, height, width = kernel_size
@@ -56,12 +54,7 @@ class CausalConv3d(nn.Conv3d):
         if self.frames_remembered:
             past = state.get(self) or self.nothing_before(x)
             state[self] = (*past, *last_frames(x, self.frames_remembered))[-self.frames_remembered :]
-        stacked = x.is_cpu if self.stacks_frames is None else self.stacks_frames
-        if stacked:
-            return self._over_stacked_frames([*past, *x.split(1, dim=2)])
-        return super().forward(_joined([*past, x], dim=2))
-
-    def _over_stacked_frames(self, frames: list[Tensor]) -> Tensor:
+        frames = [*past, *x.split(1, dim=2)]
         # Channels last in memory, here and so in all that follows: a convolution then lays nothing out anew.
         weight = rearrange(self.weight, "o c t h w -> o h w (t c)").permute(0, 3, 1, 2)
         pictures = [rearrange(frame, "b c 1 h w -> b h w c") for frame in frames]
@@ -161,12 +154,11 @@ class Downsample(nn.Module):
 
 
 def _pictures(x: Tensor) -> Tensor:
-    """Frames [B, C, f, h, w] as [(B f), C, h, w], on a CPU with channels last, as convolutions leave them.
+    """Frames [B, C, f, h, w] as [(B f), C, h, w] with channels last, as convolutions leave them.
 
-    Copied there, because a single frame's strides do not tell, and PyTorch would go on with channels first.
+    Copied, because a single frame's strides do not tell, and PyTorch would go on with channels first.
     """
-    pictures = rearrange(x, "b c t h w -> (b t) c h w")
-    return pictures.clone(memory_format=torch.channels_last) if x.is_cpu else pictures
+    return rearrange(x, "b c t h w -> (b t) c h w").clone(memory_format=torch.channels_last)
 
 
 class Upsample(nn.Module):
