@@ -65,6 +65,6 @@ def _processes(params: GenerationParams) -> Iterator[tuple[TokenShare, Generatio
         params = params.replace(device=device)
     dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
-        yield TokenShare(dist.get_rank(), dist.get_world_size()), params
+        yield TokenShare.of_all_processes(), params
     finally:
         dist.destroy_process_group()

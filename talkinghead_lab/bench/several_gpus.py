@@ -43,7 +43,7 @@ def _measure(rank: int, count: int, size: Size, kind: str, attention: str, told:
     forward.dit.use_attention(attention, device)
     forward.dit.compile_blocks()
     expected, alone = forward(), seconds_of(forward, device)
-    forward.dit.share_tokens(TokenShare(rank, count))
+    forward.dit.share_tokens(TokenShare.of_all_processes())
     error, shared = relative_error(forward(), expected), seconds_of(forward, device)
     if rank == 0:
         told.write_text(json.dumps([alone, shared, error]))

@@ -114,7 +114,7 @@ class DiT(nn.Module):
         )
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.head = Head(config)
-        self.share: TokenShare | None = None
+        self.share = TokenShare()
 
     def use_attention(self, kind: str, device: torch.device) -> None:
         """Choose the kernel of self-attention, and the fastest exact one for attention to text and picture.
@@ -225,7 +225,7 @@ class DiT(nn.Module):
         """All blocks, [B, L, D] → [B, L, D]; `regions` [3, S] are used where `audio` holds two speakers."""
         frames = audio.tokens.shape[1]
         regions = regions if audio.speakers > 1 else None
-        if self.share is not None:
+        if self.share.size > 1:
             assert regions is None, "tokens of two speakers are not shared"
             self.share.check(self.config.num_heads, tokens.shape[1] // frames)
             tokens = self.share.split(tokens, frames)

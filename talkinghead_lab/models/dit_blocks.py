@@ -60,16 +60,18 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("talkinghead_lab::norm_and_rotate", mutates_args=())
-def _norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor) -> Tensor:
-    """RMS norm and rotary positions of [B, L, D] in one pass; see `row_kernels`."""
+def _norm_and_rotate(
+    x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int
+) -> Tensor:
+    """RMS norm and rotary positions of [B, L, D] in one pass, [parts, B, L, D / parts]; see `row_kernels`."""
     from talkinghead_lab.models.row_kernels import norm_and_rotate
 
-    return norm_and_rotate(x, weight, eps, cosine, sine)
+    return norm_and_rotate(x, weight, eps, cosine, sine, parts)
 
 
 @_norm_and_rotate.register_fake
-def _(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor) -> Tensor:
-    return torch.empty_like(x)
+def _(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int) -> Tensor:
+    return x.new_empty(parts, *x.shape[:2], x.shape[2] // parts)
 
 
 def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.kind = "sdpa"
-        self.share: TokenShare | None = None
+        self.share = TokenShare()
         self.has_kernels = False
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
@@ -125,21 +127,23 @@ class SelfAttention(nn.Module):
         return self.has_kernels and x.dtype is torch.bfloat16 and not torch.is_grad_enabled()
 
     def rotated(self, x: Tensor, norm: RMSNorm, rotation: Rotation) -> Tensor:
-        """Queries or keys [B, L, D], normed and turned to their positions: [B, L, heads, head width]."""
+        """Queries or keys [B, L, D], normed and turned to their positions; as `TokenShare.parts`."""
         if not self.uses_kernels(x):
-            return rotation(self.heads(norm(x)))
-        return self.heads(_norm_and_rotate(x, norm.weight, norm.eps, rotation.cosine, rotation.sine))
+            return self.share.parts(rotation(self.heads(norm(x))))
+        turned = _norm_and_rotate(x, norm.weight, norm.eps, rotation.cosine, rotation.sine, self.share.size)
+        return turned.unflatten(-1, (self.num_heads // self.share.size, -1))
 
     def forward(self, x: Tensor, rotation: Rotation, regions: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
-        query = self.rotated(self.q(x), self.norm_q, rotation)
-        key = self.rotated(self.k(x), self.norm_k, rotation)
-        if self.share is None:
-            # Turning a pair of channels keeps its length, so the largest limit of a head holds for all of it.
-            limit = self.heads(self.norm_q.limit()).amax(dim=1)
-            seen = attention(query, key, self.heads(self.v(x)), self.kind, limit)
-        else:
-            seen = self.share.attention(query, key, self.heads(self.v(x)), self.kind)
+        share = self.share
+        # Where several GPUs share the tokens, each of these is on its way while the next is computed.
+        value = share.send(share.parts(self.heads(self.v(x))))
+        key = share.send(self.rotated(self.k(x), self.norm_k, rotation))
+        query = share.send(self.rotated(self.q(x), self.norm_q, rotation))
+        value, key, query = share.received(value), share.received(key), share.received(query)
+        # Turning a pair of channels keeps its length, so the largest limit of a head holds for all of it.
+        limits = self.heads(self.norm_q.limit()).amax(dim=1).unflatten(0, (share.size, -1))
+        seen = share.send_back(attention(query, key, value, self.kind, limits[share.rank]))
         out = self.o(seen.flatten(2))
         if regions is None:
             return out, None

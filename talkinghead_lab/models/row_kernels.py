@@ -14,7 +14,7 @@ ROTATE_WARPS, ROUND_WARPS = 4, 16
 @triton.jit
 def _norm_and_rotate(  # type: ignore[no-untyped-def]
     rows, weights, cosines, sines, outputs, eps, tokens,
-    WIDTH: tl.constexpr, HEAD: tl.constexpr, PAIRS: tl.constexpr,
+    WIDTH: tl.constexpr, HEAD: tl.constexpr, PAIRS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, 2 * PAIRS)
@@ -28,20 +28,25 @@ def _norm_and_rotate(  # type: ignore[no-untyped-def]
     turned = (row % tokens) * HEAD + 2 * tl.arange(0, PAIRS) % HEAD + 1
     cosine, sine = tl.load(cosines + turned), tl.load(sines + turned)
     turned = tl.join(even * cosine - odd * sine, odd * cosine + even * sine).reshape(2 * PAIRS)
-    tl.store(outputs + row * WIDTH + channel, turned.to(outputs.dtype.element_ty), inside)
+    place = (channel // PART * tl.num_programs(0) + row) * PART + channel % PART
+    tl.store(outputs + place, turned.to(outputs.dtype.element_ty), inside)
 
 
-def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor) -> Tensor:
-    """RMS norm over the whole width, then rotary positions: [B, L, D] → [B, L, D].
+def norm_and_rotate(
+    x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int
+) -> Tensor:
+    """RMS norm over the whole width, then rotary positions: [B, L, D] → [parts, B, L, D / parts].
 
     Args:
         weight: [D], of the norm.
         cosine, sine: float32 [L, 1, head width], as `Rotation` holds them.
+        parts: of the channels, which come to lie apart.
     """
-    out = torch.empty_like(x)
-    _norm_and_rotate[(x.shape[0] * x.shape[1],)](
-        x, weight, cosine, sine, out, eps, x.shape[1],
-        WIDTH=x.shape[2], HEAD=cosine.shape[-1], PAIRS=triton.next_power_of_2(x.shape[2]) // 2,
+    batch, tokens, width = x.shape
+    out = x.new_empty(parts, batch, tokens, width // parts)
+    _norm_and_rotate[(batch * tokens,)](
+        x, weight, cosine, sine, out, eps, tokens,
+        WIDTH=width, HEAD=cosine.shape[-1], PAIRS=triton.next_power_of_2(width) // 2, PART=width // parts,
         num_warps=ROTATE_WARPS,
     )  # fmt: skip
     return out

@@ -11,16 +11,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.models.attention import Rotation, attention
+from talkinghead_lab.models.attention import Rotation
 
 
 @dataclass(frozen=True)
 class TokenShare:
-    """The part of this process among `size` that share the tokens; `rank` is its place."""
+    """The part of one process, `rank`, of the `size` in a `group` that share the tokens."""
 
-    rank: int
-    size: int
-    group: dist.ProcessGroup | None = None
+    rank: int = 0
+    size: int = 1
+    group: str = ""
+
+    @classmethod
+    def of_all_processes(cls) -> "TokenShare":
+        """The share of this process among all of the default group, which must exist."""
+        assert dist.group.WORLD is not None
+        return cls(dist.get_rank(), dist.get_world_size(), dist.group.WORLD.group_name)
 
     def check(self, heads: int, tokens_per_frame: int) -> None:
         """Refuse what cannot be shared out evenly.
@@ -50,22 +56,38 @@ class TokenShare:
 
     def gather(self, x: Tensor, frames: int) -> Tensor:
         """The tokens of all processes, in their order: the inverse of `split`."""
+        if self.size == 1:
+            return x
         shares = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(shares, x.contiguous(), group=self.group)
+        dist.all_gather(shares, x.contiguous())
         return torch.stack([share.unflatten(1, (frames, -1)) for share in shares], dim=2).flatten(1, 3)
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor, kind: str) -> Tensor:
-        """Attention of this process's tokens to those of all, [B, L / size, heads, head width]."""
-        # [3, B, l, heads, d] → [size, 3, B, l, heads / size, d]: a part for each process.
-        parts = torch.stack((query, key, value)).unflatten(3, (self.size, -1)).movedim(3, 0)
-        query, key, value = self._exchange(parts).movedim(0, 2).flatten(2, 3)
-        out = attention(query, key, value, kind)
-        parts = out.unflatten(1, (self.size, -1)).movedim(1, 0)
-        return self._exchange(parts).movedim(0, 2).flatten(2, 3)
+    def parts(self, x: Tensor) -> Tensor:
+        """The heads for each process apart: [B, l, heads, width] → [size, B, l, heads / size, width]."""
+        return x.unflatten(2, (self.size, -1)).movedim(2, 0)
 
-    def _exchange(self, parts: Tensor) -> Tensor:
-        """Give part i to process i; what comes from it takes its place."""
-        parts = parts.contiguous()
-        received = torch.empty_like(parts)
-        dist.all_to_all_single(received, parts, group=self.group)
-        return received
+    def send(self, parts: Tensor) -> Tensor:
+        """Begin to give part i of [size, …] to process i; `received` waits for what comes in their place.
+
+        Not by `torch.distributed`'s functions, which wait at once where they are compiled.
+        """
+        if self.size == 1:
+            return parts
+        each = [1] * self.size
+        return torch.ops._c10d_functional.all_to_all_single(parts.contiguous(), each, each, self.group)
+
+    def received(self, sent: Tensor) -> Tensor:
+        """What others sent: the tokens of all processes, one after another, with the heads of this one.
+
+        [size, B, l, heads / size, width] → [B, L, heads / size, width]. Attention does not ask for the order
+        of tokens, which carry their positions.
+        """
+        return self._arrived(sent).movedim(0, 1).flatten(1, 2)
+
+    def send_back(self, x: Tensor) -> Tensor:
+        """The inverse of sending and receiving: [B, L, heads / size, width] → [B, l, heads, width]."""
+        parts = x.unflatten(1, (self.size, -1)).movedim(1, 0)
+        return self._arrived(self.send(parts)).movedim(0, 2).flatten(2, 3)
+
+    def _arrived(self, sent: Tensor) -> Tensor:
+        return sent if self.size == 1 else torch.ops._c10d_functional.wait_tensor(sent)
