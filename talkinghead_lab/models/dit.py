@@ -6,7 +6,6 @@ Submodules carry the released tensor names. Shapes use the symbols of `latent_gr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +24,6 @@ from talkinghead_lab.models.dit_blocks import Block, Head, KeysValues, linear_fl
 from talkinghead_lab.models.dit_config import DiTConfig
 from talkinghead_lab.models.sequence_parallel import TokenShare
 
-# Row-wise reductions may hold a row in registers, where that measures faster than reading it again.
-COMPILER: dict[str, Any] = {"triton.multi_kernel": 1}
 # The released width of a head, for which the Triton kernels are tuned.
 KERNELS_HEAD_WIDTH = 128
 
@@ -141,7 +138,7 @@ class DiT(nn.Module):
         Modules are called as before, so that hooks on them stay outside the graph. Compiled code is kept on
         disk (`TORCHINDUCTOR_CACHE_DIR`); the first forward of a later process reads it back.
         """
-        compiled = torch.compile(Block.forward, dynamic=False, options=COMPILER)
+        compiled = torch.compile(Block.forward, dynamic=False)
         for block in self.blocks:
             block.forward = partial(compiled, block)  # type: ignore[method-assign]
         self.head.forward = torch.compile(self.head.forward, dynamic=False)  # type: ignore[method-assign]
@@ -245,7 +242,7 @@ class DiT(nn.Module):
                 else heard.keys_values(audio.tokens, audio.speakers),
                 regions,
             )
-        return tokens if self.share is None else self.share.gather(tokens, frames)
+        return self.share.gather(tokens, frames)
 
     def unpatchify(self, tokens: Tensor, time: TimeEmbedding, latent_shape: Sequence[int]) -> Tensor:
         """Tokens [B, L, D] → velocity [B, C, T, h, w], float32."""
