@@ -9,7 +9,6 @@ from typing import Literal, cast
 
 import av
 import numpy as np
-import pyloudnorm
 import soxr
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
@@ -64,6 +63,8 @@ def normalize_loudness(wave: NDArray, lufs: float = SPEECH_LOUDNESS) -> NDArray[
     Recordings shorter than the meter's block of 0.4 s are measured on a repeated copy. What lies below the
     meter's gate (−70 LUFS), silence above all, is returned unchanged: there is no speech to bring to a level.
     """
+    import pyloudnorm  # brings scipy's filters, which take a second; it is there once networks are loaded
+
     meter = pyloudnorm.Meter(SAMPLE_RATE)
     block = math.ceil(meter.block_size * SAMPLE_RATE)
     wave = np.asarray(wave, dtype=np.float64)

@@ -1,6 +1,7 @@
 """The transformer as a request wants it: with its LoRAs, in its precision, resident or ready to stream."""
 
 import importlib
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,22 +23,35 @@ from talkinghead_lab.weights import convert
 BLOCKS = STREAMED_BLOCKS["transformer"]
 # Compiling takes half a minute; networks narrower than this, the embedded one first of all, run in less.
 NARROWEST_COMPILED = 1024
-ENCODERS = ("umt5.modeling_umt5", "clip.modeling_clip", "wav2vec2.modeling_wav2vec2")
+IMPORTED_MEANWHILE = (
+    "transformers.models.umt5.modeling_umt5",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+    "pyloudnorm",
+)
+# Seconds that a thread which is asked for the interpreter keeps it. Reading gives it away with every tensor,
+# and would wait 5 ms each time to have it back from the imports.
+TURN = 1e-5
 
 
 @contextmanager
-def importing_encoders() -> Iterator[None]:
-    """Import what the encoders are built from meanwhile: it takes as long as reading the transformer.
+def importing() -> Iterator[None]:
+    """Import what encoders are built from meanwhile: it takes as long as reading the transformer.
 
     What fails here fails again, and is told, where an encoder is built.
     """
-    with ThreadPoolExecutor(1) as thread:
-        for module in ENCODERS:
-            thread.submit(importlib.import_module, f"transformers.models.{module}")
-        yield
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(TURN)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            for module in IMPORTED_MEANWHILE:
+                thread.submit(importlib.import_module, module)
+            yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
-@importing_encoders()
+@importing()
 def load_transformer(
     params: GenerationParams, files: checkpoints.CheckpointFiles, device: torch.device, offloaded: bool
 ) -> DiT:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.offload import HostBuffer
 
-STAGE_BYTES = 2**28
+STAGE_BYTES = 2**26
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
