@@ -37,6 +37,7 @@ NETWORK_OF_STAGE = {
 STREAMED_BLOCKS = {"transformer": "blocks", "text encoder": "encoder.block"}
 TEXT_TOKENS = 512  # of a prompt at most, in the released model
 FLOAT_BYTES = 4
+# On a GPU what PyTorch holds in pieces that nothing uses comes to this much of a stage's work.
 FRAGMENTED = 1 / 3
 
 
@@ -78,7 +79,7 @@ class Need:
         size: its weights.
         unit: its largest activation.
         extra: what is held besides for certain: residuals of the step cache, frames that are gathered.
-        work: all besides the weights, by the fitted model.
+        work: all besides the weights, by the fitted model, with the pieces that nothing uses.
     """
 
     network: str
@@ -92,12 +93,8 @@ class Need:
         return self.size.smallest + self.work
 
     def room(self, limit: int) -> int:
-        """Bytes that `limit` leaves for blocks.
-
-        Fewer blocks stay than would fit: what PyTorch holds in pieces that nothing uses comes to a third of
-        the work, and a run that fails costs more than a block that streams.
-        """
-        return max(0, limit - self.size.fixed - round((1 + FRAGMENTED) * self.work))
+        """Bytes that `limit` leaves for blocks."""
+        return max(0, limit - self.size.fixed - self.work)
 
     def held(self, limit: int) -> int:
         """Bytes of weights that are on the device within `limit`, slots included."""
@@ -205,7 +202,7 @@ def requirements(
     grid = LatentGrid(params.chunk_frames, frame_size[1], frame_size[0])
     fitted = fitted or coefficients(device.type)
     sizes = {name: NetworkSize.of(network, STREAMED_BLOCKS.get(name)) for name, network in networks.items()}
-    needs = {}
+    needs, pieces = {}, 1 + (FRAGMENTED if device.type == "cuda" else 0)
     for stage, name in NETWORK_OF_STAGE.items():
         if name not in networks:
             continue
@@ -216,7 +213,7 @@ def requirements(
             extra = 3 * unit  # a residual for each guidance branch
         if stage == "decode" and device.type == "cpu":
             extra = chunk_bytes(grid)
-        work = round(model["base_gib"] * GIB + model["activations"] * unit) + extra
+        work = round(pieces * (model["base_gib"] * GIB + model["activations"] * unit)) + extra
         needs[stage] = Need(name, sizes[name], unit, extra, work)
     kept = _keys_and_values(networks["transformer"], grid) if "transformer" in networks else 0
     return Requirements(needs, round(fitted["outside_gib"] * GIB), kept, fitted["measured_on"])

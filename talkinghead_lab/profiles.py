@@ -161,8 +161,8 @@ def foreseen(table: polars.DataFrame, fitted: Mapping[str, Any]) -> polars.DataF
     """Predicted beside measured for each run's peak: `setting`, `measured_gib`, `predicted_gib`, `error`."""
     column = peak_column(table)
     outside = fitted["outside_gib"] if column == "peak_host_gib" else 0.0
-    base = {stage: model["base_gib"] for stage, model in fitted["stages"].items()}
-    slope = {stage: model["activations"] for stage, model in fitted["stages"].items()}
+    base = {stage: float(model["base_gib"]) for stage, model in fitted["stages"].items()}
+    slope = {stage: float(model["activations"]) for stage, model in fitted["stages"].items()}
     stage = polars.col("stage")
     predicted = (
         polars.col("held_gib")

@@ -1,14 +1,26 @@
 """The arithmetic of memory, against figures that can be counted by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from talkinghead_lab import profiles
 from talkinghead_lab.devices import GIB
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.memory import FRAGMENTED, NetworkSize, coefficients, planned
+from talkinghead_lab.memory import (
+    FRAGMENTED,
+    NetworkSize,
+    coefficients,
+    networks_without_weights,
+    planned,
+    requirements,
+)
 from talkinghead_lab.offload import SLOTS, StreamedBlocks
 from talkinghead_lab.pipeline import Pipeline
+
+PUBLISHED = Path(__file__).parents[1] / "outputs" / "published"
 
 
 class Stack(nn.Module):
@@ -59,15 +71,28 @@ def test_budgets_follow_from_the_needs_of_the_stages(request_for):
     assert plan.resident == plan.outside + sum(plan.weights.values()) + plan.work
     assert plan.smallest < plan.resident
     need = plan.needs["sampling"]
-    work = round((1 + FRAGMENTED) * need.work)
     for resident in range(need.size.blocks - SLOTS):
-        limit = need.size.smallest + work + resident * need.size.block
-        assert need.held(limit) + work == limit
+        limit = need.size.smallest + need.work + resident * need.size.block
+        assert need.held(limit) + need.work == limit
     assert need.held(need.smallest) == need.size.smallest, "in the smallest budget all blocks stream"
-    assert need.held(need.size.total + work) == need.size.total
+    assert need.held(need.size.total + need.work) == need.size.total
     plan.check(plan.smallest)
     with pytest.raises(InvalidRequest, match="about"):
         plan.check(round(0.001 * GIB))
+
+
+def test_on_a_gpu_a_stage_has_room_for_pieces_that_nothing_uses(request_for):
+    device, params = torch.device("cuda"), request_for(device="cpu")
+    plan = requirements(networks_without_weights(params, device), device, params, (32, 32), 1.0)
+    need, model = plan.needs["sampling"], coefficients("cuda")["stages"]["sampling"]
+    used = model["base_gib"] * GIB + model["activations"] * need.unit
+    assert need.work == round((1 + FRAGMENTED) * used)
+
+
+def test_the_model_foresees_what_was_measured_on_a_gpu():
+    runs = profiles.foreseen(profiles.read(PUBLISHED / "h100" / "profile.json"), coefficients("cuda"))
+    assert len(runs) > 5
+    assert runs["error"].abs().max() < 0.04
 
 
 def test_every_stage_has_coefficients_for_both_kinds_of_device():

@@ -39,7 +39,7 @@ def measure_load(size: Size, device: torch.device, results: Results, folder: Pat
     results.add(Row(BEGUN, begun["first_forward"], conditions=begun))
     conditions = {"driver_gib": made["driver_gib"], "job": made["seconds"]}
     results.add(Row(STEP, min(made["steps"]), peak_gib=made["peak_gpu_gib"], conditions=conditions))
-    add_profile(results, device, made)
+    add_profile(results, device, f"load: {size.grid.width}x{size.grid.height}, resident", made)
 
 
 def _read_rate(files: list[Path]) -> float:

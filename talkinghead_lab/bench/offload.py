@@ -42,8 +42,8 @@ def measure_offload(size: Size, device: torch.device, results: Results, folder: 
     loaded = next(jobs)
     results.add(Row(LOADED, loaded["begun"]["loaded"], conditions=_peaks(loaded)))
     for job in jobs:
-        results.add(_row(job, resident))
-        add_profile(results, device, job)
+        row = results.add(_row(job, resident))
+        add_profile(results, device, row.name, job)
 
 
 def _row(job: Mapping[str, Any], resident: dict[str, float]) -> Row:
@@ -89,20 +89,22 @@ def measure_small_host(size: Size, device: torch.device, results: Results, folde
     row = _row(job, {})
     larger = {key: max(peak, row.conditions[key]) for key, peak in _peaks(loaded).items()}
     conditions = row.conditions | larger | {"loaded": loaded["begun"]["loaded"]}
-    results.add(replace(row, name=f"{row.name}, fp8", conditions=conditions))
-    add_profile(results, device, job)
+    row = results.add(replace(row, name=f"{row.name}, fp8", conditions=conditions))
+    add_profile(results, device, row.name, job)
 
 
-def add_profile(results: Results, device: torch.device, job: Mapping[str, Any]) -> None:
-    """Keep every visit to a stage in `profile.json` beside the figures, for the notebook of profiles."""
+def add_profile(results: Results, device: torch.device, name: str, job: Mapping[str, Any]) -> None:
+    """Keep every visit to a stage in `profile.json` beside the figures, for the notebook of profiles.
+
+    The setting is what the `name` says after its part.
+    """
     if results.path is None:
         return
     path = results.path.with_name("profile.json")
     rows = json.loads(path.read_text()) if path.exists() else []
-    budget = "resident" if job["budget_gib"] is None else f"{job['budget_gib']:.1f} GiB"
     common = {
         **{"run": 1 + max((row["run"] for row in rows), default=-1), "device": device.type},
-        **{"machine": results.machine["device"], "setting": f"{job['run']['frame_size']}, {budget}"},
+        **{"machine": results.machine["device"], "setting": name.partition(": ")[2]},
     }
     visits = [{"error": job["error"]}] if job["error"] else job["timeline"]
     with atomic_path(path, overwrite=True) as unfinished:
