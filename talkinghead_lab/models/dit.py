@@ -3,6 +3,7 @@
 Submodules carry the released tensor names. Shapes use the symbols of `latent_grid`.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -138,6 +139,8 @@ class DiT(nn.Module):
         Modules are called as before, so that hooks on them stay outside the graph. Compiled code is kept on
         disk (`TORCHINDUCTOR_CACHE_DIR`); the first forward of a later process reads it back.
         """
+        # What stays in float32, the head above all, is meant to.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         compiled = torch.compile(Block.forward, dynamic=False)
         for block in self.blocks:
             block.forward = partial(compiled, block)  # type: ignore[method-assign]
