@@ -1,7 +1,10 @@
 """Frames of a sampled latent, decoded piece by piece and gathered on the CPU."""
 
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import starmap
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +48,27 @@ def _gathered(vae: VAE, latent: Tensor, finish: Finish | None) -> Tensor:
     _, _, latents, height, width = latent.shape
     count, pixels = 1 + vae.config.frames_per_latent * (latents - 1), vae.config.pixels_per_latent
     frames, start = torch.empty(3, count, height * pixels, width * pixels), 0
-    for (piece,) in vae.decode_pieces(latent):
-        frames[:, start : start + piece.shape[1]] = finish(piece) if finish else piece
+    pieces = (finish(piece) if finish else piece for (piece,) in vae.decode_pieces(latent))
+    for piece in _brought_to_host(pieces):
+        frames[:, start : start + piece.shape[1]] = piece
         start += piece.shape[1]
     return frames
+
+
+def _brought_to_host(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The pieces on the CPU, each once the next is under way: the device does not wait for the host."""
+    sent = deque[tuple[Tensor, Any]]()
+    for piece in pieces:
+        runtime = torch.get_device_module(piece.device)
+        arrived = runtime.Event()
+        # To page-locked memory, which PyTorch keeps for the next piece but one.
+        sent.append((piece.to("cpu", non_blocking=True), arrived))
+        arrived.record(runtime.current_stream(piece.device))
+        if len(sent) > 1:
+            yield _arrived(*sent.popleft())
+    yield from starmap(_arrived, sent)
+
+
+def _arrived(piece: Tensor, arrived: Any) -> Tensor:
+    arrived.synchronize()
+    return piece

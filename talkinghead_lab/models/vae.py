@@ -289,8 +289,8 @@ class VAE(nn.Module):
                 allowed=f"[B, {self.config.z_dim}, T, h, w]",
             )
         state: CausalState = {}
+        latent = self.denormalise(latent.to(self.conv2.weight.device)).to(self.conv2.weight.dtype)
         for piece in latent.split(_at_least_one(latents_per_piece), dim=2):
-            piece = self.denormalise(piece.to(self.conv2.weight.device)).to(self.conv2.weight.dtype)
             frames = self.decoder(self.conv2(piece, state), state).float()
             yield frames.clamp(-1, 1) if clamp else frames
 
