@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from talkinghead_lab.imports import without_collection
 from talkinghead_lab.params import GenerationParams
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ __all__ = ["GenerationParams", "GenerationResult", "__version__", "generate"]
 def __getattr__(name: str) -> Any:
     """Import the pipeline when it is first asked for: torch and transformers take seconds."""
     if name in ("generate", "GenerationResult"):
-        from talkinghead_lab import runs
-
+        with without_collection():
+            from talkinghead_lab import runs
         return getattr(runs, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

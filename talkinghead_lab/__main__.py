@@ -1,7 +1,6 @@
 """`python -m talkinghead_lab`: the same pipeline from a shell."""
 
 import argparse
-import gc
 import json
 import logging
 import sys
@@ -13,6 +12,7 @@ import yaml
 
 from talkinghead_lab import __version__
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
+from talkinghead_lab.imports import without_collection
 from talkinghead_lab.params import GenerationParams
 
 
@@ -74,11 +74,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run_generate(options: argparse.Namespace) -> None:
     """Generate; the path of the video, or the result as JSON, is all that goes to stdout."""
-    gc.disable()  # a seventh of the time of importing goes by looking for garbage, and there is none
-    from talkinghead_lab import parallel
-    from talkinghead_lab.runs import generate
-
-    gc.enable()
+    with without_collection():
+        from talkinghead_lab import parallel
+        from talkinghead_lab.runs import generate
     overrides = {name: _value(name, text) for name, text in options.overrides}
     params = GenerationParams.from_yaml(options.params, **overrides)
     if parallel.is_parallel():

@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # A module imports from its own row and the rows above it. `models` and `training` stand for their folders.
 ROWS = [
-    {"devices", "environment", "errors", "files", "latent_grid", "params"},
+    {"devices", "environment", "errors", "files", "imports", "latent_grid", "params"},
     {"audio", "image", "models", "source", "video"},
     {
         "checkpoints",

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from talkinghead_lab import checkpoints
-from talkinghead_lab.loading import load_transformer
+from talkinghead_lab.loading import importing, load_transformer
 from talkinghead_lab.training.networks import build_untrained, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -33,6 +34,17 @@ def test_an_offloaded_transformer_lets_go_of_its_files(request_for, tmp_path):
 def mapped_files() -> str:
     """All files that are mapped into this process."""
     return Path("/proc/self/maps").read_text()
+
+
+def test_settings_are_as_they_were_once_weights_are_read():
+    def settings() -> tuple[bool, float, int]:
+        return gc.isenabled(), sys.getswitchinterval(), torch.get_num_threads()
+
+    usual = settings()
+    with pytest.raises(KeyError), importing():
+        assert all(now < before for now, before in zip(settings()[:2], usual, strict=False))
+        raise KeyError
+    assert settings() == usual
 
 
 def test_what_takes_longest_to_import_waits_until_weights_are_read():

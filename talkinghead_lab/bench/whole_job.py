@@ -2,8 +2,6 @@
 
 A process of its own, because what counts is since its start and beside what lay on the device before.
 
-    python -m talkinghead_lab.bench.whole_job '{"request": {"ckpt_dir": …}, "runs": [{"frame_size": …}]}'
-
 A run says what of the request it changes. With a budget in the request all networks lie in host memory, and
 the runs may have budgets of their own: GiB, `smallest` (by the plan) or `all` (all stays on the device).
 `blocks` keeps so many of the transformer's from this run on.
@@ -40,6 +38,14 @@ from talkinghead_lab.source import Portrait
 
 SECONDS = 8.0
 NOT_OF_REQUESTS = ("vram_budget_gib", "blocks")
+# As the command `generate` starts.
+START = """
+import sys
+from talkinghead_lab.imports import without_collection
+with without_collection():
+    from talkinghead_lab.bench import whole_job
+whole_job.main(sys.argv[1])
+"""
 PROMPT = "a " * 511  # as many tokens as the released model reads at most, with the closing one
 
 
@@ -161,13 +167,9 @@ def in_a_process(request: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) 
         RuntimeError: it failed.
     """
     text = json.dumps({"request": request, "runs": runs})
-    command = [sys.executable, "-m", "talkinghead_lab.bench.whole_job", text]
+    command = [sys.executable, "-c", START, text]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield from map(json.loads, process.stdout)
     if process.returncode:
         raise RuntimeError(f"the process of a whole job ended with status {process.returncode}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
