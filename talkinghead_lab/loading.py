@@ -40,7 +40,7 @@ READERS = 1 / 4
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import what encoders are built from meanwhile: it takes as long as reading the transformer.
+    """Import what encoders are built from meanwhile: it takes longer than reading the transformer.
 
     What fails here fails again, and is told, where an encoder is built.
     """
