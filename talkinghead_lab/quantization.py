@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.models.fused_layers import FP8, Rounded
 
 logger = logging.getLogger(__name__)
 
-FP8 = torch.float8_e4m3fn
 PRECISION_TYPES = {"fp8": FP8, "int8": torch.int8}
 # The first GPUs that multiply fp8 (Ada); rows of their own scale need it too.
 FIRST_FP8_CAPABILITY = (8, 9)
@@ -46,31 +46,33 @@ class QuantizedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.multiplies_fp8 = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Rounded) -> Tensor:
+        """Product with [..., in]; what is rounded already is for layers that multiply fp8."""
+        if isinstance(x, Rounded):
+            return self._product(x)
         if self.multiplies_fp8:
             rows, scale = quantize_rows(x.flatten(0, -2), FP8)
-            return self.multiply_rounded(rows, scale, x.dtype).unflatten(0, x.shape[:-1])
+            return self._product(Rounded(rows, scale, x.dtype)).unflatten(0, x.shape[:-1])
         # The weights are scaled, not the products: those PyTorch's compiler would take for its own product
         # with int8 weights, which is for few rows and hundreds of times slower here.
         return F.linear(
             x, self.dequantized().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         )
 
-    def multiply_rounded(self, rows: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        """Product of fp8 rows [n, in] that have a scale each, [n, 1], with the fp8 weights: [n, out]."""
-        if rows.device.type == "cpu":  # the same rounding, to test it; only GPUs multiply fp8
-            out = F.linear(rows.float(), self.weight.float()) * scale * self.scale.float().mT
-            return (out if self.bias is None else out + self.bias).to(dtype)
+    def _product(self, x: Rounded) -> Tensor:
+        if x.rows.device.type == "cpu":  # the same rounding, to test it; only GPUs multiply fp8
+            out = F.linear(x.rows.float(), self.weight.float()) * x.scale * self.scale.float().mT
+            return (out if self.bias is None else out + self.bias).to(x.dtype)
         out = torch._scaled_mm(
-            rows,
+            x.rows.flatten(0, -2),
             self.weight.t(),
-            scale_a=scale,
+            scale_a=x.scale.flatten(0, -2),
             scale_b=self.scale.float().t(),
             bias=None if self.bias is None else self.bias.to(torch.bfloat16),
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return out.to(dtype)
+        return out.unflatten(0, x.rows.shape[:-1]).to(x.dtype)
 
     def dequantized(self) -> Tensor:
         return self.weight.float() * self.scale.float()

@@ -5,7 +5,8 @@ import torch
 
 from talkinghead_lab.bench.forwards import relative_error
 from talkinghead_lab.models.audio_adapter import AudioCrossAttention
-from talkinghead_lab.quantization import FP8, quantize_linears
+from talkinghead_lab.models.fused_layers import FP8
+from talkinghead_lab.quantization import quantize_linears
 
 FRAMES, FRAME_TOKENS, DIM, HEADS, AUDIO_DIM = 3, 40, 128, 2, 24
 
@@ -20,6 +21,7 @@ def test_folded_products_change_nothing_but_rounding(audio_tokens, stored):
         quantize_linears(layer, stored)
     x = torch.randn(2, FRAMES * FRAME_TOKENS, DIM)
     keys_values = layer.keys_values(torch.randn(2, FRAMES, audio_tokens, AUDIO_DIM), speakers=1)
-    plain, folded = layer(x, keys_values, FRAMES), torch.inference_mode()(layer)(x, keys_values, FRAMES)
+    branches = layer(x, keys_values, FRAMES), torch.inference_mode()(layer)(x, keys_values, FRAMES)
+    plain, folded = (branch.added_to(torch.zeros_like(x)) for branch in branches)
     assert relative_error(folded, plain) < 1e-5
     assert torch.equal(folded, plain) is (audio_tokens > FRAME_TOKENS)

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from talkinghead_lab import checkpoints
 from talkinghead_lab.bench.forwards import relative_error
@@ -14,10 +13,8 @@ from talkinghead_lab.bench.forwards import velocity as one_forward
 from talkinghead_lab.bench.sizes import random_conditions
 from talkinghead_lab.latent_grid import LatentGrid
 from talkinghead_lab.loading import load_transformer
-from talkinghead_lab.models.attention import Rotation, grid_angles
 from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.models.dit_blocks import RMSNorm
-from talkinghead_lab.quantization import FP8, multiply_fp8, quantize_linears, quantize_rows
+from talkinghead_lab.quantization import multiply_fp8, quantize_linears
 from tests.parity.test_dit import build, inputs
 
 
@@ -101,23 +98,3 @@ def test_a_second_process_finds_the_compiled_code(tmp_path):
             text=True,
         )
         assert told.returncode == 0, told.stderr[-2000:]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_row_kernels_give_what_the_layers_give():
-    from talkinghead_lab.models import row_kernels
-
-    torch.manual_seed(0)
-    rotation = Rotation(grid_angles((2, 3, 5), 128), torch.device("cuda"))
-    norm = RMSNorm(384, 1e-6).cuda().bfloat16()
-    norm.weight.data.uniform_(0.5, 1.5)
-    x = torch.randn(2, 30, 384, device="cuda").bfloat16()
-    plain = rotation(norm(x).unflatten(-1, (3, 128))).flatten(2)
-    for parts in (1, 3):
-        turned = row_kernels.norm_and_rotate(x, norm.weight, norm.eps, rotation.cosine, rotation.sine, parts)
-        assert relative_error(turned.movedim(0, 2).flatten(2).float(), plain.float()) < 0.003
-    wide = torch.randn(60, 1000, device="cuda").bfloat16()
-    rows, scale = row_kernels.gelu_and_round(wide, FP8)
-    plain_rows, plain_scale = quantize_rows(F.gelu(wide.float(), approximate="tanh"), FP8)
-    assert relative_error(rows.float() * scale, plain_rows.float() * plain_scale) < 0.01

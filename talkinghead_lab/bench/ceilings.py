@@ -10,7 +10,8 @@ from talkinghead_lab.bench.rows import Results, Row, seconds_of, sustained_secon
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.models.attention import EXACT_KINDS, KERNELS, attention
 from talkinghead_lab.models.dit_config import DiTConfig
-from talkinghead_lab.quantization import FP8, has_fp8, quantize_rows
+from talkinghead_lab.models.fused_layers import FP8
+from talkinghead_lab.quantization import has_fp8, quantize_rows
 
 TERA, GIGA = 1e12, 1e9
 CHECKED_QUERIES = 512

@@ -1,5 +1,7 @@
 """The transformer's block, its head, and the layers that they are made of."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,17 @@ from talkinghead_lab.models.attention import (
 )
 from talkinghead_lab.models.audio_adapter import AudioCrossAttention, speaker_rotation
 from talkinghead_lab.models.dit_config import DiTConfig
+from talkinghead_lab.models.eight_bit_attention import scale_for
+from talkinghead_lab.models.fused_layers import (
+    FP8,
+    Branch,
+    Rounded,
+    add_and_norm,
+    gelu_rounded,
+    linear_gelu,
+    multiplies_fp8,
+    norm_and_rotate,
+)
 from talkinghead_lab.models.sequence_parallel import TokenShare
 
 KeysValues = tuple[Tensor, Tensor]
@@ -34,56 +47,20 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, modulation: tuple[Tensor, Tensor] 
     return out.to(x.dtype)
 
 
-@torch.library.custom_op("talkinghead_lab::linear_gelu", mutates_args=())
-def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU (tanh) of a linear layer […, in] → […, out], in the product's own epilogue."""
-    rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
-    return rows.unflatten(0, x.shape[:-1])
-
-
-@_linear_gelu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(weight))
-
-
-@torch.library.custom_op("talkinghead_lab::gelu_and_round", mutates_args=())
-def _gelu_and_round(x: Tensor) -> tuple[Tensor, Tensor]:
-    """GELU (tanh) of [n, width] rounded to fp8, and a scale a row; see `row_kernels`."""
-    from talkinghead_lab.models.row_kernels import gelu_and_round
-
-    return gelu_and_round(x, torch.float8_e4m3fn)
-
-
-@_gelu_and_round.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(len(x), 1, dtype=torch.float32)
-
-
-@torch.library.custom_op("talkinghead_lab::norm_and_rotate", mutates_args=())
-def _norm_and_rotate(
-    x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int
-) -> Tensor:
-    """RMS norm and rotary positions of [B, L, D] in one pass, [parts, B, L, D / parts]; see `row_kernels`."""
-    from talkinghead_lab.models.row_kernels import norm_and_rotate
-
-    return norm_and_rotate(x, weight, eps, cosine, sine, parts)
-
-
-@_norm_and_rotate.register_fake
-def _(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int) -> Tensor:
-    return x.new_empty(parts, *x.shape[:2], x.shape[2] // parts)
-
-
-def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
+def feed_forward(ffn: nn.Sequential, x: Tensor | Rounded) -> Tensor:
     """The feed-forward layers; on a GPU the activation saves passes over its widest tensor."""
     first, _, second = ffn
-    if x.is_cuda and getattr(second, "multiplies_fp8", False):
-        rounded = _gelu_and_round(first(x).flatten(0, -2))
-        return second.multiply_rounded(*rounded, x.dtype).unflatten(0, x.shape[:-1])  # type: ignore[operator]
-    # Under autocast the weights are float32, and the product is not ours to choose.
-    fused = isinstance(first, nn.Linear) and x.is_cuda and first.weight.dtype is x.dtype is torch.bfloat16
-    if fused and not torch.is_grad_enabled():
-        return second(_linear_gelu(x, first.weight, first.bias))
+    if multiplies_fp8(second) and second.weight.is_cuda:
+        return second(gelu_rounded(first(x)))
+    if (
+        isinstance(first, nn.Linear)
+        and isinstance(x, Tensor)
+        and x.is_cuda
+        # Under autocast the weights are float32, and the product is not ours to choose.
+        and first.weight.dtype is x.dtype is torch.bfloat16
+        and not torch.is_grad_enabled()
+    ):
+        return second(linear_gelu(x, first.weight, first.bias))
     return ffn(x)
 
 
@@ -126,24 +103,35 @@ class SelfAttention(nn.Module):
         """Whether the Triton kernels, which have no gradient, serve a forward."""
         return self.has_kernels and x.dtype is torch.bfloat16 and not torch.is_grad_enabled()
 
-    def rotated(self, x: Tensor, norm: RMSNorm, rotation: Rotation) -> Tensor:
-        """Queries or keys [B, L, D], normed and turned to their positions; as `TokenShare.parts`."""
+    def rotated(self, x: Tensor, norm: RMSNorm, rotation: Rotation, limits: Tensor | None = None) -> Tensor:
+        """Queries or keys [B, L, D], normed and turned to their positions; as `TokenShare.parts`.
+
+        The kernels round them to fp8 where `limits` [heads] of their channels are given.
+        """
         if not self.uses_kernels(x):
             return self.share.parts(rotation(self.heads(norm(x))))
-        turned = _norm_and_rotate(x, norm.weight, norm.eps, rotation.cosine, rotation.sine, self.share.size)
+        factors = None if limits is None else 1 / scale_for(limits, FP8)
+        turned = norm_and_rotate(
+            x, norm.weight, norm.eps, rotation.cosine, rotation.sine, self.share.size, factors
+        )
         return turned.unflatten(-1, (self.num_heads // self.share.size, -1))
 
-    def forward(self, x: Tensor, rotation: Rotation, regions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor | Rounded, rotation: Rotation, regions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
         share = self.share
+        # Turning a pair of channels keeps its length, so the largest limit of a head holds for all of it.
+        limits = self.heads(self.norm_q.limit()).amax(dim=1)
+        rounds_query = self.kind == "flash3_fp8" and regions is None
         # Where several GPUs share the tokens, each of these is on its way while the next is computed.
         value = share.send(share.parts(self.heads(self.v(x))))
         key = share.send(self.rotated(self.k(x), self.norm_k, rotation))
-        query = share.send(self.rotated(self.q(x), self.norm_q, rotation))
+        query = self.rotated(self.q(x), self.norm_q, rotation, limits if rounds_query else None)
+        query = share.send(query)
         value, key, query = share.received(value), share.received(key), share.received(query)
-        # Turning a pair of channels keeps its length, so the largest limit of a head holds for all of it.
-        limits = self.heads(self.norm_q.limit()).amax(dim=1).unflatten(0, (share.size, -1))
-        seen = share.send_back(attention(query, key, value, self.kind, limits[share.rank]))
+        limits = limits.unflatten(0, (share.size, -1))[share.rank]
+        seen = share.send_back(attention(query, key, value, self.kind, limits))
         out = self.o(seen.flatten(2))
         if regions is None:
             return out, None
@@ -166,7 +154,7 @@ class CrossAttention(SelfAttention):
         return self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, text: KeysValues, distinct: Tensor | None, image: KeysValues
+        self, x: Tensor | Rounded, text: KeysValues, distinct: Tensor | None, image: KeysValues
     ) -> Tensor:
         query = self.heads(self.norm_q(self.q(x)))
         if self.uses_kernels(query) and distinct is not None:
@@ -218,15 +206,36 @@ class Block(nn.Module):
             regions: [3, S] where two speakers are heard.
         """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time).split(1, dim=1)
-        seen, attended = self.self_attn(layer_norm(x, self.norm1, (shift_a, scale_a)), rotation, regions)
-        x = (x + seen * gate_a).to(x.dtype)
-        x = x + self.cross_attn(layer_norm(x, self.norm3), text, distinct, image)
+        first = (self.self_attn.q, self.self_attn.k, self.self_attn.v)
+        x, normed = self.add_and_norm(x, None, self.norm1, (shift_a, scale_a), first)
+        seen, attended = self.self_attn(normed, rotation, regions)
+        x, normed = self.add_and_norm(x, Branch(seen, gate_a), self.norm3, None, (self.cross_attn.q,))
+        seen = self.cross_attn(normed, text, distinct, image)
+        x, normed = self.add_and_norm(x, Branch(seen), self.norm_x, None, ())
         speakers = (
             None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
         )
-        x = x + self.audio_cross_attn(layer_norm(x, self.norm_x), audio, frames, speakers)
-        fed = feed_forward(self.ffn, layer_norm(x, self.norm2, (shift_f, scale_f)))
-        return (x + fed * gate_f).to(x.dtype)
+        heard = self.audio_cross_attn(normed, audio, frames, speakers)
+        x, normed = self.add_and_norm(x, heard, self.norm2, (shift_f, scale_f), (self.ffn[0],))
+        return Branch(feed_forward(self.ffn, normed), gate_f).added_to(x)
+
+    def add_and_norm(
+        self,
+        x: Tensor,
+        branch: Branch | None,
+        norm: nn.LayerNorm,
+        modulation: tuple[Tensor, Tensor] | None,
+        readers: Sequence[nn.Module],
+    ) -> tuple[Tensor, Tensor | Rounded]:
+        """The sum of x and a branch, and its layer norm, as `readers`, which multiply it, take it."""
+        if self.self_attn.uses_kernels(x):
+            shift, scale = (norm.bias, norm.weight) if modulation is None else modulation
+            weight = scale if modulation is None else 1 + scale
+            rounded = len(readers) > 0 and all(map(multiplies_fp8, readers))
+            return add_and_norm(x, branch, weight, shift, norm.eps, rounded)
+        if branch is not None:
+            x = branch.added_to(x)
+        return x, layer_norm(x, norm, modulation)
 
 
 class Head(nn.Module):
