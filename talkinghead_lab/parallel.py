@@ -1,4 +1,4 @@
-"""One run on several GPUs of one host, started by torchrun: they share the tokens of every forward.
+"""One run on several GPUs of one host, started by torchrun: they share the forwards of every step.
 
 Every process encodes, samples and decodes; the first writes the run, the others a copy that is thrown away.
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.models.sequence_parallel import TokenShare
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import Pipeline
@@ -32,17 +31,11 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
         run_dir: the run's folder; an unfinished run is continued. Unset: a new one, named by the first.
 
     Raises:
-        InvalidRequest: two speakers, whose regions need all tokens; see also `TokenShare.check`.
+        InvalidRequest: see `TokenShare.check`.
     """
-    if params.speakers > 1:
-        raise InvalidRequest(
-            "a run for two speakers cannot be shared by several GPUs",
-            received=f"{os.environ['WORLD_SIZE']} processes",
-            remedy="Start it without torchrun.",
-        )
     with _processes(params) as (share, own):
         pipeline = Pipeline.load(own)
-        pipeline.dit.share_tokens(share)
+        pipeline.dit.share = share
         if share.rank == 0:
             dist.barrier()  # until the others have copied what is finished
             return generate(params, run_dir, pipeline=pipeline)

@@ -157,6 +157,58 @@ class ChunkConditions:
     regions: Tensor | None
 
 
+@dataclass
+class _Step:
+    """The forwards of one step, each through the cache of its branch."""
+
+    model: DiT
+    conditions: ChunkConditions
+    caches: Mapping[Branch, ResidualCache]
+    latent: Tensor
+    time: TimeEmbedding
+    skip: bool
+    keep: bool
+    tokens: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.model.patchify(self.latent, self.conditions.picture)
+
+    def velocities(self) -> dict[Branch, Tensor]:
+        """The velocity of every branch.
+
+        Of several processes each computes a branch of its own, as long as there are as many; the branches
+        that remain are computed by all together.
+        """
+        velocities: dict[Branch, Tensor] = {}
+        branches, share = list(self.caches), self.model.share
+        together = len(branches) % share.size
+        for first in range(0, len(branches) - together, share.size):
+            at_once = branches[first : first + share.size]
+            own = self.velocity(at_once[share.rank], alone=True)
+            velocities |= zip(at_once, share.of_all(own), strict=True)
+        for branch in branches[len(branches) - together :]:
+            velocities[branch] = self.velocity(branch, alone=False)
+        return velocities
+
+    def velocity(self, branch: Branch, alone: bool) -> Tensor:
+        run = partial(self._run_blocks, branch, alone)
+        out = self.caches[branch].run(self.tokens, run, self.skip, self.keep)
+        return self.model.unpatchify(out, self.time, self.latent.shape)
+
+    def _run_blocks(self, branch: Branch, alone: bool, tokens: Tensor) -> Tensor:
+        said = self.conditions
+        return self.model.run_blocks(
+            tokens,
+            self.time,
+            said.rotation,
+            said.texts[branch.prompt],
+            said.image,
+            said.audios[branch.audio],
+            said.regions,
+            alone,
+        )
+
+
 @torch.inference_mode()
 def sample_chunk(
     model: DiT,
@@ -179,32 +231,8 @@ def sample_chunk(
     latent, motion_latents = noise.clone(), conditions.motion.shape[2]
     latent[:, :, :motion_latents] = conditions.motion
     for step, move in enumerate(moves):
-        time = times.at(step)
-        tokens = model.patchify(latent, conditions.picture)
-        velocities = {}
-        for branch in guidance.branches:
-            out = caches[branch].run(
-                tokens,
-                partial(_run_blocks, model, time, conditions, branch),
-                skip=skips[step],
-                keep=keeps[step],
-            )
-            velocities[branch] = model.unpatchify(out, time, latent.shape)
-        latent = latent - guidance.combine(velocities) * move
+        forwards = _Step(model, conditions, caches, latent, times.at(step), skips[step], keeps[step])
+        latent = latent - guidance.combine(forwards.velocities()) * move
         latent[:, :, :motion_latents] = conditions.motion
         on_step(step + 1)
     return latent
-
-
-def _run_blocks(
-    model: DiT, time: TimeEmbedding, conditions: ChunkConditions, branch: Branch, tokens: Tensor
-) -> Tensor:
-    return model.run_blocks(
-        tokens,
-        time,
-        conditions.rotation,
-        conditions.texts[branch.prompt],
-        conditions.image,
-        conditions.audios[branch.audio],
-        conditions.regions,
-    )

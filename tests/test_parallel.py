@@ -11,35 +11,81 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from talkinghead_lab.bench.forwards import relative_error
+from talkinghead_lab.bench.sizes import random_conditions
 from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.latent_grid import LatentGrid
+from talkinghead_lab.models.dit import DiT
 from talkinghead_lab.models.sequence_parallel import TokenShare
-from talkinghead_lab.parallel import generate_in_parallel
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs import generate
+from talkinghead_lab.sampling import chunk_noise, sample_chunk
 from talkinghead_lab.video import read_frames
 from tests.parity.test_dit import build, inputs
 
+GUIDANCE_SCALES = {"one forward": (1.0, 1.0), "two forwards": (1.0, 2.0), "three forwards": (5.0, 4.0)}
 
-def velocity(model) -> torch.Tensor:
+
+def outcomes(model: DiT) -> dict[str, torch.Tensor]:
+    """A forward for one speaker and for two, and chunks of two steps with every number of forwards."""
+    times = torch.tensor([500.0])
     with torch.inference_mode():
-        return model(timesteps=torch.tensor([500.0]), **inputs(1))
+        made = {f"{speakers} speakers": model(timesteps=times, **inputs(speakers)) for speakers in (1, 2)}
+    return made | {name: chunk(model, *scales) for name, scales in GUIDANCE_SCALES.items()}
+
+
+def chunk(model: DiT, text_guide_scale: float, audio_guide_scale: float) -> torch.Tensor:
+    """A latent chunk in two steps."""
+    request = GenerationParams(
+        audio_path="none",
+        image_path="none",
+        text_guide_scale=text_guide_scale,
+        audio_guide_scale=audio_guide_scale,
+        diffusion_steps=2,
+    )
+    grid = LatentGrid(9, 32, 32)
+    noise = chunk_noise(0, 0, (1, *grid.latent_shape(model.config.out_dim)))
+    return sample_chunk(model, noise, random_conditions(model, grid, torch.device("cpu")), request)
 
 
 def one_of_two(rank: int, folder: str) -> None:
-    """What a process does: its share of one forward; the first keeps the whole velocity."""
+    """What a process does; it keeps all that comes out, which should be whole."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = build()
-    model.share_tokens(TokenShare.of_all_processes())
-    torch.save(velocity(model), f"{folder}/{rank}.pt")
+    model.share = TokenShare.of_all_processes()
+    torch.save(outcomes(model), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_share_a_forward(tmp_path):
-    multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    expected = velocity(build())
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("two")
+    multiprocessing.spawn(one_of_two, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def of_one() -> dict[str, torch.Tensor]:
+    return outcomes(build())
+
+
+@pytest.mark.parametrize("name", ["1 speakers", "2 speakers", *GUIDANCE_SCALES])
+def test_two_processes_make_what_one_makes(of_one, of_two, name):
+    first, second = (made[name] for made in of_two)
     assert torch.equal(first, second)
-    assert (first - expected).norm() < 1e-5 * expected.norm()
+    assert relative_error(first, of_one[name]) < 1e-5
+
+
+def test_two_processes_compute_a_forward_each_where_a_step_has_two(monkeypatch):
+    """The first computes all of its tokens alone, and takes what the second has."""
+    model, calls = build(), []
+    monkeypatch.setattr(TokenShare, "of_all", lambda share, x: [x, x])
+    run_blocks = model.run_blocks
+    monkeypatch.setattr(model, "run_blocks", lambda *given: calls.append(given[-1]) or run_blocks(*given))
+    model.share = TokenShare(0, 2)
+    chunk(model, *GUIDANCE_SCALES["two forwards"])
+    assert calls == [True] * 2
 
 
 def test_splitting_keeps_every_frames_order():
@@ -52,12 +98,6 @@ def test_splitting_keeps_every_frames_order():
 def test_what_cannot_be_shared_is_refused(heads, tokens, what):
     with pytest.raises(InvalidRequest, match=f"{what}.*received 2 processes"):
         TokenShare(0, 2).check(heads, tokens)
-
-
-def test_two_speakers_are_refused(monkeypatch, request_for, recording):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InvalidRequest, match="two speakers"):
-        generate_in_parallel(request_for(second_audio_path=recording(1.0)), None)
 
 
 @pytest.mark.slow

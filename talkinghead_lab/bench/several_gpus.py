@@ -1,11 +1,13 @@
-"""One forward that all GPUs of the host share, beside one GPU's; without GPUs, two processes share it."""
+"""Forwards that all GPUs of the host share, beside one GPU's; without GPUs, two processes share them."""
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from talkinghead_lab.bench.ceilings import best_kind
@@ -13,8 +15,13 @@ from talkinghead_lab.bench.forwards import Forward, relative_error
 from talkinghead_lab.bench.rows import Results, Row, seconds_of
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.models.sequence_parallel import TokenShare
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.sampling import sample_chunk
 
-ALONE = "several GPUs: a forward by one"
+STEPS = {
+    "a step of two forwards": {"text_guide_scale": 1.0, "audio_guide_scale": 2.0},
+    "a step of three forwards": {"text_guide_scale": 5.0, "audio_guide_scale": 4.0},
+}
 
 
 def measure_several_gpus(size: Size, device: torch.device, results: Results) -> None:
@@ -26,10 +33,11 @@ def measure_several_gpus(size: Size, device: torch.device, results: Results) -> 
         told = Path(folder) / "told.json"
         arguments = count, size, device.type, best_kind(results, True, device), told
         spawn(_measure, arguments, nprocs=count)
-        alone, shared, error = json.loads(told.read_text())
-    results.add(Row(ALONE, alone))
-    conditions = {"relative_error": error}
-    results.add(Row(f"several GPUs: shared by {count}", shared, floor=alone / count, conditions=conditions))
+        for name, (alone, shared, error) in json.loads(told.read_text()).items():
+            results.add(Row(f"several GPUs: {name} by one", alone))
+            conditions = {"speed_up": alone / shared, "relative_error": error}
+            name = f"several GPUs: {name} shared by {count}"
+            results.add(Row(name, shared, floor=alone / count, conditions=conditions))
 
 
 def _measure(rank: int, count: int, size: Size, kind: str, attention: str, told: Path) -> None:
@@ -42,9 +50,27 @@ def _measure(rank: int, count: int, size: Size, kind: str, attention: str, told:
     forward = Forward(size, device, torch.bfloat16 if kind == "cuda" else torch.float32)
     forward.dit.use_attention(attention, device)
     forward.dit.compile_blocks()
-    expected, alone = forward(), seconds_of(forward, device)
-    forward.dit.share_tokens(TokenShare.of_all_processes())
-    error, shared = relative_error(forward(), expected), seconds_of(forward, device)
+    alone = _seconds_and_outcomes(forward)
+    forward.dit.share = TokenShare.of_all_processes()
+    shared = _seconds_and_outcomes(forward)
     if rank == 0:
-        told.write_text(json.dumps([alone, shared, error]))
+        rows = {
+            name: [alone[name][0], seconds, relative_error(outcome, alone[name][1])]
+            for name, (seconds, outcome) in shared.items()
+        }
+        told.write_text(json.dumps(rows))
     dist.destroy_process_group()
+
+
+def _seconds_and_outcomes(forward: Forward) -> dict[str, tuple[float, Tensor]]:
+    """A forward, and a step of each guidance, by the processes that share the transformer."""
+    request = partial(GenerationParams, audio_path="none", image_path="none", diffusion_steps=1)
+    works = {"a forward": forward} | {
+        name: partial(sample_chunk, forward.dit, forward.latent, forward.conditions, request(**scales))
+        for name, scales in STEPS.items()
+    }
+    outcomes = {name: work() for name, work in works.items()}
+    return {
+        name: (seconds_of(work, forward.device, repeats=2, warm_up=0), outcomes[name])
+        for name, work in works.items()
+    }

@@ -15,6 +15,7 @@ NOTES = {
     "first call": "first call {:.1f} s",
     "gbps": "{:.1f} GB/s",
     "imported": "{:.1f} s of it imports",
+    "speed_up": "{:.3f} times as fast",
     "slow_down": "{:.3f} of resident",
     "driver_gib": "driver {:.1f} GiB",
     "anonymous_host_gib": "host {:.1f} GiB",

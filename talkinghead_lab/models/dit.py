@@ -112,6 +112,7 @@ class DiT(nn.Module):
         )
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.head = Head(config)
+        # Several processes that each hold the transformer share its work; all must call the same forwards.
         self.share = TokenShare()
 
     def use_attention(self, kind: str, device: torch.device) -> None:
@@ -126,12 +127,6 @@ class DiT(nn.Module):
             block.self_attn.kind = chosen
             block.cross_attn.kind = chosen if chosen in EXACT_KINDS else exact
             block.self_attn.has_kernels = block.cross_attn.has_kernels = has_kernels
-
-    def share_tokens(self, share: TokenShare) -> None:
-        """Compute only a share of the tokens in the blocks; all processes must call the same forwards."""
-        self.share = share
-        for block in self.blocks:
-            block.self_attn.share = share
 
     def compile_blocks(self) -> None:
         """Compile the arithmetic of blocks and head: one graph a shape, shared by all blocks.
@@ -221,15 +216,21 @@ class DiT(nn.Module):
         image: Context,
         audio: AudioContext,
         regions: Tensor | None = None,
+        alone: bool = False,
     ) -> Tensor:
-        """All blocks, [B, L, D] → [B, L, D]; `regions` [3, S] are used where `audio` holds two speakers."""
+        """All blocks, [B, L, D] → [B, L, D].
+
+        Args:
+            regions: [3, S], used where `audio` holds two speakers.
+            alone: compute all tokens in this process; so are those of two speakers, whose regions need them.
+        """
         frames = audio.tokens.shape[1]
         regions = regions if audio.speakers > 1 else None
-        if self.share.size > 1:
-            assert regions is None, "tokens of two speakers are not shared"
-            self.share.check(self.config.num_heads, tokens.shape[1] // frames)
-            tokens = self.share.split(tokens, frames)
-            rotation = self.share.split_rotation(rotation, frames)
+        share = TokenShare() if alone or regions is not None else self.share
+        if share.size > 1:
+            share.check(self.config.num_heads, tokens.shape[1] // frames)
+            tokens = share.split(tokens, frames)
+            rotation = share.split_rotation(rotation, frames)
         for i, block in enumerate(self.blocks):
             cross, heard = block.cross_attn, block.audio_cross_attn
             tokens = block(
@@ -244,8 +245,9 @@ class DiT(nn.Module):
                 if audio.keys_values
                 else heard.keys_values(audio.tokens, audio.speakers),
                 regions,
+                share,
             )
-        return self.share.gather(tokens, frames)
+        return share.gather(tokens, frames)
 
     def unpatchify(self, tokens: Tensor, time: TimeEmbedding, latent_shape: Sequence[int]) -> Tensor:
         """Tokens [B, L, D] → velocity [B, C, T, h, w], float32."""

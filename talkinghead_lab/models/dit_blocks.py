@@ -87,7 +87,6 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.kind = "sdpa"
-        self.share = TokenShare()
         self.has_kernels = False
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
@@ -103,31 +102,37 @@ class SelfAttention(nn.Module):
         """Whether the Triton kernels, which have no gradient, serve a forward."""
         return self.has_kernels and x.dtype is torch.bfloat16 and not torch.is_grad_enabled()
 
-    def rotated(self, x: Tensor, norm: RMSNorm, rotation: Rotation, limits: Tensor | None = None) -> Tensor:
+    def rotated(
+        self,
+        x: Tensor,
+        norm: RMSNorm,
+        rotation: Rotation,
+        share: TokenShare,
+        limits: Tensor | None = None,
+    ) -> Tensor:
         """Queries or keys [B, L, D], normed and turned to their positions; as `TokenShare.parts`.
 
         The kernels round them to fp8 where `limits` [heads] of their channels are given.
         """
         if not self.uses_kernels(x):
-            return self.share.parts(rotation(self.heads(norm(x))))
+            return share.parts(rotation(self.heads(norm(x))))
         factors = None if limits is None else 1 / scale_for(limits, FP8)
         turned = norm_and_rotate(
-            x, norm.weight, norm.eps, rotation.cosine, rotation.sine, self.share.size, factors
+            x, norm.weight, norm.eps, rotation.cosine, rotation.sine, share.size, factors
         )
-        return turned.unflatten(-1, (self.num_heads // self.share.size, -1))
+        return turned.unflatten(-1, (self.num_heads // share.size, -1))
 
     def forward(
-        self, x: Tensor | Rounded, rotation: Rotation, regions: Tensor | None
+        self, x: Tensor | Rounded, rotation: Rotation, regions: Tensor | None, share: TokenShare
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
-        share = self.share
         # Turning a pair of channels keeps its length, so the largest limit of a head holds for all of it.
         limits = self.heads(self.norm_q.limit()).amax(dim=1)
         rounds_query = self.kind == "flash3_fp8" and regions is None
         # Where several GPUs share the tokens, each of these is on its way while the next is computed.
         value = share.send(share.parts(self.heads(self.v(x))))
-        key = share.send(self.rotated(self.k(x), self.norm_k, rotation))
-        query = self.rotated(self.q(x), self.norm_q, rotation, limits if rounds_query else None)
+        key = share.send(self.rotated(self.k(x), self.norm_k, rotation, share))
+        query = self.rotated(self.q(x), self.norm_q, rotation, share, limits if rounds_query else None)
         query = share.send(query)
         value, key, query = share.received(value), share.received(key), share.received(query)
         limits = limits.unflatten(0, (share.size, -1))[share.rank]
@@ -194,6 +199,7 @@ class Block(nn.Module):
         image: KeysValues,
         audio: KeysValues,
         regions: Tensor | None,
+        share: TokenShare,
     ) -> Tensor:
         """One block.
 
@@ -204,11 +210,12 @@ class Block(nn.Module):
             text, image, audio: keys and values to attend to.
             distinct: tokens of the text from number `distinct` − 1 on are the same; int32 [B].
             regions: [3, S] where two speakers are heard.
+            share: of the tokens, where several processes share them.
         """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time).split(1, dim=1)
         first = (self.self_attn.q, self.self_attn.k, self.self_attn.v)
         x, normed = self.add_and_norm(x, None, self.norm1, (shift_a, scale_a), first)
-        seen, attended = self.self_attn(normed, rotation, regions)
+        seen, attended = self.self_attn(normed, rotation, regions, share)
         x, normed = self.add_and_norm(x, Branch(seen, gate_a), self.norm3, None, (self.cross_attn.q,))
         seen = self.cross_attn(normed, text, distinct, image)
         x, normed = self.add_and_norm(x, Branch(seen), self.norm_x, None, ())

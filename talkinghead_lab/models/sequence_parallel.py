@@ -58,9 +58,16 @@ class TokenShare:
         """The tokens of all processes, in their order: the inverse of `split`."""
         if self.size == 1:
             return x
-        shares = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(shares, x.contiguous())
-        return torch.stack([share.unflatten(1, (frames, -1)) for share in shares], dim=2).flatten(1, 3)
+        shares = [share.unflatten(1, (frames, -1)) for share in self.of_all(x)]
+        return torch.stack(shares, dim=2).flatten(1, 3)
+
+    def of_all(self, x: Tensor) -> list[Tensor]:
+        """What every process has in the place of `x`, in their order."""
+        if self.size == 1:
+            return [x]
+        each = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(each, x.contiguous())
+        return each
 
     def parts(self, x: Tensor) -> Tensor:
         """The heads for each process apart: [B, l, heads, width] → [size, B, l, heads / size, width]."""
