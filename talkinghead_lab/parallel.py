@@ -29,9 +29,6 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
 
     Args:
         run_dir: the run's folder; an unfinished run is continued. Unset: a new one, named by the first.
-
-    Raises:
-        InvalidRequest: see `TokenShare.check`.
     """
     with _processes(params) as (share, own):
         pipeline = Pipeline.load(own)

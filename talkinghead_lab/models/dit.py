@@ -226,9 +226,10 @@ class DiT(nn.Module):
         """
         frames = audio.tokens.shape[1]
         regions = regions if audio.speakers > 1 else None
-        share = TokenShare() if alone or regions is not None else self.share
+        share = TokenShare()
+        if not alone and regions is None:
+            share = self.share.fitting(self.config.num_heads, tokens.shape[1] // frames)
         if share.size > 1:
-            share.check(self.config.num_heads, tokens.shape[1] // frames)
             tokens = share.split(tokens, frames)
             rotation = share.split_rotation(rotation, frames)
         for i, block in enumerate(self.blocks):

@@ -4,13 +4,13 @@ Every process holds the whole transformer and a share of each latent frame's tok
 they exchange: a share of the tokens with all heads becomes all tokens with a share of the heads, and back.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.models.attention import Rotation
 
 
@@ -28,20 +28,16 @@ class TokenShare:
         assert dist.group.WORLD is not None
         return cls(dist.get_rank(), dist.get_world_size(), dist.group.WORLD.group_name)
 
-    def check(self, heads: int, tokens_per_frame: int) -> None:
-        """Refuse what cannot be shared out evenly.
-
-        Raises:
-            InvalidRequest: the heads or a latent frame's tokens are no multiple of the processes.
-        """
-        for name, count in (("heads", heads), ("tokens of a latent frame", tokens_per_frame)):
-            if count % self.size:
-                raise InvalidRequest(
-                    f"{count} {name} cannot be shared out evenly",
-                    received=f"{self.size} processes",
-                    allowed=f"divisors of {count}",
-                    remedy="Use fewer GPUs, or another frame size.",
-                )
+    def fitting(self, heads: int, tokens_per_frame: int) -> "TokenShare":
+        """This share where it divides heads and tokens evenly, else all tokens, and a warning."""
+        if heads % self.size == 0 and tokens_per_frame % self.size == 0:
+            return self
+        warnings.warn(
+            f"{heads} heads and {tokens_per_frame} tokens of a latent frame cannot be shared evenly by "
+            f"{self.size} processes: each computes all of them in forwards that are shared.",
+            stacklevel=2,
+        )
+        return TokenShare()
 
     def split(self, x: Tensor, frames: int) -> Tensor:
         """This process's tokens of every latent frame: [B, L, …] → [B, L / size, …]."""
