@@ -129,7 +129,7 @@ class SelfAttention(nn.Module):
         # Turning a pair of channels keeps its length, so the largest limit of a head holds for all of it.
         limits = self.heads(self.norm_q.limit()).amax(dim=1)
         rounds_query = self.kind == "flash3_fp8" and regions is None
-        # Where several GPUs share the tokens, each of these is on its way while the next is computed.
+        # Where several GPUs share the tokens, each of these is sent before the next is computed.
         value = share.send(share.parts(self.heads(self.v(x))))
         key = share.send(self.rotated(self.k(x), self.norm_k, rotation, share))
         query = self.rotated(self.q(x), self.norm_q, rotation, share, limits if rounds_query else None)
