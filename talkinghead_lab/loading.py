@@ -22,7 +22,7 @@ from talkinghead_lab.quantization import has_fp8, multiply_fp8, quantize_linears
 from talkinghead_lab.weights import convert
 
 BLOCKS = STREAMED_BLOCKS["transformer"]
-# Compiling takes up to half a minute; networks narrower than this, the embedded one first of all, run in less.
+# Compiling takes up to half a minute; networks narrower than this, the embedded one above all, run in less.
 NARROWEST_COMPILED = 1024
 IMPORTED_MEANWHILE = (
     "transformers.models.umt5.modeling_umt5",

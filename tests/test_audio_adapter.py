@@ -21,7 +21,7 @@ def test_folded_products_change_nothing_but_rounding(audio_tokens, stored):
         quantize_linears(layer, stored)
     x = torch.randn(2, FRAMES * FRAME_TOKENS, DIM)
     keys_values = layer.keys_values(torch.randn(2, FRAMES, audio_tokens, AUDIO_DIM), speakers=1)
-    branches = layer(x, keys_values, FRAMES), torch.inference_mode()(layer)(x, keys_values, FRAMES)
-    plain, folded = (branch.added_to(torch.zeros_like(x)) for branch in branches)
+    updates = layer(x, keys_values, FRAMES), torch.inference_mode()(layer)(x, keys_values, FRAMES)
+    plain, folded = (update.added_to(torch.zeros_like(x)) for update in updates)
     assert relative_error(folded, plain) < 1e-5
     assert torch.equal(folded, plain) is (audio_tokens > FRAME_TOKENS)

@@ -11,7 +11,7 @@ from talkinghead_lab.bench.sizes import SIZES, random_conditions, random_dit
 from talkinghead_lab.models.attention import KERNELS, Rotation, grid_angles, runs_triton
 from talkinghead_lab.models.dit_blocks import RMSNorm, layer_norm
 from talkinghead_lab.models.eight_bit_attention import quantize, scale_for
-from talkinghead_lab.models.fused_layers import FP8, Branch
+from talkinghead_lab.models.fused_layers import FP8, Update
 from talkinghead_lab.quantization import multiply_fp8, quantize_linears, quantize_rows
 
 DEVICE = torch.device("cuda")
@@ -60,15 +60,15 @@ def test_add_and_norm_gives_what_the_layers_give(row_kernels, added, rounded, ba
     norm.weight.data.uniform_(0.5, 1.5)
     norm.bias.data.uniform_(-1, 1)
     offset = torch.randn(1000, device=DEVICE).bfloat16()
-    branch = Branch(out, gate if "gate" in added else None, offset if "offset" in added else None)
-    exactly = Branch(out.float(), branch.gate, branch.offset)
+    update = Update(out, gate if "gate" in added else None, offset if "offset" in added else None)
+    exactly = Update(out.float(), update.gate, update.offset)
     expected_sum = x if added == "nothing" else exactly.added_to(x)
     plain = torch.nn.LayerNorm(1000, elementwise_affine=False)
     for weight, bias, expected in (
         (norm.weight, norm.bias, layer_norm(expected_sum, norm)),
         (1 + scale, shift, layer_norm(expected_sum, plain, (shift, scale))),
     ):
-        given = (None,) * 3 if added == "nothing" else branch
+        given = (None,) * 3 if added == "nothing" else update
         summed, normed, scales = row_kernels.add_and_norm(x, *given, weight, bias, norm.eps, rounded)
         if added != "nothing":
             assert relative_error(summed.float(), expected_sum.float()) < 3e-4

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from talkinghead_lab.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.models.attention import Rotation, attention, rotary_angles
-from talkinghead_lab.models.fused_layers import Branch
+from talkinghead_lab.models.fused_layers import Update
 
 # Rotary positions that bind tokens to voices: speaker one's face spreads over 0–4, speaker two's over 20–24,
 # each voice sits at the middle of its range, and the background between them (released configuration).
@@ -68,7 +68,7 @@ class AudioCrossAttention(nn.Module):
 
     def forward(
         self, x: Tensor, keys_values: tuple[Tensor, Tensor], frames: int, rotation: Rotation | None = None
-    ) -> Branch:
+    ) -> Update:
         """Attend.
 
         Args:
@@ -87,9 +87,9 @@ class AudioCrossAttention(nn.Module):
             query = rotation(query)
         query = rearrange(query, "b (t s) n d -> (b t) s n d", t=frames)
         heard = attention(query, *keys_values)
-        return Branch(self.proj(rearrange(heard, "(b t) s n d -> b (t s) (n d)", t=frames)))
+        return Update(self.proj(rearrange(heard, "(b t) s n d -> b (t s) (n d)", t=frames)))
 
-    def _folded(self, x: Tensor, key: Tensor, value: Tensor) -> Branch:
+    def _folded(self, x: Tensor, key: Tensor, value: Tensor) -> Update:
         """The same, with the weights multiplied by keys and values in place of tokens.
 
         (Wx)·k = x·(Wᵀk) and W·Σpv = Σp·(Wv). A frame has fewer keys than a head has channels, so the products
@@ -107,7 +107,7 @@ class AudioCrossAttention(nn.Module):
         scores = scores.unflatten(-1, (self.num_heads, count))
         scores = (scores + rearrange(offsets, "n (a f) 1 -> f 1 n a", a=count)) / key.shape[-1] ** 0.5
         weights = scores.softmax(dim=-1).to(x.dtype).flatten(-2)
-        return Branch((weights @ values).view_as(x), offset=self.proj.bias)
+        return Update((weights @ values).view_as(x), offset=self.proj.bias)
 
 
 def _weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:

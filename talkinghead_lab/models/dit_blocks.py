@@ -17,8 +17,8 @@ from talkinghead_lab.models.dit_config import DiTConfig
 from talkinghead_lab.models.eight_bit_attention import scale_for
 from talkinghead_lab.models.fused_layers import (
     FP8,
-    Branch,
     Rounded,
+    Update,
     add_and_norm,
     gelu_rounded,
     linear_gelu,
@@ -216,32 +216,32 @@ class Block(nn.Module):
         first = (self.self_attn.q, self.self_attn.k, self.self_attn.v)
         x, normed = self.add_and_norm(x, None, self.norm1, (shift_a, scale_a), first)
         seen, attended = self.self_attn(normed, rotation, regions, share)
-        x, normed = self.add_and_norm(x, Branch(seen, gate_a), self.norm3, None, (self.cross_attn.q,))
+        x, normed = self.add_and_norm(x, Update(seen, gate_a), self.norm3, None, (self.cross_attn.q,))
         seen = self.cross_attn(normed, text, distinct, image)
-        x, normed = self.add_and_norm(x, Branch(seen), self.norm_x, None, ())
+        x, normed = self.add_and_norm(x, Update(seen), self.norm_x, None, ())
         speakers = (
             None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
         )
         heard = self.audio_cross_attn(normed, audio, frames, speakers)
         x, normed = self.add_and_norm(x, heard, self.norm2, (shift_f, scale_f), (self.ffn[0],))
-        return Branch(feed_forward(self.ffn, normed), gate_f).added_to(x)
+        return Update(feed_forward(self.ffn, normed), gate_f).added_to(x)
 
     def add_and_norm(
         self,
         x: Tensor,
-        branch: Branch | None,
+        update: Update | None,
         norm: nn.LayerNorm,
         modulation: tuple[Tensor, Tensor] | None,
         readers: Sequence[nn.Module],
     ) -> tuple[Tensor, Tensor | Rounded]:
-        """The sum of x and a branch, and its layer norm, as `readers`, which multiply it, take it."""
+        """The sum of x and an update, and its layer norm, as `readers`, which multiply it, take it."""
         if self.self_attn.uses_kernels(x):
             shift, scale = (norm.bias, norm.weight) if modulation is None else modulation
             weight = scale if modulation is None else 1 + scale
             rounded = len(readers) > 0 and all(map(multiplies_fp8, readers))
-            return add_and_norm(x, branch, weight, shift, norm.eps, rounded)
-        if branch is not None:
-            x = branch.added_to(x)
+            return add_and_norm(x, update, weight, shift, norm.eps, rounded)
+        if update is not None:
+            x = update.added_to(x)
         return x, layer_norm(x, norm, modulation)
 
 

@@ -54,7 +54,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=FP8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
 
 
-class Branch(NamedTuple):
+class Update(NamedTuple):
     """What a layer adds to its tokens, (out + offset) · gate, for the norm behind it to sum in one pass.
 
     `out` is [B, L, D], `gate` float32 [B, 1, D], `offset` [D].
@@ -70,20 +70,20 @@ class Branch(NamedTuple):
 
 
 def add_and_norm(
-    x: Tensor, branch: Branch | None, weight: Tensor, bias: Tensor, eps: float, rounded: bool
+    x: Tensor, update: Update | None, weight: Tensor, bias: Tensor, eps: float, rounded: bool
 ) -> tuple[Tensor, Tensor | Rounded]:
-    """The sum of x [B, L, D] and a branch, and its layer norm, in one pass."""
-    if branch is None:
+    """The sum of x [B, L, D] and an update, and its layer norm, in one pass."""
+    if update is None:
         _, out, scale = _add_and_norm(x, None, None, None, weight, bias, eps, rounded)
     else:
-        x, out, scale = _add_and_norm(x, *branch, weight, bias, eps, rounded)
+        x, out, scale = _add_and_norm(x, *update, weight, bias, eps, rounded)
     return x, Rounded(out, scale, x.dtype) if rounded else out
 
 
 @torch.library.custom_op("talkinghead_lab::add_and_norm", mutates_args=())
 def _add_and_norm(
     x: Tensor,
-    branch: Tensor | None,
+    update: Tensor | None,
     gate: Tensor | None,
     offset: Tensor | None,
     weight: Tensor,
@@ -93,13 +93,13 @@ def _add_and_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from talkinghead_lab.models.row_kernels import add_and_norm
 
-    return add_and_norm(x, branch, gate, offset, weight, bias, eps, rounded)
+    return add_and_norm(x, update, gate, offset, weight, bias, eps, rounded)
 
 
 @_add_and_norm.register_fake
 def _(
     x: Tensor,
-    branch: Tensor | None,
+    update: Tensor | None,
     gate: Tensor | None,
     offset: Tensor | None,
     weight: Tensor,
@@ -108,7 +108,7 @@ def _(
     rounded: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        x.new_empty(0) if branch is None else torch.empty_like(x),
+        x.new_empty(0) if update is None else torch.empty_like(x),
         torch.empty_like(x, dtype=FP8 if rounded else None),
         x.new_empty((*x.shape[:-1], 1) if rounded else 0, dtype=torch.float32),
     )

@@ -27,7 +27,7 @@ def _store_rounded(x, row, outputs, scales, WIDTH: tl.constexpr):  # type: ignor
 
 @triton.jit
 def _add_and_norm(  # type: ignore[no-untyped-def]
-    rows, branches, gates, offsets, weights, biases, sums, outputs, scales, eps, tokens,
+    rows, updates, gates, offsets, weights, biases, sums, outputs, scales, eps, tokens,
     WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -35,14 +35,14 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
     inside = channel < WIDTH
     here, entry = row * WIDTH + channel, row // tokens * WIDTH + channel
     x = tl.load(rows + here, inside, other=0.0).to(tl.float32)
-    if branches is not None:
-        branch = tl.load(branches + here, inside, other=0.0).to(tl.float32)
+    if updates is not None:
+        update = tl.load(updates + here, inside, other=0.0).to(tl.float32)
         if offsets is not None:
-            branch += tl.load(offsets + channel, inside, other=0.0).to(tl.float32)
+            update += tl.load(offsets + channel, inside, other=0.0).to(tl.float32)
         if gates is not None:
-            branch *= tl.load(gates + entry, inside, other=0.0)
+            update *= tl.load(gates + entry, inside, other=0.0)
         # Rounded as between the layers of the plain path.
-        x = (x + branch).to(sums.dtype.element_ty)
+        x = (x + update).to(sums.dtype.element_ty)
         tl.store(sums + here, x, inside)
         x = x.to(tl.float32)
     x = tl.where(inside, x - tl.sum(x, 0) / WIDTH, 0.0)
@@ -57,7 +57,7 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
 
 def add_and_norm(
     x: Tensor,
-    branch: Tensor | None,
+    update: Tensor | None,
     gate: Tensor | None,
     offset: Tensor | None,
     weight: Tensor,
@@ -65,10 +65,10 @@ def add_and_norm(
     eps: float,
     rounded: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x + (branch + offset) · gate of [B, L, D], and the layer norm of that.
+    """x + (update + offset) · gate of [B, L, D], and the layer norm of that.
 
     Args:
-        branch: [B, L, D]; without it `x` itself is normed.
+        update: [B, L, D]; without it `x` itself is normed.
         gate: float32 [B, 1, D], or one.
         offset: [D], or zero.
         weight, bias: of the norm, [D] or [B, 1, D].
@@ -78,13 +78,13 @@ def add_and_norm(
         The sum, the norm, and its scales, float32 [B, L, 1]; empty what was not asked for.
     """
     batch, tokens, width = x.shape
-    summed = torch.empty_like(x) if branch is not None else x.new_empty(0)
+    summed = torch.empty_like(x) if update is not None else x.new_empty(0)
     out = torch.empty_like(x, dtype=FP8 if rounded else None)
     scale = x.new_empty((batch, tokens, 1) if rounded else 0, dtype=torch.float32)
     gate_of_each = None if gate is None else gate.expand(batch, 1, width).contiguous()
     weight, bias = (vector.expand(batch, 1, width).contiguous() for vector in (weight, bias))
     _add_and_norm[(batch * tokens,)](
-        x, branch, gate_of_each, offset, weight, bias, summed, out, scale if rounded else None, eps, tokens,
+        x, update, gate_of_each, offset, weight, bias, summed, out, scale if rounded else None, eps, tokens,
         WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=NORM_WARPS,
     )  # fmt: skip
     return summed, out, scale

@@ -61,8 +61,9 @@ class TokenShare:
         """What every process has in the place of `x`, in their order."""
         if self.size == 1:
             return [x]
+        x = x.contiguous()
         each = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(each, x.contiguous())
+        dist.all_gather(each, x)
         return each
 
     def parts(self, x: Tensor) -> Tensor:
