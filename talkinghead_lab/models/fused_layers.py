@@ -3,7 +3,7 @@
 For GPUs, bf16, and without gradients. The kernels are in `row_kernels` and need Triton.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,16 +97,8 @@ def _add_and_norm(
 
 
 @_add_and_norm.register_fake
-def _(
-    x: Tensor,
-    update: Tensor | None,
-    gate: Tensor | None,
-    offset: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    rounded: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, update: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, rounded = others
     return (
         x.new_empty(0) if update is None else torch.empty_like(x),
         torch.empty_like(x, dtype=FP8 if rounded else None),
