@@ -93,7 +93,8 @@ def _add_and_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from talkinghead_lab.models.row_kernels import add_and_norm
 
-    return add_and_norm(x, update, gate, offset, weight, bias, eps, rounded)
+    whole = None if update is None else Update(update, gate, offset)
+    return add_and_norm(x, whole, weight, bias, eps, rounded)
 
 
 @_add_and_norm.register_fake

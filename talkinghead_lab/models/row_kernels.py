@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from talkinghead_lab.models.fused_layers import FP8
+from talkinghead_lab.models.fused_layers import FP8, Update
 
 LARGEST = tl.constexpr(torch.finfo(FP8).max)
 ROTATE_WARPS, NORM_WARPS, ROUND_WARPS = 4, 4, 16
-ROWS_OF_A_PART = 2048
+ROWS_OF_A_PART, ROWS_AT_ONCE, CHANNELS_AT_ONCE = 2048, 16, 128
 
 
 @triton.jit
@@ -56,21 +56,11 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
 
 
 def add_and_norm(
-    x: Tensor,
-    update: Tensor | None,
-    gate: Tensor | None,
-    offset: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    rounded: bool,
+    x: Tensor, update: Update | None, weight: Tensor, bias: Tensor, eps: float, rounded: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x + (update + offset) · gate of [B, L, D], and the layer norm of that.
+    """The sum of x [B, L, D] and an update, without which `x` itself is normed, and its layer norm.
 
     Args:
-        update: [B, L, D]; without it `x` itself is normed.
-        gate: float32 [B, 1, D], or one.
-        offset: [D], or zero.
         weight, bias: of the norm, [D] or [B, 1, D].
         rounded: round the norm to fp8, with a scale a token.
 
@@ -81,10 +71,11 @@ def add_and_norm(
     summed = torch.empty_like(x) if update is not None else x.new_empty(0)
     out = torch.empty_like(x, dtype=FP8 if rounded else None)
     scale = x.new_empty((batch, tokens, 1) if rounded else 0, dtype=torch.float32)
-    gate_of_each = None if gate is None else gate.expand(batch, 1, width).contiguous()
+    added, gate, offset = update or (None, None, None)
+    gate = None if gate is None else gate.expand(batch, 1, width).contiguous()
     weight, bias = (vector.expand(batch, 1, width).contiguous() for vector in (weight, bias))
     _add_and_norm[(batch * tokens,)](
-        x, update, gate_of_each, offset, weight, bias, summed, out, scale if rounded else None, eps, tokens,
+        x, added, gate, offset, weight, bias, summed, out, scale if rounded else None, eps, tokens,
         WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=NORM_WARPS,
     )  # fmt: skip
     return summed, out, scale
@@ -194,7 +185,7 @@ def mean_and_extremes(x: Tensor) -> Tensor:
     batch, tokens, width = x.shape
     parts = triton.cdiv(tokens, ROWS_OF_A_PART)
     sums, least, most = of_parts = x.new_empty(3, batch, parts, width, dtype=torch.float32)
-    _sums_and_extremes[(triton.cdiv(width, 128), parts, batch)](
-        x, of_parts, tokens, width, ROWS=ROWS_OF_A_PART, ROWS_AT_ONCE=16, CHANNELS_AT_ONCE=128
+    _sums_and_extremes[(triton.cdiv(width, CHANNELS_AT_ONCE), parts, batch)](
+        x, of_parts, tokens, width, ROWS_OF_A_PART, ROWS_AT_ONCE, CHANNELS_AT_ONCE
     )
     return torch.stack((sums.sum(dim=1) / tokens, least.amin(dim=1), most.amax(dim=1)))
