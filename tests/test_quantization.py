@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.models.fused_layers import FP8, Rounded
 from talkinghead_lab.quantization import (
-    FP8,
     QuantizedLinear,
     multiply_fp8,
     prepare_for_quantized,
@@ -73,6 +73,15 @@ def test_fp8_products_scale_every_row_of_the_input():
     plain, out = (nn.functional.linear(x, linear.weight), layer(x) - linear.bias)
     errors = (out - plain).norm(dim=-1) / plain.norm(dim=-1)
     assert out.shape == (3, 5, 64) and errors.max() < 0.07
+
+
+def test_tokens_that_are_rounded_already_give_the_same():
+    _, layer = quantised()
+    multiply_fp8(nn.Sequential(layer))
+    x = torch.randn(3, 5, 96)
+    rows, scale = quantize_rows(x.flatten(0, 1), FP8)
+    rounded = Rounded(rows.view(3, 5, 96), scale.view(3, 5, 1), x.dtype)
+    assert torch.equal(layer(rounded), layer(x))
 
 
 def test_int8_layers_never_multiply_fp8():
