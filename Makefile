@@ -37,10 +37,11 @@ bench: setup ## measure this machine's ceilings and how near to them the network
 test: setup ## run the tests
 	$(BIN)/python -m pytest
 
-lint: setup ## check style, format and types
+lint: setup ## check style, format, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lab: setup ## open JupyterLab in notebooks/
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_generate.ipynb

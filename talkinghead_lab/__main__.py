@@ -12,7 +12,7 @@ import yaml
 
 from talkinghead_lab import __version__
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
-from talkinghead_lab.imports import without_collection
+from talkinghead_lab.foundation.imports import gc_disabled
 from talkinghead_lab.params import GenerationParams
 
 
@@ -74,9 +74,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run_generate(options: argparse.Namespace) -> None:
     """Generate; the path of the video, or the result as JSON, is all that goes to stdout."""
-    with without_collection():
-        from talkinghead_lab import parallel
-        from talkinghead_lab.runs import generate
+    with gc_disabled():
+        from talkinghead_lab.runs import parallel
+        from talkinghead_lab.runs.generate import generate
     overrides = {name: _value(name, text) for name, text in options.overrides}
     params = GenerationParams.from_yaml(options.params, **overrides)
     if parallel.is_parallel():
@@ -90,7 +90,7 @@ def run_generate(options: argparse.Namespace) -> None:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Do a run again; the findings go to stdout, and the status is 0 where all is the same."""
-    from talkinghead_lab.verification import verify
+    from talkinghead_lab.runs.verify import verify
 
     found = verify(options.run_dir)
     print(json.dumps(found.to_json()) if options.json else found)
@@ -99,7 +99,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Print the memory that a request needs; the status is 1 where it does not fit."""
-    from talkinghead_lab.profiling import plan
+    from talkinghead_lab.pipeline.plan import plan
 
     planned = plan(GenerationParams.from_yaml(options.params))
     print(json.dumps(planned.to_json()) if options.json else planned)
@@ -108,10 +108,10 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_sweep(options: argparse.Namespace) -> int:
     """Run a sweep; its table's path goes to stdout, and the status is 0 where every run is finished."""
-    from talkinghead_lab import sweeps
+    from talkinghead_lab.sweeps import sweep
 
-    table = sweeps.run_sweep(
-        sweeps.Sweep.from_yaml(options.sweep),
+    table = sweep.run_sweep(
+        sweep.Sweep.from_yaml(options.sweep),
         options.out,
         workers=options.workers,
         retry_failed=options.retry_failed,
@@ -126,7 +126,7 @@ def run_sweep(options: argparse.Namespace) -> int:
 
 def run_fetch(options: argparse.Namespace) -> None:
     """Download the released weights and print what to set."""
-    from talkinghead_lab.checkpoints import fetch_released
+    from talkinghead_lab.weights.checkpoints import fetch_released
 
     for variable, folder in fetch_released(options.folder).items():
         print(f"export {variable}={folder}")

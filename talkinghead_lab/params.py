@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,10 +19,9 @@ from pydantic import (
 )
 
 from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
-from talkinghead_lab.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
+from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
+from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, project_folder
 
-SAMPLE_PREFIX = "sample:"
-SAMPLES_FOLDER = Path(__file__).parent / "embedded" / "samples"
 VIDEO_METADATA_KEY = "comment"
 
 # The released configuration's own text (`sample_neg_prompt` of its 14B config): the model's published
@@ -45,38 +42,6 @@ def _absolute(path: object) -> object:
     if not isinstance(path, str | Path) or str(path).startswith(SAMPLE_PREFIX):
         return path
     return str(project_folder() / Path(path).expanduser())
-
-
-def project_folder() -> Path:
-    """What relative paths start from: the working directory, or its parent where that is `notebooks/`."""
-    here = Path.cwd()
-    return here.parent if here.name == "notebooks" else here
-
-
-def local_file(value: str) -> Path:
-    """The file that a request's path names; `sample:NAME` is a file that ships with the package.
-
-    Raises:
-        MediaError: no such sample, no such file, not a file, or no right to read it.
-    """
-    if value.startswith(SAMPLE_PREFIX):
-        samples = {file.stem: file for file in SAMPLES_FOLDER.iterdir() if file.is_file()}
-        name = value.removeprefix(SAMPLE_PREFIX)
-        if name not in samples:
-            raise MediaError("no such sample", received=value, remedy=nearest_name(name, samples))
-        return samples[name]
-    path = Path(value)
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # among them a folder that may not be entered, and a null byte
-        reason = getattr(error, "strerror", None) or error
-        remedy = "Check the path and the working directory."
-        raise MediaError(f"no such file ({reason})", received=value[:500], remedy=remedy) from None
-    if not stat.S_ISREG(mode) or not os.access(path, os.R_OK):
-        raise MediaError(
-            "not a file that can be read", received=value, remedy="Check its kind and its rights."
-        )
-    return path
 
 
 MediaPath = Annotated[str, BeforeValidator(_absolute)]

@@ -16,104 +16,11 @@ PACKAGE = ROOT / "talkinghead_lab"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-# A module imports from its own row and the rows above it. `models` and `training` stand for their folders.
-ROWS = [
-    {"devices", "environment", "errors", "files", "imports", "latent_grid", "params"},
-    {"audio", "image", "models", "source", "video"},
-    {
-        "checkpoints",
-        "encoder_cache",
-        "fingerprints",
-        "lora",
-        "memory",
-        "offload",
-        "quantization",
-        "residency",
-        "step_cache",
-        "weights",
-    },
-    {"decoding", "loading", "sampling", "streaming"},
-    {"pipeline"},
-    {
-        "faces",
-        "frame_measures",
-        "measures",
-        "metrics",
-        "profiles",
-        "profiling",
-        "run_folder",
-        "runs",
-        "sync_distance",
-        "verification",
-    },
-    {
-        "comparisons",
-        "parallel",
-        "plots",
-        "profile_plots",
-        "ray_workers",
-        "service",
-        "sweep_labels",
-        "sweep_plots",
-        "sweep_videos",
-        "sweep_workers",
-        "sweeps",
-        "widgets",
-    },
-    {"__init__", "__main__", "bench", "training"},
-]
-ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-MEDIA = {"audio", "image", "source", "video"}
-
-
-def name_in_rows(file: Path) -> str:
-    """The module's name in ROWS: its folder's where it lies in one."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_modules(file: Path) -> set[str]:
-    """Names in ROWS of what a module imports of this package, also inside functions."""
-    names = []
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file.name}:{node.lineno}: write imports in full"
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    parts = [name.split(".") for name in names if name.split(".")[0] == "talkinghead_lab"]
-    return {name[1] if len(name) > 1 and name[1] in ROW_OF else "__init__" for name in parts}
-
 
 def definitions(file: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     """Every function and class of a file."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, kinds)]
-
-
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_its_row_and_above(file):
-    module = name_in_rows(file)
-    assert module in ROW_OF, f"{module}: give it a row in {Path(__file__).name}"
-    imported = imported_modules(file)
-    if module not in ("__init__", "__main__"):
-        assert only_the_version(file) or "__init__" not in imported, f"{module} imports the package itself"
-    below = {name for name in imported - {"__init__"} if ROW_OF[name] > ROW_OF[module]}
-    assert not below, f"{module} imports {below}, which lie in later rows"
-    if module == "models":
-        assert not imported & MEDIA, "networks never import media"
-    if module in MEDIA:
-        assert "models" not in imported, "media never import networks"
-
-
-def only_the_version(file: Path) -> bool:
-    """Whether all that a module takes from the package itself is `__version__`."""
-    taken = {
-        alias.name
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ImportFrom) and node.module == "talkinghead_lab"
-        for alias in node.names
-    }
-    return taken - ROW_OF.keys() <= {"__version__"}
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from talkinghead_lab import video
+from talkinghead_lab.media import video
 
 
 def test_ctrl_c_keeps_what_is_finished(request_for, tmp_path):

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from talkinghead_lab.errors import InvalidRequest, MediaError
-from talkinghead_lab.params import RELEASED_SHIFT, GenerationParams, local_file, read_yaml
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.params import RELEASED_SHIFT, GenerationParams, read_yaml
 
 PARAMETER_FILES = sorted((Path(__file__).parent.parent / "params").glob("[!s]*.yaml"))
 MEDIA = {"audio_path": "sample:recording", "image_path": "sample:portrait"}

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from talkinghead_lab.bench.rows import Results, Row, seconds_of, sustained_seconds_of
 from talkinghead_lab.bench.sizes import Size
-from talkinghead_lab.models.attention import EXACT_KINDS, KERNELS, attention
-from talkinghead_lab.models.dit_config import DiTConfig
-from talkinghead_lab.models.fused_layers import FP8
-from talkinghead_lab.quantization import has_fp8, quantize_rows
+from talkinghead_lab.models.dit.config import DiTConfig
+from talkinghead_lab.models.dit.quantized_linear import quantize_rows
+from talkinghead_lab.models.kernels.attention import EXACT_KINDS, KERNELS, attention
+from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.weights.quantization import has_fp8
 
 TERA, GIGA = 1e12, 1e9
 CHECKED_QUERIES = 512

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from talkinghead_lab.bench.sizes import Size
-from talkinghead_lab.checkpoints import RELEASED_REPOSITORIES, TRANSFORMER
-from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.models.image_encoder import ImageEncoder
-from talkinghead_lab.models.speech_encoder import SpeechEncoder
-from talkinghead_lab.models.text_encoder import TextEncoder
-from talkinghead_lab.models.vae import VAE
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.encoders.image import ImageEncoder
+from talkinghead_lab.models.encoders.speech import SpeechEncoder
+from talkinghead_lab.models.encoders.text import TextEncoder
+from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.training.networks import Networks, write_checkpoint
+from talkinghead_lab.weights.checkpoints import RELEASED_REPOSITORIES, TRANSFORMER
 
 # Most bytes of a file of the transformer: seven of them in bf16, as many as are released.
 SHARD_BYTES = 5 * 10**9

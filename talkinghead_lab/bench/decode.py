@@ -7,9 +7,9 @@ from torch import Tensor
 
 from talkinghead_lab.bench.rows import GIB, Results, Row, measure
 from talkinghead_lab.bench.sizes import Size, random_vae
-from talkinghead_lab.decoding import decode_chunk
-from talkinghead_lab.devices import decode_type
-from talkinghead_lab.models.vae import VAE
+from talkinghead_lab.foundation.devices import decode_type
+from talkinghead_lab.models.vae.model import VAE
+from talkinghead_lab.sampling.decoding import decode_chunk
 
 DECODE = "decode: one chunk"
 # What the whole chunk would take undivided is more than a large GPU has; these are decoded both ways. The

@@ -10,12 +10,12 @@ from torch import Tensor
 from talkinghead_lab.bench.ceilings import best_kind, forward_floor
 from talkinghead_lab.bench.rows import Results, Row, measure, seconds_of
 from talkinghead_lab.bench.sizes import Size, random_conditions, random_dit
-from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.models.fused_layers import FP8
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.quantization import has_fp8, multiply_fp8, quantize_linears
-from talkinghead_lab.sampling import ChunkConditions, sample_chunk
-from talkinghead_lab.step_cache import ResidualCache
+from talkinghead_lab.sampling.euler import ChunkConditions, sample_chunk
+from talkinghead_lab.sampling.step_cache import ResidualCache
+from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears
 
 TIMESTEP = 500.0
 EAGER, COMPILED = "forward: bf16, eager", "forward: bf16, compiled"

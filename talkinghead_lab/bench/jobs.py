@@ -10,8 +10,8 @@ from talkinghead_lab.bench.decode import DECODE
 from talkinghead_lab.bench.forwards import ALL, COMPILED, OUTSIDE, SKIPPED
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import Size
-from talkinghead_lab.latent_grid import LatentGrid, latent_frames
-from talkinghead_lab.streaming import Chunk, plan_chunks
+from talkinghead_lab.foundation.latent_grid import LatentGrid, latent_frames
+from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 
 CACHE_SHARES = (0.0, 0.3, 0.5, 0.6)
 MOTION_FRAMES = 9

@@ -9,8 +9,8 @@ from talkinghead_lab.bench.offload import add_profile
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.bench.whole_job import in_a_process, request_of
-from talkinghead_lab.checkpoints import locate, weight_files
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.weights.checkpoints import locate, weight_files
 
 READ, LOADED = "load: plain read of the files", "load: all networks on the device"
 BEGUN, STEP = "load: process start to first forward", "load: a step of one forward, resident"

@@ -11,7 +11,7 @@ import torch
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.bench.whole_job import in_a_process, request_of
-from talkinghead_lab.files import atomic_path
+from talkinghead_lab.foundation.files import atomic_path
 
 BUDGETS = (8, 12, 16, 24)  # GiB
 # Pixels of the larger released frame sizes, in relation to 832x480.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from talkinghead_lab.files import atomic_path
+from talkinghead_lab.foundation.files import atomic_path
 
 GIB = 2**30
 

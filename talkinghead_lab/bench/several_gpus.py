@@ -14,9 +14,9 @@ from talkinghead_lab.bench.ceilings import best_kind
 from talkinghead_lab.bench.forwards import Forward, relative_error
 from talkinghead_lab.bench.rows import Results, Row, seconds_of
 from talkinghead_lab.bench.sizes import Size
-from talkinghead_lab.models.sequence_parallel import TokenShare
+from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.sampling import sample_chunk
+from talkinghead_lab.sampling.euler import sample_chunk
 
 STEPS = {
     "a step of two forwards": {"text_guide_scale": 1.0, "audio_guide_scale": 2.0},
@@ -51,7 +51,7 @@ def _measure(rank: int, count: int, size: Size, kind: str, attention: str, told:
     forward.dit.use_attention(attention, device)
     forward.dit.compile_blocks()
     alone = _seconds_and_outcomes(forward)
-    forward.dit.share = TokenShare.of_all_processes()
+    forward.dit.share = SequenceParallelGroup.of_all_processes()
     shared = _seconds_and_outcomes(forward)
     if rank == 0:
         rows = {

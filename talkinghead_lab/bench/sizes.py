@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from talkinghead_lab.latent_grid import LatentGrid
-from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.models.dit_config import DiTConfig
-from talkinghead_lab.models.image_encoder import ImageEncoderConfig
-from talkinghead_lab.models.speech_encoder import SpeechEncoderConfig
-from talkinghead_lab.models.text_encoder import TextEncoderConfig
-from talkinghead_lab.models.vae import VAE, VAEConfig
-from talkinghead_lab.sampling import ChunkConditions
+from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.models.dit.config import DiTConfig
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.encoders.image import ImageEncoderConfig
+from talkinghead_lab.models.encoders.speech import SpeechEncoderConfig
+from talkinghead_lab.models.encoders.text import TextEncoderConfig
+from talkinghead_lab.models.vae.model import VAE, VAEConfig
+from talkinghead_lab.sampling.euler import ChunkConditions
 
 RELEASED_DIT = DiTConfig(
     dim=5120,

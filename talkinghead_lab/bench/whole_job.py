@@ -22,27 +22,29 @@ import numpy as np
 import torch
 from PIL import Image
 
-from talkinghead_lab import audio
 from talkinghead_lab.bench.checkpoint import random_checkpoint
 from talkinghead_lab.bench.jobs import MOTION_FRAMES
 from talkinghead_lab.bench.meters import Peaks, process_age
 from talkinghead_lab.bench.rows import GIB, synchronize
 from talkinghead_lab.bench.sizes import Size
-from talkinghead_lab.devices import pick_device
 from talkinghead_lab.errors import TalkingHeadError
-from talkinghead_lab.offload import StreamedBlocks
+from talkinghead_lab.foundation.devices import pick_device
+from talkinghead_lab.media import audio
+from talkinghead_lab.media.inputs import Inputs
+from talkinghead_lab.media.reference import Portrait
+from talkinghead_lab.offload.streamed_blocks import StreamedBlocks
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline import ChunkGenerator, Inputs, Pipeline
-from talkinghead_lab.profiling import StageClock
-from talkinghead_lab.source import Portrait
+from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
+from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.runs.stage_clock import StageClock
 
 SECONDS = 8.0
 NOT_OF_REQUESTS = ("vram_budget_gib", "blocks")
 # As the command `generate` starts.
 START = """
 import sys
-from talkinghead_lab.imports import without_collection
-with without_collection():
+from talkinghead_lab.imports import gc_disabled
+with gc_disabled():
     from talkinghead_lab.bench import whole_job
 whole_job.main(sys.argv[1])
 """

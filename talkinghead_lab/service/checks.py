@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from talkinghead_lab import audio, metrics, video
-from talkinghead_lab.image import to_unit_range
-from talkinghead_lab.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures import lips
+from talkinghead_lab.media import audio, video
+from talkinghead_lab.media.pixels import to_unit_range
+from talkinghead_lab.models.judges import face_reader
 
 CODECS = ("h264", "aac")
 BLACK_LEVEL = 24  # of 255: a frame is black where nearly all of it is below
@@ -99,7 +101,7 @@ def _measure(path: Path, drawn: bool) -> tuple[int, int, int, Tensor]:
                 first, still = frame, 0
         if drawn:
             pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-            openings.append(metrics.mouth_opening(to_unit_range(pixels)))
+            openings.append(face_reader.mouth_opening(to_unit_range(pixels)))
         frames += len(batch)
     return black, longest, frames, torch.cat(openings)
 
@@ -118,7 +120,7 @@ def _batches(frames: Iterator[video.Frames]) -> Iterator[list[video.Frames]]:
 
 def _mouth(opening: Tensor, speech: NDArray[np.float32]) -> Check:
     """Pearson's correlation of the mouth's opening and the loudness, at the best lag of a few frames."""
-    best = metrics.correlation_with_loudness(opening.double().numpy(), speech, audio.SAMPLE_RATE)
+    best = lips.correlation_with_loudness(opening.double().numpy(), speech, audio.SAMPLE_RATE)
     if len(opening) < FEWEST_FRAMES or best is None:
         return _not_measured("there is too little speech to see a mouth move with")
     smallest = max(SMALLEST_CORRELATION, STANDARD_ERRORS / len(opening) ** 0.5)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talkinghead_lab.files import atomic_path
+from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import allowed_inputs
 from talkinghead_lab.service.jobs import Job
@@ -14,8 +14,8 @@ from talkinghead_lab.service.retention import FINISHED, OutputFolder
 from talkinghead_lab.service.settings import Settings
 
 if TYPE_CHECKING:
-    from talkinghead_lab.pipeline import Pipeline
-    from talkinghead_lab.runs import Progress
+    from talkinghead_lab.pipeline.pipeline import Pipeline
+    from talkinghead_lab.runs.generate import Progress
 
 LOG = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Generator:
             TalkingHeadError: as `generate`; Problem: an input changed since it was accepted.
         """
         # The pipeline imports torch and transformers: too much for the moment at which the service starts.
-        from talkinghead_lab.runs import generate
+        from talkinghead_lab.runs.generate import generate
         from talkinghead_lab.service.checks import check_video
 
         params = self._within_budget(allowed_inputs(self.settings, job.params))
@@ -88,8 +88,9 @@ class Generator:
                 LOG.info("runs removed", extra={"runs": removed})
 
     def _loaded(self, params: GenerationParams) -> "Pipeline":
-        from talkinghead_lab.devices import GIB
-        from talkinghead_lab.pipeline import Pipeline, read_inputs
+        from talkinghead_lab.foundation.devices import GIB
+        from talkinghead_lab.media.inputs import read_inputs
+        from talkinghead_lab.pipeline.pipeline import Pipeline
 
         if self._pipeline is None:
             read_inputs(params)  # a mistake shows before weights are loaded
@@ -104,9 +105,9 @@ class Generator:
         kept = self.settings.num_persistent_param_in_dit
         if kept is None:
             return params
-        from talkinghead_lab.devices import GIB
-        from talkinghead_lab.memory import planned
-        from talkinghead_lab.pipeline import read_inputs
+        from talkinghead_lab.foundation.devices import GIB
+        from talkinghead_lab.media.inputs import read_inputs
+        from talkinghead_lab.pipeline.plan import planned
 
         inputs = read_inputs(params)
         needs = self._pipeline.requirements if self._pipeline is not None else planned

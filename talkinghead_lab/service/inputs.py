@@ -6,8 +6,9 @@ import av
 from PIL import Image
 
 from talkinghead_lab.errors import MediaError
-from talkinghead_lab.image import PICTURE_FORMATS
-from talkinghead_lab.params import SAMPLE_PREFIX, GenerationParams, local_file
+from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, local_file
+from talkinghead_lab.media.image import PICTURE_FORMATS
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.settings import Settings
 

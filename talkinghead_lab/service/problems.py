@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, Stopped, TalkingHeadError
-from talkinghead_lab.files import NO_SPACE
+from talkinghead_lab.foundation.files import NO_SPACE
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 30

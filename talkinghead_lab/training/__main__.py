@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.params import SAMPLES_FOLDER, GenerationParams
+from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
 from talkinghead_lab.training.networks import build_untrained, write_checkpoint
 from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Settings, Training, within
+from talkinghead_lab.weights import checkpoints
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stage in STAGES:
         training.add_argument(f"--{stage}-seconds", type=float, help=f"end the {stage} stage by then")
     evaluation = commands.add_parser("evaluate", help="measure the networks on unseen speech and presenters")
-    evaluation.add_argument("--weights", type=Path, default=checkpoints.EMBEDDED_FOLDER)
+    evaluation.add_argument("--weights", type=Path, default=checkpoints.EMBEDDED_WEIGHTS)
     evaluation.add_argument("--lora", type=Path, default=SAMPLES_FOLDER / LORA)
     evaluation.add_argument(
         "--corpus", type=Path, help="speech of the test split; left out: made with espeak-ng"

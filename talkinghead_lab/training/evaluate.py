@@ -13,15 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.image import match_colors
-from talkinghead_lab.latent_grid import FRAMES_PER_SECOND, LatentGrid
-from talkinghead_lab.lora import merge_lora
-from talkinghead_lab.metrics import HeadPose, head_pose, mouth_opening
-from talkinghead_lab.models.text_encoder import Tokenizer
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND, LatentGrid
+from talkinghead_lab.media.colors import match_colors
+from talkinghead_lab.models.encoders.text import Tokenizer
+from talkinghead_lab.models.judges.face_reader import HeadPose, head_pose, mouth_opening
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.sampling import ChunkConditions, chunk_noise, sample_chunk
-from talkinghead_lab.streaming import audio_windows, ease_seam, plan_chunks
+from talkinghead_lab.sampling.chunks import audio_windows, plan_chunks
+from talkinghead_lab.sampling.euler import ChunkConditions, chunk_noise, sample_chunk
+from talkinghead_lab.sampling.seams import ease_seam
 from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus
 from talkinghead_lab.training.data import LATENTS_AT_ONCE, VIDEO_FRAMES, with_mask
@@ -40,6 +39,8 @@ from talkinghead_lab.training.speech import SAMPLES_PER_FRAME
 from talkinghead_lab.training.train import load_networks
 from talkinghead_lab.training.train_speech import embed
 from talkinghead_lab.training.train_vae import draw_clips, reconstruction_psnr, to_bytes
+from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.lora import merge_lora
 
 Table = dict[str, dict[str, float]]
 OBEYED = ("nodding", "shaking", "left", "right", "up", "leaning")

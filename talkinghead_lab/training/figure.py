@@ -3,14 +3,7 @@
 import torch
 from torch import Tensor
 
-from talkinghead_lab.training.face import (
-    FIT,
-    TOP,
-    HeadSpace,
-    Numbers,
-    head_distance,
-    shadow_tone,
-)
+from talkinghead_lab.training.face import FIT, TOP, HeadSpace, Numbers, head_distance, shadow_tone
 from talkinghead_lab.training.shapes import (
     Canvas,
     box,

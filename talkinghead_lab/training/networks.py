@@ -12,17 +12,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.latent_grid import FRAMES_PER_LATENT
-from talkinghead_lab.models import image_encoder, text_encoder
-from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.models.dit_config import DiTConfig
-from talkinghead_lab.models.image_encoder import ImageEncoder, ImageEncoderConfig
-from talkinghead_lab.models.speech_encoder import SpeechEncoder, SpeechEncoderConfig
-from talkinghead_lab.models.text_encoder import PADDING, TextEncoder, TextEncoderConfig
-from talkinghead_lab.models.vae import VAE, VAEConfig
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
+from talkinghead_lab.models.dit.config import DiTConfig
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.encoders import image as image_encoder
+from talkinghead_lab.models.encoders import text as text_encoder
+from talkinghead_lab.models.encoders.image import ImageEncoder, ImageEncoderConfig
+from talkinghead_lab.models.encoders.speech import SpeechEncoder, SpeechEncoderConfig
+from talkinghead_lab.models.encoders.text import PADDING, TextEncoder, TextEncoderConfig
+from talkinghead_lab.models.vae.model import VAE, VAEConfig
 from talkinghead_lab.params import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.training import motion
+from talkinghead_lab.weights import checkpoints
 
 FRAME_SIZE = 160
 TEXT_TOKENS = 64

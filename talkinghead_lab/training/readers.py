@@ -12,11 +12,10 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from talkinghead_lab import metrics
+from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
+from talkinghead_lab.models.judges import face_reader
 from talkinghead_lab.training.avatar import POSE_LIMITS, Motion, render, sample_identity
 from talkinghead_lab.training.identity import FIRST_TEST_IDENTITY
-
-EMBEDDED = Path(metrics.__file__).parent / "embedded"
 
 
 def random_motion(count: int, frames: int, generator: Generator) -> Motion:
@@ -51,7 +50,7 @@ def render_examples(
     motion = random_motion(people, frames_each, generator).to(device)
     seeds = (first_seed + torch.randint(FIRST_TEST_IDENTITY, (people,), generator=generator)).tolist()
     identities = [sample_identity(Generator().manual_seed(seed)) for seed in seeds]
-    small = metrics.reader_input(render(identities, motion).flatten(0, 1))
+    small = face_reader.reader_input(render(identities, motion).flatten(0, 1))
     return ((small + 1) * 127.5).round().clamp(0, 255).byte(), truth(motion).flatten(0, 1)
 
 
@@ -80,12 +79,17 @@ def disturb(frames: Tensor, readings: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    reader: metrics.FaceReader, frames: Tensor, readings: Tensor, steps: int, batch: int, peak: float = 2e-3
+    reader: face_reader.FaceReader,
+    frames: Tensor,
+    readings: Tensor,
+    steps: int,
+    batch: int,
+    peak: float = 2e-3,
 ) -> None:
     """Fit the reader to examples (uint8 frames) with AdamW and a one-cycle rate, by absolute error."""
     optimiser = torch.optim.AdamW(reader.parameters(), peak, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps, pct_start=0.1)
-    scales = torch.tensor(metrics.READING_SCALES, device=frames.device)
+    scales = torch.tensor(face_reader.READING_SCALES, device=frames.device)
     for step in range(steps):
         chosen = torch.randint(len(frames), (batch,), device=frames.device)
         inputs, wanted = disturb(frames[chosen].float() / 127.5 - 1, readings[chosen])
@@ -99,13 +103,13 @@ def train(
 
 
 @torch.no_grad()
-def errors(reader: metrics.FaceReader, frames: Tensor, readings: Tensor) -> dict[str, float]:
+def errors(reader: face_reader.FaceReader, frames: Tensor, readings: Tensor) -> dict[str, float]:
     """Mean absolute error of each reading on uint8 frames."""
     read = torch.cat([reader(part.float() / 127.5 - 1) for part in frames.split(256)])
-    return dict(zip(metrics.READINGS, (read - readings).abs().mean(0).tolist(), strict=True))
+    return dict(zip(face_reader.READINGS, (read - readings).abs().mean(0).tolist(), strict=True))
 
 
-def save(reader: metrics.FaceReader, path: Path) -> None:
+def save(reader: face_reader.FaceReader, path: Path) -> None:
     """Write the weights in half precision, beside and then over the old ones."""
     beside = path.with_name(path.name + ".part")
     save_file({name: tensor.detach().half().cpu() for name, tensor in reader.state_dict().items()}, beside)
@@ -123,7 +127,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=EMBEDDED / "face_reader.safetensors")
+    parser.add_argument("--output", type=Path, default=EMBEDDED_FOLDER / "face_reader.safetensors")
     chosen = parser.parse_args()
     torch.manual_seed(chosen.seed)
     generator = Generator().manual_seed(chosen.seed)
@@ -133,7 +137,7 @@ def main() -> None:
     ]
     frames, readings = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     print(f"rendered {len(frames)} frames", flush=True)
-    reader = metrics.FaceReader().to(chosen.device)
+    reader = face_reader.FaceReader().to(chosen.device)
     train(reader, frames, readings, chosen.steps, chosen.batch)
     save(reader, chosen.output)
     print(errors(reader, *render_examples(200, 5, generator, chosen.device, FIRST_TEST_IDENTITY)))

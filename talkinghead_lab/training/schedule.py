@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkinghead_lab.files import atomic_path
+from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.training.muon import Muon, matrices_of
 
 

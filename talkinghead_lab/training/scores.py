@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from talkinghead_lab.image import lab_from_rgb
-from talkinghead_lab.latent_grid import FRAMES_PER_SECOND
-from talkinghead_lab.metrics import HeadPose, read_faces
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.media.colors import lab_from_rgb
+from talkinghead_lab.models.judges.face_reader import HeadPose, read_faces
 from talkinghead_lab.training.avatar import POSE_CHANNELS, Identity, Motion, render
 from talkinghead_lab.training.face import EYE_LINE, FIT, MOUTH_LINE
 

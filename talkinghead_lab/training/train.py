@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.checkpoints import CheckpointFiles
-from talkinghead_lab.models.text_encoder import Tokenizer
+from talkinghead_lab.models.encoders.text import Tokenizer
 from talkinghead_lab.training.corpus import Monologue, build_corpus, load_corpus
 from talkinghead_lab.training.data import Videos
 from talkinghead_lab.training.dataset import ClipMaker
@@ -25,6 +23,8 @@ from talkinghead_lab.training.train_dit import train_dit
 from talkinghead_lab.training.train_lora import train_lora
 from talkinghead_lab.training.train_speech import train_speech
 from talkinghead_lab.training.train_vae import PHASES, Phase, draw_clips, reconstruction_psnr, train_vae
+from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.checkpoints import CheckpointFiles
 
 LORA = "fast-lora.safetensors"
 STAGES = ("speech", "vae", "dit", "lora")

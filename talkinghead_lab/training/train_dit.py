@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkinghead_lab.models.attention import Rotation
-from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.sampling import TRAINED_TIMESTEPS
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.kernels.attention import Rotation
+from talkinghead_lab.sampling.euler import TRAINED_TIMESTEPS
 from talkinghead_lab.training.data import Batch, Videos
 from talkinghead_lab.training.networks import Networks
 from talkinghead_lab.training.schedule import Budget, Run, dice

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.sampling import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.sampling.guidance import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
 from talkinghead_lab.training.data import Videos
 from talkinghead_lab.training.networks import Networks
 from talkinghead_lab.training.schedule import Budget, Run

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from talkinghead_lab.models.speech_encoder import SpeechEncoder
+from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.training.corpus import Monologue
 from talkinghead_lab.training.schedule import Budget, Run, dice
 from talkinghead_lab.training.sounds import augment, non_speech

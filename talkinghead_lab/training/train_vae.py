@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkinghead_lab.models.causal_layers import CausalConv3d, CausalState, Downsample, Upsample
-from talkinghead_lab.models.vae import VAE
+from talkinghead_lab.models.vae.layers import CausalConv3d, CausalState, Downsample, Upsample
+from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.training.avatar import Motion, render
 from talkinghead_lab.training.dataset import ClipMaker
 from talkinghead_lab.training.schedule import Budget, Run, dice

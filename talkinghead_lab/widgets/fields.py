@@ -9,7 +9,7 @@ import ipywidgets as widgets
 import yaml
 from pydantic.fields import FieldInfo
 
-from talkinghead_lab.latent_grid import FRAMES_PER_LATENT
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets.media import MediaPicker
 

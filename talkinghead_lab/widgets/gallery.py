@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from talkinghead_lab.errors import TalkingHeadError
-from talkinghead_lab.widgets.history import (
+from talkinghead_lab.runs.history import (
     PastRun,
     chunks,
     differing_fields,

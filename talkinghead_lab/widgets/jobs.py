@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from talkinghead_lab.encoder_cache import EncoderCache
 from talkinghead_lab.errors import Stopped, TalkingHeadError
+from talkinghead_lab.media.inputs import read_inputs
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline import read_inputs
-from talkinghead_lab.runs import Progress, generate
-from talkinghead_lab.sweep_workers import Worker
+from talkinghead_lab.pipeline.encoder_cache import EncoderCache
+from talkinghead_lab.runs.generate import Progress, generate
+from talkinghead_lab.runs.worker import Worker
 
 State = Literal["loading", "running", "finished", "stopped", "failed"]
 

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from traitlets import Unicode
 
-from talkinghead_lab import audio
 from talkinghead_lab.errors import TalkingHeadError
-from talkinghead_lab.files import atomic_path
-from talkinghead_lab.params import SAMPLE_PREFIX, SAMPLES_FOLDER, local_file, project_folder
-from talkinghead_lab.source import is_video, open_source
+from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, SAMPLES_FOLDER, local_file, project_folder
+from talkinghead_lab.media import audio
+from talkinghead_lab.media.reference import is_video, open_reference
 
 Kind = Literal["picture", "sound"]
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
@@ -145,7 +145,7 @@ def picture_html(file: Path) -> str:
     Raises:
         MediaError: neither a picture nor a video.
     """
-    source = open_source(file)
+    source = open_reference(file)
     size = "{} × {}".format(*source.size)
     if is_video(file) and file.suffix == ".mp4" and file.stat().st_size <= LARGEST_PLAYER:
         content = data_url(file.read_bytes(), "video/mp4")

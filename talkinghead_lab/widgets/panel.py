@@ -11,10 +11,11 @@ from typing import Any
 import ipywidgets as widgets
 
 from talkinghead_lab.errors import TalkingHeadError
-from talkinghead_lab.params import GenerationParams, project_folder
-from talkinghead_lab.runs import GenerationResult
+from talkinghead_lab.foundation.paths import project_folder
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.runs.history import PastRun, parts_in
 from talkinghead_lab.widgets.gallery import Gallery, comparison_html
-from talkinghead_lab.widgets.history import PastRun, parts_in
 from talkinghead_lab.widgets.jobs import GenerationThread, Job, status_html
 from talkinghead_lab.widgets.parameter_files import free_name, presets, save_request
 from talkinghead_lab.widgets.player import Clip, Player, clip_of_growing, clip_of_run

@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
-from talkinghead_lab.files import atomic_path
-from talkinghead_lab.params import GenerationParams, project_folder
+from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.paths import project_folder
+from talkinghead_lab.params import GenerationParams
 
 FOLDER = "params"  # in the project, and in the folder of runs
 

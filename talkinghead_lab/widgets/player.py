@@ -8,8 +8,8 @@ import anywidget
 import traitlets
 
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs import LARGEST_INLINE_VIDEO
-from talkinghead_lab.widgets.history import PastRun, chunks, growing_video, in_a_line, moment
+from talkinghead_lab.runs.generate import LARGEST_INLINE_VIDEO
+from talkinghead_lab.runs.history import PastRun, chunks, growing_video, in_a_line, moment
 
 FOLDER = Path(__file__).parent
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.checkpoints import CheckpointFiles
+from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.checkpoints import CheckpointFiles
 
 FOLDER = Path(os.environ.get("TALKINGHEAD_GOLDEN") or Path(__file__).parents[1] / "golden")
 SALT = json.loads((FOLDER / "golden.json").read_text())["salt"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.checkpoints import CheckpointFiles
-from talkinghead_lab.lora import merge_lora
-from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.quantization import QuantizedLinear
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear
+from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.checkpoints import CheckpointFiles
+from talkinghead_lab.weights.lora import merge_lora
 from tests.parity import golden
 from tests.parity.test_dit import inputs
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.models.speech_encoder import SpeechEncoder
+from talkinghead_lab.models.encoders.speech import SpeechEncoder
+from talkinghead_lab.weights import checkpoints
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("audio")

@@ -2,7 +2,7 @@
 
 import torch
 
-from talkinghead_lab import checkpoints
+from talkinghead_lab.weights import checkpoints
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("clip")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from talkinghead_lab.models.dit import DiT, token_regions
-from talkinghead_lab.models.dit_config import DiTConfig
+from talkinghead_lab.models.dit.config import DiTConfig
+from talkinghead_lab.models.dit.model import DiT, token_regions
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("dit")

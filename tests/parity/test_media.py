@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from talkinghead_lab.audio import normalize_loudness
-from talkinghead_lab.image import fit, match_colors, nearest_size
+from talkinghead_lab.media.audio import normalize_loudness
+from talkinghead_lab.media.colors import match_colors
+from talkinghead_lab.media.frame_size import fit, nearest_size
 from tests.parity import golden
 
 TENSORS, FACTS = golden.load("media")

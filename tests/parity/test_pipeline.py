@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from talkinghead_lab import checkpoints
+from talkinghead_lab.media.reference import Portrait
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline import ChunkGenerator, Conditions, Pipeline
-from talkinghead_lab.sampling import Guidance
-from talkinghead_lab.source import Portrait
+from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
+from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline
+from talkinghead_lab.sampling.guidance import Guidance
+from talkinghead_lab.weights import checkpoints
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("pipeline")

@@ -6,8 +6,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.models import image_encoder, text_encoder, vae
+from talkinghead_lab.models.encoders import image as image_encoder
+from talkinghead_lab.models.encoders import text as text_encoder
+from talkinghead_lab.models.vae import model as vae
+from talkinghead_lab.weights import checkpoints
 from tests.parity import golden
 
 RELEASED = json.loads((golden.FOLDER / "released_checkpoint_tensors.json").read_text())

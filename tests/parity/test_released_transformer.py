@@ -4,8 +4,8 @@ import json
 
 import torch
 
-from talkinghead_lab.models.dit import DiT
-from talkinghead_lab.models.dit_config import DiTConfig
+from talkinghead_lab.models.dit.config import DiTConfig
+from talkinghead_lab.models.dit.model import DiT
 from tests.parity import golden
 
 RELEASED = json.loads((golden.FOLDER / "released_checkpoint_tensors.json").read_text())

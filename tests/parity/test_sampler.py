@@ -2,7 +2,8 @@
 
 import pytest
 
-from talkinghead_lab.sampling import AdaptiveProjection, timesteps
+from talkinghead_lab.sampling.euler import timesteps
+from talkinghead_lab.sampling.guidance import AdaptiveProjection
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("sampler")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.models.text_encoder import TextEncoder
+from talkinghead_lab.models.encoders.text import TextEncoder
+from talkinghead_lab.weights import checkpoints
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("t5")

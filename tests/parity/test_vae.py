@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from talkinghead_lab import checkpoints
-from talkinghead_lab.models.vae import VAE
+from talkinghead_lab.models.vae.model import VAE
+from talkinghead_lab.weights import checkpoints
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("vae")

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from talkinghead_lab.params import SAMPLES_FOLDER
+from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 
 ROOT = Path(__file__).parents[2]
 GENERATE = "/api/generate-video"

@@ -12,10 +12,11 @@ import soundfile
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from talkinghead_lab import GenerationParams, __version__, generate, video
-from talkinghead_lab.checkpoints import EMBEDDED_FOLDER
-from talkinghead_lab.params import local_file
-from talkinghead_lab.runs import GenerationResult
+from talkinghead_lab import GenerationParams, __version__, generate
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media import video
+from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.weights.checkpoints import EMBEDDED_WEIGHTS
 
 ANSWER = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
 CHECKS = ["streams", "frame_count", "length", "not_black", "not_frozen", "mouth_moves_with_speech"]
@@ -58,7 +59,9 @@ def test_a_video_is_what_generate_returns(server, tmp_path):
     assert again.video_path.read_bytes() == Path(made["video_path"]).read_bytes()
 
 
-@pytest.mark.skipif(not EMBEDDED_FOLDER.exists(), reason="the small model's weights are not in this checkout")
+@pytest.mark.skipif(
+    not EMBEDDED_WEIGHTS.exists(), reason="the small model's weights are not in this checkout"
+)
 def test_without_released_weights_the_small_model_serves(launch, shared):
     speech, rate = soundfile.read(local_file("sample:recording-2"), stop=int(1.2 * 16_000))
     soundfile.write(shared / "longer.wav", speech, rate)

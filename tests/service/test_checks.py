@@ -8,7 +8,7 @@ import soundfile
 import torch
 from torch import Generator
 
-from talkinghead_lab import audio, video
+from talkinghead_lab.media import audio, video
 from talkinghead_lab.service.checks import check_video
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from talkinghead_lab.training.identity import FIRST_TEST_IDENTITY

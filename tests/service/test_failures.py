@@ -6,7 +6,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from talkinghead_lab import video
+from talkinghead_lab.media import video
 from tests.service.conftest import Server
 
 

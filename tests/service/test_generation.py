@@ -2,7 +2,7 @@
 
 import json
 
-from talkinghead_lab.devices import GIB
+from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.service.generation import Generator
 from talkinghead_lab.service.jobs import Job
 from talkinghead_lab.service.settings import Settings

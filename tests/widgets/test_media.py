@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 
 from talkinghead_lab.errors import OutputError
-from talkinghead_lab.params import SAMPLES_FOLDER
+from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 from talkinghead_lab.widgets.media import MediaPicker, keep_upload
 
 

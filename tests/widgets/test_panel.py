@@ -9,9 +9,9 @@ import yaml
 
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.media.video import probe
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.video import probe
-from talkinghead_lab.widgets.history import find_runs, growing_video, summary
+from talkinghead_lab.runs.history import find_runs, growing_video, summary
 from talkinghead_lab.widgets.jobs import GenerationThread, in_words
 
 

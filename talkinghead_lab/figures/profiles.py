@@ -1,0 +1,76 @@
+"""Figures of a profile: memory over the time of a run, and the memory model against what was measured."""
+
+import matplotlib
+import numpy as np
+import polars
+from matplotlib.axes import Axes
+
+from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.figures.runs import INK, STYLE, NotebookFigure
+from talkinghead_lab.profiling.profile import peak_column
+
+STAGE_COLORS = {
+    "read": "#a0aec0", "load": "#718096", "text": "#6b46c1", "audio": "#b83280", "image": "#d69e2e",
+    "vae_encode": "#c05621", "sampling": "#2b6cb0", "decode": "#2f855a", "mux": "#4a5568",
+    "measure": "#cbd5e0",
+}  # fmt: skip
+UNKNOWN_STAGE = "#e2e8f0"
+
+
+def timeline(table: polars.DataFrame, run: int = 0) -> NotebookFigure:
+    """Peak memory of every visit to a stage, as wide as it took; the darker part is weights.
+
+    Args:
+        table: of `profiles.profile`.
+        run: which of its runs.
+
+    Raises:
+        InvalidRequest: that run is not in the table, or failed.
+    """
+    column = peak_column(table)
+    visits = table.filter(polars.col("run") == run).drop_nulls([column]).sort("started")
+    if visits.is_empty():
+        raise InvalidRequest("no finished run with this number", received=run)
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(10, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        shown: dict[str, str] = {}
+        for visit in visits.iter_rows(named=True):
+            color = shown.setdefault(visit["stage"], STAGE_COLORS.get(visit["stage"], UNKNOWN_STAGE))
+            place = {"x": visit["started"], "width": visit["seconds"], "align": "edge", "color": color}
+            axes.bar(height=visit[column], alpha=0.55, linewidth=0, **place)
+            axes.bar(height=visit["held_gib"] or 0, linewidth=0, **place)
+        _finish(axes, visits, shown, column)
+    return figure
+
+
+def _finish(axes: Axes, visits: polars.DataFrame, shown: dict[str, str], column: str) -> None:
+    kind = "GPU memory, allocated" if column == "peak_gpu_gib" else "host memory of the process"
+    axes.set(xlabel="time (s)", ylabel=f"{kind} (GiB)", xlim=(0, None), title=visits["setting"][0])
+    handles = [matplotlib.patches.Patch(color=color, label=stage) for stage, color in shown.items()]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
+
+
+def predicted_beside_measured(peaks: polars.DataFrame) -> NotebookFigure:
+    """Each run's peak as the model foresaw it, against the measured one.
+
+    Args:
+        peaks: of `profiles.foreseen` or `profiles.left_out`.
+    """
+    measured, predicted = peaks["measured_gib"].to_numpy(), peaks["predicted_gib"].to_numpy()
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(5.6, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        ends = np.array([0, 1.08 * max(measured.max(), predicted.max())])
+        axes.plot(ends, ends, color=INK, lw=0.8)
+        axes.fill_between(ends, 0.9 * ends, 1.1 * ends, color=INK, alpha=0.08, linewidth=0, label="± 10 %")
+        axes.plot(measured, predicted, "o", color="#2b6cb0", ms=5, label="runs")
+        axes.set(
+            xlabel="measured peak (GiB)",
+            ylabel="predicted peak (GiB)",
+            xlim=ends,
+            ylim=ends,
+            title="Memory, foreseen and measured",
+        )
+        axes.legend(loc="upper left")
+    return figure

@@ -1,0 +1,188 @@
+"""Figures and tables for notebooks and papers: what goes into a run, what comes out of it."""
+
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from PIL import Image
+
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media import audio
+from talkinghead_lab.media.frame_size import fit, nearest_size
+from talkinghead_lab.media.reference import open_reference
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.sampling.chunks import plan_chunks
+
+INK = "#1f2933"
+SPEAKER_COLORS = ("#2b6cb0", "#c05621")
+STYLE: dict[Any, Any] = {
+    "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+    "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "legend.frameon": False,
+    "figure.facecolor": "white", "axes.facecolor": "white", "svg.fonttype": "none",
+}  # fmt: skip
+SCREEN_DPI = 96
+MOST_COLUMNS = 1500  # of a waveform: more than a printed page resolves
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows sharply when it is a cell's last value; pyplot is not involved."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=2 * SCREEN_DPI)
+        width, height = (round(SCREEN_DPI * inches) for inches in self.get_size_inches())
+        return picture.getvalue(), {"width": width, "height": height}
+
+
+def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:
+    """The portrait as the networks get it, and what each speaker says when, with the borders of the chunks.
+
+    Raises:
+        MediaError: the picture or a recording cannot be used.
+    """
+    voices = _voices(params)
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(10, 2.9), layout="constrained")
+        columns = figure.add_gridspec(1, 2, width_ratios=(1, 2.6))
+        _draw_portrait(figure.add_subplot(columns[0]), params)
+        rows = columns[1].subgridspec(len(voices), 1)
+        first = None
+        for number, wave in enumerate(voices):
+            axes = figure.add_subplot(rows[number], sharex=first)
+            first = first or axes
+            _draw_waveform(axes, wave, SPEAKER_COLORS[number])
+            if len(voices) == 2:
+                axes.set_title(("First speaker", "Second speaker")[number])
+        _mark_chunks(figure.axes[1:], params, len(voices[0]) / audio.SOUNDTRACK_RATE)
+        figure.axes[-1].set_xlabel("time (s)")
+    return figure
+
+
+def frames_with_sound(result: GenerationResult, frames: int = 9) -> NotebookFigure:
+    """Frames of a finished video above the loudness of its sound, on one time axis."""
+    duration = result.duration_seconds
+    video = open_reference(result.video_path)
+    frames = min(frames, result.frame_count)
+    seconds = (np.arange(frames) + 0.5) * duration / frames
+    pictures = [video.frame_at(time) for time in seconds]
+    strip_inches = 9.2 / frames * pictures[0].height / pictures[0].width
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(10, strip_inches + 2.1))
+        above, below = _stacked_axes(figure, (strip_inches, 1.2))
+        _draw_strip(above, pictures, duration)
+        above.set_title(f"{result.frame_count} frames, {result.resolution} pixels, {duration:.2f} s")
+        _draw_loudness(below, audio.read_soundtrack(result.video_path).mean(axis=0))
+        below.vlines(
+            seconds, 0, 1, transform=below.get_xaxis_transform(), color=INK, alpha=0.4, linewidth=0.8
+        )
+        below.set(xlim=(0, duration), xlabel="time (s)")
+    return figure
+
+
+def table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> HTML:
+    """Rows with the same keys as an HTML table; one mapping becomes two columns."""
+    if isinstance(rows, Mapping):
+        rows = [{"": name, "value": value} for name, value in rows.items()]
+    head = "".join(f"<th style='text-align:left'>{_escaped(name)}</th>" for name in rows[0]) if rows else ""
+    cells = [
+        "".join(f"<td style='text-align:left'>{_escaped(row[name])}</td>" for name in rows[0]) for row in rows
+    ]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def _escaped(value: object) -> str:
+    return "—" if value is None else html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
+    """Each speaker's recording on the video's time line, [samples] at 48 kHz."""
+    first = audio.read_soundtrack(local_file(params.audio_path)).mean(axis=0)
+    if params.second_audio_path is None:
+        return [first]
+    second = audio.read_soundtrack(local_file(params.second_audio_path)).mean(axis=0)
+    return list(audio.mix_speakers(first, second, params.audio_mix))
+
+
+def _draw_portrait(axes: Axes, params: GenerationParams) -> None:
+    source = open_reference(local_file(params.image_path))
+    width, height = params.forced_size or nearest_size(*source.size, params.resolution)
+    if params.speaker_boxes:
+        axes.imshow(source.frame_at(0.0))
+        for (left, top, right, bottom), color in zip(params.speaker_boxes, SPEAKER_COLORS, strict=True):
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=2))
+        axes.set_title("Picture and speakers")
+    else:
+        axes.imshow(fit(source.frame_at(0.0), width, height).permute(1, 2, 0).numpy())
+        axes.set_title("Portrait")
+    axes.set(xticks=[], yticks=[], xlabel=f"{width} × {height} pixels")
+    axes.spines[:].set_visible(False)
+
+
+def _draw_waveform(axes: Axes, wave: NDArray[np.float32], color: str) -> None:
+    """The range of samples in every column of the plot, so that no peak is lost."""
+    columns = np.array_split(wave, min(MOST_COLUMNS, len(wave)))
+    seconds = np.linspace(0, len(wave) / audio.SOUNDTRACK_RATE, len(columns))
+    low, high = (np.array([end(column) for column in columns]) for end in (np.min, np.max))
+    axes.fill_between(seconds, low, high, color=color, linewidth=0.4)
+    loudest = 1.08 * max(high.max(), -low.min(), 0.01)
+    axes.set(title="Recording", ylabel="amplitude", xlim=(0, seconds[-1]), ylim=(-loudest, loudest))
+
+
+def _mark_chunks(panels: Sequence[Axes], params: GenerationParams, seconds: float) -> None:
+    """A line where each chunk after the first adds its first new frame; beyond `max_frames` all is pale."""
+    frames = max(1, math.floor(seconds * FRAMES_PER_SECOND))
+    used = min(frames, params.max_frames or frames)
+    chunks = plan_chunks(used, params.chunk_frames, params.motion_frame)
+    for axes in panels:
+        if used < frames:
+            axes.axvspan(used / FRAMES_PER_SECOND, seconds, color="white", alpha=0.7, linewidth=0, zorder=2)
+        for chunk in chunks[1:]:
+            axes.axvline(
+                (chunk.start + chunk.repeated) / FRAMES_PER_SECOND, color=INK, lw=0.8, ls=(0, (4, 3))
+            )
+    if len(chunks) > 1:
+        panels[0].set_title(f"{len(chunks)} chunks", loc="right", fontweight="normal", fontsize=9.5)
+
+
+def _stacked_axes(figure: Figure, inches: tuple[float, float]) -> tuple[Axes, Axes]:
+    """Two axes as wide as the figure, of exactly these heights, so that pictures in them keep their shape."""
+    width, height = figure.get_size_inches()
+    left, right, bottom, gap = 0.65, 0.15, 0.5, 0.1
+    lower = (left / width, bottom / height, (width - left - right) / width, inches[1] / height)
+    upper = (lower[0], (bottom + inches[1] + gap) / height, lower[2], inches[0] / height)
+    return figure.add_axes(upper), figure.add_axes(lower)
+
+
+def _draw_strip(axes: Axes, pictures: Sequence[Image.Image], duration: float) -> None:
+    """Pictures side by side, each centred on its own time."""
+    step = duration / len(pictures)
+    for number, picture in enumerate(pictures):
+        extent = ((number + 0.01) * step, (number + 0.99) * step, 0, 1)
+        axes.imshow(picture, extent=extent, aspect="auto", interpolation="lanczos")
+    axes.set(xlim=(0, duration), ylim=(0, 1), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _draw_loudness(axes: Axes, wave: NDArray[np.float32]) -> None:
+    """Root mean square of the sound during each video frame, in dB below full scale."""
+    samples = audio.SOUNDTRACK_RATE // FRAMES_PER_SECOND
+    whole = len(wave) // samples * samples
+    power = np.square(wave[:whole].reshape(-1, samples)).mean(axis=1)
+    level = 10 * np.log10(np.maximum(power, 1e-6))
+    seconds = (np.arange(len(level)) + 0.5) / FRAMES_PER_SECOND
+    axes.fill_between(seconds, -60, level, color=SPEAKER_COLORS[0], alpha=0.85, linewidth=0)
+    axes.set(ylim=(-60, 0), yticks=[-60, -40, -20, 0], ylabel="sound (dBFS)")

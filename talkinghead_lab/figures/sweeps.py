@@ -1,0 +1,288 @@
+"""Figures of a sweep's table: heat maps, curves with bands, quality against time, paired differences."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import polars
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+
+from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.figures.labels import axis_values, described, measure_title, unit_of, value_label, words
+from talkinghead_lab.figures.runs import INK, STYLE, NotebookFigure
+from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.measures.measure import KINDS
+from talkinghead_lab.sweeps.statistics import Interval, means, pareto_front
+
+COLORS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
+PALE = "#a0aec0"
+PAPER_DPI = 300
+
+
+def heat_map(
+    table: polars.DataFrame,
+    x: str,
+    y: str,
+    measure: str,
+    panels: str | None = None,
+    interval: Interval = "t",
+) -> NotebookFigure:
+    """Mean of a measure for each pair of axis values, with half the width of its 95 % interval below.
+
+    Args:
+        table: of `sweeps.results`.
+        x, y: axes of the sweep.
+        measure: a column.
+        panels: a third axis, with a map for each of its values.
+        interval: how the intervals are made; see `comparisons.Estimate`.
+
+    Raises:
+        InvalidRequest: no such column, or no finished run has the measure.
+    """
+    found = _means(table, [*_given(panels), y, x], measure, interval)
+    columns, rows = axis_values(found, x), axis_values(found, y)
+    titles = axis_values(found, panels) if panels else [None]
+    scale = Normalize(*np.quantile(found["mean"], (0, 1)))
+    with matplotlib.rc_context(STYLE):
+        size = (1.5 + (0.35 + 0.72 * len(columns)) * len(titles), 1.35 + 0.5 * len(rows))
+        figure = NotebookFigure(figsize=size, layout="constrained")
+        grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for axes, title in zip(grid, titles, strict=True):
+            cells = found.filter(polars.col(panels).eq_missing(title)) if panels else found
+            image = _draw_map(axes, cells, (x, columns), (y, rows), scale)
+            axes.set_title("" if panels is None else value_label(title), fontsize=9, loc="center")
+            axes.set_xlabel(words(x))
+        grid[0].set_ylabel(words(y))
+        figure.suptitle(measure_title(measure), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        figure.colorbar(image, ax=grid.tolist(), pad=0.02, aspect=14).outline.set_visible(False)
+        _add_note(figure, found, "± half the 95 % interval")
+    return figure
+
+
+def _draw_map(
+    axes: Axes,
+    cells: polars.DataFrame,
+    across: tuple[str, list[Any]],
+    up: tuple[str, list[Any]],
+    scale: Normalize,
+) -> AxesImage:
+    (x, columns), (y, rows) = across, up
+    grid = np.full((len(rows), len(columns)), np.nan)
+    spread = np.ptp([scale.vmin, scale.vmax]) or 1.0
+    decimals = int(np.clip(1 - np.floor(np.log10(spread)), 0, 6))  # two digits of what differs
+    for cell in cells.iter_rows(named=True):
+        place = columns.index(cell[x]), rows.index(cell[y])
+        grid[place[::-1]] = cell["mean"]
+        text = f"{cell['mean']:.{decimals}f}".replace("-", "−")
+        if cell["high"] is not None:
+            text += f"\n±{(cell['high'] - cell['low']) / 2:.{decimals}f}"
+        color = INK if scale(cell["mean"]) > 0.6 else "white"
+        axes.text(*place, text, ha="center", va="center", fontsize=7.5, color=color, linespacing=1.3)
+    image = axes.imshow(grid, cmap="viridis", norm=scale, origin="lower", aspect="auto")
+    axes.set_xticks(range(len(columns)), [value_label(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [value_label(value) for value in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def curves(
+    table: polars.DataFrame,
+    x: str,
+    measure: str,
+    group: str | None = None,
+    panels: str | None = None,
+    interval: Interval = "t",
+) -> NotebookFigure:
+    """Mean of a measure along a numeric axis with a band of its 95 % interval, a line for each group.
+
+    Args and errors as for `heat_map`; `group` is another axis.
+    """
+    found = _means(table, [*_given(panels), *_given(group), x], measure, interval)
+    titles = axis_values(found, panels) if panels else [None]
+    groups = axis_values(found, group) if group else [None]
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(2.0 + max(3.4, 2.1 * len(titles)), 3.1), layout="constrained")
+        grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for axes, title in zip(grid, titles, strict=True):
+            inside = found.filter(polars.col(panels).eq_missing(title)) if panels else found
+            for color, value in zip(itertools.cycle(COLORS), groups, strict=False):
+                line = inside.filter(polars.col(group).eq_missing(value)) if group else inside
+                _draw_curve(axes, line.sort(x), x, color, value_label(value))
+            _mark_values(axes, axis_values(found, x))
+            heading = "" if panels is None else f"{words(panels)} {value_label(title)}"
+            axes.set_title(heading, fontsize=9, loc="center", fontweight="normal")
+            axes.set_xlabel(words(x))
+        grid[0].set_ylabel(unit_of(measure) or words(measure))
+        figure.suptitle(measure_title(measure), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        if group is not None:
+            handles, names = grid[0].get_legend_handles_labels()
+            figure.legend(handles, names, title=words(group), loc="outside right center", fontsize=8)
+        _add_note(figure, found, "band: 95 % interval")
+    return figure
+
+
+def _draw_curve(axes: Axes, line: polars.DataFrame, x: str, color: str, label: str) -> None:
+    axes.plot(line[x], line["mean"], color=color, marker="o", markersize=3.5, linewidth=1.5, label=label)
+    band = line.drop_nulls("low")
+    axes.fill_between(band[x], band["low"], band["high"], color=color, alpha=0.13, linewidth=0)
+    axes.grid(axis="y", color="#e2e8f0", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _mark_values(axes: Axes, values: list[Any]) -> None:
+    """Ticks at the values that were run; doublings lie evenly."""
+    ratios = {after / before for before, after in itertools.pairwise(values) if before > 0}
+    if len(values) > 2 and len(ratios) == 1:
+        axes.set_xscale("log")
+    axes.set_xticks(values, [value_label(value) for value in values])
+    axes.minorticks_off()
+
+
+def quality_against_time(
+    table: polars.DataFrame,
+    axes_of_sweep: list[str],
+    quality: str,
+    group: str | None = None,
+    cost: str = "seconds_per_frame",
+    interval: Interval = "t",
+) -> NotebookFigure:
+    """A point for each combination of the axes, means of both measures, and the line of those that no other
+    one beats in both; a legend names these. What is better in `quality` is known of each measure.
+
+    Args:
+        table: of `sweeps.results`.
+        axes_of_sweep: what varies.
+        quality, cost: columns.
+        group: the axis that colours tell apart.
+        interval: how the intervals are made; see `comparisons.Estimate`.
+
+    Raises:
+        InvalidRequest: no such column, or no finished run has both measures.
+    """
+    costs = means(table, axes_of_sweep, cost).select(*axes_of_sweep, polars.col("mean").alias("cost"))
+    points = _means(table, axes_of_sweep, quality, interval).join(costs, on=axes_of_sweep, nulls_equal=True)
+    front = pareto_front(points, "mean", "cost", KINDS.get(quality, ("", "higher"))[1] != "lower")
+    groups = axis_values(points, group) if group else [None]
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(7.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.step(front["cost"], front["mean"], where="post", color=INK, linewidth=0.9, zorder=1)
+        for color, value in zip(itertools.cycle(COLORS), groups, strict=False):
+            inside = points.filter(polars.col(group).eq_missing(value)) if group else points
+            _draw_points(axes, inside, color, value_label(value) if group else None)
+        names = [_front_label(axes, point, n, axes_of_sweep) for n, point in enumerate(front.to_dicts(), 1)]
+        axes.set(xlabel=f"{words(cost)} ({unit_of(cost)})", ylabel=words(quality), ylim=_span(points["mean"]))
+        axes.set_xlim(0, 1.08 * max(points["cost"]))
+        axes.set_title(measure_title(quality) + " against time")
+        blank = [Line2D([], [], linestyle="none")] * len(names)
+        shown, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            [*shown, *blank], [*labels, *names], loc="outside right center", fontsize=7.5, labelspacing=0.7
+        )
+        _add_note(figure, points, "bar: 95 % interval; line: what nothing beats in both")
+    return figure
+
+
+def _draw_points(axes: Axes, points: polars.DataFrame, color: str, label: str | None) -> None:
+    reach = points.drop_nulls("low")
+    arms = [reach["mean"] - reach["low"], reach["high"] - reach["mean"]]
+    axes.errorbar(reach["cost"], reach["mean"], arms, fmt="none", ecolor=color, alpha=0.35, linewidth=0.8)
+    axes.scatter(points["cost"], points["mean"], s=20, color=color, label=label, zorder=3, linewidth=0)
+
+
+def _front_label(axes: Axes, point: dict[str, Any], number: int, axes_of_sweep: list[str]) -> str:
+    """Number a point of the front; what the number stands for."""
+    axes.annotate(
+        str(number), (point["cost"], point["mean"]), (5, 4), textcoords="offset points", fontsize=8,
+        fontweight="bold",
+    )  # fmt: skip
+    return f"{number}  {described(point, axes_of_sweep)}"
+
+
+def differences(found: polars.DataFrame, measure: str, base: Mapping[str, Any]) -> NotebookFigure:
+    """A row for each combination: its paired difference from the base and the 95 % interval, pale where that
+    spans zero.
+
+    Args:
+        found: of `comparisons.paired_differences`.
+        measure: what differs.
+        base: what it was called with.
+
+    Raises:
+        InvalidRequest: there is no difference to show.
+    """
+    rows = found.drop_nulls("mean").to_dicts()[::-1]
+    if not rows:
+        raise InvalidRequest("there is no pair of runs to compare", received=measure)
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(6.8, 1.2 + 0.17 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for number, row in enumerate(rows):
+            sure = row["low"] is not None and row["low"] * row["high"] > 0
+            color = COLORS[0] if sure else PALE
+            if row["low"] is not None:
+                axes.hlines(number, row["low"], row["high"], color=color, linewidth=1.6)
+            axes.plot(row["mean"], number, "o", color=color, markersize=4)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        unit = f" ({unit_of(measure)})" if unit_of(measure) else ""
+        axes.set_yticks(range(len(rows)), [described(row, [*base]) for row in rows], fontsize=7.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set(
+            ylim=(-0.7, len(rows) - 0.3),
+            xlabel=f"difference from {described(base, [*base])}{unit}",
+        )
+        axes.set_title(measure_title(measure) + ", paired", x=0, loc="left")
+        axes.grid(axis="x", color="#e2e8f0", linewidth=0.6)
+        axes.set_axisbelow(True)
+        _add_note(figure, found, "bar: 95 % interval", "pairs")
+    return figure
+
+
+def _means(
+    table: polars.DataFrame, axes_of_sweep: list[str], measure: str, interval: Interval
+) -> polars.DataFrame:
+    found = means(table, axes_of_sweep, measure, interval)
+    if found.is_empty():
+        raise InvalidRequest("no finished run has the measure", received=measure)
+    return found
+
+
+def _add_note(figure: Figure, found: polars.DataFrame, what: str, of: str = "runs each") -> None:
+    """Say below a figure how its intervals are made, and of how many runs."""
+    kinds = {"t": "Student's t", "bootstrap": "BCa bootstrap"}
+    fewest, most = np.quantile(found["count"], (0, 1)).astype(int)
+    counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    text = f"{what} ({kinds[found['interval'][0]]}), {counts} {of}"
+    height = 0.17 / figure.get_size_inches()[1]
+    figure.get_layout_engine().set(rect=(0, height, 1, 1 - height))  # type: ignore[union-attr, call-arg]
+    figure.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=6.5, color="#718096")
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write a figure as PNG of 300 dpi and as SVG, replacing earlier ones; their paths."""
+    paths = [Path(folder) / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    for path in paths:
+        with atomic_path(path, overwrite=True) as temporary, matplotlib.rc_context(STYLE):
+            figure.savefig(
+                temporary, dpi=PAPER_DPI, metadata={"Date": None} if path.suffix == ".svg" else None
+            )
+    return paths
+
+
+def _given(axis: str | None) -> list[str]:
+    return [] if axis is None else [axis]
+
+
+def _span(values: polars.Series) -> tuple[float, float]:
+    """A little more than the range of means: intervals of few runs would leave them no room."""
+    low, high = np.quantile(values, (0, 1))
+    margin = 0.3 * (high - low) or 1.0
+    return low - margin, high + margin

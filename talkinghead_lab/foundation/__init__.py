@@ -1,0 +1,1 @@
+"""Files, shapes and devices."""

@@ -1,0 +1,105 @@
+"""The machine and software of a run: what can explain that two machines give different bytes."""
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from talkinghead_lab import __version__
+
+PACKAGE_FOLDER = Path(__file__).parents[1]
+LIBRARIES = ("torch", "transformers", "numpy", "av", "soxr", "pyloudnorm", "pillow", "safetensors")
+GIB = 2**30
+
+
+def describe() -> dict[str, Any]:
+    """Versions, hardware and determinism settings as plain values; None for what this machine does not have.
+
+    Memory is in GiB. Asking for the GPU initialises CUDA where there is one.
+    """
+    return {
+        "talkinghead_lab": __version__,
+        "git": git_state(PACKAGE_FOLDER),
+        "python": platform.python_version(),
+        **{library: _version(library) for library in LIBRARIES},
+        "platform": platform.platform(),
+        "cpu": _processor(),
+        "cpu_cores": _usable_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
+        **_gpu(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+    }
+
+
+def free_space(folder: str | Path = ".") -> dict[str, float]:
+    """GiB free now in host memory, on the disk of `folder` and, where there is one, on the current GPU."""
+    free = {
+        "memory_free_gib": psutil.virtual_memory().available / GIB,
+        "disk_free_gib": shutil.disk_usage(folder).free / GIB,
+    }
+    if torch.cuda.is_available():
+        free["gpu_free_gib"] = torch.cuda.mem_get_info()[0] / GIB
+    return {name: round(gib, 1) for name, gib in free.items()}
+
+
+def git_state(folder: Path) -> str | None:
+    """Commit of the checkout that holds `folder`, with `-dirty` where files differ; None outside of one."""
+    if not _output("git", "-C", str(folder), "ls-files", "."):
+        return None  # no checkout, or a checkout that only happens to lie around an installed package
+    return _output("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _gpu() -> dict[str, Any]:
+    """Name, memory, driver and CUDA libraries of the current GPU."""
+    if not torch.cuda.is_available():
+        return dict.fromkeys(("gpu", "gpu_count", "gpu_memory_gib", "driver", "cuda", "cudnn"))
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "gpu": properties.name,
+        "gpu_count": torch.cuda.device_count(),
+        "gpu_memory_gib": round(properties.total_memory / GIB, 1),
+        "driver": driver.splitlines()[0] if driver else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _processor() -> str:
+    """The processor's model, which decides the order of floating-point sums in CPU kernels."""
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        for line in cpu_info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, without its trailing newline; None where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

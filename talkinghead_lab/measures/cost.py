@@ -1,0 +1,25 @@
+"""Seconds and memory that a run took."""
+
+from collections.abc import Mapping
+
+from talkinghead_lab.measures.measure import Measure
+
+
+def cost(stages: Mapping[str, Mapping[str, float]], seconds: float, frames: int) -> list[Measure]:
+    """What a run took: seconds for each frame of the video (lower is better), and the largest memory of any
+    stage, of the process on the host and of PyTorch on the GPU (unit: GiB, lower is better).
+
+    Args:
+        stages: of `profiling.StageClock`.
+        seconds: of all chunks together, sampling and decoding.
+        frames: of the video.
+    """
+    peaks = [
+        ("peak_host_gib", "this machine's kernel tells no peak of memory"),
+        ("peak_gpu_gib", "the run used no GPU"),
+    ]
+    found = [Measure.of("seconds_per_frame", seconds / frames)]
+    for name, why_not in peaks:
+        value = max((stage[name] for stage in stages.values() if name in stage), default=None)
+        found.append(Measure.of(name, value, why_not if value is None else None))
+    return found

@@ -1,0 +1,132 @@
+"""LSE-D and LSE-C: how near SyncNet finds lips and sound, where the user has its released weights.
+
+The steps are those of SyncNet's released evaluation (Chung & Zisserman, "Out of time", 2016), by which papers
+report both figures. Its face detector is replaced by `faces`, so that figures from elsewhere compare roughly.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+from scipy.signal import medfilt
+from torch import Tensor
+from torch.nn import functional
+
+from talkinghead_lab.errors import MediaError, MissingExtra
+from talkinghead_lab.measures.photographed_faces import Faces, model_file
+from talkinghead_lab.media import audio, video
+from talkinghead_lab.models.judges.syncnet import COLUMNS, PICTURE_SIZE, WINDOW, SyncNet
+from talkinghead_lab.weights import reading
+
+VARIABLE = "SYNCNET_MODEL"
+LARGEST_SHIFT = 15  # video frames, each way
+SMOOTHED_FRAMES = 13
+MARGIN = 0.4  # of half a face, beside it, and twice below
+BORDER_GREY = 110.0  # what lies outside the frame
+WINDOWS_AT_ONCE = 20
+
+
+@dataclass(frozen=True)
+class SyncScores:
+    """What SyncNet says of a video.
+
+    Args:
+        distance: LSE-D, the mean distance of lips and sound at the shift where it is least; lower is better.
+        confidence: LSE-C, how far that lies below the median over all shifts; higher is better.
+        shift: by how many video frames the sound comes too late there.
+    """
+
+    distance: float
+    confidence: float
+    shift: int
+
+
+def sync_scores(path: str | Path, faces: Faces) -> SyncScores:
+    """Score a finished video, with the weights that the variable SYNCNET_MODEL names.
+
+    Args:
+        path: the video.
+        faces: its face, frame by frame.
+
+    Raises:
+        CheckpointError: no weights, or not SyncNet's.
+        MissingExtra: python_speech_features is not installed.
+        MediaError: the video is shorter than a window of 0.2 s.
+    """
+    network = load_syncnet(model_file(VARIABLE, "SyncNet's released syncnet_v2.model"))
+    pictures = face_crops(path, faces)
+    cepstrum = sound_cepstrum(path)
+    windows = min(len(pictures), (cepstrum.shape[1] + 1) // 4) - WINDOW  # the last column is padded away
+    if windows < 1:
+        raise MediaError("the video is shorter than a window of SyncNet", received=f"{len(pictures)} frames")
+    seen, heard = [], []
+    with torch.inference_mode():
+        for batch in torch.arange(windows).split(WINDOWS_AT_ONCE):
+            clips = torch.stack([pictures[k : k + WINDOW] for k in batch]).transpose(1, 2)
+            sounds = torch.stack([cepstrum[None, :, 4 * k : 4 * k + COLUMNS] for k in batch])
+            seen.append(network.embed_face(clips.float()))
+            heard.append(network.embed_sound(sounds))
+        return best_shift(torch.cat(seen), torch.cat(heard))
+
+
+def load_syncnet(path: Path) -> SyncNet:
+    """SyncNet with its released weights.
+
+    Raises:
+        CheckpointError: damaged, or a tensor is missing, unexpected or misshapen.
+    """
+    network = SyncNet()
+    counters = {name: value for name, value in network.state_dict().items() if name.endswith("_tracked")}
+    # The released file is older than these counters, which evaluation does not read.
+    tensors = counters | reading.read_tensors(path)
+    reading.load_strict(network, tensors, path.name, torch.float32, "cpu")
+    return network
+
+
+def best_shift(seen: Tensor, heard: Tensor, largest: int = LARGEST_SHIFT) -> SyncScores:
+    """Compare embeddings of lips and of sound, [T, C] each, at every shift of at most `largest` frames."""
+    padded = functional.pad(heard, (0, 0, largest, largest))
+    windows = padded.unfold(0, 2 * largest + 1, 1).transpose(1, 2)  # [T, shifts, C]
+    distances = functional.pairwise_distance(seen[:, None], windows).mean(0)
+    least, place = distances.min(0)
+    return SyncScores(least.item(), (distances.median() - least).item(), int(place) - largest)
+
+
+def face_crops(path: str | Path, faces: Faces) -> Tensor:
+    """[F, 3, 224, 224] uint8, blue, green, red: the square about each frame's face, its path smoothed."""
+    left, top, right, bottom = faces.boxes.T
+    half = np.maximum(right - left, bottom - top) / 2
+    span = min(SMOOTHED_FRAMES, (len(half) - 1) // 2 * 2 + 1)
+    half, x, y = (medfilt(values, span) for values in (half, (left + right) / 2, (top + bottom) / 2))
+    frames = zip(video.read_frames(path), half, x, y, strict=False)
+    return torch.stack([_crop(pixels, *place) for pixels, *place in frames])
+
+
+def _crop(pixels: video.Frames, half: float, x: float, y: float) -> Tensor:
+    margin = int(half * (1 + 2 * MARGIN))
+    bgr = torch.from_numpy(pixels).flip(-1).permute(2, 0, 1)[None].float()
+    padded = functional.pad(bgr, (margin,) * 4, value=BORDER_GREY)
+    top, bottom = int(y + margin - half), int(y + margin + half * (1 + 2 * MARGIN))
+    left, right = int(x + margin - half * (1 + MARGIN)), int(x + margin + half * (1 + MARGIN))
+    size = (PICTURE_SIZE, PICTURE_SIZE)
+    return (
+        functional.interpolate(padded[..., top:bottom, left:right], size, mode="bilinear")[0].round().byte()
+    )
+
+
+def sound_cepstrum(path: str | Path) -> Tensor:
+    """[13, columns], 100 columns a second, of a video's sound as 16-bit mono at 16 kHz."""
+    mono = audio.read_soundtrack(path).mean(axis=0)
+    wave = soxr.resample(mono, audio.SOUNDTRACK_RATE, audio.SAMPLE_RATE)
+    samples: NDArray[np.int16] = (wave * 32768).round().clip(-32768, 32767).astype(np.int16)
+    try:
+        import python_speech_features
+    except ImportError:
+        raise MissingExtra(
+            "SyncNet's cepstrum needs python_speech_features",
+            remedy="Install it: pip install 'talkinghead_lab[faces]'.",
+        ) from None
+    return torch.from_numpy(python_speech_features.mfcc(samples, audio.SAMPLE_RATE)).float().T

@@ -1,0 +1,1 @@
+"""Text, image and speech encoders."""

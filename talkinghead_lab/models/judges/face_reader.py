@@ -1,0 +1,94 @@
+"""Reads the mouth and head pose of cartoon presenters of the kind the bundled model was trained on."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
+
+READER_SIZE = 128
+READINGS = ("opening", "turn", "nod", "tilt", "shift_x", "shift_y", "scale")
+# What one unit of the network's output stands for, and what zero does: degrees, half-pictures, times.
+READING_SCALES = (0.5, 10.0, 7.0, 4.0, 0.05, 0.04, 0.06)
+READING_CENTRES = (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1.03)
+
+
+@dataclass(frozen=True)
+class HeadPose:
+    """The pose in each frame, [F] each: degrees (turn to the picture's right, nod down, tilt),
+    half-pictures (shift right, down) and times (scale)."""
+
+    turn: Tensor
+    nod: Tensor
+    tilt: Tensor
+    shift_x: Tensor
+    shift_y: Tensor
+    scale: Tensor
+
+
+class FaceReader(nn.Module):
+    """A small convolutional network from a frame of READER_SIZE² pixels to READINGS."""
+
+    def __init__(self, widths: tuple[int, ...] = (24, 40, 64, 80), hidden: int = 96):
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for index, width in enumerate(widths):
+            size = 5 if index == 0 else 3
+            layers += [
+                nn.Conv2d(before, width, size, stride=2, padding=size // 2),
+                nn.GroupNorm(4, width),
+                nn.SiLU(),
+            ]
+            before = width
+        grid = READER_SIZE >> len(widths)
+        layers += [nn.Conv2d(before, before, 3, padding=1), nn.SiLU(), nn.Conv2d(before, 16, 1)]
+        self.features = nn.Sequential(*layers)
+        self.readout = nn.Sequential(
+            nn.Flatten(), nn.Linear(16 * grid**2, hidden), nn.SiLU(), nn.Linear(hidden, len(READINGS))
+        )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[F, 3, 128, 128] in [−1, 1] → [F, 7] in the units of READINGS."""
+        raw = self.readout(self.features(frames))
+        return raw * raw.new_tensor(READING_SCALES) + raw.new_tensor(READING_CENTRES)
+
+
+def mouth_opening(frames: Tensor) -> Tensor:
+    """How far the drawn presenter's mouth is open in each frame: [F], 0 shut … 1 wide open.
+
+    Args:
+        frames: [F, 3, H, W] in [−1, 1], square, best of 128 pixels or more.
+    """
+    return read_faces(frames)[:, 0].clamp(0, 1)
+
+
+def head_pose(frames: Tensor) -> HeadPose:
+    """The drawn presenter's head pose in each frame; `frames` as for `mouth_opening`."""
+    return HeadPose(*read_faces(frames)[:, 1:].unbind(1))
+
+
+@torch.no_grad()
+def read_faces(frames: Tensor, frames_at_once: int = 64) -> Tensor:
+    """[F, 7]: READINGS of each frame, [F, 3, H, W] in [−1, 1], on the frames' device."""
+    reader = _reader().to(frames.device)
+    parts = frames.float().split(frames_at_once)
+    return torch.cat([reader(reader_input(part)) for part in parts])
+
+
+def reader_input(frames: Tensor) -> Tensor:
+    """Frames at the size that the reader sees."""
+    size = (READER_SIZE, READER_SIZE)
+    return functional.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+@cache
+def _reader() -> FaceReader:
+    reader = FaceReader()
+    weights = load_file(EMBEDDED_FOLDER / "face_reader.safetensors")
+    reader.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return reader.eval().requires_grad_(False)

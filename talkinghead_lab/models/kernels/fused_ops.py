@@ -1,0 +1,124 @@
+"""Layers of a block in fewer passes over the tokens, as operations that PyTorch's compiler leaves whole.
+
+For GPUs, bf16, and without gradients. The kernels are in `triton_rows` and need Triton.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
+
+
+@torch.library.custom_op("talkinghead_lab::linear_gelu", mutates_args=())
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU (tanh) of a linear layer […, in] → […, out], in the product's own epilogue."""
+    rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+    return rows.unflatten(0, x.shape[:-1])
+
+
+@linear_gelu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def gelu_rounded(x: Tensor) -> QuantizedTokens:
+    """GELU (tanh), rounded."""
+    rows, scale = _gelu_and_round(x)
+    return QuantizedTokens(rows, scale, x.dtype)
+
+
+@torch.library.custom_op("talkinghead_lab::gelu_and_round", mutates_args=())
+def _gelu_and_round(x: Tensor) -> tuple[Tensor, Tensor]:
+    from talkinghead_lab.models.kernels.triton_rows import gelu_and_round
+
+    return gelu_and_round(x)
+
+
+@_gelu_and_round.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, dtype=FP8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+
+
+class ResidualUpdate(NamedTuple):
+    """What a layer adds to its tokens, (out + offset) · gate, for the norm behind it to sum in one pass.
+
+    `out` is [B, L, D], `gate` float32 [B, 1, D], `offset` [D].
+    """
+
+    out: Tensor
+    gate: Tensor | None = None
+    offset: Tensor | None = None
+
+    def added_to(self, x: Tensor) -> Tensor:
+        out = self.out if self.offset is None else self.out + self.offset
+        return (x + (out if self.gate is None else out * self.gate)).to(x.dtype)
+
+
+def add_and_norm(
+    x: Tensor, update: ResidualUpdate | None, weight: Tensor, bias: Tensor, eps: float, rounded: bool
+) -> tuple[Tensor, Tensor | QuantizedTokens]:
+    """The sum of x [B, L, D] and an update, and its layer norm, in one pass."""
+    if update is None:
+        _, out, scale = _add_and_norm(x, None, None, None, weight, bias, eps, rounded)
+    else:
+        x, out, scale = _add_and_norm(x, *update, weight, bias, eps, rounded)
+    return x, QuantizedTokens(out, scale, x.dtype) if rounded else out
+
+
+@torch.library.custom_op("talkinghead_lab::add_and_norm", mutates_args=())
+def _add_and_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    offset: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    rounded: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from talkinghead_lab.models.kernels.triton_rows import add_and_norm
+
+    return add_and_norm(x, update, gate, offset, weight, bias, eps, rounded)
+
+
+@_add_and_norm.register_fake
+def _(x: Tensor, update: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, rounded = others
+    return (
+        x.new_empty(0) if update is None else torch.empty_like(x),
+        torch.empty_like(x, dtype=FP8 if rounded else None),
+        x.new_empty((*x.shape[:-1], 1) if rounded else 0, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("talkinghead_lab::norm_and_rotate", mutates_args=())
+def norm_and_rotate(
+    x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int, factors: Tensor | None
+) -> Tensor:
+    """RMS norm and rotary positions of [B, L, D] → [parts, B, L, D / parts]; times `factors`, in fp8."""
+    from talkinghead_lab.models.kernels.triton_rows import norm_and_rotate
+
+    return norm_and_rotate(x, weight, eps, cosine, sine, parts, factors)
+
+
+@norm_and_rotate.register_fake
+def _(
+    x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int, factors: Tensor | None
+) -> Tensor:
+    stored = None if factors is None else FP8
+    return x.new_empty(parts, *x.shape[:2], x.shape[2] // parts, dtype=stored)
+
+
+@torch.library.custom_op("talkinghead_lab::mean_and_extremes", mutates_args=())
+def mean_and_extremes(x: Tensor) -> Tensor:
+    """Mean, least and most over the tokens of [B, L, D], float32 [3, B, D]."""
+    from talkinghead_lab.models.kernels.triton_rows import mean_and_extremes
+
+    return mean_and_extremes(x)
+
+
+@mean_and_extremes.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(3, len(x), x.shape[2], dtype=torch.float32)

@@ -1,0 +1,199 @@
+"""Triton kernels that read and write every row once, where compiled PyTorch reads it again or spills.
+
+A program holds a row in registers, or some channels of many rows. Needs Triton.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from talkinghead_lab.models.kernels.fp8 import FP8
+
+LARGEST = tl.constexpr(torch.finfo(FP8).max)
+ROTATE_WARPS, NORM_WARPS, ROUND_WARPS = 4, 4, 16
+ROWS_OF_A_PART, ROWS_AT_ONCE, CHANNELS_AT_ONCE = 2048, 16, 128
+
+
+@triton.jit
+def _store_rounded(x, row, outputs, scales, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store a row, zero beyond its width, in eight bits with the scale that its largest number asks for."""
+    channel = tl.arange(0, x.shape[0])
+    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / LARGEST
+    x = (x * (1.0 / scale)).to(outputs.dtype.element_ty)
+    tl.store(outputs + row * WIDTH + channel, x, channel < WIDTH)
+    tl.store(scales + row, scale)
+
+
+@triton.jit
+def _add_and_norm(  # type: ignore[no-untyped-def]
+    rows, updates, gates, offsets, weights, biases, sums, outputs, scales, eps, tokens,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, PADDED)
+    inside = channel < WIDTH
+    here, entry = row * WIDTH + channel, row // tokens * WIDTH + channel
+    x = tl.load(rows + here, inside, other=0.0).to(tl.float32)
+    if updates is not None:
+        update = tl.load(updates + here, inside, other=0.0).to(tl.float32)
+        if offsets is not None:
+            update += tl.load(offsets + channel, inside, other=0.0).to(tl.float32)
+        if gates is not None:
+            update *= tl.load(gates + entry, inside, other=0.0)
+        # Rounded as between the layers of the plain path.
+        x = (x + update).to(sums.dtype.element_ty)
+        tl.store(sums + here, x, inside)
+        x = x.to(tl.float32)
+    x = tl.where(inside, x - tl.sum(x, 0) / WIDTH, 0.0)
+    x *= tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
+    weight = tl.load(weights + entry, inside, other=0.0).to(tl.float32)
+    x = x * weight + tl.load(biases + entry, inside, other=0.0).to(tl.float32)
+    if scales is not None:
+        _store_rounded(x, row, outputs, scales, WIDTH)
+    else:
+        tl.store(outputs + here, x.to(outputs.dtype.element_ty), inside)
+
+
+def add_and_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    offset: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    rounded: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + (update + offset) · gate, all [B, L, D], and its layer norm; without an update, `x` is normed.
+
+    Args:
+        gate: float32 [B, 1, D]; None: 1.
+        offset: [D]; None: 0.
+        weight, bias: of the norm, [D] or [B, 1, D].
+        rounded: round the norm to fp8, with a scale a token.
+
+    Returns:
+        The sum, the norm, and its scales, float32 [B, L, 1]; empty what was not asked for.
+    """
+    batch, tokens, width = x.shape
+    summed = torch.empty_like(x) if update is not None else x.new_empty(0)
+    out = torch.empty_like(x, dtype=FP8 if rounded else None)
+    scale = x.new_empty((batch, tokens, 1) if rounded else 0, dtype=torch.float32)
+    gate = None if gate is None else gate.expand(batch, 1, width).contiguous()
+    weight, bias = (vector.expand(batch, 1, width).contiguous() for vector in (weight, bias))
+    _add_and_norm[(batch * tokens,)](
+        x, update, gate, offset, weight, bias, summed, out, scale if rounded else None, eps, tokens,
+        WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=NORM_WARPS,
+    )  # fmt: skip
+    return summed, out, scale
+
+
+@triton.jit
+def _norm_and_rotate(  # type: ignore[no-untyped-def]
+    rows, weights, cosines, sines, factors, outputs, eps, tokens,
+    WIDTH: tl.constexpr, HEAD: tl.constexpr, PAIRS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, 2 * PAIRS)
+    inside = channel < WIDTH
+    x = tl.load(rows + row * WIDTH + channel, inside, other=0.0).to(tl.float32)
+    x *= tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
+    # Rounded as between the layers of the plain path.
+    x = x.to(rows.dtype.element_ty) * tl.load(weights + channel, inside, other=0.0)
+    even, odd = tl.split(x.to(rows.dtype.element_ty).to(tl.float32).reshape(PAIRS, 2))
+    # Cosines and sines stand twice, for both channels of a pair; the sine of the second has its sign.
+    turned = (row % tokens) * HEAD + 2 * tl.arange(0, PAIRS) % HEAD + 1
+    cosine, sine = tl.load(cosines + turned), tl.load(sines + turned)
+    turned = tl.join(even * cosine - odd * sine, odd * cosine + even * sine).reshape(2 * PAIRS)
+    if factors is not None:
+        turned *= tl.load(factors + channel // HEAD, inside, other=0.0)
+    place = row * WIDTH + channel
+    if PART < WIDTH:
+        place = (channel // PART * tl.num_programs(0) + row) * PART + channel % PART
+    tl.store(outputs + place, turned.to(outputs.dtype.element_ty), inside)
+
+
+def norm_and_rotate(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    cosine: Tensor,
+    sine: Tensor,
+    parts: int,
+    factors: Tensor | None,
+) -> Tensor:
+    """RMS norm over the whole width, then rotary positions: [B, L, D] → [parts, B, L, D / parts].
+
+    Args:
+        weight: [D], of the norm.
+        cosine, sine: float32 [L, 1, head width], as `Rotation` holds them.
+        parts: of the channels, which come to lie apart.
+        factors: float32 [heads] that bring the heads into the range of fp8, to round to it.
+    """
+    batch, tokens, width = x.shape
+    stored = None if factors is None else FP8
+    out = x.new_empty(parts, batch, tokens, width // parts, dtype=stored)
+    _norm_and_rotate[(batch * tokens,)](
+        x, weight, cosine, sine, factors, out, eps, tokens,
+        WIDTH=width, HEAD=cosine.shape[-1], PAIRS=triton.next_power_of_2(width) // 2, PART=width // parts,
+        num_warps=ROTATE_WARPS,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gelu_and_round(  # type: ignore[no-untyped-def]
+    rows, outputs, scales, WIDTH: tl.constexpr, PADDED: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, PADDED)
+    inside = channel < WIDTH
+    x = tl.load(rows + row * WIDTH + channel, inside, other=0.0).to(tl.float32)
+    # (1 + tanh y) / 2 is the sigmoid of 2y: one exponential in place of a tanh.
+    x *= tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    _store_rounded(x, row, outputs, scales, WIDTH)
+
+
+def gelu_and_round(x: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU (tanh) of […, width], rounded to fp8 with a scale a row: (rounded, float32 […, 1])."""
+    *rows, width = x.shape
+    out, scale = torch.empty_like(x, dtype=FP8), x.new_empty(*rows, 1, dtype=torch.float32)
+    _gelu_and_round[(scale.numel(),)](
+        x, out, scale, WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=ROUND_WARPS
+    )
+    return out, scale
+
+
+@triton.jit
+def _sums_and_extremes(  # type: ignore[no-untyped-def]
+    rows, outputs, tokens, channels,
+    ROWS: tl.constexpr, ROWS_AT_ONCE: tl.constexpr, CHANNELS_AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    channel = tl.program_id(0) * CHANNELS_AT_ONCE + tl.arange(0, CHANNELS_AT_ONCE)[None, :]
+    part, entry = tl.program_id(1), tl.program_id(2)
+    total = tl.zeros((ROWS_AT_ONCE, CHANNELS_AT_ONCE), tl.float32)
+    least, most = total + float("inf"), total - float("inf")
+    for start in range(0, ROWS, ROWS_AT_ONCE):
+        row = part * ROWS + start + tl.arange(0, ROWS_AT_ONCE)[:, None]
+        # Beyond the last token stands the last one, which changes no extreme.
+        here = (entry * tokens + tl.minimum(row, tokens - 1)).to(tl.int64) * channels + channel
+        x = tl.load(rows + here, channel < channels, other=0.0).to(tl.float32)
+        total += tl.where(row < tokens, x, 0.0)
+        least, most = tl.minimum(least, x), tl.maximum(most, x)
+    step = tl.num_programs(2) * tl.num_programs(1) * channels
+    place = outputs + (entry * tl.num_programs(1) + part) * channels + channel
+    tl.store(place, tl.sum(total, 0)[None, :], channel < channels)
+    tl.store(place + step, tl.min(least, 0)[None, :], channel < channels)
+    tl.store(place + 2 * step, tl.max(most, 0)[None, :], channel < channels)
+
+
+def mean_and_extremes(x: Tensor) -> Tensor:
+    """Mean, least and most over the tokens of [B, L, D], float32 [3, B, D]."""
+    batch, tokens, width = x.shape
+    parts = triton.cdiv(tokens, ROWS_OF_A_PART)
+    sums, least, most = of_parts = x.new_empty(3, batch, parts, width, dtype=torch.float32)
+    _sums_and_extremes[(triton.cdiv(width, CHANNELS_AT_ONCE), parts, batch)](
+        x, of_parts, tokens, width, ROWS_OF_A_PART, ROWS_AT_ONCE, CHANNELS_AT_ONCE
+    )
+    return torch.stack((sums.sum(dim=1) / tokens, least.amin(dim=1), most.amax(dim=1)))

@@ -1,0 +1,155 @@
+"""Runs that lie on disk: found again, shown while they grow, and compared."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media import video
+from talkinghead_lab.media.inputs import read_sound
+from talkinghead_lab.media.reference import open_reference
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.folder import RECORD
+from talkinghead_lab.runs.generate import GenerationResult
+
+LARGEST_PREVIEW = 10_000_000  # bytes of chunks that are shown while a run is under way
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run's folder: its request, when it was begun, and whether it is finished."""
+
+    folder: Path
+    params: GenerationParams
+    begun: datetime
+    finished: bool
+
+    @property
+    def parts(self) -> list[Path]:
+        """The finished chunks of an unfinished run, silent videos, in order."""
+        return parts_in(self.folder)
+
+    @cached_property
+    def result(self) -> GenerationResult:
+        """The video of a finished run."""
+        return GenerationResult.from_run(self.folder)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` of a finished run says."""
+        return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+
+    @property
+    def seconds(self) -> float:
+        """What the call that finished the run took, all stages together."""
+        return sum(stage["seconds"] for stage in self.record["stages"].values())
+
+
+def parts_in(folder: Path) -> list[Path]:
+    """The finished chunks in the folder of an unfinished run, silent videos, in order."""
+    return sorted((folder / "chunks").glob("[0-9]*.mp4"))
+
+
+def find_runs(folder: Path) -> list[PastRun]:
+    """The runs in a folder, newest first.
+
+    What is no run, of a request that is not valid, or of a record that is not understood, is left out.
+    """
+    runs = []
+    for request in folder.glob("*/request.yaml"):
+        try:
+            params = GenerationParams.from_yaml(request)
+            begun = datetime.fromtimestamp(request.stat().st_mtime)
+            run = PastRun(request.parent, params, begun, (request.parent / RECORD).is_file())
+            if run.finished:
+                _ = run.result, run.seconds, measures(run)
+        except (TalkingHeadError, OSError, ValueError, KeyError, TypeError):
+            continue
+        runs.append(run)
+    return sorted(runs, key=lambda run: (run.begun, run.folder.name), reverse=True)
+
+
+def growing_video(params: GenerationParams, parts: Sequence[Path]) -> bytes:
+    """The finished chunks of a run as one mp4 with their sound; of a long run only the newest.
+
+    Raises:
+        MediaError: a part or the recording cannot be read.
+    """
+    shown = len(parts)
+    size = 0
+    while shown and (size := size + parts[shown - 1].stat().st_size) <= LARGEST_PREVIEW:
+        shown -= 1
+    shown = min(shown, len(parts) - 1)
+    before = sum(video.probe(part).frame_count for part in parts[:shown])
+    start = before * video.SAMPLES_PER_FRAME
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "growing.mp4"
+        video.join_videos(path, parts[shown:], read_sound(params)[:, start:], {})
+        return path.read_bytes()
+
+
+def thumbnail(run: PastRun) -> Image.Image:
+    """A frame from the middle of a run's video, from its newest chunk, or its portrait.
+
+    Raises:
+        MediaError: the video, the chunk or the portrait cannot be read.
+    """
+    if run.finished:
+        pictures = video.evenly_spaced(run.result.video_path, 3)
+        return pictures[len(pictures) // 2][1]
+    if run.parts:
+        return video.evenly_spaced(run.parts[-1], 1)[0][1]
+    return open_reference(local_file(run.params.image_path)).frame_at(0.0)
+
+
+def differing_fields(runs: Sequence[PastRun]) -> list[str]:
+    """Fields of the request in which the runs are not all the same."""
+    return [
+        name
+        for name in GenerationParams.model_fields
+        if any(getattr(run.params, name) != getattr(runs[0].params, name) for run in runs)
+    ]
+
+
+def measures(run: PastRun) -> dict[str, dict[str, Any]]:
+    """What was measured of a run's video, by name; empty where it is not finished."""
+    return {measure["name"]: measure for measure in run.record["measures"]} if run.finished else {}
+
+
+def summary(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
+    """A row for each run: the fields in which they differ, what it took, and what was measured."""
+    fields = differing_fields(runs) if runs else []
+    names = list(dict.fromkeys(name for run in runs for name in measures(run)))
+    return [
+        {"run": run.folder.name, "state": "finished" if run.finished else "unfinished"}
+        | {name: getattr(run.params, name) for name in fields}
+        | {"seconds": run.seconds if run.finished else None}
+        | {name: measures(run).get(name, {}).get("value") for name in names}
+        for run in runs
+    ]
+
+
+def in_a_line(params: GenerationParams) -> str:
+    """The settings that are changed most."""
+    return (
+        f"{params.diffusion_steps} steps · audio {params.audio_guide_scale:g} · text "
+        f"{params.text_guide_scale:g} · seed {params.seed}"
+    )
+
+
+def chunks(count: int) -> str:
+    """So many chunks, in words."""
+    return f"{count} chunk" if count == 1 else f"{count} chunks"
+
+
+def moment(time: datetime) -> str:
+    """A time of today, or the day too."""
+    return f"{time:%H:%M:%S}" if time.date() == datetime.now().date() else f"{time:%-d %b %H:%M}"

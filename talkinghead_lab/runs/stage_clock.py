@@ -1,0 +1,83 @@
+"""What a run costs: seconds and peak memory of every stage, measured, and memory planned ahead."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from talkinghead_lab.foundation.devices import GIB
+
+PROCESS = Path("/proc/self")
+
+
+class StageClock:
+    """Seconds and peak memory of every named stage; a stage that comes again adds up.
+
+    `stages` maps a name to `seconds`, `peak_host_gib` (resident memory of the whole process, mapped weight
+    files included, as Linux counts it) and, once CUDA is in use, `peak_gpu_gib` (allocated by PyTorch on the
+    current device), `reserved_gpu_gib`, and `outside_gpu_gib`, what the driver counts besides, other programs
+    included. What this machine cannot tell is absent. `timeline` holds every visit to a stage by itself, with
+    the seconds from the making of the clock to its start. Stages must not overlap.
+    """
+
+    def __init__(self) -> None:
+        self.made = time.perf_counter()
+        self.stages: dict[str, dict[str, float]] = {}
+        self.timeline: list[dict[str, float | str]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        gpu = _gpu_in_use()
+        if gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        host = _forget_host_peak()
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            gpu = _gpu_in_use()
+            if gpu:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            peaks = {"peak_host_gib": host_peak_gib()} if host else {}
+            if gpu:
+                peaks |= _gpu_peaks()
+            stage = self.stages.setdefault(name, {"seconds": 0.0})
+            stage["seconds"] += seconds
+            for measure, gib in peaks.items():
+                stage[measure] = max(gib, stage.get(measure, 0.0))
+            self.timeline.append({"stage": name, "started": started - self.made, "seconds": seconds, **peaks})
+
+
+def host_peak_gib() -> float:
+    """The largest resident memory of this process since its peak was last forgotten, in GiB."""
+    for line in (PROCESS / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / GIB
+    raise OSError("/proc/self/status has no VmHWM")
+
+
+def _forget_host_peak() -> bool:
+    """Start a new peak of resident memory (proc(5), clear_refs 5); False where the kernel tells none."""
+    try:
+        (PROCESS / "clear_refs").write_text("5")
+        host_peak_gib()
+    except OSError:
+        return False
+    return True
+
+
+def _gpu_peaks() -> dict[str, float]:
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "peak_gpu_gib": torch.cuda.max_memory_allocated() / GIB,
+        "reserved_gpu_gib": torch.cuda.max_memory_reserved() / GIB,
+        "outside_gpu_gib": (total - free - torch.cuda.memory_reserved()) / GIB,
+    }
+
+
+def _gpu_in_use() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()

@@ -1,0 +1,150 @@
+"""Does a run again and says whether it gives the same; where not, which chunk and frame, and how far off."""
+
+import itertools
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from talkinghead_lab.errors import OutputError
+from talkinghead_lab.foundation import digests
+from talkinghead_lab.media import video
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.runs.folder import RECORD
+from talkinghead_lab.runs.generate import generate
+
+Change = tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of doing a run again.
+
+    Args:
+        run_dir: the run.
+        identical: every latent, frame and byte of the video is the same.
+        video_intact: the run's video file is the one that was recorded.
+        first_chunk: number of the first chunk whose latent or frames differ, from 0.
+        first_frame: number of the first frame of the video that differs once decoded, from 0.
+        psnr: of that frame, in dB.
+        worst_psnr: of the frame that differs most, in dB.
+        changed: what could explain a difference, as (then, now): media, weights, settings, machine.
+    """
+
+    run_dir: str
+    identical: bool
+    video_intact: bool
+    first_chunk: int | None
+    first_frame: int | None
+    psnr: float | None
+    worst_psnr: float | None
+    changed: dict[str, Change]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = ["identical" if self.identical else "different"]
+        if not self.video_intact:
+            lines.append("the video file is not the one that was recorded")
+        if self.first_chunk is not None:
+            lines.append(f"first differing chunk: {self.first_chunk}")
+        if self.first_frame is not None:
+            lines.append(
+                f"first differing frame: {self.first_frame}, PSNR {self.psnr:.1f} dB; "
+                f"worst frame {self.worst_psnr:.1f} dB"
+            )
+        lines += [f"{name}: {then} then, {now} now" for name, (then, now) in self.changed.items()]
+        return "\n".join(lines)
+
+
+def verify(
+    run_dir: str | Path, *, pipeline: Pipeline | None = None, show_progress: bool = True
+) -> Verification:
+    """Do a finished run again in a temporary folder, without any cache, and compare.
+
+    Args:
+        run_dir: the run's folder; nothing in it changes.
+        pipeline: networks that are loaded already.
+        show_progress: draw a progress bar.
+
+    Raises:
+        OutputError: the folder holds no finished run.
+        MediaError, CheckpointError: what the run was made from is no longer there.
+    """
+    run_dir = Path(run_dir)
+    then = _record(run_dir)
+    recorded = run_dir / then["result"]["video_path"]
+    params = GenerationParams(**then["request"])
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        again = generate(params, Path(folder) / "run", pipeline=pipeline, show_progress=show_progress)
+        now = _record(again.run_dir)
+        frame, psnr, worst = _first_difference(recorded, again.video_path)
+    chunk = _first_differing_chunk(then["chunks"], now["chunks"])
+    intact = digests.sha256_of_file(recorded) == then["video_sha256"]
+    same_bytes = then["video_sha256"] == now["video_sha256"]
+    return Verification(
+        run_dir=str(run_dir),
+        identical=intact and same_bytes and chunk is None,
+        video_intact=intact,
+        first_chunk=chunk,
+        first_frame=frame,
+        psnr=psnr,
+        worst_psnr=worst,
+        changed=_changes(then, now),
+    )
+
+
+def _record(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"no finished run ({error})",
+            received=str(run_dir),
+            remedy="An unfinished run goes on with `generate … --run FOLDER`.",
+        ) from None
+
+
+def _first_differing_chunk(then: list[dict[str, Any]], now: list[dict[str, Any]]) -> int | None:
+    digests = ("latent_sha256", "frames_sha256")
+    nothing: dict[str, Any] = {}
+    for number, (before, after) in enumerate(itertools.zip_longest(then, now, fillvalue=nothing)):
+        if any(before.get(name) != after.get(name) for name in digests):
+            return number
+    return None
+
+
+def _first_difference(then: Path, now: Path) -> tuple[int | None, float | None, float | None]:
+    """(number of the first differing frame, its PSNR, the lowest PSNR); None where all are the same.
+
+    A frame that one of the videos has not differs by all there is: 0 dB.
+    """
+    found: dict[int, float] = {}
+    pairs = itertools.zip_longest(video.read_frames(then), video.read_frames(now))
+    for number, (before, after) in enumerate(pairs):
+        if before is None or after is None or before.shape != after.shape:
+            found[number] = 0.0
+        elif not np.array_equal(before, after):
+            error = np.square(before.astype(np.float64) - after).mean()
+            found[number] = float(10 * np.log10(255**2 / error))
+    first = min(found, default=None)
+    return first, found.get(first) if first is not None else None, min(found.values(), default=None)
+
+
+def _changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Change]:
+    """Media, weights and environment that are not what they were."""
+    changes = {}
+    for part in ("resolved", "inputs", "weights", "environment"):
+        for name in sorted(then[part].keys() | now[part].keys()):
+            before, after = then[part].get(name), now[part].get(name)
+            if before != after:
+                changes[f"{part}.{name}"] = (before, after)
+    if then["loras"] != now["loras"]:
+        changes["loras"] = (then["loras"], now["loras"])
+    return changes

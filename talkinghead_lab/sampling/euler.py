@@ -1,0 +1,143 @@
+"""Samples one latent chunk: shifted flow-matching timesteps, three-way guidance, Euler steps."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from talkinghead_lab.models.dit.model import AudioContext, Context, DiT, TimeEmbedding
+from talkinghead_lab.models.kernels.attention import Rotation
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.sampling.guidance import Branch, Guidance
+from talkinghead_lab.sampling.step_cache import ResidualCache, steps_to_keep, steps_to_skip
+
+TRAINED_TIMESTEPS = 1000
+
+
+def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise of one chunk, float32, drawn on the CPU so that it is the same for every device.
+
+    Seed and chunk number are hashed together: each chunk can be made again alone.
+    """
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(shape, generator=generator)
+
+
+def timesteps(steps: int, shift: float) -> Tensor:
+    """[steps + 1] timesteps from 1000 down to 0, float32.
+
+    Even steps from 1000 to 1 and a last one at 0, then t ← shift · t / (1 + (shift − 1) · t) on [0, 1]
+    (Stable Diffusion 3, arXiv 2403.03206, section 5.3.2).
+    """
+    even = torch.from_numpy(np.linspace(TRAINED_TIMESTEPS, 1, steps, dtype=np.float32))
+    t = torch.cat([even, torch.zeros(1)]) / TRAINED_TIMESTEPS
+    return shift * t / (1 + (shift - 1) * t) * TRAINED_TIMESTEPS
+
+
+@dataclass
+class ChunkConditions:
+    """What does not change while a chunk is sampled.
+
+    Args:
+        picture: mask and encoded first frame, [1, 4 + C, T, h, w].
+        image: context of the picture.
+        texts, audios: contexts of the prompt (True) and the negative prompt (False), of the recording (True)
+            and silence (False).
+        motion: latents that the chunk begins with, [1, C, motion latents, h, w].
+        rotation: rotary positions of the chunk.
+        regions: speaker regions [3, S], or None for one speaker.
+    """
+
+    picture: Tensor
+    image: Context
+    texts: Mapping[bool, Context]
+    audios: Mapping[bool, AudioContext]
+    motion: Tensor
+    rotation: Rotation
+    regions: Tensor | None
+
+
+@dataclass
+class _Step:
+    """The forwards of one step, each through the cache of its branch."""
+
+    model: DiT
+    conditions: ChunkConditions
+    caches: Mapping[Branch, ResidualCache]
+    latent: Tensor
+    time: TimeEmbedding
+    skip: bool
+    keep: bool
+    tokens: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.model.patchify(self.latent, self.conditions.picture)
+
+    def velocities(self) -> dict[Branch, Tensor]:
+        """The velocity of every branch.
+
+        Of several processes each computes a branch of its own, as long as there are as many; the branches
+        that remain are computed by all together.
+        """
+        velocities: dict[Branch, Tensor] = {}
+        branches, share = list(self.caches), self.model.share
+        together = len(branches) % share.size
+        for first in range(0, len(branches) - together, share.size):
+            at_once = branches[first : first + share.size]
+            own = self.velocity(at_once[share.rank], alone=True)
+            velocities |= zip(at_once, share.of_all(own), strict=True)
+        for branch in branches[len(branches) - together :]:
+            velocities[branch] = self.velocity(branch, alone=False)
+        return velocities
+
+    def velocity(self, branch: Branch, alone: bool) -> Tensor:
+        run = partial(self._run_blocks, branch, alone)
+        out = self.caches[branch].run(self.tokens, run, self.skip, self.keep)
+        return self.model.unpatchify(out, self.time, self.latent.shape)
+
+    def _run_blocks(self, branch: Branch, alone: bool, tokens: Tensor) -> Tensor:
+        conditions = self.conditions
+        return self.model.run_blocks(
+            tokens,
+            self.time,
+            conditions.rotation,
+            conditions.texts[branch.prompt],
+            conditions.image,
+            conditions.audios[branch.audio],
+            conditions.regions,
+            alone,
+        )
+
+
+@torch.inference_mode()
+def sample_chunk(
+    model: DiT,
+    noise: Tensor,
+    conditions: ChunkConditions,
+    params: GenerationParams,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Tensor:
+    """Integrate from noise to a latent chunk, both [1, C, T, h, w] in float32.
+
+    `on_step` is called with the number of finished steps; what it raises ends the sampling.
+    """
+    schedule = timesteps(params.diffusion_steps, params.shift).to(noise.device)
+    times = model.time_embedding_of(schedule[:-1])
+    skips = steps_to_skip(times.blocks, params.step_cache_threshold, params.resolution)
+    keeps = steps_to_keep(skips)
+    guidance = Guidance.of(params)
+    caches = {branch: ResidualCache() for branch in guidance.branches}
+    moves = ((schedule[:-1] - schedule[1:]) / TRAINED_TIMESTEPS).tolist()
+    latent, motion_latents = noise.clone(), conditions.motion.shape[2]
+    latent[:, :, :motion_latents] = conditions.motion
+    for step, move in enumerate(moves):
+        forwards = _Step(model, conditions, caches, latent, times.at(step), skips[step], keeps[step])
+        latent = latent - guidance.combine(forwards.velocities()) * move
+        latent[:, :, :motion_latents] = conditions.motion
+        on_step(step + 1)
+    return latent

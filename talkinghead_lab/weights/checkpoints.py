@@ -1,0 +1,320 @@
+"""Finding the files of a checkpoint, and building the networks that they are for.
+
+The embedded and the released checkpoint have one layout:
+
+    CKPT_DIR/           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE, models_t5_…,
+                        models_clip_…, google/umt5-xxl/ (tokenizer)
+    WAV2VEC_DIR/        config.json, model.safetensors
+    INFINITETALK_DIR/   single/infinitetalk.safetensors, multi/infinitetalk.safetensors; or one file: the
+                        adapter, or a whole quantised transformer with its .json map beside it
+
+Weights named without suffix are `.safetensors` or `.pth`; a `.json` of the same stem may supply what tensor
+shapes cannot tell (head counts, latent statistics).
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
+from talkinghead_lab.models.dit.config import DiTConfig
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.encoders import image as image_encoder
+from talkinghead_lab.models.encoders import speech as speech_encoder
+from talkinghead_lab.models.encoders import text as text_encoder
+from talkinghead_lab.models.vae import model as vae
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.weights.quantization import from_released_quantized, prepare_for_quantized
+from talkinghead_lab.weights.reading import load_strict, read_tensors, shapes_of
+
+Network = TypeVar("Network", bound=nn.Module)
+
+EMBEDDED_WEIGHTS = EMBEDDED_FOLDER / "weights"
+TRANSFORMER = "diffusion_pytorch_model"
+VAE = "Wan2.1_VAE"
+TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16"
+IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+TOKENIZER = Path("google", "umt5-xxl")
+RELEASED_REPOSITORIES = {
+    "ckpt_dir": "Wan-AI/Wan2.1-I2V-14B-480P",
+    "wav2vec_dir": "TencentGameMate/chinese-wav2vec2-base",
+    "infinitetalk_dir": "MeiGen-AI/InfiniteTalk",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where one checkpoint lies: the Wan2.1 folder, the wav2vec2 folder, the InfiniteTalk file."""
+
+    wan: Path
+    wav2vec2: Path
+    infinitetalk: Path
+
+
+def locate(params: GenerationParams) -> CheckpointFiles:
+    """Folders and files of the checkpoint that a request names.
+
+    Raises:
+        CheckpointError: a folder is not named anywhere, or does not exist.
+    """
+    if params.checkpoint == "embedded":
+        folders = {name: EMBEDDED_WEIGHTS / name for name in RELEASED_REPOSITORIES}
+    else:
+        folders = {name: _named_folder(name, getattr(params, name)) for name in RELEASED_REPOSITORIES}
+    for name, folder in folders.items():
+        if not folder.exists():
+            raise CheckpointError(
+                f"{name} does not exist",
+                received=str(folder),
+                remedy="Check the path; `python -m talkinghead_lab fetch FOLDER` downloads released weights.",
+            )
+    adapter = _adapter_file(folders["infinitetalk_dir"], params.speakers)
+    return CheckpointFiles(folders["ckpt_dir"], folders["wav2vec_dir"], adapter)
+
+
+def _named_folder(field: str, value: str | None) -> Path:
+    variable = field.upper()
+    path = value or os.environ.get(variable)
+    if not path:
+        raise CheckpointError(
+            f"the released checkpoint needs {field}",
+            remedy=f"Set the parameter {field} or the variable {variable}. "
+            "`python -m talkinghead_lab fetch FOLDER` downloads the released weights.",
+        )
+    return Path(path)
+
+
+def _adapter_file(path: Path, speakers: int) -> Path:
+    if path.is_file():
+        return path
+    kind = "single" if speakers == 1 else "multi"
+    candidates = [path / kind / "infinitetalk.safetensors", path / "infinitetalk.safetensors"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"no InfiniteTalk weights for {speakers} speaker(s)",
+        received=str(path),
+        allowed=f"a folder with {kind}/infinitetalk.safetensors, or the file itself",
+    )
+
+
+def read_shards(folder: Path, stem: str = TRANSFORMER) -> dict[str, Tensor]:
+    """Tensors of one file or of all its shards, by the index where there is one."""
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(folder, stem):
+        tensors |= read_tensors(file)
+    return tensors
+
+
+def _shards(folder: Path, stem: str) -> list[Path]:
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        files = sorted({folder / name for name in _read_json(index)["weight_map"].values()})
+    else:
+        files = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not files:
+        raise CheckpointError("no transformer weights", received=str(folder), allowed=f"{stem}*.safetensors")
+    _check_shards_complete(files)
+    return files
+
+
+def _check_shards_complete(files: list[Path]) -> None:
+    counts = [re.search(r"-(\d+)-of-(\d+)\.", file.name) for file in files]
+    if counts[0]:
+        present, total = {int(c[1]) for c in counts if c}, int(counts[0][2])
+        missing = sorted(set(range(1, total + 1)) - present)
+        if missing:
+            raise CheckpointError(
+                f"shards {missing} of {total} are missing",
+                received=str(files[0].parent),
+                remedy="Download them.",
+            )
+
+
+def weight_files(files: CheckpointFiles) -> dict[str, Path]:
+    """Every file that the loaders below read, by a name that does not tell where the checkpoint lies.
+
+    Raises:
+        CheckpointError: a weight file is missing.
+    """
+    wan = [*_shards(files.wan, TRANSFORMER), files.wan / "config.json"]
+    wan += [_weights_file(files.wan, stem) for stem in (VAE, TEXT_ENCODER, IMAGE_ENCODER)]
+    wan += [path for path in (files.wan / TOKENIZER).rglob("*") if path.is_file()]
+    speech = [_weights_file(files.wav2vec2, "model"), *files.wav2vec2.glob("*config.json")]
+    quantised_text = files.infinitetalk.parent.glob("t5_*")
+    named = {f"wan/{path.relative_to(files.wan)}": path for path in wan}
+    named |= {f"wav2vec2/{path.name}": path for path in speech}
+    named |= {f"infinitetalk/{path.name}": path for path in (files.infinitetalk, *quantised_text)}
+    beside = {f"{name.rpartition('.')[0]}.json": path.with_suffix(".json") for name, path in named.items()}
+    return dict(sorted((named | {name: path for name, path in beside.items() if path.is_file()}).items()))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read as JSON ({error})", received=str(path)) from None
+
+
+def _weights_file(folder: Path, stem: str) -> Path:
+    for suffix in (".safetensors", ".pth"):
+        if (folder / f"{stem}{suffix}").is_file():
+            return folder / f"{stem}{suffix}"
+    raise CheckpointError(
+        "no such weight file", received=str(folder / f"{stem}.pth"), allowed=".pth or .safetensors"
+    )
+
+
+def _fields_beside(path: Path) -> dict[str, Any]:
+    beside = path.with_suffix(".json")
+    return _read_json(beside) if beside.is_file() else {}
+
+
+def quantization_map(infinitetalk: Path) -> dict[str, Any] | None:
+    """The map beside a quantised transformer, or None where the file is a plain adapter."""
+    fields = _fields_beside(infinitetalk)
+    return fields if fields and all(isinstance(kinds, dict) for kinds in fields.values()) else None
+
+
+def _build(
+    network: Callable[[Any], Network],
+    config: object,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    quantised: Mapping[str, Any] | None = None,
+) -> Network:
+    """A network of these sizes with these weights; `quantised` maps its eight-bit layers."""
+    with torch.device("meta"):
+        model = network(config)
+        prepare_for_quantized(model, quantised or {})
+    load_strict(model, tensors, source, dtype, device)
+    return model
+
+
+def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> DiT:
+    """The transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file that holds both.
+
+    Without a `dtype` its weights stay as they are stored.
+    """
+    fields = _read_json(files.wan / "config.json")
+    quantised = quantization_map(files.infinitetalk)
+    if quantised is None:
+        tensors = read_shards(files.wan) | read_tensors(files.infinitetalk)
+    else:
+        tensors = from_released_quantized(read_tensors(files.infinitetalk))
+    config = DiTConfig.from_tensors(shapes_of(tensors), fields)
+    source = f"transformer ({files.infinitetalk.name})"
+    return _build(DiT, config, tensors, source, dtype, device, quantised)
+
+
+def load_vae(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str) -> vae.VAE:
+    """The video autoencoder."""
+    path = _weights_file(files.wan, VAE)
+    tensors = read_tensors(path)
+    config = vae.VAEConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    return _build(vae.VAE, config, vae.from_released(tensors, config), path.name, dtype, device)
+
+
+def load_image_encoder(
+    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+) -> image_encoder.ImageEncoder:
+    """CLIP's image tower."""
+    path = _weights_file(files.wan, IMAGE_ENCODER)
+    tensors = read_tensors(path)
+    config = image_encoder.ImageEncoderConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    named = image_encoder.from_released(tensors, config)
+    return _build(image_encoder.ImageEncoder, config, named, path.name, dtype, device)
+
+
+def load_text_encoder(
+    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+) -> text_encoder.TextEncoder:
+    """umT5; the quantised one where it lies beside a quantised transformer."""
+    maps = sorted(files.infinitetalk.parent.glob("t5_map_*.json"))
+    if maps and quantization_map(files.infinitetalk) is not None:
+        path = maps[0].with_name(maps[0].name.replace("t5_map_", "t5_")).with_suffix(".safetensors")
+        tensors, kinds = from_released_quantized(read_tensors(path)), _read_json(maps[0])
+    else:
+        path, kinds = _weights_file(files.wan, TEXT_ENCODER), {}
+        tensors = read_tensors(path)
+    config = text_encoder.TextEncoderConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    named, quantised = (text_encoder.from_released(part, config) for part in (tensors, kinds))
+    return _build(text_encoder.TextEncoder, config, named, path.name, dtype, device, quantised)
+
+
+def load_tokenizer(files: CheckpointFiles, text_len: int) -> text_encoder.Tokenizer:
+    """The text encoder's tokenizer."""
+    return text_encoder.Tokenizer(files.wan / TOKENIZER, text_len)
+
+
+def load_speech_encoder(
+    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+) -> speech_encoder.SpeechEncoder:
+    """wav2vec2."""
+    path = _weights_file(files.wav2vec2, "model")
+    tensors = read_tensors(path)
+    fields = _read_json(files.wav2vec2 / "config.json")
+    preprocessor = files.wav2vec2 / "preprocessor_config.json"
+    if preprocessor.is_file():
+        fields |= _read_json(preprocessor)
+    config = speech_encoder.SpeechEncoderConfig.from_tensors(shapes_of(tensors), fields)
+    named = speech_encoder.from_released(tensors, config)
+    return _build(speech_encoder.SpeechEncoder, config, named, path.name, dtype, device)
+
+
+def fetch_released(folder: Path) -> dict[str, Path]:
+    """Download the released weights; returns the environment variables that name them.
+
+    Only what the pipeline reads is taken. What is there already is checked and not downloaded again.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = {
+        "ckpt_dir": ["config.json", f"{TRANSFORMER}*", f"{VAE}*", "models_*", f"{TOKENIZER}/*"],
+        "wav2vec_dir": ["*.json", "*.bin", "*.safetensors"],
+        "infinitetalk_dir": ["single/*", "multi/*"],
+    }
+    variables = {}
+    for field, repository in RELEASED_REPOSITORIES.items():
+        target = folder / repository.rpartition("/")[2]
+        snapshot_download(repository, local_dir=target, allow_patterns=wanted[field])
+        variables[field.upper()] = target
+    return variables
+
+
+def inventory(params: GenerationParams) -> list[dict[str, str]]:
+    """Which networks of a checkpoint are present and whole: a row each, with what to do where one is not.
+
+    Every tensor's name and shape and every file's length are checked; no weight is read.
+    """
+    try:
+        files = locate(params)
+    except CheckpointError as error:
+        return [{"network": "all", "state": f"{error.problem}", "next": error.remedy or ""}]
+    loaders: dict[str, Callable[[], object]] = {
+        "transformer and audio adapter": lambda: load_dit(files, torch.bfloat16, "meta"),
+        "video autoencoder": lambda: load_vae(files, torch.float32, "meta"),
+        "text encoder": lambda: load_text_encoder(files, torch.bfloat16, "meta"),
+        "tokenizer": lambda: load_tokenizer(files, 1),
+        "image encoder": lambda: load_image_encoder(files, torch.bfloat16, "meta"),
+        "speech encoder": lambda: load_speech_encoder(files, torch.float32, "meta"),
+    }
+    rows = []
+    for network, load in loaders.items():
+        try:
+            load()
+            rows.append({"network": network, "state": "whole", "next": ""})
+        except CheckpointError as error:
+            rows.append({"network": network, "state": str(error), "next": error.remedy or ""})
+    return rows

@@ -1,0 +1,110 @@
+"""The transformer as a request wants it: with its LoRAs, in its precision, resident or ready to stream."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import nn
+
+from talkinghead_lab.foundation.devices import compute_type
+from talkinghead_lab.foundation.imports import gc_disabled
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.offload.requirements import STREAMED_BLOCKS
+from talkinghead_lab.offload.streamed_blocks import stream
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.lora import merge_lora
+from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears, stored_type
+from talkinghead_lab.weights.reading import convert
+
+BLOCKS = STREAMED_BLOCKS["transformer"]
+# Compiling takes up to half a minute; networks narrower than this, the embedded one above all, run in less.
+NARROWEST_COMPILED = 1024
+IMPORTED_MEANWHILE = (
+    "transformers.models.umt5.modeling_umt5",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+    "pyloudnorm",
+)
+# Seconds that a thread which is asked for the interpreter keeps it. Reading gives it away with every tensor,
+# and would wait 5 ms each time to have it back from the imports.
+TURN = 1e-5
+# The part of PyTorch's threads that reads meanwhile. With one for every core, the import is in the way of one
+# of them and the others wait for that: on 16 cores, 16 threads read 9 GB/s in place of 60, and 4 read 17.
+READERS = 1 / 4
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import what encoders are built from meanwhile: it takes longer than reading the transformer.
+
+    What fails here fails again, and is told, where an encoder is built.
+    """
+    turn, threads = sys.getswitchinterval(), torch.get_num_threads()
+    sys.setswitchinterval(TURN)
+    torch.set_num_threads(max(1, round(threads * READERS)))
+    try:
+        with gc_disabled(), ThreadPoolExecutor(1) as thread:
+            for module in IMPORTED_MEANWHILE:
+                thread.submit(importlib.import_module, module)
+            yield
+    finally:
+        sys.setswitchinterval(turn)
+        torch.set_num_threads(threads)
+
+
+@importing()
+def load_transformer(
+    params: GenerationParams, files: checkpoints.CheckpointFiles, device: torch.device, offloaded: bool
+) -> DiT:
+    """Read the transformer; `offloaded` leaves it in host memory, its blocks page-locked, ready to stream.
+
+    Raises:
+        CheckpointError: see `checkpoints` and `lora`.
+    """
+    compute, stored = compute_type(params.precision, device), stored_type(params.precision, device)
+    if checkpoints.quantization_map(files.infinitetalk) is not None:
+        stored = None
+    # Where blocks are finished one by one, their weights stay in their files until it is their turn.
+    dtype = None if offloaded and not params.loras else compute
+    dit = checkpoints.load_dit(files, dtype, torch.device("cpu") if offloaded else device)
+    for lora in params.loras:
+        merge_lora(dit, local_file(lora.path), lora.scale)
+    if offloaded:
+        stream(dit, BLOCKS, device, lambda block: _finish(block, compute, stored, device))
+        convert(dit, compute)
+        _let_go_of_files(dit)
+    elif stored is not None:
+        quantize_linears(dit.get_submodule(BLOCKS), stored)
+    _use_what_the_device_has(dit, params, device)
+    return dit
+
+
+def _let_go_of_files(dit: DiT) -> None:
+    """Copy what does not stream: a single small tensor in a mapped file keeps the whole file in memory."""
+    streamed = {id(tensor) for tensor in dit.get_submodule(BLOCKS).large_tensors()}  # type: ignore[operator]
+    for tensor in chain(dit.parameters(), dit.buffers()):
+        if id(tensor) not in streamed:
+            tensor.data = tensor.data.clone()
+
+
+def _use_what_the_device_has(dit: DiT, params: GenerationParams, device: torch.device) -> None:
+    dit.use_attention(params.attention, device)
+    if has_fp8(device):
+        multiply_fp8(dit)
+    # For two speakers, attention to their regions loops over the heads: too long a graph.
+    pays = device.type == "cuda" and dit.config.dim >= NARROWEST_COMPILED and params.speakers == 1
+    if pays if params.compile_blocks is None else params.compile_blocks:
+        dit.compile_blocks()
+
+
+def _finish(block: nn.Module, compute: torch.dtype, stored: torch.dtype | None, device: torch.device) -> None:
+    convert(block, compute)
+    if stored is not None:
+        quantize_linears(block.to(device), stored)
+        block.to("cpu")

@@ -1,0 +1,138 @@
+"""The benchmark at its tiny size: rows, floors, jobs, and what a file keeps."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from talkinghead_lab.bench.__main__ import main
+from talkinghead_lab.bench.ceilings import (
+    attention_name,
+    forward_floor,
+    frame_name,
+    frame_shapes,
+    linear_shapes,
+    product_name,
+)
+from talkinghead_lab.bench.decode import DECODE
+from talkinghead_lab.bench.forwards import COMPILED, OUTSIDE, SKIPPED
+from talkinghead_lab.bench.jobs import FAST, FOUR_STEPS, JOBS, add_jobs, total
+from talkinghead_lab.bench.rows import Results, Row
+from talkinghead_lab.bench.sizes import SIZES
+from talkinghead_lab.bench.table import markdown, read_rows
+from talkinghead_lab.profiling import profile
+from talkinghead_lab.sampling.chunks import plan_chunks
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+PUBLISHED = sorted((ROOT / "outputs" / "published").glob("*/bench*.json"))
+MACHINE = {"device": "a machine"}
+TINY, RELEASED = SIZES["tiny"], SIZES["released"]
+
+
+def test_parts_are_measured_and_kept_in_one_file(tmp_path):
+    out = tmp_path / "figures.json"
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", "products"]) == 0
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", "attention", "step"]) == 0
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert {product_name("bf16", shape) for shape in linear_shapes(TINY.dit)} <= rows.keys()
+    assert {attention_name("sdpa"), attention_name("triton"), OUTSIDE, SKIPPED} <= rows.keys()
+    assert all(row["seconds"] > 0 for row in rows.values())
+    assert rows[attention_name("triton")]["conditions"]["relative_error"] < 0.05
+
+
+@pytest.mark.slow
+def test_every_way_of_a_forward_is_measured(tmp_path):
+    out = tmp_path / "figures.json"
+    parts = ["forward", "several-gpus"]
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", *parts]) == 0
+    rows = {row["name"]: row["conditions"] for row in json.loads(out.read_text())["rows"]}
+    several = {name: rows.pop(name) for name in list(rows) if name.startswith("several GPUs")}
+    errors = [told["relative_error"] for told in rows.values()]
+    assert len(errors) == 4 and errors[0] == 0 and errors[1] < 1e-4 < errors[2] < 0.1
+    shared = {name: told for name, told in several.items() if name.endswith("shared by 2")}
+    assert len(shared) == 3 and all(told["relative_error"] < 1e-4 for told in shared.values())
+    assert shared["several GPUs: a step of two forwards shared by 2"]["relative_error"] == 0
+
+
+def test_rows_survive_the_file_and_other_machines_rows_do_not(tmp_path):
+    row = Row("a", 2.0, floor=1.0, peak_gib=3.0, conditions={"b": 1})
+    Results(tmp_path / "a.json", MACHINE).add(row)
+    again = Results(tmp_path / "a.json", MACHINE)
+    assert again.rows == {"a": row} and again.rows["a"].ratio == 0.5
+    assert Results(tmp_path / "a.json", {"device": "another"}).rows == {}
+
+
+def test_the_floor_is_the_sum_of_its_products_and_attention():
+    results = Results(None, MACHINE)
+    assert forward_floor(RELEASED.dit, results) is None
+    for shape, seconds in zip(linear_shapes(RELEASED.dit), (2.0, 3.0, 5.0), strict=True):
+        results.add(Row(product_name("bf16", shape), seconds))
+        results.add(Row(product_name("fp8", shape), seconds / 2))
+    for shape, seconds in zip(frame_shapes(RELEASED.dit), (0.5, 0.25), strict=True):
+        results.add(Row(frame_name(shape), seconds))
+    for kind, seconds in {"sdpa": 40.0, "flash3": 30.0, "triton": 20.0}.items():
+        results.add(Row(attention_name(kind), seconds))
+    assert forward_floor(RELEASED.dit, results) == 40 * (6 * 2 + 3 + 5 + 0.75 + 30)
+    assert forward_floor(RELEASED.dit, results, "fp8", True) == 40 * (5 * 1 + 2 + 4 + 0.75 + 20)
+
+
+def test_the_released_size_is_that_of_the_released_weights():
+    """Work of one forward, in operations: its products, with the recording's folded, and self-attention."""
+    config, tokens = RELEASED.dit, RELEASED.grid.tokens
+    assert tokens == 32_760
+    linear = sum(2 * tokens * rows * columns * n for (rows, columns), n in linear_shapes(config).items())
+    assert linear * config.num_layers == pytest.approx(0.78e15, rel=0.005)
+    folded = sum(2 * tokens * rows * columns for rows, columns in frame_shapes(config))
+    assert folded * config.num_layers == pytest.approx(0.034e15, rel=0.02)
+    assert 4 * tokens**2 * config.dim * config.num_layers == pytest.approx(0.88e15, rel=0.005)
+
+
+def test_jobs_add_up():
+    parts = {"forward": 2.0, "attention": 1.2, "skipped": 0.1, "outside": 0.5, "decode": 3.0}
+    job, grid = JOBS[FAST], RELEASED.grid
+    whole = plan_chunks(200, 81, 9)
+    assert total(job, whole, 0.5, parts, grid) == pytest.approx(3 * (8 * (2 * 1.05 + 0.5) + 3.0))
+    trimmed = plan_chunks(200, 81, 9, trim=True)
+    part = 15 / 21  # 9 repeated frames and 47 new ones are 57 frames
+    last = 8 * (2 * (part * 0.8 + part**2 * 1.2) + part * 0.5) + part * 3.0
+    assert total(job, trimmed, 0.0, parts, grid) == pytest.approx(2 * (8 * (2 * 2.0 + 0.5) + 3.0) + last)
+    results = Results(None, MACHINE)
+    for name, seconds in {COMPILED: 2.0, SKIPPED: 0.1, OUTSIDE: 0.5, DECODE: 3.0}.items():
+        results.add(Row(name, seconds))
+    add_jobs(RELEASED, CPU, results)
+    assert len(results.rows) == 4 + 3 * 2 * 4
+    assert results.rows["job: 8 seconds, 40 steps, 0% skipped, bf16, compiled"].conditions["chunks"] == 3
+
+
+@pytest.mark.slow
+def test_loading_and_offloading_are_measured_from_files(tmp_path):
+    out = tmp_path / "figures.json"
+    parts = ["load", "offload", "small-host", "videos"]
+    assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", *parts]) == 0
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    begun = rows["load: process start to first forward"]["conditions"]
+    assert 0 < begun["imported"] < begun["loaded"] < begun["first_forward"]
+    for name in (
+        "64x64, all blocks stay",
+        "64x64, 8.0 GiB",
+        "96x64, 2 blocks, all blocks stay",
+        "64x64, 8.0 GiB, fp8",
+    ):
+        conditions = rows[f"offload: {name}"]["conditions"]
+        assert conditions["resident_host_gib"] > conditions["anonymous_host_gib"] > 0
+        assert conditions["stages"].keys() == {"text", "audio", "image", "vae_encode", "sampling", "decode"}
+    assert rows[FAST.replace("job", "video")]["seconds"] > rows[FOUR_STEPS.replace("job", "video")]["seconds"]
+    table = profile.read(tmp_path / "profile.json")
+    assert table["run"].n_unique() == 1 + 5 + 2 + 1
+    assert profile.fit(table)["stages"].keys() == conditions["stages"].keys()
+
+
+def test_the_page_shows_the_published_figures():
+    page = (ROOT / "PERFORMANCE.md").read_text()
+    shown = dict(re.findall(r"<!-- (outputs/\S+) -->\n(.*?)\n<!-- end -->", page, re.S))
+    assert PUBLISHED and shown.keys() == {str(file.relative_to(ROOT)) for file in PUBLISHED}
+    for file, table in shown.items():
+        assert table == markdown(read_rows(ROOT / file))

@@ -1,0 +1,44 @@
+"""The shipped weights do what they were trained for: the mouth follows the recording that is heard."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from talkinghead_lab.foundation import digests
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.measures import drawn_faces
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.generate import generate
+
+PRESET = Path(__file__).parents[2] / "params" / "embedded.yaml"
+FRAMES = 77
+SAMPLES = ("sample:recording", "sample:recording-2")
+
+
+def correlation(opening: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.corrcoef(opening[:FRAMES], truth[:FRAMES])[0, 1])
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """For each sample: the opening read from its video, and the truth."""
+    pairs = []
+    for sample in SAMPLES:
+        changes = {"audio_path": sample, "max_frames": FRAMES, "trim_last_chunk": True}
+        params = GenerationParams.from_yaml(PRESET, **changes)
+        made = generate(params, tmp_path_factory.mktemp("quality") / "run", show_progress=False)
+        truth = drawn_faces.mouth_truth()[digests.known_sha256(local_file(params.audio_path))]
+        pairs.append((drawn_faces.read_openings(made.video_path, FRAMES), np.asarray(truth)))
+    return pairs
+
+
+def test_the_mouth_follows_its_recording(spoken):
+    for opening, truth in spoken:
+        assert correlation(opening, truth) >= 0.7
+
+
+def test_the_mouth_does_not_follow_another_recording(spoken):
+    (first, its_truth), (second, other_truth) = spoken
+    wrong = [correlation(first, other_truth), correlation(second, its_truth)]
+    assert np.mean(wrong) <= 0.3

@@ -1,0 +1,54 @@
+"""Faces are seen where the user has the landmarker; without it, or with a wrong file, the reason is told."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator
+
+from talkinghead_lab.errors import CheckpointError, MediaError
+from talkinghead_lab.measures import photographed_faces
+from talkinghead_lab.training.avatar import Motion, render, sample_identity
+from tests.measures.test_lips import grey, write
+
+needs_model = pytest.mark.skipif(
+    photographed_faces.VARIABLE not in os.environ,
+    reason=f"{photographed_faces.VARIABLE} names no face landmarker",
+)
+
+
+def test_without_a_model_file_the_variable_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv(photographed_faces.VARIABLE, raising=False)
+    with pytest.raises(CheckpointError, match=r"FACE_LANDMARKER is not set.*face_landmarker.task"):
+        photographed_faces.see_faces(tmp_path / "a.mp4", 10)
+    monkeypatch.setenv(photographed_faces.VARIABLE, str(tmp_path / "gone.task"))
+    with pytest.raises(CheckpointError, match=r"names no file.*gone.task"):
+        photographed_faces.see_faces(tmp_path / "a.mp4", 10)
+
+
+def test_a_wrong_model_file_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("mediapipe")
+    wrong = tmp_path / "wrong.task"
+    wrong.write_bytes(b"no landmarker")
+    monkeypatch.setenv(photographed_faces.VARIABLE, str(wrong))
+    with pytest.raises(CheckpointError, match="no face landmarker"):
+        photographed_faces.see_faces(write(tmp_path / "grey.mp4", grey([90] * 3)), 10)
+
+
+@needs_model
+def test_the_opening_follows_the_mouth_and_the_box_the_head(tmp_path):
+    motion = Motion.still(50)
+    wanted = 0.5 - 0.5 * torch.cos(torch.arange(50) / 4)
+    motion.mouth[:, 0] = wanted
+    pixels = ((render(sample_identity(Generator().manual_seed(5)), motion) + 1) * 127.5).byte()
+    seen = photographed_faces.see_faces(write(tmp_path / "talks.mp4", pixels.permute(0, 2, 3, 1).numpy()), 50)
+    assert np.corrcoef(seen.opening, wanted)[0, 1] > 0.9
+    left, top, right, bottom = seen.boxes.mean(0)
+    assert 0 < left < 80 < right < 160 and 0 < top < 80 < bottom < 160
+
+
+@needs_model
+def test_a_video_without_a_face_is_told(tmp_path):
+    with pytest.raises(MediaError, match="3 of 3"):
+        photographed_faces.see_faces(write(tmp_path / "grey.mp4", grey([90] * 3)), 10)

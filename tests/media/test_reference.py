@@ -1,0 +1,222 @@
+import struct
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from talkinghead_lab.errors import MediaError
+from talkinghead_lab.media.reference import DrivingVideo, Portrait, is_video, open_reference
+
+WIDTH, HEIGHT = 64, 48
+STEP = 6  # grey levels between two frames
+NEARLY_LOSSLESS = {
+    "libx264": {"crf": "4"},
+    "libvpx-vp9": {"crf": "4", "b": "0"},
+    "mpeg2video": {"qmax": "2"},
+}
+
+
+def write_numbered(path, count=20, rate=Fraction(25), codec="libx264", times=None, gop=5):
+    """A video whose n-th frame is grey of level STEP · n; `times` in milliseconds makes the rate vary."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options={"g": str(gop)} | NEARLY_LOSSLESS[codec])
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(
+                np.full((HEIGHT, WIDTH, 3), STEP * number, np.uint8), format="rgb24"
+            )
+            frame.pts = times[number] if times else number
+            frame.time_base = Fraction(1, 1000) if times else 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def number_at(video, seconds):
+    return round(np.asarray(video.frame_at(seconds)).mean() / STEP)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "codec"),
+    [
+        ("a.mp4", Fraction(25), "libx264"),
+        ("a.mp4", Fraction(30), "libx264"),
+        ("a.mkv", Fraction(30000, 1001), "libx264"),
+        ("a.mov", Fraction(60), "libx264"),
+        ("a.webm", Fraction(24), "libvpx-vp9"),
+        ("a.mkv", Fraction(10), "libx264"),
+    ],
+)
+def test_frames_are_found_by_time_at_any_rate(tmp_path, name, rate, codec):
+    video = DrivingVideo(write_numbered(tmp_path / name, rate=rate, codec=codec))
+    assert video.size == (WIDTH, HEIGHT)
+    for seconds in (0.0, 0.04, 0.2, 0.28, 0.36, 0.12):
+        assert number_at(video, seconds) == min(19, int(seconds * rate + Fraction(1, 50)))
+
+
+def test_frames_that_come_at_uneven_times(tmp_path):
+    times = [0, 20, 150, 160, 400, 1000]
+    video = DrivingVideo(write_numbered(tmp_path / "a.mkv", count=6, rate=Fraction(50), times=times))
+    found = [number_at(video, seconds) for seconds in (0.0, 0.1, 0.15, 0.39, 0.4, 0.99, 1.0)]
+    assert found == [0, 1, 2, 3, 4, 4, 5]
+
+
+def test_beyond_the_end_the_last_frame_stays(tmp_path):
+    for name in ("a.mp4", "a.mkv", "a.mov"):
+        video = DrivingVideo(write_numbered(tmp_path / name))
+        assert number_at(video, 0.76) == number_at(video, 0.9) == number_at(video, 1000.0) == 19
+        assert number_at(video, -1.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.ts", "mpeg2video"), ("a.h264", "libx264"), ("a.m2v", "mpeg2video")]
+)
+def test_streams_that_cannot_be_searched_are_read_from_the_start(tmp_path, name, codec):
+    video = DrivingVideo(write_numbered(tmp_path / name, codec=codec))
+    assert [number_at(video, n / 25) for n in (0, 3, 7, 19)] == [0, 3, 7, 19]
+
+
+def test_time_counts_from_the_first_frame(tmp_path):
+    times = [3320 + 40 * n for n in range(20)]
+    assert any(3.32 + n / 25 < (3320 + 40 * n) / 1000 for n in range(20)), "no sum is rounded down"
+    video = DrivingVideo(write_numbered(tmp_path / "a.mkv", times=times))
+    assert [number_at(video, n / 25) for n in range(20)] == list(range(20))
+
+
+def test_damage_in_the_middle_is_passed_over(tmp_path):
+    path = write_numbered(tmp_path / "a.mp4")
+    with av.open(str(path)) as container:
+        packet = list(container.demux(video=0))[8]
+    content = bytearray(path.read_bytes())
+    content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(content)
+    with av.open(str(path)) as container, pytest.raises(av.error.InvalidDataError):
+        list(container.decode(video=0))
+    video = DrivingVideo(path)
+    assert number_at(video, 0.0) == 0
+    assert number_at(video, 0.76) == 19
+
+
+def noted_rotation(path, matrix):
+    """Change the display matrix of an mp4's track header (ISO/IEC 14496-12, 8.3.2)."""
+    content = bytearray(path.read_bytes())
+    matrix_at = content.index(b"tkhd") + 44
+    content[matrix_at : matrix_at + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(content)
+
+
+ONE, TURNED = (
+    1 << 16,
+    {
+        "quarter": (0, 1, 0, -1, 0, 0),
+        "half": (-1, 0, 0, 0, -1, 0),
+        "three quarters": (0, -1, 0, 1, 0, 0),
+    },
+)
+
+
+@pytest.mark.skipif(not Path("/usr/bin/ffmpeg").exists(), reason="compares with the ffmpeg program")
+@pytest.mark.parametrize("turn", TURNED)
+def test_noted_rotation_is_applied_as_ffmpeg_does(tmp_path, turn):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+        pixels = np.stack([columns * 4, rows * 5, 0 * rows], axis=-1).astype(np.uint8)
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    noted_rotation(path, [*(ONE * entry for entry in TURNED[turn]), 0, 0, 1 << 30])
+    command = ["/usr/bin/ffmpeg", "-v", "error", "-i", path, "-frames:v", "1", tmp_path / "shown.png"]
+    subprocess.run(command, check=True)
+    expected = Image.open(tmp_path / "shown.png")
+    video = DrivingVideo(path)
+    assert video.size == expected.size
+    assert np.abs(np.asarray(video.frame_at(0)).astype(int) - np.asarray(expected)).max() <= 8
+
+
+def test_pixels_that_are_not_square_are_stretched(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame(WIDTH, HEIGHT, "yuv420p")))
+        container.mux(stream.encode(None))
+    assert DrivingVideo(path).size == (85, HEIGHT)
+
+
+def test_content_and_not_the_name_tells_videos_from_pictures(tmp_path):
+    write_numbered(tmp_path / "video.mp4").rename(tmp_path / "video.png")
+    assert is_video(tmp_path / "video.png")
+    assert isinstance(open_reference(tmp_path / "video.png"), DrivingVideo)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.png")
+    (tmp_path / "picture.png").rename(tmp_path / "picture.mp4")
+    assert not is_video(tmp_path / "picture.mp4")
+    portrait = open_reference(tmp_path / "picture.mp4")
+    assert isinstance(portrait, Portrait)
+    assert portrait.size == (40, 30)
+    assert portrait.frame_at(0.0).getpixel((0, 0)) == portrait.frame_at(9.0).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_animations_are_pictures(tmp_path):
+    frames = [Image.new("RGB", (40, 30), color) for color in ("red", "blue", "lime")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert not is_video(tmp_path / "a.gif")
+
+
+def test_a_recording_with_cover_art_is_no_video(tmp_path):
+    path = tmp_path / "a.mp3"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("mp3", rate=44100, layout="mono")
+        cover = container.add_stream("png", rate=1)
+        cover.width = cover.height = 32
+        cover.pix_fmt = "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame(32, 32, "rgb24")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+        container.mux(cover.encode(None))
+    assert not is_video(path)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "weights.bin", "empty.mp4", "cut.mp4", "missing.mp4", "."])
+def test_what_is_neither_is_named(tmp_path, name):
+    write_numbered(tmp_path / "cut.mp4")
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "cut.mp4").read_bytes()[:400])
+    (tmp_path / "text.txt").write_text("words\n" * 500)
+    (tmp_path / "weights.bin").write_bytes(np.random.default_rng(0).bytes(50_000))
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    assert not is_video(tmp_path / name)
+    with pytest.raises(MediaError, match=f"{name}; allowed: .*a video to dub"):
+        open_reference(tmp_path / name)
+
+
+def test_a_video_cut_short_shows_what_is_there(tmp_path):
+    whole = write_numbered(tmp_path / "whole.ts", codec="mpeg2video").read_bytes()
+    (tmp_path / "cut.ts").write_bytes(whole[: len(whole) // 2])
+    video = DrivingVideo(tmp_path / "cut.ts")
+    assert number_at(video, 0.0) == 0
+    assert 5 <= number_at(video, 10.0) <= 12
+
+
+def test_tiny_videos_are_refused(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 8
+        stream.pix_fmt = "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame(8, 8, "yuv420p")))
+        container.mux(stream.encode(None))
+    with pytest.raises(MediaError, match="too small"):
+        open_reference(tmp_path / "a.mkv")

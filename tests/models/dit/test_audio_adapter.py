@@ -1,0 +1,27 @@
+"""Attention to the recording: the folded products give what the plain ones give."""
+
+import pytest
+import torch
+
+from talkinghead_lab.bench.forwards import relative_error
+from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention
+from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.weights.quantization import quantize_linears
+
+FRAMES, FRAME_TOKENS, DIM, HEADS, AUDIO_DIM = 3, 40, 128, 2, 24
+
+
+@pytest.mark.parametrize("stored", [None, torch.int8, FP8])
+@pytest.mark.parametrize("audio_tokens", [4, 50])
+def test_folded_products_change_nothing_but_rounding(audio_tokens, stored):
+    """Many audio tokens would not make narrower products, and gradients want the layers as they are."""
+    torch.manual_seed(0)
+    layer = AudioCrossAttention(DIM, AUDIO_DIM, HEADS).requires_grad_(False)
+    if stored is not None:
+        quantize_linears(layer, stored)
+    x = torch.randn(2, FRAMES * FRAME_TOKENS, DIM)
+    keys_values = layer.keys_values(torch.randn(2, FRAMES, audio_tokens, AUDIO_DIM), speakers=1)
+    updates = layer(x, keys_values, FRAMES), torch.inference_mode()(layer)(x, keys_values, FRAMES)
+    plain, folded = (update.added_to(torch.zeros_like(x)) for update in updates)
+    assert relative_error(folded, plain) < 1e-5
+    assert torch.equal(folded, plain) is (audio_tokens > FRAME_TOKENS)

@@ -1,0 +1,100 @@
+"""The transformer's ways of going faster give what the plain one gives."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from talkinghead_lab.bench.forwards import relative_error
+from talkinghead_lab.bench.forwards import velocity as one_forward
+from talkinghead_lab.bench.sizes import random_conditions
+from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
+from talkinghead_lab.weights.transformer import load_transformer
+from tests.parity.test_dit import build, inputs
+
+
+def velocity(model: DiT, speakers: int = 1) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(timesteps=torch.tensor([500.0]), **inputs(speakers))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_share_one_graph_and_give_the_same():
+    model = build()
+    assert len(model.blocks) > 1
+    plain, called = velocity(model), []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.compile_blocks()
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: called.append(1))
+    assert relative_error(velocity(model), plain) < 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one for all blocks, one for the head"
+    assert len(called) == len(model.blocks), "hooks run outside the graph"
+
+
+@pytest.mark.parametrize("kind", ["flash3_fp8", "triton"])
+def test_eight_bit_attention_in_the_whole_network(kind):
+    model = build()
+    plain = velocity(model)
+    model.use_attention(kind, torch.device("cpu"))
+    assert {block.self_attn.kind for block in model.blocks} == {kind}
+    assert {block.cross_attn.kind for block in model.blocks} == {"sdpa"}
+    assert 1e-6 < relative_error(velocity(model), plain) < 0.03
+
+
+def test_fp8_products_in_the_whole_network():
+    model = build()
+    plain, blocks = velocity(model), model.get_submodule("blocks")
+    quantize_linears(blocks, torch.float8_e4m3fn)
+    stored = velocity(model)
+    # Self-attention, the query of attention to text and picture, the feed-forward.
+    assert multiply_fp8(blocks) == len(model.blocks) * (4 + 1 + 2)
+    multiplied = velocity(model)
+    assert relative_error(stored, plain) < relative_error(multiplied, plain) < 0.03
+
+
+@pytest.mark.slow
+def test_a_request_chooses_kernel_and_compiling(request_for):
+    """The whole way of a request; frames differ by what the rounding of attention changes."""
+    conditions, velocities = None, []
+    for changes in ({}, {"attention": "triton"}, {"compile_blocks": True}):
+        request = request_for(**changes)
+        dit = load_transformer(request, checkpoints.locate(request), torch.device("cpu"), offloaded=False)
+        grid = LatentGrid(9, 32, 32)
+        conditions = conditions or random_conditions(dit, grid, torch.device("cpu"))
+        latent = torch.ones(1, *grid.latent_shape(dit.config.out_dim))
+        with torch.inference_mode():
+            velocities.append(one_forward(dit, latent, conditions))
+    plain, rounded, compiled = velocities
+    assert 1e-7 < relative_error(rounded, plain) < 0.03
+    assert 0 < relative_error(compiled, plain) < 1e-5
+
+
+def test_padding_of_a_prompt_is_known():
+    model, text = build(), inputs(1)["texts"][0]
+    length = model.config.text_len
+    context = model.text_context([text, text[:1], text.new_ones(length, text.shape[1])])
+    assert context.distinct.tolist() == [len(text) + 1, 2, length]
+    for tokens, distinct in zip(context.tokens, context.distinct, strict=True):
+        assert (tokens[distinct - 1 :] == tokens[-1]).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_second_process_finds_the_compiled_code(tmp_path):
+    """What PyTorch reads back is not what it compiled: some of its options fail only then."""
+    command = [sys.executable, "-m", "talkinghead_lab.bench", "--only", "forward", "--size", "tiny"]
+    for _ in range(2):
+        told = subprocess.run(
+            command,
+            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert told.returncode == 0, told.stderr[-2000:]

@@ -1,0 +1,188 @@
+"""The speech encoder at tiny sizes: against transformers' own model, long recordings, names, errors."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from talkinghead_lab.errors import CheckpointError, MediaError
+from talkinghead_lab.models.encoders import speech as speech_encoder
+from talkinghead_lab.models.encoders.speech import SpeechEncoder, SpeechEncoderConfig, from_released
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 20,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+GROUP = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
+LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+RATE = 16_000
+
+
+def theirs(kind: dict) -> Wav2Vec2Model:
+    torch.manual_seed(9)
+    model = Wav2Vec2Model(Wav2Vec2Config(**SIZES, **kind)).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        # Their usual start gives states that hardly depend on the sound.
+        if parameter.ndim > 1 and "conv_layers" not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def build(network: Wav2Vec2Model, kind: dict) -> SpeechEncoder:
+    tensors = network.state_dict()
+    config = SpeechEncoderConfig.from_tensors(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, SIZES | kind
+    )
+    model = SpeechEncoder(config).eval().requires_grad_(False)
+    model.load_state_dict(from_released(tensors, config))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> SpeechEncoder:
+    return build(theirs(GROUP), GROUP)
+
+
+def recording(seconds: float, seed: int = 10) -> Tensor:
+    """Noise whose loudness comes and goes."""
+    samples = int(seconds * RATE)
+    loudness = torch.sin(torch.arange(samples) / RATE * 3.7).square() + 0.05
+    return 0.1 * loudness * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", [GROUP, LAYER], ids=["group", "layer"])
+def test_states_are_those_of_transformers(kind: dict):
+    """With as many frames as features the interpolation is the identity."""
+    network, sound = theirs(kind), recording(1.3)
+    normalised = (sound - sound.mean()) / (sound.var(correction=0) + 1e-7).sqrt()
+    result = network(normalised[None], output_hidden_states=True)
+    states = torch.stack([*result.hidden_states[1:-1], result.last_hidden_state], dim=2)[0]
+    out = build(network, kind)(sound, len(states))
+    assert out.shape == (64, 2, 16)
+    torch.testing.assert_close(out, states, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [GROUP, LAYER], ids=["group", "layer"])
+@pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 47_999, 50_003])
+def test_pieces_give_the_features_of_the_whole(kind: dict, samples: int, monkeypatch):
+    network, sound = theirs(kind), recording(4)[:samples]
+    whole = network.feature_extractor(sound[None])[0]
+    monkeypatch.setattr(speech_encoder, "_FEATURES_PER_PIECE", 7)
+    monkeypatch.setattr(speech_encoder, "_SAMPLES_PER_PIECE", 1234)
+    torch.testing.assert_close(build(network, kind)._features(sound), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_one_for_each_frame(model: SpeechEncoder):
+    for seconds, frames in ((0.2, 5), (1.0, 25), (3.3, 82), (0.05, 1)):
+        assert model(recording(seconds), frames).shape == (frames, 2, 16)
+
+
+def test_loudness_does_not_matter_where_recordings_are_normalised(model: SpeechEncoder):
+    torch.testing.assert_close(model(0.02 * recording(1), 25), model(recording(1), 25), rtol=1e-3, atol=1e-3)
+
+
+def test_a_long_recording_is_near_the_undivided_one(model: SpeechEncoder):
+    sound, frames = recording(30), 750
+    whole = model(sound, frames)
+    divided = model(sound, frames, window_seconds=10, context_seconds=2)
+    assert divided.shape == whole.shape == (frames, 2, 16)
+    spread = (whole - whole.mean(dim=0)).norm() / frames**0.5
+    apart = (divided - whole).flatten(1).norm(dim=1) / spread
+    # All that differs is attention, which sees 12 to 14 of the 30 seconds.
+    assert 0 < apart.mean() < 0.05
+    assert apart.max() < 0.1
+    assert torch.equal(model(sound, frames, window_seconds=30), whole)
+
+
+def test_windows_meet_without_a_seam():
+    """Where attention adds nothing, a row depends on its neighbourhood, and windows change nothing at all."""
+    network = theirs(GROUP)
+    for layer in network.encoder.layers:
+        layer.attention.out_proj.weight.zero_()
+    model, sound = build(network, GROUP), recording(31.7)
+    whole = model(sound, 792)
+    divided = model(sound, 792, window_seconds=7, context_seconds=1)
+    torch.testing.assert_close(divided, whole, rtol=1e-4, atol=1e-5)
+    without_context = model(sound, 792, window_seconds=7, context_seconds=0)
+    differing = (without_context - whole).abs().amax(dim=(1, 2)) > 1e-3
+    assert 4 <= differing.sum() <= 4 * 8, "at four seams, within the positional convolution's reach"
+
+
+@pytest.mark.parametrize("seconds", [60.0, 60.04, 119.9, 601.0])
+def test_the_row_count_of_long_recordings_is_exact(model: SpeechEncoder, seconds: float):
+    frames = int(seconds * 25)
+    states = model(recording(seconds), frames)
+    assert states.shape == (frames, 2, 16)
+    assert states.isfinite().all()
+
+
+def test_a_quiet_stretch_is_not_raised_to_the_loudness_of_the_rest(model: SpeechEncoder):
+    """The norm over time takes its statistics from the whole recording, whichever piece it is applied to."""
+    sound = recording(90)
+    sound[60 * RATE :] *= 1e-3
+    quiet = model._features(sound)[:, 70 * 50 :]
+    alone = model._features(sound[70 * RATE :])
+    assert quiet.std() < 0.2 * alone.std()
+
+
+def test_names_of_pretraining_and_recognition_files():
+    network = theirs(GROUP)
+    plain = network.state_dict()
+    old = {"original0": "weight_g", "original1": "weight_v"}
+    released = {"quantizer.codevectors": torch.zeros(1), "project_hid.weight": torch.zeros(1)}
+    released |= {"project_q.bias": torch.zeros(1), "lm_head.weight": torch.zeros(1)}
+    for name, tensor in plain.items():
+        stem, _, last = name.rpartition(".parametrizations.weight.")
+        released[f"wav2vec2.{stem}.{old[last]}" if stem else f"wav2vec2.{name}"] = tensor
+    shapes = {name: tuple(tensor.shape) for name, tensor in released.items()}
+    config = SpeechEncoderConfig.from_tensors(shapes, SIZES | GROUP)
+    mapped = from_released(released, config)
+    assert mapped.keys() == SpeechEncoder(config).state_dict().keys()
+    assert mapped.keys() == plain.keys() - {"masked_spec_embed"}
+    odd = {"wav2vec2.adapter.layers.0.weight": torch.zeros(1)}
+    assert from_released(odd, config).keys() == {"adapter.layers.0.weight"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "tensor"),
+    [
+        ("hidden_size", 768, "encoder.pos_conv_embed"),
+        ("num_hidden_layers", 12, "encoder.layers"),
+        ("conv_dim", [8] * 6, "feature_extractor.conv_layers"),
+        ("conv_kernel", [10, 3, 3, 3, 3, 2, 3], "feature_extractor.conv_layers"),
+        ("feat_extract_norm", "layer", "feature_extractor.conv_layers"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors_is_refused(field: str, value: object, tensor: str):
+    shapes = {name: tuple(t.shape) for name, t in theirs(GROUP).state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"`{field}` of config.json contradicts the tensor `{tensor}"):
+        SpeechEncoderConfig.from_tensors(shapes, SIZES | GROUP | {field: value})
+
+
+def test_sizes_that_do_not_fit_together_are_refused():
+    shapes = {name: tuple(t.shape) for name, t in theirs(GROUP).state_dict().items()}
+    with pytest.raises(CheckpointError, match="16 channels for 5 heads"):
+        SpeechEncoderConfig.from_tensors(shapes, SIZES | GROUP | {"num_attention_heads": 5})
+    with pytest.raises(CheckpointError, match=r"`conv_stride`.*7 numbers"):
+        SpeechEncoderConfig.from_tensors(shapes, SIZES | GROUP | {"conv_stride": [5, 2, 2]})
+    del shapes["encoder.layers.0.feed_forward.intermediate_dense.weight"]
+    with pytest.raises(CheckpointError, match=r"intermediate_dense\.weight`.*missing"):
+        SpeechEncoderConfig.from_tensors(shapes, SIZES | GROUP)
+
+
+def test_a_recording_shorter_than_one_feature_is_refused(model: SpeechEncoder):
+    assert model.config.receptive_field == 400
+    for sound, frames in ((torch.zeros(399), 1), (torch.zeros(0), 1), (torch.zeros(2, 16_000), 25)):
+        with pytest.raises(MediaError, match="too short"):
+            model(sound, frames)
+    with pytest.raises(MediaError, match="too short"):
+        model(torch.zeros(16_000), 0)
+
+
+def test_silence_gives_finite_states(model: SpeechEncoder):
+    assert model(torch.zeros(RATE), 25).isfinite().all()

@@ -1,0 +1,76 @@
+"""The cache gives what computing would give, to the bit; what is damaged is computed again."""
+
+import pytest
+import torch
+
+from talkinghead_lab.media.inputs import read_inputs
+from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
+from talkinghead_lab.pipeline.encoder_cache import EncoderCache
+from talkinghead_lab.pipeline.pipeline import Pipeline
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(tmp_path) -> EncoderCache:
+    return EncoderCache(tmp_path, "weights", CPU)
+
+
+def test_a_value_is_computed_once_and_comes_back_to_the_bit(cache):
+    value = (torch.randn(3, 2), torch.randn(4).bfloat16())
+    given = cache("text", ["hello", 3], lambda: value)
+    known = cache("text", ["hello", 3], lambda: pytest.fail("computed again"))
+    for tensors in (given, known):
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tensors, value, strict=True))
+    assert (cache.hits, cache.misses) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "inputs", [["hell", "o"], ["hello", 1], [torch.zeros(4)], [torch.zeros(2, 2)], [torch.zeros(4).int()]]
+)
+def test_other_inputs_are_other_entries(cache, inputs):
+    cache("text", ["hello"], lambda: (torch.zeros(1),))
+    cache("text", [torch.zeros(4).half()], lambda: (torch.zeros(1),))
+    assert cache("text", inputs, lambda: (torch.ones(1),))[0] == 1
+
+
+def test_other_weights_are_other_entries(cache, tmp_path):
+    cache("text", ["hello"], lambda: (torch.zeros(1),))
+    assert EncoderCache(tmp_path, "others", CPU)("text", ["hello"], lambda: (torch.ones(1),))[0] == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_entry_is_computed_again(cache, tmp_path, damage):
+    value = torch.arange(100.0)
+    cache("image", ["a"], lambda: (value,))
+    (entry,) = tmp_path.iterdir()
+    content = bytearray(entry.read_bytes())
+    content[-5] ^= 1
+    entry.write_bytes(content[:-40] if damage == "cut" else content)
+    assert torch.equal(cache("image", ["a"], lambda: (value,))[0], value)
+    assert cache.misses == 2
+    assert torch.equal(cache("image", ["a"], lambda: pytest.fail("not mended"))[0], value)
+
+
+def test_the_folder_stays_within_its_bound(tmp_path):
+    cache = EncoderCache(tmp_path, "weights", CPU, limit_bytes=10_000)
+    for number in range(8):
+        cache("audio", [number], lambda: (torch.zeros(500),))
+    cache("audio", ["too large"], lambda: (torch.zeros(5000),))
+    assert sum(entry.stat().st_size for entry in tmp_path.iterdir()) <= 10_000
+    cache("audio", [7], lambda: pytest.fail("the latest was dropped"))
+
+
+def test_conditions_from_the_cache_are_those_that_are_computed(request_for, tmp_path):
+    params = request_for(max_frames=9)
+    pipeline, inputs = Pipeline.load(params), read_inputs(params)
+    cache = EncoderCache.of(params, pipeline.device, tmp_path)
+    made = []
+    for remember in (None, cache, cache):
+        kept = {"cache": remember} if remember else {}
+        conditions = pipeline.encode(inputs, params, **kept)
+        generator = ChunkGenerator(pipeline, conditions, params, **kept)
+        made.append((conditions.prompt, *conditions.audio, generator.generate(generator.chunks()[0]).latent))
+    assert (cache.hits, cache.misses) == (4, 4)
+    for computed, first, known in zip(*made, strict=True):
+        assert torch.equal(computed, first) and torch.equal(computed, known)

@@ -1,0 +1,132 @@
+"""A budget changes where weights lie and no bit of the video; memory that runs out leaves nothing behind."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from talkinghead_lab.errors import InvalidRequest, OutOfMemory
+from talkinghead_lab.foundation.devices import GIB
+from talkinghead_lab.media.inputs import read_inputs
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
+from talkinghead_lab.pipeline.pipeline import Pipeline
+from tests.offload.test_streamed_blocks import DEVICES
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> str:
+    return request.param
+
+
+def frames(pipeline: Pipeline, params: GenerationParams) -> torch.Tensor:
+    """Two chunks of a video."""
+    generator = ChunkGenerator(pipeline, pipeline.encode(read_inputs(params), params), params)
+    made, previous = [], None
+    for chunk in generator.chunks()[:2]:
+        generated = generator.generate(chunk, previous)
+        made.append(generated.new_frames)
+        previous = generated.frames
+    return torch.cat(made, dim=1)
+
+
+def smallest_budget(params: GenerationParams) -> float:
+    """In GiB, and a little more than the plan's smallest, so that no block stays."""
+    pipeline = Pipeline.load(params)
+    return pipeline.requirements(params, (32, 32), 1.0).smallest / GIB + 1e-6
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_a_video_within_a_budget_has_the_same_bits(request_for, device, precision):
+    params = request_for(device=device, precision=precision)
+    plain = frames(Pipeline.load(params), params)
+    budget = smallest_budget(params)
+    for gib in (budget, budget + 0.012, 64):
+        offloaded = params.replace(vram_budget_gib=gib)
+        pipeline = Pipeline.load(offloaded)
+        assert torch.equal(frames(pipeline, offloaded), plain)
+        weights = [*pipeline.dit.parameters(), *pipeline.vae.parameters(), *pipeline.dit.buffers()]
+        assert {tensor.device.type for tensor in weights} == {"cpu"}, "nothing stays after its stage"
+
+
+def test_a_lora_is_merged_before_blocks_stream(request_for):
+    params = request_for(loras=[{"path": "sample:fast-lora"}])
+    plain = frames(Pipeline.load(params), params)
+    offloaded = params.replace(vram_budget_gib=smallest_budget(params))
+    assert torch.equal(frames(Pipeline.load(offloaded), offloaded), plain)
+
+
+def test_a_budget_that_cannot_hold_two_blocks_is_refused(request_for):
+    params = request_for(vram_budget_gib=0.001)
+    with pytest.raises(
+        InvalidRequest, match=r"vram_budget_gib.*too small.*received 0.001; allowed: about 0\."
+    ):
+        frames(Pipeline.load(params), params)
+
+
+class Failure:
+    """Stands before a block and runs out of memory at its nth call, holding a tensor as a real one would."""
+
+    def __init__(self, block, call: int):
+        self.run, self.block, self.calls_left = block.forward, block, call
+        self.held: list[weakref.ref] = []
+        block.forward = self
+
+    def __call__(self, x, *arguments):
+        self.calls_left -= 1
+        if self.calls_left == 0:
+            activation = x + 1
+            self.held.append(weakref.ref(activation))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB.")
+        return self.run(x, *arguments)
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_memory_that_runs_out_is_reported_and_the_next_try_succeeds(request_for, device, offloaded):
+    params = request_for(device=device)
+    plain = frames(Pipeline.load(params), params)
+    if offloaded:
+        params = params.replace(vram_budget_gib=smallest_budget(params))
+    pipeline = Pipeline.load(params)
+    generator = ChunkGenerator(pipeline, pipeline.encode(read_inputs(params), params), params)
+    chunk = generator.chunks()[0]
+    failure = Failure(pipeline.dit.blocks[3], call=2)
+    with pytest.raises(
+        OutOfMemory, match=r"did not suffice.*planned GiB.*resident.*offloaded.*sampling"
+    ) as caught:
+        generator.generate(chunk)
+    gc.collect()
+    assert failure.held[0]() is None, "the error keeps no tensor of the failed work"
+    assert generator.texts == {} and generator.picture is None
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    assert torch.equal(generator.generate(chunk).new_frames, plain[:, : chunk.new])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_is_really_full_is_left_as_it_was(request_for):
+    params = request_for(device="cuda", frame_size="256x256")
+    pipeline = Pipeline.load(params)
+    conditions = pipeline.encode(read_inputs(params), params)
+    made = ChunkGenerator(pipeline, conditions, params)
+    made.generate(made.chunks()[0])  # libraries take their workspaces at first use
+    del made
+    generator = ChunkGenerator(pipeline, conditions, params)
+    gc.collect()  # what the first one made lies in cycles
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    hog = [torch.empty(torch.cuda.mem_get_info()[0] - 2**22, dtype=torch.uint8, device="cuda")]
+    with pytest.raises(OutOfMemory):
+        generator.generate(generator.chunks()[0])
+    hog.clear()
+    assert torch.cuda.memory_allocated() == before
+    generator.generate(generator.chunks()[0])
+
+
+def test_other_errors_pass_unchanged(request_for):
+    params = request_for()
+    pipeline = Pipeline.load(params)
+    generator = ChunkGenerator(pipeline, pipeline.encode(read_inputs(params), params), params)
+    with pytest.raises(KeyError, match="mine"):
+        generator.generate(generator.chunks()[0], on_step=lambda step: {}["mine"])

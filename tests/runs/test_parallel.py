@@ -1,0 +1,124 @@
+"""Two processes share a forward, and a whole run, and give what one gives."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+from talkinghead_lab.bench.forwards import relative_error
+from talkinghead_lab.bench.sizes import random_conditions
+from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.media.video import read_frames
+from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.generate import generate
+from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
+from tests.parity.test_dit import build, inputs
+
+GUIDANCE_SCALES = {"one forward": (1.0, 1.0), "two forwards": (1.0, 2.0), "three forwards": (5.0, 4.0)}
+
+
+def outcomes(model: DiT) -> dict[str, torch.Tensor]:
+    """A forward for one speaker and for two, and chunks of two steps with every number of forwards."""
+    times = torch.tensor([500.0])
+    with torch.inference_mode():
+        made = {f"{speakers} speakers": model(timesteps=times, **inputs(speakers)) for speakers in (1, 2)}
+    return made | {name: chunk(model, *scales) for name, scales in GUIDANCE_SCALES.items()}
+
+
+def chunk(model: DiT, text_guide_scale: float, audio_guide_scale: float) -> torch.Tensor:
+    """A latent chunk in two steps."""
+    request = GenerationParams(
+        audio_path="none",
+        image_path="none",
+        text_guide_scale=text_guide_scale,
+        audio_guide_scale=audio_guide_scale,
+        diffusion_steps=2,
+    )
+    grid = LatentGrid(9, 32, 32)
+    noise = chunk_noise(0, 0, (1, *grid.latent_shape(model.config.out_dim)))
+    return sample_chunk(model, noise, random_conditions(model, grid, torch.device("cpu")), request)
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """What a process does; it keeps all that comes out, which should be whole."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = build()
+    model.share = SequenceParallelGroup.of_all_processes()
+    torch.save(outcomes(model), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("two")
+    multiprocessing.spawn(one_of_two, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def of_one() -> dict[str, torch.Tensor]:
+    return outcomes(build())
+
+
+@pytest.mark.parametrize("name", ["1 speakers", "2 speakers", *GUIDANCE_SCALES])
+def test_two_processes_make_what_one_makes(of_one, of_two, name):
+    first, second = (made[name] for made in of_two)
+    assert torch.equal(first, second)
+    assert relative_error(first, of_one[name]) < 1e-5
+
+
+def test_two_processes_compute_a_forward_each_where_a_step_has_two(monkeypatch):
+    """The first computes all of its tokens alone, and takes what the second has."""
+    model, calls = build(), []
+    monkeypatch.setattr(SequenceParallelGroup, "of_all", lambda share, x: [x, x])
+    run_blocks = model.run_blocks
+    monkeypatch.setattr(model, "run_blocks", lambda *given: calls.append(given[-1]) or run_blocks(*given))
+    model.share = SequenceParallelGroup(0, 2)
+    chunk(model, *GUIDANCE_SCALES["two forwards"])
+    assert calls == [True] * 2
+
+
+def test_splitting_keeps_every_frames_order():
+    tokens = torch.arange(2 * 3 * 8).view(2, 24, 1)  # B = 2, T = 3, S = 8
+    shares = [SequenceParallelGroup(rank, 4).split(tokens, 3) for rank in range(4)]
+    assert shares[1][0, :, 0].tolist() == [2, 3, 10, 11, 18, 19]
+
+
+@pytest.mark.parametrize(("heads", "tokens"), [(3, 8), (4, 9)])
+def test_what_cannot_be_shared_evenly_is_computed_by_each(heads, tokens):
+    with pytest.warns(UserWarning, match=f"{heads} heads and {tokens} tokens .* by 2 processes"):
+        assert SequenceParallelGroup(0, 2).fitting(heads, tokens) == SequenceParallelGroup()
+    assert SequenceParallelGroup(1, 2).fitting(4, 8) == SequenceParallelGroup(1, 2)
+
+
+@pytest.mark.slow
+def test_torchrun_makes_the_run_of_one_process(tmp_path, request_for):
+    request = request_for(max_frames=13)
+    (tmp_path / "request.yaml").write_text(request.to_yaml())
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # `--` because torchrun has options of its own that begin with `--run`.
+    command += ["-m", "--", "talkinghead_lab", "generate", str(tmp_path / "request.yaml"), "--json"]
+    done = subprocess.run(
+        [sys.executable, *command, "--run", str(tmp_path / "shared")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    alone = generate(request, tmp_path / "alone", show_progress=False)
+    shared, expected = (
+        np.stack(list(read_frames(path))).astype(int) for path in (result["video_path"], alone.video_path)
+    )
+    # Float rounding flips single levels before the lossy coding, which spreads them a little.
+    assert shared.shape == expected.shape
+    assert ((shared - expected) ** 2).mean() < 255**2 / 10**5, "50 dB"

@@ -1,0 +1,90 @@
+"""Doing a run again tells the same from the different, and where the difference begins."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from talkinghead_lab import generate
+from talkinghead_lab.__main__ import main
+from talkinghead_lab.errors import OutputError
+from talkinghead_lab.media import video
+from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.runs.verify import verify
+
+
+@pytest.fixture(scope="module")
+def pipeline(request_for) -> Pipeline:
+    return Pipeline.load(request_for())
+
+
+@pytest.fixture
+def finished(request_for, pipeline, tmp_path):
+    return generate(request_for(max_frames=13), tmp_path / "run", pipeline=pipeline, show_progress=False)
+
+
+def change_record(run_dir, change) -> None:
+    path = run_dir / "run.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_a_run_done_again_is_identical(finished, capsys):
+    assert main(["verify", str(finished.run_dir), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["identical"] is True and told["first_chunk"] is None and told["changed"] == {}
+
+
+def test_where_a_difference_begins_and_what_could_explain_it(finished, pipeline, request_for, tmp_path):
+    """The record of one seed, held against the video of another."""
+    params = request_for(max_frames=13, seed=43)
+    other = generate(params, tmp_path / "other", pipeline=pipeline, show_progress=False)
+    ours, theirs = (np.stack(list(video.read_frames(r.video_path))) for r in (finished, other))
+    change_record(
+        finished.run_dir,
+        lambda record: (
+            record["request"].update(seed=43),
+            record["environment"].update(torch="1.0"),
+        ),
+    )
+    found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
+    assert not found.identical and found.video_intact
+    assert (found.first_chunk, found.first_frame) == (0, 1)  # frame 0 is the portrait whatever the seed
+    errors = np.square(ours.astype(float) - theirs).mean((1, 2, 3))
+    assert errors[0] == 0
+    assert found.psnr == pytest.approx(10 * np.log10(255**2 / errors[1]))
+    assert found.worst_psnr == pytest.approx(10 * np.log10(255**2 / errors.max()))
+    assert list(found.changed) == ["environment.torch"] and found.changed["environment.torch"][0] == "1.0"
+
+
+def test_a_later_chunk_is_named(finished, pipeline):
+    change_record(finished.run_dir, lambda record: record["chunks"][1].update(latent_sha256="0" * 64))
+    found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
+    assert not found.identical and (found.first_chunk, found.first_frame) == (1, None)
+
+
+def test_a_video_that_was_changed_since_is_told(finished, pipeline):
+    with finished.video_path.open("ab") as file:
+        file.write(b"\0")
+    found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
+    assert not found.identical and not found.video_intact and found.first_chunk is None
+
+
+def test_without_a_finished_run_there_is_nothing_to_verify(tmp_path):
+    with pytest.raises(OutputError, match="no finished run"):
+        verify(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_shell_gives_status_1_where_a_run_differs(finished):
+    change_record(finished.run_dir, lambda record: record["request"].update(seed=43))
+    done = subprocess.run(
+        [sys.executable, "-m", "talkinghead_lab", "verify", str(finished.run_dir)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("different\nfirst differing chunk: 0\nfirst differing frame: 1, PSNR")

@@ -1,0 +1,211 @@
+"""Sweeps: which runs they make, what they skip, what survives a failure, what the table holds."""
+
+import contextlib
+import json
+import threading
+import time
+from pathlib import Path
+
+import polars
+import pytest
+import torch
+import yaml
+
+from talkinghead_lab.__main__ import main
+from talkinghead_lab.errors import InvalidRequest, OutputError
+from talkinghead_lab.foundation.files import locked
+from talkinghead_lab.runs.worker import Failure, Job
+from talkinghead_lab.sweeps.sweep import Sweep, results, run_sweep
+
+FAST = {"loras": [{"path": "sample:fast-lora"}], "text_guide_scale": 1.0, "audio_guide_scale": 1.0}
+
+
+@pytest.fixture
+def parts(request_for):
+    base = request_for(max_frames=9).model_dump(mode="json", exclude_defaults=True)
+    return {"base": base, "axes": {"text_guide_scale": [1.0, 3.0]}, "seeds": [1, 2]}
+
+
+@pytest.fixture
+def sweep(parts) -> Sweep:
+    return Sweep.from_parts(parts)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "params").glob("sweep-*.yaml")))
+def test_the_shipped_sweeps_are_understood_and_can_be_tried_in_little(path):
+    sweep = Sweep.from_yaml(path, base={"motion_frame": 5})
+    assert {cell.params.motion_frame for cell in sweep.cells()} == {5}
+    assert {cell.params.checkpoint for cell in sweep.cells()} == {"embedded"}
+    small = sweep.reduced().cells()
+    assert len(small) == 2 ** len(sweep.axes) * 2
+    assert {(p.max_frames, p.chunk_frames, p.image_path) for p in (cell.params for cell in small)} == {
+        (25, 25, "sample:portrait")
+    }
+
+
+def run_dirs(folder) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
+
+
+def test_every_combination_for_every_seed_portrait_and_recording(parts):
+    axes = {"diffusion_steps": {"from": 1, "to": 5, "step": 2}, "step_cache_threshold": [None, 0.2]}
+    portraits = ["sample:portrait", "sample:portrait-2"]
+    sweep = Sweep.from_parts(parts | {"axes": axes, "portraits": portraits})
+    cells = sweep.cells()
+    assert len(cells) == 3 * 2 * 2 * 2
+    assert {cell.params.diffusion_steps for cell in cells} == {1, 3, 5}
+    assert {(cell.params.seed, cell.params.image_path) for cell in cells} == {
+        (seed, path) for seed in (1, 2) for path in portraits
+    }
+    assert len({cell.key() for cell in cells}) == len(cells)
+
+
+def test_a_linked_axis_sets_several_fields_at_once(parts, tmp_path):
+    axes = {"diffusion_steps": [1, 2], "model": {"guided": {}, "fast": FAST}}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(parts | {"axes": axes}, sort_keys=False))
+    sweep = Sweep.from_yaml(path)
+    found = [
+        (
+            cell.place["diffusion_steps"],
+            cell.place["model"],
+            len(cell.params.loras),
+            cell.params.text_guide_scale,
+        )
+        for cell in sweep.cells()[::2]
+    ]
+    assert found == [(1, "guided", 0, 5.0), (1, "fast", 1, 1.0), (2, "guided", 0, 5.0), (2, "fast", 1, 1.0)]
+    assert sweep.values() == {"diffusion_steps": [1, 2], "model": ["guided", "fast"]}
+    path.write_text(sweep.to_yaml())
+    assert Sweep.from_yaml(path).cells() == sweep.cells()
+    assert {cell.place["model"] for cell in sweep.reduced().cells()} == {"guided", "fast"}
+
+
+def test_a_sweep_reads_back(sweep, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(sweep.to_yaml())
+    assert Sweep.from_yaml(path).cells() == sweep.cells()
+
+
+def test_ranges_include_their_end_without_rounding_dust(parts):
+    sweep = Sweep.from_parts(parts | {"axes": {"text_guide_scale": {"from": 1, "to": 2, "step": 0.1}}})
+    values = [cell.place["text_guide_scale"] for cell in sweep.cells()[::2]]
+    assert values == [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axis": {}}, "Did you mean `axes`"),
+        ({"axes": {"text_guid_scale": [1]}}, "Did you mean `text_guide_scale`"),
+        ({"axes": {"text_guide_scale": [99]}}, "less than or equal to 30"),
+        ({"axes": {"text_guide_scale": {"from": 3, "to": 1, "step": 1}}}, "is not valid"),
+        ({"axes": {"seed": [1]}}, "List them under seeds"),
+        ({"axes": {"seed_": []}}, "is not valid"),
+        ({"axes": {"model": {"fast": {"seed": 1}}}}, "List them under seeds"),
+        ({"axes": {"model": {"fast": {"lora": []}}}}, "Did you mean `loras`"),
+        ({"axes": {"loras": {"fast": FAST}}}, "has a name of its own"),
+        ({"axes": {"model": {"fast": FAST}, "text_guide_scale": [1]}}, "two axes set the same field"),
+        ({"axes": {"model": {}}}, "is not valid"),
+    ],
+)
+def test_mistakes_show_before_anything_runs(parts, change, message):
+    with pytest.raises(InvalidRequest, match=message):
+        Sweep.from_parts(parts | change)
+
+
+def test_a_sweep_makes_a_table_and_skips_what_is_finished(sweep, tmp_path):
+    table = run_sweep(sweep, tmp_path, show_progress=False)
+    assert table["state"].to_list() == ["finished"] * 4
+    assert table["text_guide_scale"].to_list() == [1.0, 1.0, 3.0, 3.0]
+    assert table["seed"].to_list() == [1, 2, 1, 2]
+    assert table["sharpness"].null_count() == 0 and table["seconds_per_frame"].min() > 0
+    assert table["lip_correlation"].null_count() == 4
+    assert all("lip_correlation: no reader of photographed faces" in why for why in table["not_taken"])
+    assert polars.read_parquet(tmp_path / "results.parquet").equals(table)
+    assert polars.read_csv(tmp_path / "results.csv")["cell"].to_list() == table["cell"].to_list()
+    before = run_dirs(tmp_path)
+    assert run_sweep(sweep, tmp_path, show_progress=False).equals(table)
+    assert run_dirs(tmp_path) == before
+
+
+def test_one_call_at_a_time_runs_a_sweep_in_a_folder(sweep, tmp_path):
+    with locked(tmp_path), pytest.raises(OutputError, match="is being written by process"):
+        run_sweep(sweep, tmp_path, show_progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cells_are_known_by_their_media_s_content(parts, recording, tmp_path):
+    mine = tmp_path / "mine.wav"
+    mine.write_bytes(Path(recording(0.2)).read_bytes())
+    sweep = Sweep.from_parts(parts | {"recordings": [str(mine)]})
+    before = [cell.key() for cell in sweep.cells()]
+    mine.write_bytes(Path(recording(0.5)).read_bytes())
+    assert not set(before) & {cell.key() for cell in sweep.cells()}
+
+
+def test_a_failed_cell_is_told_and_stops_no_other(parts, tmp_path):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    sound = parts["base"]["audio_path"]
+    sweep = Sweep.from_parts(parts | {"axes": {}, "seeds": [1], "recordings": [str(broken), sound]})
+    table = run_sweep(sweep, tmp_path / "sweep", show_progress=False)
+    assert table["state"].to_list() == ["failed", "finished"]
+    assert table["error"][0].startswith("MediaError: ")
+    (failure,) = (tmp_path / "sweep" / "cells").glob("*.error.json")
+    assert "Traceback" in json.loads(failure.read_text())["details"]
+    before = failure.stat().st_mtime_ns
+    run_sweep(sweep, tmp_path / "sweep", show_progress=False)
+    assert failure.stat().st_mtime_ns == before, "a failed cell waits to be asked for"
+    run_sweep(sweep, tmp_path / "sweep", retry_failed=True, show_progress=False)
+    assert failure.stat().st_mtime_ns > before
+
+
+@pytest.mark.slow
+def test_two_workers_give_what_one_gives_though_one_is_killed(parts, tmp_path):
+    sweep = Sweep.from_parts(parts | {"seeds": [1, 2, 3]})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what each of two workers has: another number of threads rounds differently
+    try:
+        one = run_sweep(sweep, tmp_path / "one", show_progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    killer = threading.Thread(target=kill_a_worker_at_work, args=(tmp_path / "two",))
+    killer.start()
+    table = run_sweep(sweep, tmp_path / "two", workers=2, show_progress=False)
+    killer.join()
+    assert sorted(table["state"]) == ["failed"] + ["finished"] * 5
+    assert table.filter(state="failed")["error"].to_list() == ["the worker died with status -9"]
+    table = run_sweep(sweep, tmp_path / "two", workers=2, retry_failed=True, show_progress=False)
+    assert table["state"].to_list() == ["finished"] * 6
+    same = ["cell", "sharpness", "motion", "color_drift"]
+    assert table.select(same).equals(one.select(same))
+
+
+def kill_a_worker_at_work(folder) -> None:
+    """SIGKILL one child of this process once a cell has begun."""
+    import psutil
+
+    while not list(folder.glob("cells/*/request.yaml")):
+        time.sleep(0.01)
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # a child of another test may just have ended
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                return
+
+
+def test_the_shell(sweep, tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(Sweep(sweep.base, {}, (1,)).to_yaml())
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["finished"] == 1 and told["failed"] == 0
+    assert polars.read_csv(told["table"]).height == 1
+
+
+def test_what_is_not_run_yet_is_missing(sweep, tmp_path):
+    assert results(sweep, tmp_path)["state"].to_list() == ["missing"] * 4
+    job = Job(sweep.cells()[0].params, tmp_path / "cells" / sweep.cells()[0].key())
+    job.record_failure(Failure("OutOfMemory: 3 GiB"))
+    assert results(sweep, tmp_path)["error"][0] == "OutOfMemory: 3 GiB"

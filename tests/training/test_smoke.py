@@ -1,0 +1,37 @@
+"""The whole training at its smallest, on real sound: every stage runs, and what it writes loads."""
+
+import json
+
+import pytest
+import soundfile
+import torch
+
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.training.corpus import Monologue
+from talkinghead_lab.training.curves import plot_curves
+from talkinghead_lab.training.speech import SAMPLES_PER_FRAME, Voice
+from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, load_networks
+from talkinghead_lab.weights.lora import merge_lora
+
+
+@pytest.fixture
+def corpus() -> list[Monologue]:
+    wave, _ = soundfile.read(local_file("sample:recording"), dtype="int16")
+    frames = len(wave) // SAMPLES_PER_FRAME
+    mouth = torch.rand(frames, 5, generator=torch.Generator().manual_seed(0))
+    return [Monologue(Voice("", ""), (), torch.from_numpy(wave[: frames * SAMPLES_PER_FRAME]), mouth)]
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_is_not_run_again(tmp_path, corpus):
+    training = Training(tmp_path, SMOKE, torch.device("cpu"))
+    training.corpus = corpus
+    training.run()
+    for stage in STAGES:
+        assert json.loads((tmp_path / f"curve-{stage}.json").read_text())[0]["loss"] > 0
+    networks = load_networks(training.weights)
+    assert merge_lora(networks.dit, tmp_path / LORA, 1.0) > 0
+    assert len(plot_curves(tmp_path).axes) == len(STAGES)
+    before = (training.weights / "ckpt_dir" / "config.json").stat().st_mtime_ns
+    training.run()
+    assert (training.weights / "ckpt_dir" / "config.json").stat().st_mtime_ns == before

@@ -1,0 +1,109 @@
+"""Eight-bit weights: how near they are, and what a map may ask for."""
+
+import pytest
+import torch
+from torch import nn
+
+from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear, quantize_rows
+from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
+from talkinghead_lab.weights.quantization import (
+    multiply_fp8,
+    prepare_for_quantized,
+    quantize_linears,
+    stored_type,
+)
+
+# Half a step of 254 levels over a row's range; three mantissa bits round to 1 part in 16.
+ROUNDING = {torch.int8: 0.5 / 127, torch.float8_e4m3fn: 1 / 16}
+
+
+@pytest.mark.parametrize("stored", ROUNDING)
+def test_rows_round_trip_within_the_rounding(stored):
+    torch.manual_seed(0)
+    weight = torch.randn(64, 96) * torch.logspace(-3, 3, 64)[:, None]
+    data, scale = quantize_rows(weight, stored)
+    assert data.dtype is stored and scale.shape == (64, 1)
+    error = (data.float() * scale - weight).abs() / weight.abs().amax(dim=1, keepdim=True)
+    assert error.max() <= ROUNDING[stored] * 1.001
+
+
+@pytest.mark.parametrize("stored", ROUNDING)
+def test_quantised_network_is_near(stored):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(96, 128), nn.GELU(), nn.Linear(128, 32, bias=False))
+    x = torch.randn(10, 96)
+    plain = network(x)
+    quantize_linears(network, stored)
+    assert sum(isinstance(layer, QuantizedLinear) for layer in network) == 2
+    error = (network(x) - plain).norm() / plain.norm()
+    assert 1e-5 < error < (0.01 if stored is torch.int8 else 0.05)
+
+
+def test_zero_rows_stay_zero():
+    data, scale = quantize_rows(torch.zeros(2, 4), torch.int8)
+    assert (data.float() * scale == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"nothing": {"weights": "qint8"}}, "lacks"),
+        ({"0": {"weights": "qint4"}}, "not supported"),
+        ({"0": {"weights": "qint8", "activations": "qint8"}}, "not supported"),
+    ],
+)
+def test_maps_that_cannot_be_followed(kinds, message):
+    with pytest.raises(CheckpointError, match=message):
+        prepare_for_quantized(nn.Sequential(nn.Linear(2, 2)), kinds)
+
+
+def quantised(x_type: torch.dtype = torch.float32) -> tuple[nn.Linear, QuantizedLinear]:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 64).to(x_type)
+    return linear, QuantizedLinear(*quantize_rows(linear.weight.detach(), FP8), linear.bias.detach())
+
+
+def test_fp8_products_scale_every_row_of_the_input():
+    """Rows a million times apart come out equally near; one scale for all would lose the small ones."""
+    linear, layer = quantised()
+    assert multiply_fp8(nn.Sequential(layer)) == 1
+    x = torch.randn(3, 5, 96) * torch.logspace(-3, 3, 5)[:, None]
+    plain, out = (nn.functional.linear(x, linear.weight), layer(x) - linear.bias)
+    errors = (out - plain).norm(dim=-1) / plain.norm(dim=-1)
+    assert out.shape == (3, 5, 64) and errors.max() < 0.07
+
+
+def test_tokens_that_are_rounded_already_give_the_same():
+    _, layer = quantised()
+    multiply_fp8(nn.Sequential(layer))
+    x = torch.randn(3, 5, 96)
+    rows, scale = quantize_rows(x.flatten(0, 1), FP8)
+    rounded = QuantizedTokens(rows.view(3, 5, 96), scale.view(3, 5, 1), x.dtype)
+    assert torch.equal(layer(rounded), layer(x))
+
+
+def test_int8_layers_never_multiply_fp8():
+    network = nn.Sequential(nn.Linear(8, 8))
+    quantize_linears(network, torch.int8)
+    assert multiply_fp8(network) == 0
+
+
+@pytest.mark.parametrize(("capability", "stored"), [((9, 0), FP8), ((8, 9), FP8), ((8, 6), torch.int8)])
+def test_a_gpu_without_fp8_stores_int8_and_says_so(monkeypatch, caplog, capability, stored):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an older GPU")
+    assert stored_type("fp8", torch.device("cuda")) is stored
+    assert ("an older GPU does not multiply fp8" in caplog.text) is (stored is torch.int8)
+    assert stored_type("bf16", torch.device("cuda")) is None
+    assert stored_type("fp8", torch.device("cpu")) is FP8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_multiplies_as_the_cpu_emulates():
+    _, layer = quantised(torch.bfloat16)
+    multiply_fp8(nn.Sequential(layer))
+    x = torch.randn(7, 96).bfloat16()
+    expected, out = layer(x).float(), layer.cuda()(x.cuda()).cpu().float()
+    assert (out - expected).norm() / expected.norm() < 0.01
