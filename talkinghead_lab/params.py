@@ -1,7 +1,6 @@
 """The request: one frozen, validated object that YAML, notebooks, widgets, the shell and HTTP all share."""
 
 import json
-import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import (
 from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, project_folder
+from talkinghead_lab.foundation.schema import without_version
 
 VIDEO_METADATA_KEY = "comment"
 
@@ -215,12 +215,9 @@ class GenerationParams(BaseModel):
         return int(width), int(height)
 
     @property
-    def text_is_guided(self) -> bool:
-        return not math.isclose(self.text_guide_scale, 1.0)
-
-    @property
-    def audio_is_guided(self) -> bool:
-        return not math.isclose(self.audio_guide_scale, 1.0)
+    def weight_folders(self) -> dict[str, str | None]:
+        """Folders of the released checkpoint, where the request names them."""
+        return {name: getattr(self, name) for name in ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")}
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with some fields changed."""
@@ -252,15 +249,14 @@ class GenerationParams(BaseModel):
         """
         literals = (str, int, float, bool, list, tuple, dict, type(None))
         hidden_by_jupyter = {"In", "Out", "exit", "quit", "get_ipython"}
-        return cls(
-            **{
-                name: value
-                for name, value in namespace.items()
-                if isinstance(value, literals)
-                and not name.startswith("_")
-                and name not in {*hidden_by_jupyter, *besides}
-            }
-        )
+        fields = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, literals)
+            and not name.startswith("_")
+            and name not in {*hidden_by_jupyter, *besides}
+        }
+        return cls(**without_version(fields))  # papermill injects that of a run's `request.yaml`
 
     @classmethod
     def from_video(cls, path: str | Path) -> Self:
@@ -292,7 +288,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise InvalidRequest(f"the parameter file is not YAML ({error})", received=str(path)) from None
     if not isinstance(fields, dict):
         raise InvalidRequest("the parameter file holds no mapping of names to values", received=str(path))
-    return fields
+    return without_version(fields)
 
 
 def _first_complaint(error: ValidationError) -> InvalidRequest:

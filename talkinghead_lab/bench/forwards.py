@@ -12,7 +12,7 @@ from talkinghead_lab.bench.rows import Results, Row, measure, seconds_of
 from talkinghead_lab.bench.sizes import Size, random_conditions, random_dit
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.kernels.fp8 import FP8
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.euler import ChunkConditions, sample_chunk
 from talkinghead_lab.sampling.step_cache import ResidualCache
 from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears
@@ -114,8 +114,9 @@ def measure_steps(size: Size, device: torch.device, results: Results) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     dit = random_dit(replace(size.dit, num_layers=0), device, dtype)
     conditions, latent = random_conditions(dit, size.grid, device), random_latent(size, device)
-    params = GenerationParams(audio_path="none", image_path="none", diffusion_steps=EMPTY_STEPS)
-    work = partial(sample_chunk, dit, latent, conditions, params)
+    # Three forward passes a step, as the released presets have.
+    config = SamplingConfig(EMPTY_STEPS, shift=7.0, text_scale=5.0, audio_scale=4.0)
+    work = partial(sample_chunk, dit, latent, conditions, config)
     results.add(Row(OUTSIDE, seconds_of(work, device) / EMPTY_STEPS))
     cache, time = ResidualCache(), dit.time_embedding_of(torch.full((1,), TIMESTEP, device=device))
     tokens = dit.patchify(latent, conditions.picture)

@@ -10,7 +10,8 @@ from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.bench.whole_job import in_a_process, request_of
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.weights.checkpoints import locate, weight_files
+from talkinghead_lab.pipeline.request import checkpoint_files
+from talkinghead_lab.weights.checkpoints import weight_files
 
 READ, LOADED = "load: plain read of the files", "load: all networks on the device"
 BEGUN, STEP = "load: process start to first forward", "load: a step of one forward, resident"
@@ -23,7 +24,7 @@ def measure_load(size: Size, device: torch.device, results: Results, folder: Pat
     """Load every network and make one chunk in a process of its own; the files are in the page cache."""
     request = request_of(size, device, folder)
     params = GenerationParams(audio_path="none", image_path="none", **request)
-    files = list(weight_files(locate(params)).values())
+    files = list(weight_files(checkpoint_files(params)).values())
     total, rate = sum(file.stat().st_size for file in files), _read_rate(files)
     results.add(Row(READ, rate / GIGA, "GB/s"))
     loaded, made = in_a_process(request, [{"frame_size": f"{size.grid.width}x{size.grid.height}"}])

@@ -13,7 +13,7 @@ from talkinghead_lab.bench.sizes import IMAGE_TOKENS, Size
 
 @torch.inference_mode()
 def measure_diffusers(size: Size, device: torch.device, results: Results) -> None:
-    """diffusers' transformer of the same sizes, eager and with compiled blocks; it has no audio adapters."""
+    """Diffusers' transformer of the same sizes, eager and with compiled blocks; it has no audio adapters."""
     if importlib.util.find_spec("diffusers") is None:
         return
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -15,12 +15,12 @@ from talkinghead_lab.bench.forwards import Forward, relative_error
 from talkinghead_lab.bench.rows import Results, Row, seconds_of
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.euler import sample_chunk
 
 STEPS = {
-    "a step of two forwards": {"text_guide_scale": 1.0, "audio_guide_scale": 2.0},
-    "a step of three forwards": {"text_guide_scale": 5.0, "audio_guide_scale": 4.0},
+    "a step of two forwards": SamplingConfig(1, shift=7.0, text_scale=1.0, audio_scale=2.0),
+    "a step of three forwards": SamplingConfig(1, shift=7.0, text_scale=5.0, audio_scale=4.0),
 }
 
 
@@ -64,10 +64,9 @@ def _measure(rank: int, count: int, size: Size, kind: str, attention: str, told:
 
 def _seconds_and_outcomes(forward: Forward) -> dict[str, tuple[float, Tensor]]:
     """A forward, and a step of each guidance, by the processes that share the transformer."""
-    request = partial(GenerationParams, audio_path="none", image_path="none", diffusion_steps=1)
     works = {"a forward": forward} | {
-        name: partial(sample_chunk, forward.dit, forward.latent, forward.conditions, request(**scales))
-        for name, scales in STEPS.items()
+        name: partial(sample_chunk, forward.dit, forward.latent, forward.conditions, config)
+        for name, config in STEPS.items()
     }
     outcomes = {name: work() for name, work in works.items()}
     return {

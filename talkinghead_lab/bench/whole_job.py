@@ -36,6 +36,7 @@ from talkinghead_lab.offload.streamed_blocks import StreamedBlocks
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.pipeline.request import resolve
 from talkinghead_lab.runs.stage_clock import StageClock
 
 SECONDS = 8.0
@@ -43,7 +44,7 @@ NOT_OF_REQUESTS = ("vram_budget_gib", "blocks")
 # As the command `generate` starts.
 START = """
 import sys
-from talkinghead_lab.imports import gc_disabled
+from talkinghead_lab.foundation.imports import gc_disabled
 with gc_disabled():
     from talkinghead_lab.bench import whole_job
 whole_job.main(sys.argv[1])
@@ -65,21 +66,23 @@ def media(frame_size: tuple[int, int]) -> Inputs:
     noise = np.random.default_rng(0)
     picture = noise.integers(0, 256, (frame_size[1], frame_size[0], 3), dtype=np.uint8)
     wave = 0.1 * noise.standard_normal(round(SECONDS * audio.SAMPLE_RATE)).astype(np.float32)
-    return Inputs(Portrait(Image.fromarray(picture)), frame_size, (wave,))
+    return Inputs(Portrait(Image.fromarray(picture)), frame_size, (wave,), wave[None])
 
 
 def make(pipeline: Pipeline, params: GenerationParams, clock: StageClock) -> list[float]:
     """Make the frames of a request; returns the seconds of each step but the first of every chunk."""
     assert params.forced_size is not None
-    conditions = pipeline.encode(media(params.forced_size), params, clock)
-    generator = ChunkGenerator(pipeline, conditions, params, clock)
+    inputs = media(params.forced_size)
+    resolved = resolve(params, inputs)
+    conditions = pipeline.encode(inputs, resolved, clock)
+    generator = ChunkGenerator(pipeline, conditions, resolved, clock)
     frames, steps = None, []
 
     def on_step(step: int) -> None:
         synchronize(pipeline.device)
         ends.append(time.perf_counter())
 
-    for chunk in generator.chunks():
+    for chunk in resolved.chunks:
         ends: list[float] = []
         frames = generator.generate(chunk, frames, on_step=on_step).frames
         steps += [end - start for start, end in itertools.pairwise(ends)]
@@ -112,7 +115,7 @@ def run(
         fewer = itertools.islice(pipeline.dit.blocks, blocks)
         pipeline.dit.blocks = StreamedBlocks(fewer, pipeline.device)  # type: ignore[assignment]
     assert params.forced_size is not None
-    plan = pipeline.requirements(params, params.forced_size, SECONDS)
+    plan = pipeline.requirements(resolve(params, media(params.forced_size)))
     pipeline = with_budget(pipeline, budget, plan)
     clock, steps, error = StageClock(), [], None
     with peaks:

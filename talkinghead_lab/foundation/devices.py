@@ -1,5 +1,6 @@
 """Devices: which one a request means, what it computes in, and its memory when it runs out."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,15 +15,19 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALL
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a request names; `auto` is the first GPU, or the CPU.
+    """Choose the device that a request names; `auto` is the first GPU, or the CPU.
+
+    A process that torchrun started as one of several uses the GPU of its rank.
 
     Raises:
         InvalidRequest: there is no such GPU.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
+        name = "cuda" if count else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InvalidRequest(
             "no such GPU",
@@ -30,7 +35,7 @@ def pick_device(name: str) -> torch.device:
             allowed=f"{count} GPUs are visible",
             remedy="Use device auto or cpu.",
         )
-    # With its number: the allocator's settings take no device without one.
+    # The allocator's settings require an index.
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 

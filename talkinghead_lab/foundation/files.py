@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: written beside their final name, synced, then linked into place.
-Folders that one call at a time may write."""
+Folders that one call at a time may write.
+"""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Seconds and memory that a run took."""
+"""Time and memory that a run took."""
 
 from collections.abc import Mapping
 
@@ -6,16 +6,17 @@ from talkinghead_lab.measures.measure import Measure
 
 
 def cost(stages: Mapping[str, Mapping[str, float]], seconds: float, frames: int) -> list[Measure]:
-    """What a run took: seconds for each frame of the video (lower is better), and the largest memory of any
-    stage, of the process on the host and of PyTorch on the GPU (unit: GiB, lower is better).
+    """Seconds per frame of the video, and the largest memory of any stage (unit: GiB); lower is better.
+
+    Memory is that of the process on the host, and of PyTorch on the GPU.
 
     Args:
-        stages: of `profiling.StageClock`.
+        stages: of a `StageClock`.
         seconds: of all chunks together, sampling and decoding.
         frames: of the video.
     """
     peaks = [
-        ("peak_host_gib", "this machine's kernel tells no peak of memory"),
+        ("peak_host_gib", "the kernel of this machine does not report peak memory"),
         ("peak_gpu_gib", "the run used no GPU"),
     ]
     found = [Measure.of("seconds_per_frame", seconds / frames)]

@@ -1,11 +1,11 @@
-"""What a measure is: its name, unit and direction, and a value or the reason why there is none."""
+"""A measure: name, unit and direction, and a value or the reason why there is none."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Better = Literal["higher", "lower", "neither"]
 
-# Unit and better direction of every measure; `metrics`, which takes them, names their sources.
+# Unit and better direction of every measure; the functions that take them name their sources.
 KINDS: dict[str, tuple[str, Better]] = {
     "lip_correlation": ("1", "higher"),
     "lip_error": ("opening", "lower"),
@@ -27,13 +27,13 @@ KINDS: dict[str, tuple[str, Better]] = {
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure about a video, or why it could not be taken.
+    """One figure about a video, or the reason why it could not be taken.
 
     Args:
-        name: what is measured, one of KINDS.
+        name: one of KINDS.
         value: in `unit`; None where it could not be taken.
         unit: `1` for plain ratios.
-        better: which direction is better; `neither` where a video may be either.
+        better: which direction is better.
         why_not: why there is no value.
     """
 
@@ -45,7 +45,7 @@ class Measure:
 
     @classmethod
     def of(cls, name: str, value: float | None, why_not: str | None = None) -> "Measure":
-        """A measure with the unit and direction of its kind; without a value it says why."""
+        """Make a measure with the unit and direction of its kind, and either a value or a reason."""
         if (value is None) == (why_not is None):
-            raise ValueError(f"{name}: a value, or the reason why there is none")
+            raise ValueError(f"{name}: give either a value or the reason why there is none")
         return cls(name, value, *KINDS[name], why_not)

@@ -1,4 +1,4 @@
-"""Faces in videos of photographed people: MediaPipe's FaceLandmarker sees them, whose model the user has."""
+"""Faces of photographed people, found by MediaPipe's FaceLandmarker, whose model file the user supplies."""
 
 import os
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from talkinghead_lab.errors import CheckpointError, MediaError, MissingExtra
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
-from talkinghead_lab.media import video
+from talkinghead_lab.media.video import Frames
 
 VARIABLE = "FACE_LANDMARKER"
-# Of MediaPipe's canonical face mesh; past its 468 points the irises follow.
+# Of MediaPipe's canonical face mesh; the irises follow after its 468 points.
 MESH_POINTS = 468
 INNER_LIPS = (13, 14)  # middle of the upper and of the lower one
 EYES = (33, 263)  # outer corners
@@ -25,8 +25,8 @@ class Faces:
     """The face in each frame of a video.
 
     Args:
-        opening: [F], gap between the inner lips over the distance of the outer eye corners, so that neither
-            size nor tilt of the head matters.
+        opening: [F], gap between the inner lips over the distance of the outer eye corners: independent of size
+            and tilt of the head.
         boxes: [F, 4], left, top, right and bottom of the face from chin to forehead, in pixels.
     """
 
@@ -34,37 +34,49 @@ class Faces:
     boxes: NDArray[np.float64]
 
 
-def see_faces(path: str | Path, most_frames: int) -> Faces:
-    """The one face of a video; a frame in which none is found takes what its neighbours have.
+class FaceTracker:
+    """Follows the one face of a video, frame by frame.
 
     Args:
-        path: the video.
-        most_frames: how many are looked at, from the start.
+        most_frames: later frames are ignored.
 
     Raises:
         CheckpointError: the variable FACE_LANDMARKER names no model file, or a wrong one.
         MissingExtra: MediaPipe is not installed.
-        MediaError: too many frames show no face.
     """
-    model = model_file(VARIABLE, "face_landmarker.task of MediaPipe's FaceLandmarker")
-    rows: list[NDArray[np.float64] | None] = []
-    with _landmarker(model) as landmarker:
-        for pixels in video.read_frames(path):
-            if len(rows) == most_frames:
-                break
-            rows.append(_face(landmarker, pixels, len(rows)))
-    found = [number for number, row in enumerate(rows) if row is not None]
-    if len(found) < (1 - LARGEST_SHARE_WITHOUT_FACE) * len(rows) or not found:
-        raise MediaError(
-            "no face is seen in too many frames", received=f"{len(rows) - len(found)} of {len(rows)}"
+
+    def __init__(self, most_frames: int):
+        self._most_frames = most_frames
+        self._rows: list[NDArray[np.float64] | None] = []
+        self._landmarker = _landmarker(
+            model_file(VARIABLE, "face_landmarker.task of MediaPipe's FaceLandmarker")
         )
-    known = np.stack([row for row in rows if row is not None])
-    columns = [np.interp(range(len(rows)), found, column) for column in known.T]
-    return Faces(columns[0], np.stack(columns[1:], axis=1))
+
+    def add(self, pixels: Frames) -> None:
+        """Add the next frame, uint8 [H, W, 3]."""
+        if len(self._rows) < self._most_frames:
+            self._rows.append(_face(self._landmarker, pixels, len(self._rows)))
+
+    def faces(self) -> Faces:
+        """The faces of all frames; a frame without one is interpolated from its neighbours. Ends the tracking.
+
+        Raises:
+            MediaError: too many frames show no face.
+        """
+        self._landmarker.close()
+        rows = self._rows
+        found = [number for number, row in enumerate(rows) if row is not None]
+        if len(found) < (1 - LARGEST_SHARE_WITHOUT_FACE) * len(rows) or not found:
+            raise MediaError(
+                "no face is visible in too many frames", received=f"{len(rows) - len(found)} of {len(rows)}"
+            )
+        known = np.stack([row for row in rows if row is not None])
+        columns = [np.interp(range(len(rows)), found, column) for column in known.T]
+        return Faces(columns[0], np.stack(columns[1:], axis=1))
 
 
 def model_file(variable: str, kind: str) -> Path:
-    """The file that an environment variable names.
+    """Find the file that an environment variable names.
 
     Raises:
         CheckpointError: it is not set, or names no file.
@@ -79,8 +91,8 @@ def model_file(variable: str, kind: str) -> Path:
     return Path(named)
 
 
-def _face(landmarker: Any, pixels: video.Frames, number: int) -> NDArray[np.float64] | None:
-    """[5]: opening, left, top, right, bottom; None where no face is seen."""
+def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] | None:
+    """[5]: opening, left, top, right, bottom; None where no face is visible."""
     import mediapipe
 
     picture = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(pixels))
@@ -99,7 +111,7 @@ def _landmarker(model: Path) -> Any:
         from mediapipe.tasks.python import vision
     except ImportError:
         raise MissingExtra(
-            "seeing faces needs MediaPipe", remedy="Install it: pip install 'talkinghead_lab[faces]'."
+            "finding faces needs MediaPipe", remedy="Install it: pip install 'talkinghead_lab[faces]'."
         ) from None
     options = vision.FaceLandmarkerOptions(
         base_options=tasks.BaseOptions(model_asset_path=str(model)),
@@ -110,5 +122,5 @@ def _landmarker(model: Path) -> Any:
         return vision.FaceLandmarker.create_from_options(options)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"the file is no face landmarker ({str(error).splitlines()[0]})", received=str(model)
+            f"the file is not a face landmarker ({str(error).splitlines()[0]})", received=str(model)
         ) from None

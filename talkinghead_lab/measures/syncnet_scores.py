@@ -1,7 +1,7 @@
-"""LSE-D and LSE-C: how near SyncNet finds lips and sound, where the user has its released weights.
+"""LSE-D and LSE-C: how well lips and sound are synchronised by SyncNet, whose weights the user supplies.
 
-The steps are those of SyncNet's released evaluation (Chung & Zisserman, "Out of time", 2016), by which papers
-report both figures. Its face detector is replaced by `faces`, so that figures from elsewhere compare roughly.
+Follows SyncNet's released evaluation (Chung & Zisserman, "Out of time", 2016), which papers use for both
+figures. Its face detector is replaced by `photographed_faces`, so published figures are only roughly comparable.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ WINDOWS_AT_ONCE = 20
 
 @dataclass(frozen=True)
 class SyncScores:
-    """What SyncNet says of a video.
+    """SyncNet's verdict on a video.
 
     Args:
-        distance: LSE-D, the mean distance of lips and sound at the shift where it is least; lower is better.
-        confidence: LSE-C, how far that lies below the median over all shifts; higher is better.
-        shift: by how many video frames the sound comes too late there.
+        distance: LSE-D, the smallest mean distance of lips and sound over all shifts; lower is better.
+        confidence: LSE-C, the median over all shifts less that distance; higher is better.
+        shift: delay of the sound at the smallest distance, in video frames.
     """
 
     distance: float
@@ -44,12 +44,15 @@ class SyncScores:
     shift: int
 
 
-def sync_scores(path: str | Path, faces: Faces) -> SyncScores:
-    """Score a finished video, with the weights that the variable SYNCNET_MODEL names.
+def sync_scores(path: str | Path, faces: Faces, soundtrack: audio.Wave) -> SyncScores:
+    """Score a finished video with the weights that the variable SYNCNET_MODEL names.
+
+    Decodes the pictures a second time: the crops follow the smoothed path of the face, which is known only then.
 
     Args:
         path: the video.
         faces: its face, frame by frame.
+        soundtrack: of the video, [channels, samples] at 48 kHz.
 
     Raises:
         CheckpointError: no weights, or not SyncNet's.
@@ -58,45 +61,45 @@ def sync_scores(path: str | Path, faces: Faces) -> SyncScores:
     """
     network = load_syncnet(model_file(VARIABLE, "SyncNet's released syncnet_v2.model"))
     pictures = face_crops(path, faces)
-    cepstrum = sound_cepstrum(path)
+    cepstrum = sound_cepstrum(soundtrack)
     windows = min(len(pictures), (cepstrum.shape[1] + 1) // 4) - WINDOW  # the last column is padded away
     if windows < 1:
         raise MediaError("the video is shorter than a window of SyncNet", received=f"{len(pictures)} frames")
-    seen, heard = [], []
+    lips, sound = [], []
     with torch.inference_mode():
         for batch in torch.arange(windows).split(WINDOWS_AT_ONCE):
             clips = torch.stack([pictures[k : k + WINDOW] for k in batch]).transpose(1, 2)
             sounds = torch.stack([cepstrum[None, :, 4 * k : 4 * k + COLUMNS] for k in batch])
-            seen.append(network.embed_face(clips.float()))
-            heard.append(network.embed_sound(sounds))
-        return best_shift(torch.cat(seen), torch.cat(heard))
+            lips.append(network.embed_face(clips.float()))
+            sound.append(network.embed_sound(sounds))
+        return best_shift(torch.cat(lips), torch.cat(sound))
 
 
 def load_syncnet(path: Path) -> SyncNet:
-    """SyncNet with its released weights.
+    """Load SyncNet with its released weights.
 
     Raises:
         CheckpointError: damaged, or a tensor is missing, unexpected or misshapen.
     """
     network = SyncNet()
     counters = {name: value for name, value in network.state_dict().items() if name.endswith("_tracked")}
-    # The released file is older than these counters, which evaluation does not read.
+    # The released file predates these counters, which evaluation ignores.
     tensors = counters | reading.read_tensors(path)
     reading.load_strict(network, tensors, path.name, torch.float32, "cpu")
     return network
 
 
-def best_shift(seen: Tensor, heard: Tensor, largest: int = LARGEST_SHIFT) -> SyncScores:
-    """Compare embeddings of lips and of sound, [T, C] each, at every shift of at most `largest` frames."""
-    padded = functional.pad(heard, (0, 0, largest, largest))
+def best_shift(lips: Tensor, sound: Tensor, largest: int = LARGEST_SHIFT) -> SyncScores:
+    """Compare embeddings of lips and sound, [T, C] each, at every shift of up to `largest` frames."""
+    padded = functional.pad(sound, (0, 0, largest, largest))
     windows = padded.unfold(0, 2 * largest + 1, 1).transpose(1, 2)  # [T, shifts, C]
-    distances = functional.pairwise_distance(seen[:, None], windows).mean(0)
+    distances = functional.pairwise_distance(lips[:, None], windows).mean(0)
     least, place = distances.min(0)
     return SyncScores(least.item(), (distances.median() - least).item(), int(place) - largest)
 
 
 def face_crops(path: str | Path, faces: Faces) -> Tensor:
-    """[F, 3, 224, 224] uint8, blue, green, red: the square about each frame's face, its path smoothed."""
+    """Crop a square around each frame's face along its smoothed path: uint8 [F, 3, 224, 224], BGR."""
     left, top, right, bottom = faces.boxes.T
     half = np.maximum(right - left, bottom - top) / 2
     span = min(SMOOTHED_FRAMES, (len(half) - 1) // 2 * 2 + 1)
@@ -117,10 +120,9 @@ def _crop(pixels: video.Frames, half: float, x: float, y: float) -> Tensor:
     )
 
 
-def sound_cepstrum(path: str | Path) -> Tensor:
-    """[13, columns], 100 columns a second, of a video's sound as 16-bit mono at 16 kHz."""
-    mono = audio.read_soundtrack(path).mean(axis=0)
-    wave = soxr.resample(mono, audio.SOUNDTRACK_RATE, audio.SAMPLE_RATE)
+def sound_cepstrum(soundtrack: audio.Wave) -> Tensor:
+    """Compute MFCCs [13, columns], 100 columns per second, of the sound as 16-bit mono at 16 kHz."""
+    wave = soxr.resample(soundtrack.mean(axis=0), audio.SOUNDTRACK_RATE, audio.SAMPLE_RATE)
     samples: NDArray[np.int16] = (wave * 32768).round().clip(-32768, 32767).astype(np.int16)
     try:
         import python_speech_features

@@ -1,11 +1,12 @@
 """Recordings in: 16 kHz speech at −23 LUFS for the speech encoder, 48 kHz sound for the video."""
 
-import itertools
+import hashlib
 import math
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import BinaryIO, Literal, cast
 
 import av
 import numpy as np
@@ -28,33 +29,55 @@ Wave = NDArray[np.float32]
 Mix = Literal["para", "add"]
 
 
-def read_speech(path: str | Path) -> Wave:
-    """Read a recording, or the sound track of a video, as the speech encoder takes it.
+@dataclass(frozen=True)
+class Recording:
+    """A recording, read in one decoding pass.
 
-    Channels are averaged and resampled with soxr HQ, as `librosa.load` does. The file is decoded once and in
-    blocks: only the result is held. As in a player, a file that was cut short gives what is there and
-    a few damaged packets are skipped.
+    Args:
+        speech: [samples] at 16 kHz, mono, normalised to −23 LUFS: the input of the speech encoder.
+        soundtrack: [1 or 2 channels, samples] at 48 kHz at its own level: the sound of the video.
+        sha256: digest of the file.
+    """
 
-    Returns:
-        [samples] at 16 kHz, normalised to −23 LUFS.
+    speech: Wave
+    soundtrack: Wave
+    sha256: str
+
+
+def read_recording(path: str | Path) -> Recording:
+    """Open a recording, or a video with a sound track, once, and read everything that a run needs of it.
+
+    Channels are averaged for the speech encoder and resampled with soxr HQ, as `librosa.load` does. Only the
+    results are held in memory. A truncated file gives what is there; a few damaged packets are skipped.
 
     Raises:
-        MediaError: not a recording, no sound in it, too long, damaged, or samples that are not finite.
+        MediaError: not a recording, no sound in it, too long, damaged, or samples that are NaN or infinity.
     """
-    mono = ((rate, block.mean(axis=0, keepdims=True)) for rate, block in _decode(Path(path)))
-    return normalize_loudness(_resample(mono, SAMPLE_RATE)[0]).astype(np.float32)
+    path = Path(path)
+    speech, sound = ResampledTrack(SAMPLE_RATE, mono=True), ResampledTrack(SOUNDTRACK_RATE)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        _fill(path, file, speech, sound)
+    return Recording(_as_speech(speech), sound.wave(), digest)
+
+
+def read_speech(path: str | Path) -> Wave:
+    """Read only the `speech` of a `Recording`; errors as for `read_recording`."""
+    speech = ResampledTrack(SAMPLE_RATE, mono=True)
+    _fill(Path(path), str(path), speech)
+    return _as_speech(speech)
 
 
 def read_soundtrack(path: str | Path) -> Wave:
-    """Read a recording as it is to be heard: its own level, mono or stereo (more channels are mixed down).
+    """Read only the `soundtrack` of a `Recording`; errors as for `read_recording`."""
+    sound = ResampledTrack(SOUNDTRACK_RATE)
+    _fill(Path(path), str(path), sound)
+    return sound.wave()
 
-    Returns:
-        [channels, samples] at 48 kHz.
 
-    Raises:
-        MediaError: as `read_speech`.
-    """
-    return _resample(_decode(Path(path), most_channels=2), SOUNDTRACK_RATE)
+def _as_speech(track: "ResampledTrack") -> Wave:
+    return normalize_loudness(track.wave()[0]).astype(np.float32)
 
 
 def normalize_loudness(wave: NDArray, lufs: float = SPEECH_LOUDNESS) -> NDArray[np.float64]:
@@ -102,41 +125,58 @@ def _pad(wave: Wave, before: int, after: int) -> Wave:
     return np.pad(wave, [(0, 0)] * (wave.ndim - 1) + [(before, after)])
 
 
-def _resample(blocks: Iterator[tuple[int, Wave]], rate: int) -> Wave:
-    """[channels, ceil(duration · rate)]; the length that librosa gives too."""
-    source_rate, first = next(blocks)
-    stream = soxr.ResampleStream(source_rate, rate, len(first), dtype="float32", quality="HQ")
-    samples, resampled = 0, deque[Wave]()
-    for _, block in itertools.chain([(source_rate, first)], blocks):
-        samples += block.shape[1]
-        resampled.append(stream.resample_chunk(np.ascontiguousarray(block.T)))
-    resampled.append(stream.resample_chunk(resampled[0][:0], last=True))
-    wave, start = np.zeros((len(first), -(-samples * rate // source_rate)), np.float32), 0
-    while resampled:  # every part is freed as it is copied, so that little is held twice
-        part = resampled.popleft().T[:, : wave.shape[1] - start]
-        wave[:, start : start + part.shape[1]] = part
-        start += part.shape[1]
-    return wave
+class ResampledTrack:
+    """A sound track at another sample rate, filled frame by frame; more than two channels become stereo."""
+
+    def __init__(self, rate: int, mono: bool = False):
+        self.rate, self.mono, self.source_rate, self.samples = rate, mono, 0, 0
+        self._planes: AudioResampler | None = None
+        self._stream: soxr.ResampleStream | None = None
+        self._parts = deque[Wave]()
+
+    def add(self, frame: AudioFrame, channels: int, path: Path) -> None:
+        """Add a decoded frame of a stream of so many channels."""
+        if self._planes is None:
+            layout = "stereo" if channels > 2 and not self.mono else None
+            self._planes = AudioResampler(format="fltp", layout=layout)
+        for part in self._planes.resample(frame):
+            block = cast(Wave, part.to_ndarray())
+            self.samples += block.shape[1]
+            _check(block, self.samples / part.sample_rate, path)
+            if self.mono:
+                block = block.mean(axis=0, keepdims=True)
+            if self._stream is None:
+                self.source_rate = part.sample_rate
+                self._stream = soxr.ResampleStream(
+                    self.source_rate, self.rate, len(block), dtype="float32", quality="HQ"
+                )
+            self._parts.append(self._stream.resample_chunk(np.ascontiguousarray(block.T)))
+
+    def wave(self) -> Wave:
+        """Finish: [channels, ceil(duration · rate)], the length that librosa gives too."""
+        assert self._stream is not None
+        self._parts.append(self._stream.resample_chunk(self._parts[0][:0], last=True))
+        length = -(-self.samples * self.rate // self.source_rate)
+        wave, start = np.zeros((self._parts[0].shape[1], length), np.float32), 0
+        while self._parts:  # free every part after it is copied: hardly anything is in memory twice
+            part = self._parts.popleft().T[:, : length - start]
+            wave[:, start : start + part.shape[1]] = part
+            start += part.shape[1]
+        return wave
 
 
-def _decode(path: Path, most_channels: int | None = None) -> Iterator[tuple[int, Wave]]:
-    """Yield (rate, [channels, samples]) blocks of a recording's first sound track, full scale ±1."""
-    samples = 0
+def _fill(path: Path, source: str | BinaryIO, *tracks: ResampledTrack) -> None:
+    """Decode the first sound track of a file once, into every one of `tracks`."""
     try:
-        # Playlists may name further files; none but this one is to be opened.
+        # Playlists may name further files; only this one may be opened.
         options = {"protocol_whitelist": "file"}
-        with av.open(str(path), "r", options=options, metadata_errors="replace") as container:
+        with av.open(source, "r", options=options, metadata_errors="replace") as container:
             stream = next(iter(container.streams.audio), None)
             if stream is None:
                 raise _no_sound(path)
-            layout = "stereo" if most_channels and stream.channels > most_channels else None
-            planes = AudioResampler(format="fltp", layout=layout)
             for frame in _frames(container, path):
-                for part in planes.resample(frame):
-                    block = cast(Wave, part.to_ndarray())
-                    samples += block.shape[1]
-                    _check(block, samples / part.sample_rate, path)
-                    yield part.sample_rate, block
+                for track in tracks:
+                    track.add(frame, stream.channels, path)
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError(
             f"not a recording that can be read ({getattr(error, 'strerror', None) or error})",
@@ -144,7 +184,7 @@ def _decode(path: Path, most_channels: int | None = None) -> Iterator[tuple[int,
             allowed="sound or video files such as wav, flac, mp3, m4a, ogg, mp4, mkv",
             remedy="Play the file to see whether it is whole, or convert it to wav.",
         ) from error
-    if not samples:
+    if not tracks[0].samples:
         raise _no_sound(path)
 
 

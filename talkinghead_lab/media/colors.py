@@ -54,7 +54,7 @@ def _statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lab_from_rgb(rgb: Tensor) -> Tensor:
-    """sRGB in [0, 1] to CIE Lab, channels first (CIE 15; sRGB curve of IEC 61966-2-1)."""
+    """SRGB in [0, 1] to CIE Lab, channels first (CIE 15; sRGB curve of IEC 61966-2-1)."""
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = torch.einsum("xc,c...->x...", rgb.new_tensor(XYZ_FROM_RGB), linear)
     ratio = xyz / rgb.new_tensor(WHITE_XYZ).view(3, *[1] * (rgb.ndim - 1))

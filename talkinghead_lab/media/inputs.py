@@ -1,48 +1,66 @@
-"""The media of a request, read once."""
+"""The media of a request, read once and checked before anything is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.foundation.digests import known_sha256
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.frame_size import nearest_size
 from talkinghead_lab.media.reference import ReferenceMedia, open_reference
-from talkinghead_lab.params import GenerationParams
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The media of a request, read: the picture or video, (W, H) of the frames, a 16 kHz wave per speaker."""
+    """Pictures and sound of one run.
 
-    source: ReferenceMedia
+    Args:
+        reference: the portrait, or the driving video.
+        frame_size: (W, H) of the frames.
+        voices: a 16 kHz mono wave per speaker, equally long.
+        soundtrack: of the video, [1 or 2 channels, samples] at 48 kHz.
+        sha256: digests of the files: the picture's, then each recording's.
+    """
+
+    reference: ReferenceMedia
     frame_size: tuple[int, int]
     voices: tuple[audio.Wave, ...]
+    soundtrack: audio.Wave
+    sha256: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        picture: Path,
+        recordings: Sequence[Path],
+        mix: audio.Mix,
+        resolution: str,
+        frame_size: tuple[int, int] | None = None,
+    ) -> "Inputs":
+        """Open and read the media of one or two speakers; each recording is opened once.
+
+        Args:
+            picture: portrait or driving video.
+            recordings: one per speaker.
+            mix: how two recordings share the time line.
+            resolution: family of released frame sizes; the one nearest to the picture's shape is chosen.
+            frame_size: (W, H) instead of a released one.
+
+        Raises:
+            MediaError: a file cannot be used.
+        """
+        reference = open_reference(picture)
+        size = frame_size or nearest_size(*reference.size, resolution)
+        first, *others = [audio.read_recording(path) for path in recordings]
+        voices: tuple[audio.Wave, ...] = (first.speech,)
+        soundtrack = first.soundtrack
+        for second in others:
+            voices = audio.mix_speakers(first.speech, second.speech, mix)
+            soundtrack = audio.mix_soundtracks(first.soundtrack, second.soundtrack, mix)
+        digests = (known_sha256(picture), first.sha256, *(second.sha256 for second in others))
+        return cls(reference, size, voices, soundtrack, digests)
 
     @property
     def seconds(self) -> float:
-        """How long the recordings last."""
+        """Length of the recordings in seconds."""
         return len(self.voices[0]) / audio.SAMPLE_RATE
-
-
-def read_inputs(params: GenerationParams) -> Inputs:
-    """Open what a request names; no network is needed, so mistakes show before weights are loaded.
-
-    Raises:
-        MediaError: a file is missing or cannot be used.
-    """
-    source = open_reference(local_file(params.image_path))
-    size = params.forced_size or nearest_size(*source.size, params.resolution)
-    voices: tuple[audio.Wave, ...] = (audio.read_speech(local_file(params.audio_path)),)
-    if params.second_audio_path is not None:
-        second = audio.read_speech(local_file(params.second_audio_path))
-        voices = audio.mix_speakers(voices[0], second, params.audio_mix)
-    return Inputs(source, size, voices)
-
-
-def read_sound(params: GenerationParams) -> audio.Wave:
-    """The sound track of a request's video, [channels, samples] at 48 kHz."""
-    sound = audio.read_soundtrack(local_file(params.audio_path))
-    if params.second_audio_path is None:
-        return sound
-    return audio.mix_soundtracks(
-        sound, audio.read_soundtrack(local_file(params.second_audio_path)), params.audio_mix
-    )

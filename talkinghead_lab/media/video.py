@@ -1,7 +1,7 @@
 """Videos out and back in: one H.264 and AAC encode, its facts, its frames and a contact sheet of them."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
-from talkinghead_lab.media.audio import SOUNDTRACK_RATE
+from talkinghead_lab.media.audio import SOUNDTRACK_RATE, ResampledTrack
 from talkinghead_lab.media.reference import DrivingVideo, open_video, timed_frames
 
 Frames = NDArray[np.uint8]
@@ -248,14 +248,44 @@ def read_frames(path: str | Path) -> Iterator[Frames]:
             yield cast(Frames, frame.to_ndarray(format="rgb24"))
 
 
+def decode_once(path: str | Path, on_frame: Callable[[Frames], None]) -> NDArray[np.float32] | None:
+    """Decode picture and sound in one pass over the file.
+
+    Args:
+        path: the video.
+        on_frame: called with every frame in order, uint8 [H, W, 3].
+
+    Returns:
+        The sound track as `audio.read_soundtrack` gives it; None: there is none.
+
+    Raises:
+        MediaError: not a video, or damaged.
+    """
+    track, path = ResampledTrack(SOUNDTRACK_RATE), Path(path)
+    with open_video(path) as (container, picture):
+        picture.thread_type = "AUTO"
+        sound = next(iter(container.streams.audio), None)
+        for packet in container.demux([picture] if sound is None else [picture, sound]):
+            for frame in packet.decode():
+                if isinstance(frame, VideoFrame):
+                    on_frame(cast(Frames, frame.to_ndarray(format="rgb24")))
+                elif isinstance(frame, AudioFrame) and sound is not None:
+                    track.add(frame, sound.channels, path)
+    return track.wave() if track.samples else None
+
+
+def evenly_spaced_numbers(frames: int, count: int) -> list[int]:
+    """Numbers of `count` frames spread evenly from the first of `frames` frames to the last."""
+    return sorted({round((frames - 1) * step / max(1, count - 1)) for step in range(count)})
+
+
 def evenly_spaced(path: str | Path, count: int) -> list[tuple[float, Image.Image]]:
     """(seconds, frame) at `count` times from the first frame of a 25 fps mp4 to the last, read by seeking.
 
     Raises:
         MediaError: not a video.
     """
-    video, last = DrivingVideo(path), probe(path).frame_count - 1
-    numbers = sorted({round(last * step / max(1, count - 1)) for step in range(count)})
+    video, numbers = DrivingVideo(path), evenly_spaced_numbers(probe(path).frame_count, count)
     return [(number / FRAMES_PER_SECOND, video.frame_at(number / FRAMES_PER_SECOND)) for number in numbers]
 
 

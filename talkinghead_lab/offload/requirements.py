@@ -20,7 +20,6 @@ from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.offload.streamed_blocks import SLOTS, large_tensors, resident_blocks, slot_bytes
-from talkinghead_lab.params import GenerationParams
 
 COEFFICIENTS_FILE = Path(__file__).parent / "memory_coefficients.json"
 NETWORK_OF_STAGE = {
@@ -182,9 +181,9 @@ def coefficients(kind: str) -> dict[str, Any]:
 def requirements(
     networks: Mapping[str, nn.Module],
     device: torch.device,
-    params: GenerationParams,
-    frame_size: tuple[int, int],
+    grid: LatentGrid,
     seconds: float,
+    caches_steps: bool,
     fitted: Mapping[str, Any] | None = None,
 ) -> Requirements:
     """What a request takes.
@@ -192,12 +191,11 @@ def requirements(
     Args:
         networks: by the names in `NETWORK_OF_STAGE`; on the meta device they need no memory.
         device: only its kind matters.
-        params: the request.
-        frame_size: (W, H).
+        grid: of one chunk.
         seconds: of the recording.
+        caches_steps: whether the step cache keeps residuals.
         fitted: coefficients; unset: the shipped ones.
     """
-    grid = LatentGrid(params.chunk_frames, frame_size[1], frame_size[0])
     fitted = fitted or coefficients(device.type)
     sizes = {name: NetworkSize.of(network, STREAMED_BLOCKS.get(name)) for name, network in networks.items()}
     needs, pieces = {}, 1 + (FRAGMENTED if device.type == "cuda" else 0)
@@ -207,7 +205,7 @@ def requirements(
         unit = largest_activation(stage, networks[name], grid, seconds)
         model = fitted["stages"][stage]
         extra = 0
-        if stage == "sampling" and params.step_cache_threshold is not None:
+        if stage == "sampling" and caches_steps:
             extra = 3 * unit  # a residual for each guidance branch
         if stage == "decode" and device.type == "cpu":
             extra = chunk_bytes(grid)

@@ -8,21 +8,21 @@ from torch import Tensor
 
 from talkinghead_lab.errors import OutOfMemory
 from talkinghead_lab.foundation.devices import empty_cache
-from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT, FRAMES_PER_SECOND, LatentGrid
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT, LatentGrid
 from talkinghead_lab.media.colors import match_colors
 from talkinghead_lab.media.frame_size import fit
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.dit.model import Context, token_regions
 from talkinghead_lab.offload.residency import handle_out_of_memory
-from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
-from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline, _type
+from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline, dtype_name
+from talkinghead_lab.pipeline.request import Resolved
 from talkinghead_lab.pipeline.stages import Stage, no_stage
-from talkinghead_lab.sampling.chunks import Chunk, audio_windows, plan_chunks
+from talkinghead_lab.sampling.chunks import Chunk, audio_windows
 from talkinghead_lab.sampling.decoding import decode_chunk
 from talkinghead_lab.sampling.euler import ChunkConditions, chunk_noise, sample_chunk
-from talkinghead_lab.sampling.seams import ease_seam
+from talkinghead_lab.sampling.seams import blend_seam
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,15 @@ class GeneratedChunk:
 
 @dataclass
 class EncodedPicture:
-    """What the transformer sees of a chunk's first frame: its features, and its latent behind a mask."""
+    """A chunk's first frame as the transformer takes it.
+
+    Args:
+        pixels: uint8 [3, H, W].
+        frames: of the longest chunk that `condition` serves.
+        context: image-encoder features.
+        condition: mask and latent, [1, 4 + C, T, h, w].
+        motion: latent of the frame alone, [1, C, 1, h, w].
+    """
 
     pixels: Tensor
     frames: int
@@ -51,29 +59,34 @@ class EncodedPicture:
 
 
 class ChunkGenerator:
-    """Generates the chunks of one request; what does not change between them is computed once and kept."""
+    """Generates the chunks of one request; computes once what the chunks share.
+
+    Args:
+        pipeline: the networks, within the budget of the request.
+        conditions: the encoded request.
+        resolved: the request and its settings.
+        stage: clocks the stages.
+        cache: stores encodings of pictures.
+    """
 
     def __init__(
-        self, pipeline: Pipeline, conditions: Conditions, params: GenerationParams,
-        stage: Stage = no_stage, cache: EncodingStore = no_cache,
-    ):  # fmt: skip
-        self.networks, self.conditions, self.params = pipeline, conditions, params
+        self,
+        pipeline: Pipeline,
+        conditions: Conditions,
+        resolved: Resolved,
+        stage: Stage = no_stage,
+        cache: EncodingStore = no_cache,
+    ):
+        self.networks, self.conditions, self.resolved = pipeline, conditions, resolved
         self.stage, self.cache = stage, cache
         self.width, self.height = conditions.frame_size
-        seconds = len(conditions.audio[0]) / FRAMES_PER_SECOND
-        self.plan = pipeline.requirements(params, conditions.frame_size, seconds)
+        self.plan = pipeline.requirements(resolved)
         self.colors = to_unit_range(self._fit(0.0)).to(pipeline.device)
         self.regions = self._speaker_regions()
-        # Keys and values take memory in proportion to the blocks: with a budget they are computed again.
+        # Keys and values of all blocks take much memory: within a budget they are recomputed at every step.
         self.precompute = pipeline.budget is None
         self.texts: dict[bool, Context] = {}
         self.picture: EncodedPicture | None = None
-
-    def chunks(self) -> list[Chunk]:
-        """The chunks that the request needs: as long as its recording, or `max_frames`."""
-        params, frames = self.params, len(self.conditions.audio[0])
-        frames = min(frames, params.max_frames or frames)
-        return plan_chunks(frames, params.chunk_frames, params.motion_frame, params.trim_last_chunk)
 
     def generate(
         self,
@@ -85,15 +98,15 @@ class ChunkGenerator:
         """Sample and decode one chunk.
 
         Args:
-            chunk: one of `chunks()`.
-            previous: frames of the chunk before, [3, ≥ motion_frame, H, W]; its last ones are repeated. All
-                chunks but the first need it.
-            noise: [C, T, h, w], instead of what the seed gives.
-            on_step: called with the number of finished steps; what it raises ends the sampling.
+            chunk: one of `resolved.chunks`.
+            previous: frames of the previous chunk, [3, ≥ motion_frame, H, W], whose last ones are the overlap.
+                All chunks but the first need it.
+            noise: [C, T, h, w], instead of the seed's.
+            on_step: called with the number of finished steps; an exception that it raises ends the sampling.
 
         Raises:
             OutOfMemory: with the plan's numbers; the device is left as it was before.
-            CheckpointError: the frames are no numbers.
+            CheckpointError: the frames contain NaN or infinity.
         """
         try:
             with torch.inference_mode():
@@ -111,39 +124,41 @@ class ChunkGenerator:
     def _generate(
         self, chunk: Chunk, previous: Tensor | None, noise: Tensor | None, on_step: Callable[[int], None]
     ) -> GeneratedChunk:
-        networks, grid = self.networks, LatentGrid(chunk.frames, self.height, self.width)
+        networks, request = self.networks, self.resolved.request
+        grid = LatentGrid(chunk.frames, self.height, self.width)
         self.picture = self._encode_picture(self._fit(chunk.seconds), chunk.frames)
         motion = self.picture.motion
         if chunk.repeated:
-            assert previous is not None, "a chunk after the first continues the frames of the one before"
+            assert previous is not None, "chunks after the first need the previous frames"
             with self.stage("vae_encode"), networks.use(networks.vae):
                 motion = networks.vae.encode(previous[None, :, -chunk.repeated :].to(networks.device))
         if noise is None:
-            noise = chunk_noise(self.params.seed, chunk.index, grid.latent_shape(networks.vae.config.z_dim))
+            noise = chunk_noise(request.seed, chunk.index, grid.latent_shape(networks.vae.config.z_dim))
         with self.stage("sampling"), networks.use(networks.dit, self.plan.needs["sampling"]):
             fixed = self._chunk_conditions(chunk, grid, motion)
-            latent = sample_chunk(networks.dit, noise[None].to(networks.device), fixed, self.params, on_step)
+            start = noise[None].to(networks.device)
+            latent = sample_chunk(networks.dit, start, fixed, self.resolved.sampling, on_step)
             del fixed
         with self.stage("decode"), networks.use(networks.vae):
             frames = decode_chunk(networks.vae, latent, self._match_colors)
-        if previous is not None and self.params.seam_frames:
-            frames = ease_seam(frames, previous, chunk.repeated, self.params.seam_frames)
+        if previous is not None and request.seam_frames:
+            frames = blend_seam(frames, previous, chunk.repeated, request.seam_frames)
         return GeneratedChunk(chunk, latent[0].cpu(), frames)
 
     def _match_colors(self, frames: Tensor) -> Tensor:
-        if not self.params.use_color_correction:
+        request = self.resolved.request
+        if not request.use_color_correction:
             return frames
-        return match_colors(frames, self.colors, self.params.color_correction_strength)
+        return match_colors(frames, self.colors, request.color_correction_strength)
 
     def _fit(self, seconds: float) -> Tensor:
-        return fit(self.conditions.source.frame_at(seconds), self.width, self.height)
+        return fit(self.conditions.reference.frame_at(seconds), self.width, self.height)
 
     def _speaker_regions(self) -> Tensor | None:
         if len(self.conditions.audio) == 1:
             return None
-        masks = speaker_masks(
-            self.conditions.source.size, self.params.speaker_boxes, self.conditions.frame_size
-        )
+        boxes = self.resolved.request.speaker_boxes
+        masks = speaker_masks(self.conditions.reference.size, boxes, self.conditions.frame_size)
         return token_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
 
     def _encode_picture(self, pixels: Tensor, frames: int) -> EncodedPicture:
@@ -153,19 +168,19 @@ class ChunkGenerator:
         networks = self.networks
         picture = to_unit_range(pixels)[None].to(networks.device)
         with self.stage("image"):
-            key = [picture, _type(networks.image_encoder)]
-            (features,) = self.cache("image", key, lambda: (networks.see(picture),))
+            key = [picture, dtype_name(networks.image_encoder)]
+            (features,) = self.cache("image", key, lambda: (networks.image_features(picture),))
             with networks.use(networks.dit):
                 context = networks.dit.image_context(features.to(networks.device), self.precompute)
         with self.stage("vae_encode"), networks.use(networks.vae):
-            key = [picture, frames, _type(networks.vae)]
+            key = [picture, frames, dtype_name(networks.vae)]
             encode = networks.vae.encode_first_frame_then_zeros
             (encoded,) = self.cache("portrait", key, lambda: (encode(picture, frames),))
             encoded = encoded.to(networks.device)
-        # One channel for each video frame of a latent frame: 1 where it is given.
+        # One channel per video frame of a latent frame; 1 where the frame is given.
         mask = encoded.new_zeros(1, FRAMES_PER_LATENT, *encoded.shape[2:])
         mask[:, :, 0] = 1
-        # The autoencoder looks only backwards, so the first latent frame is that of the picture alone.
+        # The autoencoder is causal, so the first latent frame is that of the picture alone.
         condition, motion = torch.cat([mask, encoded], dim=1), encoded[:, :, :1]
         return EncodedPicture(pixels, frames, context, condition, motion)
 
@@ -176,14 +191,14 @@ class ChunkGenerator:
             texts = {True: self.conditions.prompt, False: self.conditions.negative_prompt}
             self.texts = {prompt: dit.text_context([text], keep) for prompt, text in texts.items()}
         voices = [audio_windows(voice, chunk, dit.config.audio_window) for voice in self.conditions.audio]
-        heard = torch.stack(voices)[None].to(device)
-        silence = torch.zeros_like(heard[:, :1])
+        speech = torch.stack(voices)[None].to(device)
+        silence = torch.zeros_like(speech[:, :1])
         return ChunkConditions(
-            picture=self.picture.condition[:, :, : grid.latent_frames],  # it may be a longer chunk's
+            picture=self.picture.condition[:, :, : grid.latent_frames],  # may come from a longer chunk
             image=self.picture.context,
             texts=self.texts,
-            # Silence is one speaker's, also where two are heard, as the model was trained.
-            audios={True: dit.audio_context(heard, keep), False: dit.audio_context(silence, keep)},
+            # Silence has one speaker even for two voices: so the model was trained.
+            audios={True: dit.audio_context(speech, keep), False: dit.audio_context(silence, keep)},
             motion=motion,
             rotation=dit.rotation(grid.latent_shape(1), device),
             regions=self.regions,

@@ -1,7 +1,7 @@
-"""Keeps what the encoders give, on disk, by the content of all that decides it.
+"""Caches encodings on disk, keyed by everything that determines them.
 
-A sweep over guidance or steps asks for the same text, speech and picture in every cell; with an
-`EncoderCache` passed to the pipeline they are encoded once, also by several processes and by later runs.
+The cells of a sweep over guidance or steps share text, speech and picture. With an `EncoderCache` passed to the
+pipeline, these are encoded once, also across processes and later runs.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,8 +21,7 @@ from torch import Tensor
 from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests, paths
 from talkinghead_lab.foundation.files import atomic_path
-from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.weights.checkpoints import TRANSFORMER
+from talkinghead_lab.weights.checkpoints import TRANSFORMER, CheckpointFiles
 from talkinghead_lab.weights.digests import weight_digests
 
 GIB = 2**30
@@ -30,32 +29,32 @@ Tensors = tuple[Tensor, ...]
 
 
 class EncodingStore(Protocol):
-    """Gives what `compute` would: from a store where it is known, else by computing it.
+    """Returns the result of `compute`, from a store where possible.
 
-    `inputs` are tensors, and things whose `str` tells all.
+    `inputs` are the key: tensors, and values whose `str` identifies them.
     """
 
     def __call__(self, kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors: ...
 
 
 def no_cache(kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors:
-    """Keep nothing."""
+    """Store nothing."""
     return compute()
 
 
 @dataclass
 class EncoderCache:
-    """A folder of encodings, at most `limit_bytes` large; what was not used for longest goes first.
+    """A folder of encodings of limited size; the least recently used entries are evicted first.
 
-    An entry's name is the digest of its inputs, of the encoders' weights, and of what can change how numbers
-    round: device, number of threads, version of PyTorch. So a hit has the bytes that computing would give.
-    An entry that is damaged is removed and computed again. A folder that cannot be written costs time only.
+    An entry's name is a digest of its inputs, of the encoders' weights, and of everything that affects rounding:
+    device, number of threads, PyTorch version. A cache hit is therefore byte-identical to computing. A damaged
+    entry is removed and recomputed. A folder that cannot be written costs time, nothing else.
 
     Args:
-        folder: where entries are kept; made when needed.
+        folder: where entries are stored; made when needed.
         encoders: digest of the encoders' weights.
-        device: what they run on.
-        limit_bytes: of all entries together.
+        device: where the encoders run.
+        limit_bytes: size of all entries together.
     """
 
     folder: Path
@@ -66,27 +65,27 @@ class EncoderCache:
     misses: int = field(default=0, init=False)
 
     @classmethod
-    def of(cls, params: GenerationParams, device: torch.device, folder: Path | None = None) -> "EncoderCache":
-        """A cache for the encoders of a request; the transformer and its LoRAs do not matter.
+    def of(cls, files: CheckpointFiles, device: torch.device, folder: Path | None = None) -> Self:
+        """Make a cache for the encoders of a checkpoint; the transformer and its LoRAs do not matter.
 
         Args:
-            params: names the checkpoint.
-            device: what the encoders run on.
-            folder: unset: `encodings` in the user's cache folder.
+            files: the checkpoint.
+            device: where the encoders run.
+            folder: where entries are stored; None: `encodings` in the user's cache folder.
         """
-        weights = weight_digests(params)
+        weights = weight_digests(files)
         encoders = {name: digest for name, digest in weights.items() if _is_encoder(name)}
         folder = folder or paths.user_cache_folder() / "encodings"
         return cls(folder, digests.combined([encoders]), device)
 
     def __call__(self, kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors:
-        """What `compute` gives for these inputs, on the CPU where it was known."""
+        """Return the result of `compute` for these inputs; a cache hit is on the CPU."""
         entry = self.folder / f"{kind}-{self._key(kind, inputs)}.safetensors"
         known = _read(entry)
         if known is not None:
             self.hits += 1
             with suppress(OSError):
-                os.utime(entry)  # the time of last use decides what goes first
+                os.utime(entry)  # eviction goes by the time of last use
             return known
         self.misses += 1
         tensors = compute()
@@ -113,12 +112,12 @@ class EncoderCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(entry, overwrite=True) as temporary:
                 temporary.write_bytes(content)
-            self._drop_oldest()
+            self._evict()
 
-    def _drop_oldest(self) -> None:
+    def _evict(self) -> None:
         states = []
         for entry in self.folder.glob("*.safetensors"):
-            with suppress(FileNotFoundError):  # another process dropped it
+            with suppress(FileNotFoundError):  # evicted by another process
                 states.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry))
         total = sum(size for _, size, _ in states)
         for _, size, entry in sorted(states):
@@ -129,7 +128,7 @@ class EncoderCache:
 
 
 def _is_encoder(name: str) -> bool:
-    """Whether a weight file is an encoder's; beside a quantised transformer lies a text encoder, t5_…"""
+    """Whether a weight file belongs to an encoder. A quantised transformer brings a text encoder, t5_…"""
     place, _, file = name.partition("/")
     return (
         file.startswith("t5_") if place == "infinitetalk" else not file.startswith((TRANSFORMER, "config."))
@@ -137,7 +136,7 @@ def _is_encoder(name: str) -> bool:
 
 
 def _read(entry: Path) -> Tensors | None:
-    """An entry's tensors; a damaged one is removed."""
+    """Read an entry; remove it if it is damaged."""
     try:
         with safe_open(entry, "pt") as file:
             tensors = tuple(file.get_tensor(str(place)) for place in range(len(file.keys())))

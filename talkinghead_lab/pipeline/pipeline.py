@@ -1,13 +1,15 @@
-"""The networks put together: a request is encoded once, then generated chunk by chunk."""
+"""The networks put together: they encode a request once, then serve its chunks."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
+from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.reference import ReferenceMedia
@@ -16,32 +18,35 @@ from talkinghead_lab.models.encoders.image import ImageEncoder
 from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.models.encoders.text import TextEncoder, Tokenizer
 from talkinghead_lab.models.vae.model import VAE
-from talkinghead_lab.offload.requirements import STREAMED_BLOCKS, Requirements, StageMemory, requirements
+from talkinghead_lab.offload.requirements import STREAMED_BLOCKS, Requirements, StageMemory
 from talkinghead_lab.offload.residency import handle_out_of_memory, visit
 from talkinghead_lab.offload.streamed_blocks import stream
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
-from talkinghead_lab.pipeline.plan import planned_for
+from talkinghead_lab.pipeline.plan import needed_memory, planned
+from talkinghead_lab.pipeline.request import Resolved, load_settings, read_inputs, resolve
 from talkinghead_lab.pipeline.stages import Stage, no_stage
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.checkpoints import NETWORKS, load_network, load_tokenizer
+from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.transformer import load_transformer
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """A request, encoded.
+    """The encoded texts, recordings and picture of a request.
 
     Args:
-        prompt, negative_prompt: text embeddings [n, text width].
-        audio: a wav2vec2 embedding [frames, layers, channels] for each speaker, equally long.
-        source: what the frames are made from.
+        prompt: text embedding [n, text width].
+        negative_prompt: likewise.
+        audio: a wav2vec2 embedding [frames, layers, channels] per speaker, equally long.
+        reference: portrait or driving video.
         frame_size: (W, H).
     """
 
     prompt: Tensor
     negative_prompt: Tensor
     audio: tuple[Tensor, ...]
-    source: ReferenceMedia
+    reference: ReferenceMedia
     frame_size: tuple[int, int]
 
 
@@ -49,9 +54,20 @@ class Conditions:
 class Pipeline:
     """Loaded networks.
 
-    The encoders of text and speech may be absent where their results are given as `Conditions`. With a
-    `budget`, in bytes of device memory, all networks lie in host memory: each visits the device for its
-    stage, and the blocks of the large ones stream.
+    The text and speech encoders may be absent where their results are given as `Conditions`. With a budget,
+    all networks stay in host memory; each moves to the device for one stage, and the blocks of the large
+    ones are streamed.
+
+    Args:
+        dit: the transformer.
+        vae: the video autoencoder.
+        image_encoder: for the first frame of each chunk.
+        text_encoder: for the prompts.
+        tokenizer: for the prompts.
+        speech_encoder: for the recordings.
+        device: where the networks run.
+        budget: device memory to stay within, in bytes; None: all weights stay on the device.
+        loaded_as: the settings that the networks were loaded with; None: put together by hand.
     """
 
     dit: DiT
@@ -62,47 +78,74 @@ class Pipeline:
     speech_encoder: SpeechEncoder | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     budget: int | None = None
+    loaded_as: LoadSettings | None = None
 
     @classmethod
-    def load(cls, params: GenerationParams) -> "Pipeline":
-        """Read the checkpoint that a request names, with its LoRAs, in its precision and for its budget.
+    def load(cls, request: GenerationParams) -> Self:
+        """Load the networks of a request: its checkpoint and LoRAs, in its precision and for its budget.
 
         Raises:
-            InvalidRequest: the device is not there.
-            CheckpointError: see `checkpoints` and `lora`.
+            InvalidRequest: the device or the attention kernel is not available.
+            CheckpointError: see `weights.checkpoints` and `weights.lora`.
             OutOfMemory: the networks do not fit.
         """
-        device, gib = pick_device(params.device), params.vram_budget_gib
+        settings, gib = load_settings(request), request.vram_budget_gib
         budget = None if gib is None else round(gib * GIB)
-        with torch.inference_mode(False):  # weights must be tensors whose values can be exchanged
-            return handle_out_of_memory(
-                lambda: cls._load(params, device, budget), device, lambda: planned_for(params), budget
-            )
+
+        def plan() -> Requirements:
+            return planned(resolve(request, read_inputs(request)))
+
+        with torch.inference_mode(False):  # inference tensors could not be exchanged later
+            pipeline = handle_out_of_memory(lambda: cls._load(settings), settings.device, plan, budget)
+        return replace(pipeline, budget=budget)
 
     @classmethod
-    def _load(cls, params: GenerationParams, device: torch.device, budget: int | None) -> "Pipeline":
-        compute, files = compute_type(params.precision, device), checkpoints.locate(params)
-        place = device if budget is None else torch.device("cpu")
-        dit = load_transformer(params, files, device, offloaded=budget is not None)
-        text_encoder = checkpoints.load_text_encoder(files, compute, place)
-        if budget is not None:
-            # It runs once: locking its memory would take longer than copying from where it is.
-            stream(text_encoder, STREAMED_BLOCKS["text encoder"], device, page_locked=False)
+    def _load(cls, settings: LoadSettings) -> Self:
+        place = torch.device("cpu") if settings.offloaded else settings.device
+        dit = load_transformer(settings)
+        others = {
+            name: load_network(name, settings.files, settings.compute, place)
+            for name in NETWORKS
+            if name != "transformer"
+        }
+        if settings.offloaded:
+            # It runs once per request: page-locking its memory would take longer than the slower copies.
+            blocks = STREAMED_BLOCKS["text encoder"]
+            stream(others["text encoder"], blocks, settings.device, page_locked=False)
         return cls(
             dit=dit,
-            vae=checkpoints.load_vae(files, torch.float32, place).decode_in(decode_type(compute, device)),
-            image_encoder=checkpoints.load_image_encoder(files, compute, place),
-            text_encoder=text_encoder,
-            tokenizer=checkpoints.load_tokenizer(files, dit.config.text_len),
-            speech_encoder=checkpoints.load_speech_encoder(files, torch.float32, place),
-            device=device,
-            budget=budget,
+            vae=cast(VAE, others["video autoencoder"]).decode_in(settings.decode),
+            image_encoder=cast(ImageEncoder, others["image encoder"]),
+            text_encoder=cast(TextEncoder, others["text encoder"]),
+            tokenizer=load_tokenizer(settings.files, dit.config.text_len),
+            speech_encoder=cast(SpeechEncoder, others["speech encoder"]),
+            device=settings.device,
+            loaded_as=settings,
         )
 
-    def requirements(
-        self, params: GenerationParams, frame_size: tuple[int, int], seconds: float
-    ) -> Requirements:
-        """The memory that a request takes with these networks."""
+    def fits(self, settings: LoadSettings) -> bool:
+        """Whether loading with these settings would give the same networks."""
+        return self.loaded_as is None or not self.loaded_as.differences(settings)
+
+    def serving(self, resolved: Resolved) -> Self:
+        """The same networks within the budget of a request.
+
+        Raises:
+            InvalidRequest: the request needs networks that are loaded differently.
+        """
+        if self.loaded_as is not None and not self.fits(resolved.networks):
+            wanted = resolved.networks
+            differing = self.loaded_as.differences(wanted)
+            raise InvalidRequest(
+                "the loaded networks are not those of this request",
+                received=", ".join(f"{name} {getattr(wanted, name)}" for name in differing),
+                allowed=", ".join(f"{name} {getattr(self.loaded_as, name)}" for name in differing),
+                remedy="Load a pipeline for this request, or leave `pipeline` out.",
+            )
+        return replace(self, budget=resolved.budget)
+
+    def requirements(self, resolved: Resolved) -> Requirements:
+        """Compute the memory that a request needs with these networks."""
         networks: dict[str, nn.Module | None] = {
             "transformer": self.dit,
             "video autoencoder": self.vae,
@@ -111,16 +154,16 @@ class Pipeline:
             "speech encoder": self.speech_encoder,
         }
         present = {name: network for name, network in networks.items() if network is not None}
-        return requirements(present, self.device, params, frame_size, seconds)
+        return needed_memory(present, resolved)
 
-    def use(self, network: nn.Module, need: StageMemory | None = None) -> AbstractContextManager[object]:
-        """Have a network on the device for a while; without its `need`, streamed blocks stay on the host."""
-        return nullcontext() if self.budget is None else visit(network, self.device, self.budget, need)
+    def use(self, network: nn.Module, memory: StageMemory | None = None) -> AbstractContextManager[object]:
+        """Hold a network on the device; without the stage's `memory`, streamed blocks stay on the host."""
+        return nullcontext() if self.budget is None else visit(network, self.device, self.budget, memory)
 
     def encode(
         self,
         inputs: Inputs,
-        params: GenerationParams,
+        resolved: Resolved,
         stage: Stage = no_stage,
         cache: EncodingStore = no_cache,
     ) -> Conditions:
@@ -130,33 +173,38 @@ class Pipeline:
             InvalidRequest: the budget is too small for the networks.
             OutOfMemory: the device is.
         """
-        plan = self.requirements(params, inputs.frame_size, inputs.seconds)
+        plan = self.requirements(resolved)
         if self.budget is not None:
             plan.check(self.budget)
         with torch.inference_mode():
-            encode = partial(self._encode, inputs, params, plan, stage, cache)
+            encode = partial(self._encode, inputs, resolved.request, plan, stage, cache)
             return handle_out_of_memory(encode, self.device, lambda: plan, self.budget)
 
     def _encode(
-        self, inputs: Inputs, params: GenerationParams, plan: Requirements, stage: Stage, cache: EncodingStore
+        self,
+        inputs: Inputs,
+        request: GenerationParams,
+        plan: Requirements,
+        stage: Stage,
+        cache: EncodingStore,
     ) -> Conditions:
         text = self.text_encoder
         assert text and self.tokenizer and self.speech_encoder, "needs the encoders"
-        texts = (params.prompt, params.negative_prompt)
+        texts = (request.prompt, request.negative_prompt)
         with stage("text"):
-            key = [*texts, _type(text)]
-            prompt, negative = cache("text", key, lambda: self._read(texts, plan.needs["text"]))
+            key = [*texts, dtype_name(text)]
+            prompt, negative = cache("text", key, lambda: self._encode_texts(texts, plan.needs["text"]))
         with stage("audio"):
-            heard = tuple(self._hear(torch.from_numpy(voice), cache) for voice in inputs.voices)
+            voices = tuple(self._encode_voice(torch.from_numpy(voice), cache) for voice in inputs.voices)
         prompt, negative = prompt.to(self.device), negative.to(self.device)
-        return Conditions(prompt, negative, heard, inputs.source, inputs.frame_size)
+        return Conditions(prompt, negative, voices, inputs.reference, inputs.frame_size)
 
-    def _read(self, texts: tuple[str, ...], need: StageMemory) -> tuple[Tensor, ...]:
+    def _encode_texts(self, texts: tuple[str, ...], memory: StageMemory) -> tuple[Tensor, ...]:
         assert self.text_encoder and self.tokenizer
-        with self.use(self.text_encoder, need):
+        with self.use(self.text_encoder, memory):
             return tuple(self.text_encoder.encode(texts, self.tokenizer))
 
-    def _hear(self, wave: Tensor, cache: EncodingStore) -> Tensor:
+    def _encode_voice(self, wave: Tensor, cache: EncodingStore) -> Tensor:
         encoder = self.speech_encoder
         assert encoder
         frames = audio.frame_count(wave.numpy())
@@ -165,15 +213,15 @@ class Pipeline:
             with self.use(encoder):
                 return (encoder(wave.to(self.device), frames).cpu(),)
 
-        (heard,) = cache("audio", [wave, _type(encoder)], compute)
-        return heard
+        (embedding,) = cache("audio", [wave, dtype_name(encoder)], compute)
+        return embedding
 
-    def see(self, picture: Tensor) -> Tensor:
-        """The image encoder's features of [1, 3, H, W] in [−1, 1]: [1, tokens, channels]."""
+    def image_features(self, picture: Tensor) -> Tensor:
+        """Encode a picture [1, 3, H, W] in [−1, 1]: [1, tokens, channels]."""
         with self.use(self.image_encoder):
             return self.image_encoder(picture.to(self.device))
 
 
-def _type(network: nn.Module) -> str:
+def dtype_name(network: nn.Module) -> str:
     """The type that a network computes in."""
     return str(next(network.parameters()).dtype)

@@ -1,57 +1,48 @@
 """Predicts the memory that a request needs before anything is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import nn
 
-from talkinghead_lab.foundation.devices import (
-    GIB,
-    available_bytes,
-    compute_type,
-    decode_type,
-    pick_device,
-)
-from talkinghead_lab.media.inputs import read_inputs
+from talkinghead_lab.foundation.devices import GIB, available_bytes
+from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.offload.requirements import Requirements, requirements
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.weights import checkpoints
-from talkinghead_lab.weights.quantization import quantize_linears, stored_type
+from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
+from talkinghead_lab.weights.checkpoints import NETWORKS, load_network
+from talkinghead_lab.weights.load_settings import LoadSettings
+from talkinghead_lab.weights.quantization import quantize_linears
 
 
-def networks_without_weights(params: GenerationParams, device: torch.device) -> dict[str, nn.Module]:
-    """The networks as a request would load them, on the meta device: no weight is read.
+def networks_without_weights(settings: LoadSettings) -> dict[str, nn.Module]:
+    """Build the networks as they would be loaded, on the meta device: no weight is read.
 
     Raises:
-        CheckpointError: what the request names is missing or cannot be used.
+        CheckpointError: the checkpoint is missing or cannot be used.
     """
-    files, compute = checkpoints.locate(params), compute_type(params.precision, device)
-    networks: dict[str, nn.Module] = {
-        "transformer": checkpoints.load_dit(files, compute, "meta"),
-        "video autoencoder": checkpoints.load_vae(files, torch.float32, "meta").decode_in(
-            decode_type(compute, device)
-        ),
-        "text encoder": checkpoints.load_text_encoder(files, compute, "meta"),
-        "image encoder": checkpoints.load_image_encoder(files, compute, "meta"),
-        "speech encoder": checkpoints.load_speech_encoder(files, torch.float32, "meta"),
-    }
-    stored = stored_type(params.precision, device)
-    if stored is not None and checkpoints.quantization_map(files.infinitetalk) is None:
-        quantize_linears(networks["transformer"].get_submodule("blocks"), stored)
+    networks = {name: load_network(name, settings.files, settings.compute, "meta") for name in NETWORKS}
+    cast(VAE, networks["video autoencoder"]).decode_in(settings.decode)
+    if settings.storage is not None:
+        quantize_linears(networks["transformer"].get_submodule("blocks"), settings.storage)
     return networks
 
 
-def planned(params: GenerationParams, frame_size: tuple[int, int], seconds: float) -> Requirements:
-    """The requirements of a request before anything of it is loaded."""
-    device = pick_device(params.device)
-    networks = networks_without_weights(params, device)
-    return requirements(networks, device, params, frame_size, seconds)
+def planned(resolved: Resolved) -> Requirements:
+    """Compute the memory that a request needs before anything of it is loaded."""
+    return needed_memory(networks_without_weights(resolved.networks), resolved)
 
 
-def planned_for(params: GenerationParams) -> Requirements:
-    inputs = read_inputs(params)
-    return planned(params, inputs.frame_size, inputs.seconds)
+def needed_memory(networks: Mapping[str, nn.Module], resolved: Resolved) -> Requirements:
+    """Compute the memory that a request needs with some networks, by the names of `NETWORKS`."""
+    return requirements(
+        networks,
+        resolved.networks.device,
+        resolved.grid,
+        resolved.seconds,
+        caches_steps=resolved.sampling.step_cache is not None,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,8 +96,8 @@ def plan(params: GenerationParams) -> Plan:
         InvalidRequest: there is no such GPU.
         MediaError, CheckpointError: what the request names is missing or cannot be used.
     """
-    device, inputs = pick_device(params.device), read_inputs(params)
-    needs = planned(params, inputs.frame_size, inputs.seconds)
+    resolved = resolve(params, read_inputs(params))
+    device, needs = resolved.networks.device, planned(resolved)
     # A budget spares a GPU its memory; on a CPU the streamed copies are in the same memory.
     offloaded = params.vram_budget_gib is not None and device.type == "cuda"
     needed, free = needs.smallest if offloaded else needs.resident, available_bytes(device)

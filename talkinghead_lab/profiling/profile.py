@@ -18,10 +18,10 @@ import polars
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation import environment
 from talkinghead_lab.foundation.devices import GIB, pick_device
-from talkinghead_lab.media.inputs import read_inputs
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.plan import planned
-from talkinghead_lab.runs.folder import RECORD
+from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.runs.folder import RECORD, read_record
 
 SCHEMA = {
     "run": polars.Int64, "setting": polars.String, "device": polars.String, "machine": polars.String,
@@ -76,12 +76,11 @@ def _profile_one(
         if done.returncode:
             yield common | {"error": done.stderr.strip().splitlines()[-1]}
             return
-    inputs = read_inputs(params)
-    plan = planned(params, inputs.frame_size, inputs.seconds)
+    plan = planned(resolve(params, read_inputs(params)))
     # On a CPU the streamed copies are in the same memory as what they are copied from.
     gib = params.vram_budget_gib if device == "cuda" else None
     budget = None if gib is None else round(gib * GIB)
-    for visit in json.loads((run_dir / RECORD).read_text(encoding="utf-8"))["timeline"]:
+    for visit in read_record(run_dir)["timeline"]:
         yield common | visit | plan.known(visit["stage"], budget)
 
 

@@ -1,6 +1,7 @@
-"""The folder of one run: whose it is, its finished chunks, and what is left of calls that were cut off."""
+"""The folder of one run: its request, its finished chunks, its record."""
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from talkinghead_lab.errors import InvalidRequest, OutputError
+from talkinghead_lab.foundation import schema
 from talkinghead_lab.foundation.files import LOCK, atomic_path, locked
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.media import video
@@ -24,7 +26,7 @@ from talkinghead_lab.pipeline.chunk_generator import GeneratedChunk
 from talkinghead_lab.sampling.chunks import Chunk
 
 RECORD = "run.json"
-NOTEBOOK_SUFFIX = ".ipynb"  # papermill writes the notebook of a run into its folder before the run begins
+NOTEBOOK_SUFFIX = ".ipynb"  # papermill writes the run's notebook into the folder before the run starts
 
 
 @dataclass
@@ -35,8 +37,8 @@ class RunFolder:
         path: the folder.
         params: the request.
         frame_size: (W, H) of the video.
-        made_from: digest of weights and media; a chunk that was made from others is made again.
-        timestamp: of this call, for the video's name.
+        made_from: digest of weights and media; chunks that were made from other files are made again.
+        timestamp: of this call, for the name of the video.
     """
 
     path: Path
@@ -54,7 +56,7 @@ class RunFolder:
         frame_size: tuple[int, int],
         made_from: str,
     ) -> Iterator["RunFolder"]:
-        """Make the folder, or take up the one that an earlier call left; other calls are kept out meanwhile.
+        """Create the folder or resume an unfinished one; the folder is locked against other calls.
 
         Raises:
             OutputError: it cannot be made, holds something else, or is being written by another call.
@@ -68,13 +70,13 @@ class RunFolder:
             run.path.mkdir(parents=True, exist_ok=True)
         with nullcontext() if run.finished else locked(run.path):
             with _usable(run.path):
-                run._take_up()
+                run._prepare()
             yield run
 
-    def _take_up(self) -> None:
+    def _prepare(self) -> None:
         self._claim()
         if self.finished:
-            self.clear_chunks()  # the call that finished may have ended before this
+            self.clear_chunks()  # the call that finished may have been killed before this
         else:
             self.chunk_folder.mkdir(exist_ok=True)
             _remove_partial_files(self.chunk_folder)
@@ -88,16 +90,14 @@ class RunFolder:
         return (self.path / RECORD).is_file()
 
     def _claim(self) -> None:
-        """Write down whose folder this is, or check that it is the same request's."""
+        """Record the request, or check that the folder belongs to the same one."""
         request = self.path / "request.yaml"
         _remove_partial_files(self.path)
         if request.is_file():
             try:
-                # A budget changes no bit of the video: a run that it was too small for goes on with another.
-                same = (
-                    GenerationParams.from_yaml(request, vram_budget_gib=self.params.vram_budget_gib)
-                    == self.params
-                )
+                # Neither a memory budget nor the choice of the device identifies a video.
+                free = {name: getattr(self.params, name) for name in ("vram_budget_gib", "device")}
+                same = GenerationParams.from_yaml(request, **free) == self.params
             except InvalidRequest:
                 same = False
             if not same:
@@ -117,26 +117,33 @@ class RunFolder:
                 remedy="Choose a folder that is new or empty.",
             )
         with atomic_path(request) as temporary:
-            temporary.write_text(self.params.to_yaml(), encoding="utf-8")
+            text = f"{schema.FIELD}: {schema.SCHEMA_VERSION}\n{self.params.to_yaml()}"
+            temporary.write_text(text, encoding="utf-8")
+
+    def write_record(self, content: dict[str, Any]) -> None:
+        """Write `run.json`, which finishes the run."""
+        text = json.dumps(schema.versioned(content), indent=1, ensure_ascii=False)
+        with atomic_path(self.path / RECORD) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     def _part(self, chunk_index: int, suffix: str) -> Path:
         return self.chunk_folder / f"{chunk_index:05d}{suffix}"
 
     def has(self, chunk: Chunk) -> bool:
-        """Whether the chunk is finished, and was made from what the request names now."""
+        """Whether the chunk is finished and was made from the files that the request names now."""
         if not self._part(chunk.index, ".safetensors").is_file():
             return False
         return self._facts(chunk)["made_from"] == self.made_from
 
     def save(self, generated: GeneratedChunk, seconds: float) -> None:
-        """Keep a chunk: its new frames as a silent video, then what the next chunk repeats.
+        """Save a chunk: its new frames as a silent video, then the overlap frames of the next chunk.
 
         Raises:
-            OutputError: no space is left; the chunks before stay as they are.
+            OutputError: no space is left; earlier chunks stay.
         """
         frames, index = to_uint8(generated.new_frames), generated.chunk.index
         picture, rest = self._part(index, ".mp4"), self._part(index, ".safetensors")
-        for earlier in (rest, picture):  # of a call that was cut off, or made from other weights
+        for earlier in (rest, picture):  # of an interrupted call, or made from other files
             earlier.unlink(missing_ok=True)
         video.write_video(picture, [frames], None, len(frames), {})
         last_frames = generated.frames[:, -self.params.motion_frame :].contiguous()
@@ -150,18 +157,18 @@ class RunFolder:
             temporary.write_bytes(save({"last_frames": last_frames}, facts))
 
     def last_frames(self, chunk: Chunk) -> Tensor | None:
-        """What the chunk before left for this one to repeat, [3, motion_frame, H, W]."""
+        """Read the overlap frames that the previous chunk saved, [3, motion_frame, H, W]."""
         if not chunk.repeated:
             return None
         with safe_open(self._part(chunk.index - 1, ".safetensors"), "pt") as file:
             return file.get_tensor("last_frames")
 
     def pictures(self, chunks: list[Chunk]) -> list[Path]:
-        """The silent videos of finished chunks."""
+        """Paths of finished chunks' silent videos."""
         return [self._part(chunk.index, ".mp4") for chunk in chunks]
 
     def chunk_records(self, chunks: list[Chunk]) -> list[dict[str, Any]]:
-        """Place, digests and seconds of finished chunks."""
+        """Position, digests and seconds of finished chunks."""
         kept = ("frames_sha256", "latent_sha256")
         facts = [(chunk, self._facts(chunk)) for chunk in chunks]
         return [
@@ -174,7 +181,7 @@ class RunFolder:
             return file.metadata()
 
     def new_video_path(self) -> Path:
-        """Where the finished video goes; one whose call was cut off before its record is removed."""
+        """Path of the finished video. Removes the video of a call that was interrupted before its record."""
         stem = _file_stem(self.params, self.frame_size)
         for unfinished in self.path.glob(f"{stem}_*.mp4"):
             unfinished.unlink()
@@ -185,9 +192,30 @@ class RunFolder:
         shutil.rmtree(self.chunk_folder, ignore_errors=True)
 
 
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """Read the `run.json` of a finished run.
+
+    Raises:
+        OutputError: there is none, or it is damaged.
+        InvalidRequest: a later version of the package wrote it.
+    """
+    path = run_dir / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"no finished run ({error})",
+            received=str(run_dir),
+            remedy="An unfinished run resumes with `generate … --run FOLDER`.",
+        ) from None
+    if not isinstance(record, dict):
+        raise OutputError("the record of the run is damaged", received=str(path))
+    return schema.without_version(record)
+
+
 @contextmanager
 def _usable(folder: Path) -> Iterator[None]:
-    """Errors of the file system, told as ours."""
+    """Turn errors of the file system into `OutputError`."""
     try:
         yield
     except OSError as error:
@@ -197,7 +225,7 @@ def _usable(folder: Path) -> Iterator[None]:
 
 
 def _remove_partial_files(folder: Path) -> None:
-    """Remove what `atomic_path` left behind where its process was killed."""
+    """Remove files that `atomic_path` left where its process was killed."""
     for partial in folder.glob(f".{'[0-9a-f]' * 16}.partial*"):
         partial.unlink(missing_ok=True)
 
@@ -208,7 +236,7 @@ def _file_stem(params: GenerationParams, frame_size: tuple[int, int]) -> str:
 
 
 def _not_taken(wanted: Path) -> Path:
-    """`wanted`, or with the first number behind it that is not taken."""
+    """`wanted`, or the same name with the first free number behind it."""
     folder, number = wanted, 1
     while folder.exists():
         number += 1

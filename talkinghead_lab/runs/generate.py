@@ -1,15 +1,13 @@
-"""A run on disk: request → chunks → video and record, resumable at every finished chunk.
+"""One run: request → chunks → video and record, resumable after every finished chunk.
 
-A run's folder holds `request.yaml` from the start and `chunks/` while it is under way. The video, the contact
-sheet and last `run.json` appear when they are whole; with them the run is finished and `chunks/` goes.
+A run's folder holds `request.yaml` from the start, and `chunks/` while it is under way. The video, the contact
+sheet and finally `run.json` appear when they are complete; then the run is finished and `chunks/` is removed.
 """
 
 import base64
 import html
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,16 @@ from talkinghead_lab.errors import Stopped
 from talkinghead_lab.foundation import digests, environment
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
-from talkinghead_lab.measures import all, cost
+from talkinghead_lab.measures.cost import cost
+from talkinghead_lab.measures.judge import Subject, judge_video
 from talkinghead_lab.media import video
-from talkinghead_lab.media.inputs import read_inputs, read_sound
+from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
-from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
+from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator, GeneratedChunk
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.runs.folder import RECORD, RunFolder
+from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
+from talkinghead_lab.runs.folder import RunFolder, read_record
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.sampling.chunks import Chunk
@@ -38,7 +38,7 @@ LARGEST_INLINE_VIDEO = 50_000_000  # bytes; beyond it a notebook shows the conta
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `step` of `steps` in chunk `chunk` of `chunks`, all counted from 1."""
+    """Progress of a run: `step` of `steps` in chunk `chunk` of `chunks`, all counted from 1."""
 
     chunk: int
     chunks: int
@@ -68,14 +68,18 @@ class GenerationResult:
         return self.run_dir / "contact_sheet.png"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as the shell and the HTTP face give them."""
+        """Plain values, as the shell and the HTTP interface return them."""
         return asdict(self) | {"video_path": str(self.video_path)}
 
     @classmethod
     def from_run(cls, run_dir: str | Path) -> "GenerationResult":
-        """The result of a finished run."""
+        """Read the result of a finished run.
+
+        Raises:
+            OutputError: the folder holds no finished run.
+        """
         run_dir = Path(run_dir)
-        result = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))["result"]
+        result = read_record(run_dir)["result"]
         return cls(**(result | {"video_path": run_dir / result["video_path"]}))
 
     def _repr_html_(self) -> str:
@@ -96,105 +100,141 @@ def generate(
     params: GenerationParams,
     run_dir: str | Path | None = None,
     *,
+    inputs: Inputs | None = None,
     pipeline: Pipeline | None = None,
     encoder_cache: EncodingStore = no_cache,
     on_progress: OnProgress | None = None,
     show_progress: bool = True,
 ) -> GenerationResult:
-    """Make the video that a request describes.
+    """Generate the video that a request describes.
 
     Args:
         params: the request.
-        run_dir: the run's folder. An unfinished run of the same request is continued at its last finished
-            chunk, a finished one is returned as it is. Unset: a new folder under `outputs/`.
-        pipeline: networks loaded by `Pipeline.load` with the same checkpoint, LoRAs, precision, device and
-            budget, to use them for several videos; unset: loaded for this one.
-        encoder_cache: keeps what the encoders give; see `encoder_cache`.
-        on_progress: called after every step; what it raises ends the run, and False stops it cleanly.
+        run_dir: the run's folder. An unfinished run of the same request resumes at its last finished chunk; a
+            finished one is returned unchanged. None: a new folder under `outputs/`.
+        inputs: media of the request that were read already.
+        pipeline: networks that were loaded with `Pipeline.load` for a request of the same checkpoint, LoRAs,
+            precision, attention and device; None: loaded for this run.
+        encoder_cache: stores encodings; see `encoder_cache`.
+        on_progress: called after every step. An exception that it raises ends the run; False stops it cleanly.
         show_progress: draw a progress bar, in a notebook or on stderr.
 
     Raises:
         InvalidRequest, MediaError, CheckpointError: something in the request cannot be used.
         OutputError: nothing can be written, the folder belongs to another request, or another call writes it.
-        OutOfMemory: the device is too small, or its budget; it is left clean, finished chunks stay on disk.
-        Stopped: `on_progress` returned False; finished chunks stay on disk.
+        OutOfMemory: the device or the budget is too small. The device is left clean, finished chunks stay.
+        Stopped: `on_progress` returned False; finished chunks stay.
     """
     clock = StageClock()
     with clock("read"):
-        inputs = read_inputs(params)
-        origin = InputDigests.of(params)
-    with RunFolder.open(params, run_dir, inputs.frame_size, origin.digest) as run:
+        inputs = inputs or read_inputs(params)
+        resolved = resolve(params, inputs)
+        origin = InputDigests.of(params, inputs)
+    with RunFolder.open(params, run_dir, resolved.frame_size, origin.digest) as run:
         if run.finished:
             return GenerationResult.from_run(run.path)
         with clock("load"):
-            pipeline = pipeline or Pipeline.load(params)
-        conditions = pipeline.encode(inputs, params, clock, encoder_cache)
-        generator = ChunkGenerator(pipeline, conditions, params, clock, encoder_cache)
-        chunks = generator.chunks()
-        made = [chunk for chunk in chunks if not run.has(chunk)]
-        with _bar(chunks, params, show_progress) as bar:
-            bar.update((len(chunks) - len(made)) * params.diffusion_steps)
-            for chunk in made:
-                on_step = _StepReport(chunk, len(chunks), params.diffusion_steps, bar, on_progress)
-                started = time.perf_counter()
-                generated = generator.generate(chunk, run.last_frames(chunk), on_step=on_step)
-                run.save(generated, time.perf_counter() - started)
-        return _finish(run, chunks, pipeline, clock, origin, len(chunks) - len(made))
+            pipeline = (pipeline or Pipeline.load(params)).serving(resolved)
+        conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
+        generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
+        unfinished = [chunk for chunk in resolved.chunks if not run.has(chunk)]
+        _make_chunks(run, generator, unfinished, on_progress, show_progress)
+        del generator, conditions  # memory for the image encoder, which judges the video
+        path = _join_chunks(run, resolved, inputs, clock)
+        return _finish(run, resolved, inputs, pipeline, clock, origin, path, len(unfinished))
+
+
+def _make_chunks(
+    run: RunFolder,
+    generator: ChunkGenerator,
+    unfinished: list[Chunk],
+    on_progress: OnProgress | None,
+    show_progress: bool,
+) -> None:
+    """Generate and save chunks; each continues the previous one, handed on in memory where it was just made."""
+    chunks, steps = len(generator.resolved.chunks), generator.resolved.sampling.steps
+    previous: GeneratedChunk | None = None
+    with tqdm(total=chunks * steps, unit="step", disable=not show_progress, leave=False) as bar:
+        bar.update((chunks - len(unfinished)) * steps)
+        for chunk in unfinished:
+            on_step = _StepReport(chunk, chunks, steps, bar, on_progress)
+            started = time.perf_counter()
+            follows = previous is not None and previous.chunk.index == chunk.index - 1
+            frames = previous.frames if previous is not None and follows else run.last_frames(chunk)
+            previous = generator.generate(chunk, frames, on_step=on_step)
+            run.save(previous, time.perf_counter() - started)
+
+
+def _join_chunks(run: RunFolder, resolved: Resolved, inputs: Inputs, clock: StageClock) -> Path:
+    """Join the chunks under the sound track."""
+    path = run.new_video_path()
+    with clock("mux"):
+        request = {VIDEO_METADATA_KEY: resolved.request.to_yaml()}
+        video.join_videos(path, run.pictures(resolved.chunks), inputs.soundtrack, request)
+    return path
 
 
 def _finish(
     run: RunFolder,
-    chunks: list[Chunk],
+    resolved: Resolved,
+    inputs: Inputs,
     pipeline: Pipeline,
     clock: StageClock,
     origin: InputDigests,
-    kept: int,
+    path: Path,
+    made: int,
 ) -> GenerationResult:
-    """Join the chunks under the sound, then write the contact sheet and last the record."""
-    params, frame_count = run.params, sum(chunk.new for chunk in chunks)
-    path = run.new_video_path()
-    with clock("mux"):
-        request = {VIDEO_METADATA_KEY: params.to_yaml()}
-        video.join_videos(path, run.pictures(chunks), read_sound(params), request)
+    """Judge the video, then write the contact sheet and, last, the record."""
     result = GenerationResult(
         video_path=path,
-        duration_seconds=frame_count / FRAMES_PER_SECOND,
-        resolution="{}x{}".format(*run.frame_size),
-        frame_count=frame_count,
+        duration_seconds=resolved.frames / FRAMES_PER_SECOND,
+        resolution="{}x{}".format(*resolved.frame_size),
+        frame_count=resolved.frames,
         metadata=_metadata(run),
     )
-    with atomic_path(result.contact_sheet_path, overwrite=True) as temporary:
-        video.contact_sheet(video.evenly_spaced(path, CONTACT_SHEET_FRAMES)).save(temporary)
     with clock("measure"):
-        seams = [chunk.start + chunk.repeated for chunk in chunks[1:]]
-        measures = all.measure_video(path, params, seams, pipeline.see)
-    chunk_records = run.chunk_records(chunks)
+        subject = _subject(resolved, inputs, origin)
+        judgement = judge_video(path, subject, pipeline.image_features, CONTACT_SHEET_FRAMES)
+    with atomic_path(result.contact_sheet_path, overwrite=True) as temporary:
+        video.contact_sheet(judgement.snapshots).save(temporary)
+    chunk_records = run.chunk_records(resolved.chunks)
     seconds = sum(chunk["seconds"] for chunk in chunk_records)
-    measures += cost.cost(clock.stages, seconds, frame_count)
-    record = {
-        "result": result.to_json() | {"video_path": path.name},
-        "request": params.model_dump(mode="json"),
-        "resolved": {
-            "sample_shift": params.shift,
-            "frame_size": result.resolution,
-            "device": str(pipeline.device),
-            "compute_type": str(pipeline.dit.dtype).removeprefix("torch."),
-        },
-        "inputs": origin.media,
-        "weights": origin.weights,
-        "loras": origin.loras,
-        "video_sha256": digests.sha256_of_file(path),
-        "environment": environment.describe(),
-        "chunks_of_earlier_calls": kept,  # `stages` does not count these
-        "stages": clock.stages,
-        "timeline": clock.timeline,
-        "measures": [asdict(measure) for measure in measures],
-        "chunks": chunk_records,
-    }
-    with atomic_path(run.path / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    measures = judgement.measures + cost(clock.stages, seconds, result.frame_count)
+    run.write_record(
+        {
+            "result": result.to_json() | {"video_path": path.name},
+            "request": resolved.request.model_dump(mode="json"),
+            "resolved": resolved.to_json(),
+            "inputs": origin.media,
+            "weights": origin.weights,
+            "loras": origin.loras,
+            "video_sha256": digests.sha256_of_file(path),
+            "environment": environment.describe(),
+            "chunks_of_earlier_calls": len(resolved.chunks) - made,  # `stages` does not include these
+            "stages": clock.stages,
+            "timeline": clock.timeline,
+            "measures": [asdict(measure) for measure in measures],
+            "checks": judgement.checks,
+            "chunks": chunk_records,
+        }
+    )
     run.clear_chunks()
     return result
+
+
+def _subject(resolved: Resolved, inputs: Inputs, origin: InputDigests) -> Subject:
+    request = resolved.request
+    cut = request.max_frames is not None and resolved.frames == request.max_frames
+    return Subject(
+        portrait=inputs.reference.frame_at(0.0),
+        recording_sha256=origin.media["audio_path"],
+        speech=inputs.voices[0],
+        frame_count=resolved.frames,
+        seconds=resolved.frames / FRAMES_PER_SECOND if cut else inputs.seconds,
+        seams=[chunk.start + chunk.repeated for chunk in resolved.chunks[1:]],
+        speakers=request.speakers,
+        cartoon=request.checkpoint == "embedded",
+    )
 
 
 def _metadata(run: RunFolder) -> dict[str, str]:
@@ -227,12 +267,4 @@ class _StepReport:
             self.on_progress
             and self.on_progress(Progress(self.chunk.index + 1, self.chunks, step, self.steps)) is False
         ):
-            raise Stopped(
-                "the run was stopped", remedy="Ask for it again with the same run folder to continue."
-            )
-
-
-@contextmanager
-def _bar(chunks: list[Chunk], params: GenerationParams, show: bool) -> Iterator[tqdm]:
-    with tqdm(total=len(chunks) * params.diffusion_steps, unit="step", disable=not show, leave=False) as bar:
-        yield bar
+            raise Stopped("the run was stopped", remedy="Run it again with the same run folder to resume.")

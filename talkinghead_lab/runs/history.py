@@ -1,6 +1,5 @@
 """Runs that lie on disk: found again, shown while they grow, and compared."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from PIL import Image
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import video
-from talkinghead_lab.media.inputs import read_sound
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs.folder import RECORD
+from talkinghead_lab.pipeline.request import read_soundtrack
+from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.generate import GenerationResult
 
 LARGEST_PREVIEW = 10_000_000  # bytes of chunks that are shown while a run is under way
@@ -45,7 +44,7 @@ class PastRun:
     @cached_property
     def record(self) -> dict[str, Any]:
         """What `run.json` of a finished run says."""
-        return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        return read_record(self.folder)
 
     @property
     def seconds(self) -> float:
@@ -92,7 +91,7 @@ def growing_video(params: GenerationParams, parts: Sequence[Path]) -> bytes:
     start = before * video.SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "growing.mp4"
-        video.join_videos(path, parts[shown:], read_sound(params)[:, start:], {})
+        video.join_videos(path, parts[shown:], read_soundtrack(params)[:, start:], {})
         return path.read_bytes()
 
 

@@ -1,6 +1,6 @@
-"""One run on several GPUs of one host, started by torchrun: they share the forwards of every step.
+"""One run on several GPUs of one host, started by torchrun: they share the forward passes of every step.
 
-Every process encodes, samples and decodes; the first writes the run, the others a copy that is thrown away.
+Every process encodes, samples and decodes. The first writes the run, the others a temporary copy.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from talkinghead_lab.foundation.devices import pick_device
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.pipeline import Pipeline
@@ -25,16 +26,16 @@ def is_parallel() -> bool:
 
 
 def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> GenerationResult | None:
-    """Generate with all processes that torchrun started; the first returns the result, the others None.
+    """Generate with all processes that torchrun started. The first returns the result, the others None.
 
     Args:
-        run_dir: the run's folder; an unfinished run is continued. Unset: a new one, named by the first.
+        run_dir: the run's folder; an unfinished run resumes. None: a new one, named by the first process.
     """
-    with _processes(params) as (share, own):
-        pipeline = Pipeline.load(own)
+    with _process_group(params) as share:
+        pipeline = Pipeline.load(params)
         pipeline.dit.share = share
         if share.rank == 0:
-            dist.barrier()  # until the others have copied what is finished
+            dist.barrier()  # the others have copied the finished chunks
             return generate(params, run_dir, pipeline=pipeline)
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "run"
@@ -46,15 +47,13 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
 
 
 @contextmanager
-def _processes(params: GenerationParams) -> Iterator[tuple[SequenceParallelGroup, GenerationParams]]:
-    """Join the other processes; gives this one's share, and the request on its own GPU."""
-    on_gpus = params.device != "cpu" and torch.cuda.is_available()
-    if on_gpus:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+def _process_group(params: GenerationParams) -> Iterator[SequenceParallelGroup]:
+    """Join the other processes; each uses its own GPU."""
+    device = pick_device(params.device)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-        params = params.replace(device=device)
-    dist.init_process_group("nccl" if on_gpus else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield SequenceParallelGroup.of_all_processes(), params
+        yield SequenceParallelGroup.of_all_processes()
     finally:
         dist.destroy_process_group()

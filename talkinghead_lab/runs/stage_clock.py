@@ -1,4 +1,4 @@
-"""What a run costs: seconds and peak memory of every stage, measured, and memory planned ahead."""
+"""Measures time and peak memory of the stages of a run."""
 
 import time
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ PROCESS = Path("/proc/self")
 
 
 class StageClock:
-    """Seconds and peak memory of every named stage; a stage that comes again adds up.
+    """Measures seconds and peak memory of every named stage; repeated stages add up.
 
-    `stages` maps a name to `seconds`, `peak_host_gib` (resident memory of the whole process, mapped weight
-    files included, as Linux counts it) and, once CUDA is in use, `peak_gpu_gib` (allocated by PyTorch on the
-    current device), `reserved_gpu_gib`, and `outside_gpu_gib`, what the driver counts besides, other programs
-    included. What this machine cannot tell is absent. `timeline` holds every visit to a stage by itself, with
-    the seconds from the making of the clock to its start. Stages must not overlap.
+    `stages` maps a name to `seconds`, `peak_host_gib` (resident memory of the process, mapped weight files
+    included) and, once CUDA is in use, `peak_gpu_gib` (allocated by PyTorch on the current device),
+    `reserved_gpu_gib`, and `outside_gpu_gib` (what the driver counts in addition, other programs included).
+    Figures that this machine cannot give are absent. `timeline` lists every visit to a stage, with its start in
+    seconds since the clock was made. Stages must not overlap.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StageClock:
         if gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        host = _forget_host_peak()
+        host = _reset_host_peak()
         started = time.perf_counter()
         try:
             yield
@@ -53,15 +53,15 @@ class StageClock:
 
 
 def host_peak_gib() -> float:
-    """The largest resident memory of this process since its peak was last forgotten, in GiB."""
+    """Peak resident memory of this process since the last reset, in GiB."""
     for line in (PROCESS / "status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / GIB
     raise OSError("/proc/self/status has no VmHWM")
 
 
-def _forget_host_peak() -> bool:
-    """Start a new peak of resident memory (proc(5), clear_refs 5); False where the kernel tells none."""
+def _reset_host_peak() -> bool:
+    """Reset the peak of resident memory (proc(5), clear_refs 5); False where the kernel has none."""
     try:
         (PROCESS / "clear_refs").write_text("5")
         host_peak_gib()

@@ -1,7 +1,6 @@
-"""Does a run again and says whether it gives the same; where not, which chunk and frame, and how far off."""
+"""Repeats a run and compares: byte-identical, or which chunk and frame differ first, and by how much."""
 
 import itertools
-import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.media import video
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.runs.folder import RECORD
+from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import generate
 
 Change = tuple[Any, Any]
@@ -22,17 +20,17 @@ Change = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of doing a run again.
+    """The result of repeating a run.
 
     Args:
         run_dir: the run.
         identical: every latent, frame and byte of the video is the same.
-        video_intact: the run's video file is the one that was recorded.
+        video_intact: the run's video file still has its recorded digest.
         first_chunk: number of the first chunk whose latent or frames differ, from 0.
-        first_frame: number of the first frame of the video that differs once decoded, from 0.
+        first_frame: number of the first decoded frame of the video that differs, from 0.
         psnr: of that frame, in dB.
         worst_psnr: of the frame that differs most, in dB.
-        changed: what could explain a difference, as (then, now): media, weights, settings, machine.
+        changed: possible causes of a difference, as (then, now): media, weights, settings, machine.
     """
 
     run_dir: str
@@ -51,7 +49,7 @@ class Verification:
     def __str__(self) -> str:
         lines = ["identical" if self.identical else "different"]
         if not self.video_intact:
-            lines.append("the video file is not the one that was recorded")
+            lines.append("the video file has changed since it was recorded")
         if self.first_chunk is not None:
             lines.append(f"first differing chunk: {self.first_chunk}")
         if self.first_frame is not None:
@@ -66,24 +64,24 @@ class Verification:
 def verify(
     run_dir: str | Path, *, pipeline: Pipeline | None = None, show_progress: bool = True
 ) -> Verification:
-    """Do a finished run again in a temporary folder, without any cache, and compare.
+    """Repeat a finished run in a temporary folder, without any cache, and compare.
 
     Args:
         run_dir: the run's folder; nothing in it changes.
-        pipeline: networks that are loaded already.
+        pipeline: networks that are already loaded.
         show_progress: draw a progress bar.
 
     Raises:
         OutputError: the folder holds no finished run.
-        MediaError, CheckpointError: what the run was made from is no longer there.
+        MediaError, CheckpointError: a file that the run was made from is missing.
     """
     run_dir = Path(run_dir)
-    then = _record(run_dir)
+    then = read_record(run_dir)
     recorded = run_dir / then["result"]["video_path"]
     params = GenerationParams(**then["request"])
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         again = generate(params, Path(folder) / "run", pipeline=pipeline, show_progress=show_progress)
-        now = _record(again.run_dir)
+        now = read_record(again.run_dir)
         frame, psnr, worst = _first_difference(recorded, again.video_path)
     chunk = _first_differing_chunk(then["chunks"], now["chunks"])
     intact = digests.sha256_of_file(recorded) == then["video_sha256"]
@@ -100,17 +98,6 @@ def verify(
     )
 
 
-def _record(run_dir: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"no finished run ({error})",
-            received=str(run_dir),
-            remedy="An unfinished run goes on with `generate … --run FOLDER`.",
-        ) from None
-
-
 def _first_differing_chunk(then: list[dict[str, Any]], now: list[dict[str, Any]]) -> int | None:
     digests = ("latent_sha256", "frames_sha256")
     nothing: dict[str, Any] = {}
@@ -121,9 +108,9 @@ def _first_differing_chunk(then: list[dict[str, Any]], now: list[dict[str, Any]]
 
 
 def _first_difference(then: Path, now: Path) -> tuple[int | None, float | None, float | None]:
-    """(number of the first differing frame, its PSNR, the lowest PSNR); None where all are the same.
+    """Find (number of the first differing frame, its PSNR, the lowest PSNR); None where all are equal.
 
-    A frame that one of the videos has not differs by all there is: 0 dB.
+    A frame that only one of the videos has counts as 0 dB.
     """
     found: dict[int, float] = {}
     pairs = itertools.zip_longest(video.read_frames(then), video.read_frames(now))
@@ -138,10 +125,13 @@ def _first_difference(then: Path, now: Path) -> tuple[int | None, float | None, 
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Change]:
-    """Media, weights and environment that are not what they were."""
+    """List media, weights, settings and environment that differ; settings that both records have."""
     changes = {}
     for part in ("resolved", "inputs", "weights", "environment"):
-        for name in sorted(then[part].keys() | now[part].keys()):
+        names = then[part].keys() | now[part].keys()
+        if part == "resolved":  # earlier versions recorded fewer
+            names = then[part].keys() & now[part].keys()
+        for name in sorted(names):
             before, after = then[part].get(name), now[part].get(name)
             if before != after:
                 changes[f"{part}.{name}"] = (before, after)

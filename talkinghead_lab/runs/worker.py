@@ -1,10 +1,10 @@
 """Runs jobs one after another with networks that stay loaded."""
 
+import gc
 import json
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,26 +12,13 @@ from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.pipeline.request import checkpoint_files, load_settings, read_inputs
 from talkinghead_lab.runs.generate import generate
-
-OF_LOADING = (
-    "checkpoint",
-    "ckpt_dir",
-    "wav2vec_dir",
-    "infinitetalk_dir",
-    "loras",
-    "precision",
-    "attention",
-    "compile_blocks",
-    "device",
-    "vram_budget_gib",
-    "speakers",
-)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell failed: the error in a line, and where it came from."""
+    """Why a job failed: the error in one line, and its traceback."""
 
     error: str
     details: str = ""
@@ -39,18 +26,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Job:
-    """One cell to run, and where."""
+    """A request to run, and its folder."""
 
     params: GenerationParams
     run_dir: Path
 
     @property
     def failure(self) -> Path:
-        """Where it is written down that, and why, the cell failed."""
+        """Path of the record of a failure."""
         return self.run_dir.with_name(f"{self.run_dir.name}.error.json")
 
     def record_failure(self, failure: Failure) -> None:
-        """Write down why the cell failed."""
+        """Record why the job failed."""
         self.failure.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps(asdict(failure), indent=1, ensure_ascii=False)
         with atomic_path(self.failure, overwrite=True) as temporary:
@@ -59,33 +46,40 @@ class Job:
 
 @dataclass
 class Worker:
-    """Runs one job after another; networks are loaded once for all jobs that agree on them."""
+    """Runs jobs one after another; networks stay loaded as long as the jobs need the same ones."""
 
-    loaded_for: tuple[Any, ...] | None = field(default=None, init=False)
     pipeline: Pipeline | None = field(default=None, init=False)
 
     def run(self, job: Job) -> None:
-        """Run a job; an error is written down and ends this job only."""
+        """Run a job. An error is recorded and ends this job only."""
         failure = self.attempt(job)
         if failure is not None:
             job.record_failure(failure)
 
     def attempt(self, job: Job) -> Failure | None:
-        """Run a job and say why it failed, if it did."""
+        """Run a job and return why it failed, if it did."""
         try:
+            inputs = read_inputs(job.params)  # before weights are loaded
             pipeline = self.load(job.params)
-            cache = EncoderCache.of(job.params, pipeline.device)
-            generate(job.params, job.run_dir, pipeline=pipeline, encoder_cache=cache, show_progress=False)
+            cache = EncoderCache.of(checkpoint_files(job.params), pipeline.device)
+            generate(
+                job.params,
+                job.run_dir,
+                inputs=inputs,
+                pipeline=pipeline,
+                encoder_cache=cache,
+                show_progress=False,
+            )
         except Exception as error:
             return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
         return None
 
-    def load(self, params: GenerationParams) -> Pipeline:
-        """The networks of a request, which stay loaded until others are asked for."""
-        wanted = tuple(getattr(params, name) for name in OF_LOADING)
-        if self.pipeline is None or self.loaded_for != wanted:
-            self.pipeline = None  # gives its memory back before the next is loaded
+    def load(self, request: GenerationParams) -> Pipeline:
+        """Return the networks of a request; they stay loaded until different ones are needed."""
+        if self.pipeline is None or not self.pipeline.fits(load_settings(request)):
+            self.pipeline = None
+            gc.collect()  # before the next networks are read: two sets may not fit
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.pipeline, self.loaded_for = Pipeline.load(params), wanted
+            self.pipeline = Pipeline.load(request)
         return self.pipeline

@@ -1,4 +1,4 @@
-"""Cuts a video of any length into chunks that share motion frames, and gives each chunk its audio windows."""
+"""Cuts a video of any length into chunks that share overlap frames, and cuts each chunk's audio windows."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ class Chunk:
 
     Args:
         index: 0, 1, 2, …
-        start: the video frame that its first sampled frame is.
+        start: video frame number of its first sampled frame.
         frames: F, how many frames are sampled.
-        repeated: how many of them, at the start, the chunk before has already delivered.
-        new: how many frames it adds to the video; sampled frames past the recording's end are dropped.
+        repeated: overlap: how many of them, at the start, the previous chunk has already delivered.
+        new: how many frames it adds to the video. Frames sampled past the end of the recording are dropped.
     """
 
     index: int
@@ -28,15 +28,18 @@ class Chunk:
 
     @property
     def seconds(self) -> float:
-        """Where in the video the chunk starts."""
+        """Start of the chunk in the video, in seconds."""
         return self.start / FRAMES_PER_SECOND
 
 
 def plan_chunks(total_frames: int, chunk_frames: int, motion_frame: int, trim: bool = False) -> list[Chunk]:
-    """Chunks that together deliver every one of `total_frames` frames once.
+    """Plan chunks that together deliver each of `total_frames` frames once.
 
     Args:
-        trim: the last chunk samples no more whole latents than it delivers.
+        total_frames: of the video.
+        chunk_frames: frames that a chunk samples, 4n + 1.
+        motion_frame: overlap: frames shared with the previous chunk.
+        trim: shorten the last chunk to the fewest latent frames that hold its new frames.
     """
     chunks: list[Chunk] = []
     delivered = 0
@@ -50,10 +53,10 @@ def plan_chunks(total_frames: int, chunk_frames: int, motion_frame: int, trim: b
 
 
 def audio_windows(embedding: Tensor, chunk: Chunk, window: int) -> Tensor:
-    """The wav2vec2 rows around each frame: [rows, layers, channels] → [F, window, layers, channels].
+    """Gather the wav2vec2 rows around each frame: [rows, layers, channels] → [F, window, layers, channels].
 
-    Before the recording its first row is repeated. Past its end the rows run backwards, as in the reference,
-    so that the mouth goes on moving in the frames that are dropped.
+    Indices before the recording repeat its first row. Indices past its end are mirrored, as in the reference:
+    the mouth keeps moving in the frames that are dropped.
     """
     rows = len(embedding)
     offsets = torch.arange(window) - window // 2

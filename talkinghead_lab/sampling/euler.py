@@ -1,4 +1,4 @@
-"""Samples one latent chunk: shifted flow-matching timesteps, three-way guidance, Euler steps."""
+"""Samples one latent chunk: shifted flow-matching timesteps and Euler steps."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from talkinghead_lab.models.dit.model import AudioContext, Context, DiT, TimeEmbedding
 from talkinghead_lab.models.kernels.attention import Rotation
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import Branch, Guidance
 from talkinghead_lab.sampling.step_cache import ResidualCache, steps_to_keep, steps_to_skip
 
@@ -19,9 +19,9 @@ TRAINED_TIMESTEPS = 1000
 
 
 def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of one chunk, float32, drawn on the CPU so that it is the same for every device.
+    """Draw the standard normal noise of one chunk, float32, on the CPU: it is the same for every device.
 
-    Seed and chunk number are hashed together: each chunk can be made again alone.
+    The generator's seed is a hash of seed and chunk number, so any chunk can be reproduced without the others.
     """
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -29,9 +29,9 @@ def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def timesteps(steps: int, shift: float) -> Tensor:
-    """[steps + 1] timesteps from 1000 down to 0, float32.
+    """Compute the noise schedule: [steps + 1] timesteps from 1000 down to 0, float32.
 
-    Even steps from 1000 to 1 and a last one at 0, then t ← shift · t / (1 + (shift − 1) · t) on [0, 1]
+    Even steps from 1000 to 1 and a last one at 0, shifted by t ← shift · t / (1 + (shift − 1) · t) on [0, 1]
     (Stable Diffusion 3, arXiv 2403.03206, section 5.3.2).
     """
     even = torch.from_numpy(np.linspace(TRAINED_TIMESTEPS, 1, steps, dtype=np.float32))
@@ -41,14 +41,14 @@ def timesteps(steps: int, shift: float) -> Tensor:
 
 @dataclass
 class ChunkConditions:
-    """What does not change while a chunk is sampled.
+    """Everything that stays constant while a chunk is sampled.
 
     Args:
         picture: mask and encoded first frame, [1, 4 + C, T, h, w].
         image: context of the picture.
-        texts, audios: contexts of the prompt (True) and the negative prompt (False), of the recording (True)
-            and silence (False).
-        motion: latents that the chunk begins with, [1, C, motion latents, h, w].
+        texts: contexts of the prompt (True) and the negative prompt (False).
+        audios: contexts of the recording (True) and of silence (False).
+        motion: latents of the overlap frames, [1, C, motion latents, h, w], or of the picture.
         rotation: rotary positions of the chunk.
         regions: speaker regions [3, S], or None for one speaker.
     """
@@ -64,7 +64,7 @@ class ChunkConditions:
 
 @dataclass
 class _Step:
-    """The forwards of one step, each through the cache of its branch."""
+    """The forward passes of one step, each with the residual cache of its branch."""
 
     model: DiT
     conditions: ChunkConditions
@@ -79,10 +79,10 @@ class _Step:
         self.tokens = self.model.patchify(self.latent, self.conditions.picture)
 
     def velocities(self) -> dict[Branch, Tensor]:
-        """The velocity of every branch.
+        """Compute the velocity of every branch.
 
-        Of several processes each computes a branch of its own, as long as there are as many; the branches
-        that remain are computed by all together.
+        With several processes, each computes one branch, for as many full rounds as there are. The processes
+        share the tokens of the remaining branches.
         """
         velocities: dict[Branch, Tensor] = {}
         branches, share = list(self.caches), self.model.share
@@ -119,25 +119,30 @@ def sample_chunk(
     model: DiT,
     noise: Tensor,
     conditions: ChunkConditions,
-    params: GenerationParams,
+    config: SamplingConfig,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
     """Integrate from noise to a latent chunk, both [1, C, T, h, w] in float32.
 
-    `on_step` is called with the number of finished steps; what it raises ends the sampling.
+    Args:
+        model: predicts the velocity.
+        noise: the starting point.
+        conditions: constant during the chunk.
+        config: steps, noise schedule, guidance and step cache.
+        on_step: called with the number of finished steps; an exception that it raises ends the sampling.
     """
-    schedule = timesteps(params.diffusion_steps, params.shift).to(noise.device)
+    schedule = timesteps(config.steps, config.shift).to(noise.device)
     times = model.time_embedding_of(schedule[:-1])
-    skips = steps_to_skip(times.blocks, params.step_cache_threshold, params.resolution)
+    skips = steps_to_skip(times.blocks, config.step_cache)
     keeps = steps_to_keep(skips)
-    guidance = Guidance.of(params)
+    guidance = Guidance(config)
     caches = {branch: ResidualCache() for branch in guidance.branches}
     moves = ((schedule[:-1] - schedule[1:]) / TRAINED_TIMESTEPS).tolist()
     latent, motion_latents = noise.clone(), conditions.motion.shape[2]
     latent[:, :, :motion_latents] = conditions.motion
     for step, move in enumerate(moves):
-        forwards = _Step(model, conditions, caches, latent, times.at(step), skips[step], keeps[step])
-        latent = latent - guidance.combine(forwards.velocities()) * move
+        step_passes = _Step(model, conditions, caches, latent, times.at(step), skips[step], keeps[step])
+        latent = latent - guidance.combine(step_passes.velocities()) * move
         latent[:, :, :motion_latents] = conditions.motion
         on_step(step + 1)
     return latent

@@ -1,21 +1,22 @@
-"""Blends the step between two chunks."""
+"""Blends the discontinuity between two chunks."""
 
 import torch
 from torch import Tensor
 
 
-def ease_seam(frames: Tensor, shown: Tensor, repeated: int, over: int) -> Tensor:
-    """Spread the step from the frames that were shown to the chunk that goes on from them.
+def blend_seam(frames: Tensor, previous: Tensor, overlap: int, blend_frames: int) -> Tensor:
+    """Fade out the difference between a chunk and the frames that it continues.
 
-    Decoded again, the last repeated frame is not quite the one that was shown. What is between them is added
-    to the new frames, less and less.
+    The last overlap frame is decoded twice, in both chunks, with slightly different results. The difference is
+    added to the new frames with linearly decreasing weight.
 
     Args:
-        frames: [..., 3, F, H, W] in [−1, 1], the chunk, whose first `repeated` frames were shown before.
-        shown: [..., 3, ≥ 1, H, W], the frames before, the last of them beside the first new one.
-        over: how many new frames it takes.
+        frames: [..., 3, F, H, W] in [−1, 1], the chunk; its first `overlap` frames belong to the previous one.
+        previous: [..., 3, ≥ 1, H, W], frames of the previous chunk; the last one precedes the first new frame.
+        overlap: frames shared by the two chunks.
+        blend_frames: new frames over which the difference fades out.
     """
-    step = shown[..., -1:, :, :] - frames[..., repeated - 1 : repeated, :, :]
-    numbers = torch.arange(1 - repeated, frames.shape[-3] + 1 - repeated, device=frames.device)
-    share = (1 - numbers / (over + 1)).clamp(min=0) * (numbers > 0)
-    return (frames + share.view(-1, 1, 1) * step).clamp(-1, 1)
+    difference = previous[..., -1:, :, :] - frames[..., overlap - 1 : overlap, :, :]
+    numbers = torch.arange(1 - overlap, frames.shape[-3] + 1 - overlap, device=frames.device)
+    weights = (1 - numbers / (blend_frames + 1)).clamp(min=0) * (numbers > 0)
+    return (frames + weights.view(-1, 1, 1) * difference).clamp(-1, 1)

@@ -3,7 +3,6 @@
 import gc
 import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talkinghead_lab.foundation.files import atomic_path
@@ -14,6 +13,7 @@ from talkinghead_lab.service.retention import FINISHED, OutputFolder
 from talkinghead_lab.service.settings import Settings
 
 if TYPE_CHECKING:
+    from talkinghead_lab.media.inputs import Inputs
     from talkinghead_lab.pipeline.pipeline import Pipeline
     from talkinghead_lab.runs.generate import Progress
 
@@ -35,26 +35,30 @@ class Generator:
         return self._pipeline is not None
 
     def __call__(self, job: Job) -> dict[str, Any]:
-        """Make a job's video; the answer has the fields of `GenerationResult`.
+        """Generate the video of a job; the answer has the fields of `GenerationResult`.
 
         Raises:
-            TalkingHeadError: as `generate`; Problem: an input changed since it was accepted.
+            TalkingHeadError: as `generate`.
+            Problem: an input changed since it was accepted.
         """
-        # The pipeline imports torch and transformers: too much for the moment at which the service starts.
+        # The pipeline imports torch and transformers: too slow for the start of the service.
+        from talkinghead_lab.pipeline.request import read_inputs
+        from talkinghead_lab.runs.folder import read_record
         from talkinghead_lab.runs.generate import generate
-        from talkinghead_lab.service.checks import check_video
 
-        params = self._within_budget(allowed_inputs(self.settings, job.params))
+        params = allowed_inputs(self.settings, job.params)
+        inputs = read_inputs(params)
+        params = self._within_budget(params, inputs)
         with self.output.claimed(job.id) as folder:
             result = generate(
                 params,
                 folder,
+                inputs=inputs,
                 pipeline=self._loaded(params),
                 on_progress=lambda progress: job.stepped(*_steps(progress)),
                 show_progress=False,
             )
-            recording = Path(params.audio_path)
-            checks = check_video(result.video_path, recording, result.frame_count, not self.settings.released)
+            checks = read_record(folder)["checks"]
             with atomic_path(folder / FINISHED) as temporary:
                 temporary.write_text(json.dumps(checks, indent=1), encoding="utf-8")
         answer = result.to_json()
@@ -88,30 +92,24 @@ class Generator:
                 LOG.info("runs removed", extra={"runs": removed})
 
     def _loaded(self, params: GenerationParams) -> "Pipeline":
-        from talkinghead_lab.foundation.devices import GIB
-        from talkinghead_lab.media.inputs import read_inputs
         from talkinghead_lab.pipeline.pipeline import Pipeline
 
         if self._pipeline is None:
-            read_inputs(params)  # a mistake shows before weights are loaded
             self._pipeline = Pipeline.load(params)
             LOG.info("model loaded")
-        if params.vram_budget_gib is not None:  # each request has its own, by its number of pixels
-            self._pipeline.budget = round(params.vram_budget_gib * GIB)
         return self._pipeline
 
-    def _within_budget(self, params: GenerationParams) -> GenerationParams:
-        """The request with the smallest budget that runs it, and room for the weights that are to stay."""
+    def _within_budget(self, params: GenerationParams, inputs: "Inputs") -> GenerationParams:
+        """The request with the smallest budget that runs it, plus room for weights that are to stay."""
         kept = self.settings.num_persistent_param_in_dit
         if kept is None:
             return params
         from talkinghead_lab.foundation.devices import GIB
-        from talkinghead_lab.media.inputs import read_inputs
         from talkinghead_lab.pipeline.plan import planned
+        from talkinghead_lab.pipeline.request import resolve
 
-        inputs = read_inputs(params)
         needs = self._pipeline.requirements if self._pipeline is not None else planned
-        smallest = needs(params, inputs.frame_size, inputs.seconds).smallest
+        smallest = needs(resolve(params, inputs)).smallest
         return params.replace(vram_budget_gib=(smallest + kept * BYTES_PER_WEIGHT) / GIB)
 
 

@@ -51,7 +51,8 @@ def _run_in_processes(jobs: list[Job], workers: int, done: Callable[[], object])
 
 class _Process:
     """A worker in a process of its own. Where that dies, of lack of memory say, its job has failed and the
-    next one gets a new process."""
+    next one gets a new process.
+    """
 
     def __init__(self, number: int, workers: int):
         self.gpu, self.workers = _gpu_of(number), workers

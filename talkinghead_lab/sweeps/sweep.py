@@ -30,10 +30,12 @@ from talkinghead_lab.errors import InvalidRequest, OutputError, TalkingHeadError
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.foundation.files import atomic_path, locked
 from talkinghead_lab.foundation.paths import project_folder
+from talkinghead_lab.foundation.schema import versioned
 from talkinghead_lab.params import GenerationParams, read_yaml
-from talkinghead_lab.runs.folder import RECORD
+from talkinghead_lab.pipeline.request import NETWORK_FIELDS
+from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.origin import InputDigests
-from talkinghead_lab.runs.worker import OF_LOADING, Job
+from talkinghead_lab.runs.worker import Job
 from talkinghead_lab.sweeps.processes import run_here
 from talkinghead_lab.sweeps.ray_cluster import run_on_ray
 
@@ -93,7 +95,8 @@ class Sweep:
 
     def reduced(self, frames: int = 25) -> "Sweep":
         """The same question in little, to see that all works: the ends of each axis, one portrait and
-        recording, at most two seeds, one second in one chunk."""
+        recording, at most two seeds, one second in one chunk.
+        """
         ends = {name: _ends(axis) for name, axis in self.axes.items()}
         base = {**self.base, "max_frames": frames, "chunk_frames": frames}
         return Sweep(base, ends, self.seeds[:2], self.portraits[:1], self.recordings[:1])
@@ -172,7 +175,8 @@ class Sweep:
         axes = {name: axis if isinstance(axis, dict) else list(axis) for name, axis in self.axes.items()}
         parts = {"base": dict(self.base), "axes": axes}
         listed = {name: list(getattr(self, name)) for name in PARTS[2:] if getattr(self, name)}
-        return yaml.safe_dump(json.loads(json.dumps(parts | listed)), sort_keys=False, allow_unicode=True)
+        content = json.loads(json.dumps(versioned(parts | listed)))
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def run_sweep(
@@ -227,7 +231,7 @@ def _unfinished(sweep: Sweep, folder: Path, retry_failed: bool) -> list[Job]:
             job.failure.unlink(missing_ok=True)
         if not (job.run_dir / RECORD).is_file() and not job.failure.is_file():
             jobs[job.run_dir] = job
-    return sorted(jobs.values(), key=lambda job: str([getattr(job.params, name) for name in OF_LOADING]))
+    return sorted(jobs.values(), key=lambda job: str([getattr(job.params, name) for name in NETWORK_FIELDS]))
 
 
 def results(sweep: Sweep, folder: str | Path) -> polars.DataFrame:
@@ -248,7 +252,7 @@ def _row(cell: Cell, folder: Path) -> dict[str, Any]:
         return row | {"state": "failed", "error": failure["error"]}
     if not (job.run_dir / RECORD).is_file():
         return row
-    record = json.loads((job.run_dir / RECORD).read_text(encoding="utf-8"))
+    record = read_record(job.run_dir)
     measures = record["measures"]
     taken = {measure["name"]: measure["value"] for measure in measures}
     why = [f"{measure['name']}: {measure['why_not']}" for measure in measures if measure["why_not"]]

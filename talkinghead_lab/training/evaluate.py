@@ -18,9 +18,10 @@ from talkinghead_lab.media.colors import match_colors
 from talkinghead_lab.models.encoders.text import Tokenizer
 from talkinghead_lab.models.judges.face_reader import HeadPose, head_pose, mouth_opening
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.request import sampling_config
 from talkinghead_lab.sampling.chunks import audio_windows, plan_chunks
 from talkinghead_lab.sampling.euler import ChunkConditions, chunk_noise, sample_chunk
-from talkinghead_lab.sampling.seams import ease_seam
+from talkinghead_lab.sampling.seams import blend_seam
 from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus
 from talkinghead_lab.training.data import LATENTS_AT_ONCE, VIDEO_FRAMES, with_mask
@@ -50,7 +51,8 @@ LONG_FRAMES = 60 * FRAMES_PER_SECOND
 @dataclass(frozen=True)
 class Cases:
     """What is asked for: still frontal portraits [B, 3, H, W] in [−1, 1], sound [B, samples], captions,
-    the true opening [B, F], and the action that each caption asks for."""
+    the true opening [B, F], and the action that each caption asks for.
+    """
 
     identities: list[Identity]
     portraits: Tensor
@@ -101,6 +103,7 @@ class Studio:
         cuda = self.device.type == "cuda"
         fast = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
         networks, dit, vae = self.networks, self.networks.dit, self.networks.vae
+        config = sampling_config(params)
         count, frames = len(cases.captions), cases.openings.shape[1]
         chunks = plan_chunks(frames, params.chunk_frames, params.motion_frame, params.trim_last_chunk)
         made: list[Tensor] = []
@@ -129,14 +132,14 @@ class Studio:
                     rotation=dit.rotation(shape, self.device),
                     regions=None,
                 )
-                latent = sample_chunk(dit, torch.stack(noises).to(self.device), conditions, params)
+                latent = sample_chunk(dit, torch.stack(noises).to(self.device), conditions, config)
                 out = vae.decode(latent, LATENTS_AT_ONCE)
                 if params.use_color_correction:
                     strength = params.color_correction_strength
                     pairs = zip(out, cases.portraits, strict=True)
                     out = torch.stack([match_colors(video, one, strength) for video, one in pairs])
                 if made and params.seam_frames:
-                    out = ease_seam(out, made[-1], chunk.repeated, params.seam_frames)
+                    out = blend_seam(out, made[-1], chunk.repeated, params.seam_frames)
                 made.append(out)
         new = [
             video[:, :, chunk.repeated : chunk.repeated + chunk.new]

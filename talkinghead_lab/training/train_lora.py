@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
 from talkinghead_lab.training.data import Videos
 from talkinghead_lab.training.networks import Networks
@@ -89,7 +90,7 @@ def guided(examples: Examples, noisy: Tensor) -> Tensor:
     )
     unheard = replace(unread, windows=torch.zeros_like(batch.windows))
     branches = {CONDITIONAL: batch, DROP_TEXT: unread, UNCONDITIONAL: unheard}
-    guidance = Guidance(TEXT_SCALE, AUDIO_SCALE, text_guided=True, audio_guided=True)
+    guidance = Guidance(SamplingConfig(1, 1.0, TEXT_SCALE, AUDIO_SCALE))
     return guidance.combine({branch: examples.velocity(noisy, one) for branch, one in branches.items()})
 
 

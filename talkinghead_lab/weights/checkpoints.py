@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,6 @@ from talkinghead_lab.models.encoders import image as image_encoder
 from talkinghead_lab.models.encoders import speech as speech_encoder
 from talkinghead_lab.models.encoders import text as text_encoder
 from talkinghead_lab.models.vae import model as vae
-from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.weights.quantization import from_released_quantized, prepare_for_quantized
 from talkinghead_lab.weights.reading import load_strict, read_tensors, shapes_of
 
@@ -59,25 +59,31 @@ class CheckpointFiles:
     infinitetalk: Path
 
 
-def locate(params: GenerationParams) -> CheckpointFiles:
-    """Folders and files of the checkpoint that a request names.
+def locate(checkpoint: str, speakers: int, folders: Mapping[str, str | None]) -> CheckpointFiles:
+    """Find the folders and files of a checkpoint.
+
+    Args:
+        checkpoint: `embedded` or `released`.
+        speakers: 1 or 2; each has an adapter of its own.
+        folders: of the released checkpoint, by the keys of `RELEASED_REPOSITORIES`; None: read the environment
+            variable of that name in capitals.
 
     Raises:
         CheckpointError: a folder is not named anywhere, or does not exist.
     """
-    if params.checkpoint == "embedded":
-        folders = {name: EMBEDDED_WEIGHTS / name for name in RELEASED_REPOSITORIES}
+    if checkpoint == "embedded":
+        found = {name: EMBEDDED_WEIGHTS / name for name in RELEASED_REPOSITORIES}
     else:
-        folders = {name: _named_folder(name, getattr(params, name)) for name in RELEASED_REPOSITORIES}
-    for name, folder in folders.items():
+        found = {name: _named_folder(name, folders.get(name)) for name in RELEASED_REPOSITORIES}
+    for name, folder in found.items():
         if not folder.exists():
             raise CheckpointError(
                 f"{name} does not exist",
                 received=str(folder),
                 remedy="Check the path; `python -m talkinghead_lab fetch FOLDER` downloads released weights.",
             )
-    adapter = _adapter_file(folders["infinitetalk_dir"], params.speakers)
-    return CheckpointFiles(folders["ckpt_dir"], folders["wav2vec_dir"], adapter)
+    adapter = _adapter_file(found["infinitetalk_dir"], speakers)
+    return CheckpointFiles(found["ckpt_dir"], found["wav2vec_dir"], adapter)
 
 
 def _named_folder(field: str, value: str | None) -> Path:
@@ -202,6 +208,12 @@ def _build(
     return model
 
 
+def transformer_width(files: CheckpointFiles) -> int | None:
+    """The transformer's width as config.json states it, without reading tensors; None where it does not."""
+    width = _read_json(files.wan / "config.json").get("dim")
+    return width if isinstance(width, int) else None
+
+
 def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> DiT:
     """The transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file that holds both.
 
@@ -218,7 +230,7 @@ def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.de
     return _build(DiT, config, tensors, source, dtype, device, quantised)
 
 
-def load_vae(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str) -> vae.VAE:
+def load_vae(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> vae.VAE:
     """The video autoencoder."""
     path = _weights_file(files.wan, VAE)
     tensors = read_tensors(path)
@@ -227,7 +239,7 @@ def load_vae(files: CheckpointFiles, dtype: torch.dtype, device: torch.device | 
 
 
 def load_image_encoder(
-    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+    files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> image_encoder.ImageEncoder:
     """CLIP's image tower."""
     path = _weights_file(files.wan, IMAGE_ENCODER)
@@ -238,7 +250,7 @@ def load_image_encoder(
 
 
 def load_text_encoder(
-    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+    files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> text_encoder.TextEncoder:
     """umT5; the quantised one where it lies beside a quantised transformer."""
     maps = sorted(files.infinitetalk.parent.glob("t5_map_*.json"))
@@ -259,7 +271,7 @@ def load_tokenizer(files: CheckpointFiles, text_len: int) -> text_encoder.Tokeni
 
 
 def load_speech_encoder(
-    files: CheckpointFiles, dtype: torch.dtype, device: torch.device | str
+    files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> speech_encoder.SpeechEncoder:
     """wav2vec2."""
     path = _weights_file(files.wav2vec2, "model")
@@ -293,23 +305,42 @@ def fetch_released(folder: Path) -> dict[str, Path]:
     return variables
 
 
-def inventory(params: GenerationParams) -> list[dict[str, str]]:
-    """Which networks of a checkpoint are present and whole: a row each, with what to do where one is not.
+# How each network is loaded. Planning, loading and the inventory all walk this table.
+NETWORKS: Mapping[str, Callable[[CheckpointFiles, torch.dtype | None, torch.device | str], nn.Module]] = {
+    "transformer": load_dit,
+    "video autoencoder": load_vae,
+    "text encoder": load_text_encoder,
+    "image encoder": load_image_encoder,
+    "speech encoder": load_speech_encoder,
+}
+# As in the reference implementation; the others compute in the transformer's type.
+FLOAT32_NETWORKS = ("video autoencoder", "speech encoder")
 
-    Every tensor's name and shape and every file's length are checked; no weight is read.
+
+def load_network(
+    name: str, files: CheckpointFiles, compute: torch.dtype, device: torch.device | str
+) -> nn.Module:
+    """Load one of `NETWORKS` in its own type, or in `compute`. On the device `meta` no weight is read.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or does not fit the network.
+    """
+    return NETWORKS[name](files, torch.float32 if name in FLOAT32_NETWORKS else compute, device)
+
+
+def inventory(checkpoint: str, speakers: int, folders: Mapping[str, str | None]) -> list[dict[str, str]]:
+    """Check a checkpoint's networks: a row each, with the next thing to do where one cannot be loaded.
+
+    Checks every tensor's name and shape and every file's length. Reads no weight. Arguments as for `locate`.
     """
     try:
-        files = locate(params)
+        files = locate(checkpoint, speakers, folders)
     except CheckpointError as error:
         return [{"network": "all", "state": f"{error.problem}", "next": error.remedy or ""}]
     loaders: dict[str, Callable[[], object]] = {
-        "transformer and audio adapter": lambda: load_dit(files, torch.bfloat16, "meta"),
-        "video autoencoder": lambda: load_vae(files, torch.float32, "meta"),
-        "text encoder": lambda: load_text_encoder(files, torch.bfloat16, "meta"),
-        "tokenizer": lambda: load_tokenizer(files, 1),
-        "image encoder": lambda: load_image_encoder(files, torch.bfloat16, "meta"),
-        "speech encoder": lambda: load_speech_encoder(files, torch.float32, "meta"),
+        name: partial(load_network, name, files, torch.bfloat16, "meta") for name in NETWORKS
     }
+    loaders["tokenizer"] = partial(load_tokenizer, files, 1)
     rows = []
     for network, load in loaders.items():
         try:

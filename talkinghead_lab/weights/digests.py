@@ -1,24 +1,13 @@
-"""Digests of the weight files and LoRAs that a request names."""
+"""Digests of a checkpoint's files."""
 
 from talkinghead_lab.foundation.digests import known_sha256
-from talkinghead_lab.foundation.paths import local_file
-from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.checkpoints import CheckpointFiles, weight_files
 
 
-def weight_digests(params: GenerationParams) -> dict[str, str]:
-    """Digest of every file that loading a request's checkpoint reads, by its place in the checkpoint.
+def weight_digests(files: CheckpointFiles) -> dict[str, str]:
+    """Digest of every file that loading a checkpoint reads, by its place in the checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is not there or not whole.
+        CheckpointError: a file is missing.
     """
-    files = checkpoints.weight_files(checkpoints.locate(params))
-    return {name: known_sha256(path) for name, path in files.items()}
-
-
-def lora_digests(params: GenerationParams) -> list[dict[str, object]]:
-    """Path, scale and digest of each LoRA, in the order in which they are merged."""
-    return [
-        {"path": lora.path, "scale": lora.scale, "sha256": known_sha256(local_file(lora.path))}
-        for lora in params.loras
-    ]
+    return {name: known_sha256(path) for name, path in weight_files(files).items()}

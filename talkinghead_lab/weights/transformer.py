@@ -1,4 +1,4 @@
-"""The transformer as a request wants it: with its LoRAs, in its precision, resident or ready to stream."""
+"""Loads the transformer: LoRAs merged, quantised, resident on the device or ready to stream."""
 
 import importlib
 import sys
@@ -10,21 +10,17 @@ from itertools import chain
 import torch
 from torch import nn
 
-from talkinghead_lab.foundation.devices import compute_type
 from talkinghead_lab.foundation.imports import gc_disabled
-from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.offload.requirements import STREAMED_BLOCKS
 from talkinghead_lab.offload.streamed_blocks import stream
-from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.lora import merge_lora
-from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears, stored_type
+from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears
 from talkinghead_lab.weights.reading import convert
 
 BLOCKS = STREAMED_BLOCKS["transformer"]
-# Compiling takes up to half a minute; networks narrower than this, the embedded one above all, run in less.
-NARROWEST_COMPILED = 1024
 IMPORTED_MEANWHILE = (
     "transformers.models.umt5.modeling_umt5",
     "transformers.models.clip.modeling_clip",
@@ -59,29 +55,29 @@ def importing() -> Iterator[None]:
 
 
 @importing()
-def load_transformer(
-    params: GenerationParams, files: checkpoints.CheckpointFiles, device: torch.device, offloaded: bool
-) -> DiT:
-    """Read the transformer; `offloaded` leaves it in host memory, its blocks page-locked, ready to stream.
+def load_transformer(settings: LoadSettings) -> DiT:
+    """Read the transformer. Offloaded, it stays in host memory, its blocks page-locked and ready to stream.
 
     Raises:
         CheckpointError: see `checkpoints` and `lora`.
     """
-    compute, stored = compute_type(params.precision, device), stored_type(params.precision, device)
-    if checkpoints.quantization_map(files.infinitetalk) is not None:
-        stored = None
-    # Where blocks are finished one by one, their weights stay in their files until it is their turn.
-    dtype = None if offloaded and not params.loras else compute
-    dit = checkpoints.load_dit(files, dtype, torch.device("cpu") if offloaded else device)
-    for lora in params.loras:
-        merge_lora(dit, local_file(lora.path), lora.scale)
-    if offloaded:
+    compute, stored, device = settings.compute, settings.storage, settings.device
+    # Blocks that are converted one by one leave their weights in the files until then.
+    dtype = None if settings.offloaded and not settings.loras else compute
+    dit = checkpoints.load_dit(settings.files, dtype, torch.device("cpu") if settings.offloaded else device)
+    for lora in settings.loras:
+        merge_lora(dit, lora.path, lora.scale)
+    if settings.offloaded:
         stream(dit, BLOCKS, device, lambda block: _finish(block, compute, stored, device))
         convert(dit, compute)
         _let_go_of_files(dit)
     elif stored is not None:
         quantize_linears(dit.get_submodule(BLOCKS), stored)
-    _use_what_the_device_has(dit, params, device)
+    dit.use_attention(settings.attention, device)
+    if has_fp8(device):
+        multiply_fp8(dit)
+    if settings.compiled:
+        dit.compile_blocks()
     return dit
 
 
@@ -91,16 +87,6 @@ def _let_go_of_files(dit: DiT) -> None:
     for tensor in chain(dit.parameters(), dit.buffers()):
         if id(tensor) not in streamed:
             tensor.data = tensor.data.clone()
-
-
-def _use_what_the_device_has(dit: DiT, params: GenerationParams, device: torch.device) -> None:
-    dit.use_attention(params.attention, device)
-    if has_fp8(device):
-        multiply_fp8(dit)
-    # For two speakers, attention to their regions loops over the heads: too long a graph.
-    pays = device.type == "cuda" and dit.config.dim >= NARROWEST_COMPILED and params.speakers == 1
-    if pays if params.compile_blocks is None else params.compile_blocks:
-        dit.compile_blocks()
 
 
 def _finish(block: nn.Module, compute: torch.dtype, stored: torch.dtype | None, device: torch.device) -> None:

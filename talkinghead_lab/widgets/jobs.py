@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from talkinghead_lab.errors import Stopped, TalkingHeadError
-from talkinghead_lab.media.inputs import read_inputs
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
+from talkinghead_lab.pipeline.request import checkpoint_files, read_inputs
 from talkinghead_lab.runs.generate import Progress, generate
 from talkinghead_lab.runs.worker import Worker
 
@@ -115,14 +115,15 @@ class GenerationThread(threading.Thread):
 
     def _make(self, job: Job) -> None:
         try:
-            read_inputs(job.params)  # a mistake shows before weights are loaded
+            inputs = read_inputs(job.params)  # before weights are loaded
             pipeline = self._networks.load(job.params)
             if job.stop.is_set():
                 raise Stopped("the run was stopped")
-            cache = EncoderCache.of(job.params, pipeline.device)
+            cache = EncoderCache.of(checkpoint_files(job.params), pipeline.device)
             generate(
                 job.params,
                 job.folder,
+                inputs=inputs,
                 pipeline=pipeline,
                 encoder_cache=cache,
                 on_progress=job.stepped,

@@ -20,7 +20,8 @@ READING_CENTRES = (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1.03)
 @dataclass(frozen=True)
 class HeadPose:
     """The pose in each frame, [F] each: degrees (turn to the picture's right, nod down, tilt),
-    half-pictures (shift right, down) and times (scale)."""
+    half-pictures (shift right, down) and times (scale).
+    """
 
     turn: Tensor
     nod: Tensor

@@ -65,7 +65,7 @@ def add_and_norm(
     eps: float,
     rounded: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x + (update + offset) · gate, all [B, L, D], and its layer norm; without an update, `x` is normed.
+    """X + (update + offset) · gate, all [B, L, D], and its layer norm; without an update, `x` is normed.
 
     Args:
         gate: float32 [B, 1, D]; None: 1.

@@ -1,0 +1,174 @@
+"""Judges a finished video: every measure and check, from one decoding pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures import lips
+from talkinghead_lab.measures.cartoon_faces import MouthReader, mouth_truth
+from talkinghead_lab.measures.checks import StillnessMeter, check_video
+from talkinghead_lab.measures.frames import FrameStatistics, frame_measures
+from talkinghead_lab.measures.identity import Features, identity
+from talkinghead_lab.measures.loudness import loudness
+from talkinghead_lab.measures.measure import Measure
+from talkinghead_lab.measures.photographed_faces import Faces, FaceTracker
+from talkinghead_lab.measures.syncnet_scores import sync_scores
+from talkinghead_lab.media import audio, video
+
+LONGEST_READ = 2000  # frames whose mouths count; of longer videos the first ones
+FRAMES_FOR_IDENTITY = 8
+NO_SOUND = "the video has no sound"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a video was made from, and what it should be.
+
+    Args:
+        portrait: the reference image at the start.
+        recording_sha256: digest of the first speaker's recording.
+        speech: what is heard, mono at 16 kHz.
+        frame_count: frames that the video should have.
+        seconds: length that it should have.
+        seams: numbers of the frames that start a new chunk.
+        speakers: 1 or 2.
+        cartoon: whether the bundled model made it, whose cartoon presenters the mouth reader knows.
+    """
+
+    portrait: Image.Image
+    recording_sha256: str
+    speech: audio.Wave
+    frame_count: int
+    seconds: float
+    seams: Sequence[int] = ()
+    speakers: int = 1
+    cartoon: bool = False
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Everything learned about a video.
+
+    Args:
+        measures: one of each kind but those of cost.
+        checks: of `checks.check_video`.
+        snapshots: (seconds, frame), evenly spaced.
+    """
+
+    measures: list[Measure]
+    checks: dict[str, Any]
+    snapshots: list[tuple[float, Image.Image]]
+
+
+def judge_video(
+    path: str | Path, subject: Subject, features: Features | None = None, snapshots: int = 0
+) -> Judgement:
+    """Decode a finished video once and take every measure that it allows; the others report the reason.
+
+    Only SyncNet's scores, where the user has its weights, decode the pictures again.
+
+    Args:
+        path: the video.
+        subject: what it was made from.
+        features: an image encoder, [1, 3, H, W] in [−1, 1] → [1, tokens, channels], for `identity`.
+        snapshots: how many frames to return.
+
+    Raises:
+        MediaError: the video is damaged.
+    """
+    facts = video.probe(path)
+    viewing = _Viewing(subject, facts.frame_count, snapshots)
+    soundtrack = video.decode_once(path, viewing.add)
+    openings = viewing.mouths.openings() if viewing.mouths else None
+    pictures = [viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept]
+    measures = [
+        *_lip_measures(path, subject, viewing, openings, soundtrack),
+        identity(subject.portrait, pictures, features),
+        *frame_measures(viewing.statistics, subject.seams),
+        Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
+    ]
+    checks = check_video(facts, viewing.meter, subject.frame_count, subject.seconds, openings, subject.speech)
+    shown = [(number / FRAMES_PER_SECOND, viewing.kept[number]) for number in viewing.snapshot_numbers]
+    return Judgement(measures, checks, shown)
+
+
+class _Viewing:
+    """Everything that looks at the frames while they are decoded."""
+
+    def __init__(self, subject: Subject, frame_count: int, snapshots: int):
+        self.statistics, self.meter = FrameStatistics(), StillnessMeter()
+        self.mouths = MouthReader() if subject.cartoon and subject.speakers == 1 else None
+        self.tracker: FaceTracker | None = None
+        self.no_faces = "two people speak, and the readers follow one"
+        if subject.speakers == 1:
+            try:
+                self.tracker = FaceTracker(LONGEST_READ)
+            except TalkingHeadError as error:
+                self.no_faces = f"no reader of photographed faces: {error}"
+        self.identity_numbers = video.evenly_spaced_numbers(frame_count, FRAMES_FOR_IDENTITY)
+        self.snapshot_numbers = video.evenly_spaced_numbers(frame_count, snapshots) if snapshots else []
+        self.kept: dict[int, Image.Image] = {}
+        self._wanted = {*self.identity_numbers, *self.snapshot_numbers}
+
+    def add(self, pixels: video.Frames) -> None:
+        number = self.meter.frames
+        for each in (self.statistics, self.meter, self.mouths, self.tracker):
+            if each is not None:
+                each.add(pixels)
+        if number in self._wanted:
+            self.kept[number] = Image.fromarray(pixels)
+
+    def faces(self) -> Faces | None:
+        """The photographed faces; None, with the reason in `no_faces`, where none were followed."""
+        try:
+            return self.tracker.faces() if self.tracker else None
+        except TalkingHeadError as error:
+            self.no_faces = f"no reader of photographed faces: {error}"
+            return None
+
+
+def _lip_measures(
+    path: str | Path,
+    subject: Subject,
+    viewing: _Viewing,
+    cartoon: lips.Openings | None,
+    soundtrack: audio.Wave | None,
+) -> list[Measure]:
+    faces = viewing.faces()
+    openings = cartoon if cartoon is not None else faces.opening if faces else None
+    if openings is None:
+        names = ("lip_correlation", "lip_error", "mouth_follows_sound")
+        found = [Measure.of(name, None, viewing.no_faces) for name in names]
+    else:
+        openings = openings[:LONGEST_READ]
+        truth = mouth_truth(subject.recording_sha256)
+        no_size = "only a cartoon mouth's opening has a true size"
+        found = [
+            lips.lip_correlation(openings, truth),
+            lips.lip_error(openings, truth)
+            if cartoon is not None
+            else Measure.of("lip_error", None, no_size),
+            Measure.of("mouth_follows_sound", None, NO_SOUND)
+            if soundtrack is None
+            else lips.mouth_follows_sound(openings, soundtrack),
+        ]
+    return [*found, *_sync_measures(path, faces, soundtrack, viewing.no_faces)]
+
+
+def _sync_measures(
+    path: str | Path, faces: Faces | None, soundtrack: audio.Wave | None, reason: str
+) -> list[Measure]:
+    if faces is not None and soundtrack is None:
+        reason = NO_SOUND
+    elif faces is not None and soundtrack is not None:
+        try:
+            scores = sync_scores(path, faces, soundtrack)
+            return [Measure.of("lse_c", scores.confidence), Measure.of("lse_d", scores.distance)]
+        except TalkingHeadError as error:
+            reason = str(error)
+    return [Measure.of(name, None, reason) for name in ("lse_c", "lse_d")]

@@ -1,0 +1,189 @@
+"""From a request to what the pipeline works with: media read once, settings decided once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
+from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media import audio
+from talkinghead_lab.media.inputs import Inputs
+from talkinghead_lab.models.kernels.attention import choose_attention
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
+from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
+from talkinghead_lab.sampling.step_cache import COEFFICIENTS
+from talkinghead_lab.weights.checkpoints import CheckpointFiles, locate, quantization_map, transformer_width
+from talkinghead_lab.weights.load_settings import LoadSettings, LoraFile
+from talkinghead_lab.weights.quantization import stored_type
+
+# Requests that agree in these fields share their networks.
+NETWORK_FIELDS = (
+    *("checkpoint", "ckpt_dir", "wav2vec_dir", "infinitetalk_dir", "speakers", "loras", "precision"),
+    *("attention", "compile_blocks", "device", "vram_budget_gib"),
+)
+# Compiling takes up to half a minute; a whole run of a narrower network takes less.
+NARROWEST_COMPILED = 1024
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request, and every setting that depends on the machine, the media or the checkpoint.
+
+    Decided once per run; nothing below decides again. `to_json` is the run's record of it.
+
+    Args:
+        request: what was asked for.
+        networks: how the networks are loaded.
+        sampling: steps, noise schedule, guidance, step cache.
+        frame_size: (W, H) of the frames.
+        seconds: length of the recordings.
+        frames: of the video.
+        budget: device memory to stay within, in bytes; None: all weights stay on the device.
+    """
+
+    request: GenerationParams
+    networks: LoadSettings
+    sampling: SamplingConfig
+    frame_size: tuple[int, int]
+    seconds: float
+    frames: int
+    budget: int | None
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        """The chunks that make up the video."""
+        request = self.request
+        return plan_chunks(self.frames, request.chunk_frames, request.motion_frame, request.trim_last_chunk)
+
+    @property
+    def grid(self) -> LatentGrid:
+        """The sizes of one full chunk."""
+        width, height = self.frame_size
+        return LatentGrid(self.request.chunk_frames, height, width)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. Types are PyTorch's names; `storage_type` is that of 8-bit linear layers made here."""
+        networks = self.networks
+        return {
+            "frame_size": "{}x{}".format(*self.frame_size),
+            "frames": self.frames,
+            "chunks": len(self.chunks),
+            "seconds": self.seconds,
+            "sample_shift": self.sampling.shift,
+            "guided_by_text": self.sampling.text_is_guided,
+            "guided_by_audio": self.sampling.audio_is_guided,
+            "device": str(networks.device),
+            "compute_type": _name(networks.compute),
+            "storage_type": _name(networks.storage),
+            "decode_type": _name(networks.decode),
+            "attention": networks.attention,
+            "compiled": networks.compiled,
+            "offloaded": networks.offloaded,
+            "vram_budget_gib": None if self.budget is None else self.budget / GIB,
+        }
+
+
+def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
+    """Decide every setting of a run.
+
+    Raises:
+        InvalidRequest: the device, or the attention kernel on it, is not available.
+        CheckpointError: the checkpoint is missing.
+    """
+    frames = audio.frame_count(inputs.voices[0])
+    gib = request.vram_budget_gib
+    return Resolved(
+        request=request,
+        networks=load_settings(request),
+        sampling=sampling_config(request),
+        frame_size=inputs.frame_size,
+        seconds=inputs.seconds,
+        frames=min(frames, request.max_frames or frames),
+        budget=None if gib is None else round(gib * GIB),
+    )
+
+
+def read_inputs(request: GenerationParams) -> Inputs:
+    """Read the media of a request. No network is needed, so mistakes show before weights are loaded.
+
+    Raises:
+        MediaError: a file is missing or cannot be used.
+    """
+    recordings = [path for path in (request.audio_path, request.second_audio_path) if path is not None]
+    return Inputs.read(
+        local_file(request.image_path),
+        [local_file(path) for path in recordings],
+        request.audio_mix,
+        request.resolution,
+        request.forced_size,
+    )
+
+
+def read_soundtrack(request: GenerationParams) -> audio.Wave:
+    """Read only the sound track of a request's video, [channels, samples] at 48 kHz; errors as above."""
+    first = audio.read_soundtrack(local_file(request.audio_path))
+    if request.second_audio_path is None:
+        return first
+    second = audio.read_soundtrack(local_file(request.second_audio_path))
+    return audio.mix_soundtracks(first, second, request.audio_mix)
+
+
+def load_settings(request: GenerationParams) -> LoadSettings:
+    """Decide how the networks of a request are loaded on this machine; errors as for `resolve`."""
+    device, files = pick_device(request.device), checkpoint_files(request)
+    compute = compute_type(request.precision, device)
+    already_quantized = quantization_map(files.infinitetalk) is not None
+    return LoadSettings(
+        files=files,
+        loras=tuple(LoraFile(local_file(lora.path), lora.scale) for lora in request.loras),
+        device=device,
+        compute=compute,
+        storage=None if already_quantized else stored_type(request.precision, device),
+        decode=decode_type(compute, device),
+        attention=choose_attention(request.attention, device),
+        compiled=_is_compiled(request, files, device),
+        offloaded=request.vram_budget_gib is not None,
+    )
+
+
+def checkpoint_files(request: GenerationParams) -> CheckpointFiles:
+    """Find the checkpoint of a request.
+
+    Raises:
+        CheckpointError: it is not named anywhere, or does not exist.
+    """
+    return locate(request.checkpoint, request.speakers, request.weight_folders)
+
+
+def sampling_config(request: GenerationParams) -> SamplingConfig:
+    """The part of a request that sampling needs."""
+    threshold = request.step_cache_threshold
+    return SamplingConfig(
+        steps=request.diffusion_steps,
+        shift=request.shift,
+        text_scale=request.text_guide_scale,
+        audio_scale=request.audio_guide_scale,
+        projection=(
+            ProjectionConfig(request.apg_momentum, request.apg_norm_threshold) if request.use_apg else None
+        ),
+        step_cache=None
+        if threshold is None
+        else StepCacheConfig(threshold, COEFFICIENTS[request.resolution]),
+    )
+
+
+def _is_compiled(request: GenerationParams, files: CheckpointFiles, device: torch.device) -> bool:
+    if request.compile_blocks is not None:
+        return request.compile_blocks
+    # For two speakers, attention to their regions loops over the heads, which makes too long a graph.
+    if device.type != "cuda" or request.speakers > 1:
+        return False
+    return (transformer_width(files) or NARROWEST_COMPILED) >= NARROWEST_COMPILED
+
+
+def _name(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
