@@ -43,7 +43,7 @@ lint: setup ## check style, formatting, types and import order
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lab: setup ## open JupyterLab with notebooks/01_generate.ipynb
+lab: setup ## open JupyterLab in notebooks/
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_generate.ipynb
 
 notebooks: setup ## run every notebook with the bundled model; executed copies go to outputs/notebooks/
