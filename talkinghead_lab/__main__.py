@@ -1,4 +1,4 @@
-"""`python -m talkinghead_lab`: the same pipeline from a shell."""
+"""Generate, verify, plan and sweep audio-driven talking-head videos from a shell."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from talkinghead_lab.params import GenerationParams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 2 for bad input, 1 for a failure, 130 when stopped."""
+    """Run one command; return 0, 2 for invalid input, 1 for a failure, 130 if interrupted."""
     options = parse(arguments)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
@@ -26,54 +26,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("Stopped; what is finished stays in the run's folder.", file=sys.stderr)
+        print("Stopped; finished chunks stay in the run's folder.", file=sys.stderr)
         return 130
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line as options; `run` is what to call with them. Exits with 2 if not understood."""
+    """Parse the command line; `run` is the function to call. Exit with 2 on a usage error."""
     parser = argparse.ArgumentParser(prog="python -m talkinghead_lab", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("generate", help="make the video that a parameter file describes")
-    command.add_argument("params", type=Path, help="YAML file with the request")
+    command = commands.add_parser("generate", help="generate the video of a parameter file")
+    command.add_argument("params", type=Path, help="YAML file of the request")
     command.add_argument(
         "-p", nargs=2, action="append", default=[], dest="overrides", metavar=("NAME", "VALUE"),
-        help="set a parameter, YAML syntax; may be repeated",
+        help="override a parameter (YAML syntax); can be repeated",
     )  # fmt: skip
     command.add_argument(
-        "--run", type=Path, dest="run_dir", help="the run's folder; an unfinished run is continued"
+        "--run", type=Path, dest="run_dir", help="folder of the run; an unfinished run in it is resumed"
     )
     command.add_argument("--json", action="store_true", help="print the result as one JSON object")
     command.set_defaults(run=run_generate)
-    command = commands.add_parser("verify", help="do a run again and compare; status 1 where it differs")
-    command.add_argument("run_dir", type=Path, help="the folder of a finished run")
-    command.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    command = commands.add_parser(
+        "verify", help="generate a run again and compare it; exit status 1 if it differs"
+    )
+    command.add_argument("run_dir", type=Path, help="folder of a finished run")
+    command.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
     command.set_defaults(run=run_verify)
-    command = commands.add_parser("plan", help="tell whether a request fits into memory; status 1 where not")
-    command.add_argument("params", type=Path, help="YAML file with the request")
+    command = commands.add_parser(
+        "plan", help="predict the memory a request needs; exit status 1 if it does not fit"
+    )
+    command.add_argument("params", type=Path, help="YAML file of the request")
     command.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     command.set_defaults(run=run_plan)
-    command = commands.add_parser("sweep", help="make every run of a sweep; status 1 where one failed")
-    command.add_argument("sweep", type=Path, help="YAML file with the sweep")
-    command.add_argument("--out", type=Path, required=True, help="its folder; what is finished there stays")
+    command = commands.add_parser("sweep", help="generate every run of a sweep; exit status 1 if one failed")
+    command.add_argument("sweep", type=Path, help="YAML file of the sweep")
     command.add_argument(
-        "--workers", type=int, default=0, help="processes; unset: one for each GPU, or one in all"
+        "--out", type=Path, required=True, help="folder of the sweep; finished runs in it are reused"
     )
-    command.add_argument("--retry-failed", action="store_true", help="run failed cells again")
     command.add_argument(
-        "--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's; local: a new one"
+        "--workers", type=int, default=0, help="number of processes; unset: one per GPU, or a single one"
+    )
+    command.add_argument("--retry-failed", action="store_true", help="retry cells that failed")
+    command.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster; auto: the one of this machine; local: start one",
     )
     command.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     command.set_defaults(run=run_sweep)
     command = commands.add_parser("fetch", help="download the released weights (about 80 GB)")
-    command.add_argument("folder", type=Path, help="where they go")
+    command.add_argument("folder", type=Path, help="target folder")
     command.set_defaults(run=run_fetch)
     return parser.parse_args(arguments)
 
 
 def run_generate(options: argparse.Namespace) -> None:
-    """Generate; the path of the video, or the result as JSON, is all that goes to stdout."""
+    """Generate a video; print only its path, or the result as JSON, to stdout."""
     with gc_disabled():
         from talkinghead_lab.runs import parallel
         from talkinghead_lab.runs.generate import generate
@@ -83,13 +91,13 @@ def run_generate(options: argparse.Namespace) -> None:
         result = parallel.generate_in_parallel(params, options.run_dir)
     else:
         result = generate(params, options.run_dir)
-    if result is None:  # another process of several has it
+    if result is None:  # another process of the group prints it
         return
     print(json.dumps(result.to_json()) if options.json else result.video_path)
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Do a run again; the findings go to stdout, and the status is 0 where all is the same."""
+    """Generate a run again and print the comparison; return 0 if both are identical, else 1."""
     from talkinghead_lab.runs.verify import verify
 
     found = verify(options.run_dir)
@@ -98,7 +106,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Print the memory that a request needs; the status is 1 where it does not fit."""
+    """Print the memory that a request needs; return 1 if it does not fit, else 0."""
     from talkinghead_lab.pipeline.plan import plan
 
     planned = plan(GenerationParams.from_yaml(options.params))
@@ -107,7 +115,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_sweep(options: argparse.Namespace) -> int:
-    """Run a sweep; its table's path goes to stdout, and the status is 0 where every run is finished."""
+    """Run a sweep and print the path of its table; return 0 if every run finished, else 1."""
     from talkinghead_lab.sweeps import sweep
 
     table = sweep.run_sweep(
@@ -125,7 +133,7 @@ def run_sweep(options: argparse.Namespace) -> int:
 
 
 def run_fetch(options: argparse.Namespace) -> None:
-    """Download the released weights and print what to set."""
+    """Download the released weights and print the environment variables to set."""
     from talkinghead_lab.weights.checkpoints import fetch_released
 
     for variable, folder in fetch_released(options.folder).items():
@@ -136,7 +144,7 @@ def _value(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidRequest(f"the value of `{name}` is not YAML ({error})", received=text) from None
+        raise InvalidRequest(f"the value of `{name}` is not valid YAML ({error})", received=text) from None
 
 
 if __name__ == "__main__":

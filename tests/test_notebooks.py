@@ -1,4 +1,4 @@
-"""The notebooks run headless, from any folder, and refuse a parameter that they do not know."""
+"""Notebooks run headless from any folder, reject unknown parameters, and agree with parameter files."""
 
 import base64
 import json
@@ -10,9 +10,14 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
+from talkinghead_lab.params import GenerationParams, read_yaml
+
 ROOT = Path(__file__).parent.parent
+PRESETS = sorted(path for path in (ROOT / "params").glob("*.yaml") if not path.stem.startswith("sweep"))
 TINY = {
     "seed": 7,
     "max_frames": 6,
@@ -26,7 +31,7 @@ TINY = {
 def papermill(
     notebook: str, folder: Path, parameters: dict[str, object], file: Path = ROOT / "params" / "embedded.yaml"
 ) -> tuple[subprocess.CompletedProcess, Path]:
-    """Run a notebook as a user would, in `folder`, with a parameter file; its outputs land there."""
+    """Run a notebook from a shell in `folder` with a parameter file; its outputs are written there."""
     executed = folder / f"{notebook}.ipynb"
     given = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
     done = subprocess.run(
@@ -43,13 +48,46 @@ def papermill(
 
 
 def outputs(executed: Path) -> dict[str, list]:
-    """Outputs of every cell, by the cell's id."""
+    """Outputs of every cell by cell id."""
     return {cell["id"]: cell.get("outputs", []) for cell in nbformat.read(executed, 4).cells}
 
 
 def data(outputs: list, kind: str) -> str:
-    """The first output of a kind."""
+    """The first output with MIME type `kind`."""
     return next(output["data"][kind] for output in outputs if kind in output.get("data", {}))
+
+
+def request_of_generate(parameters: dict[str, object]) -> GenerationParams:
+    """The request that 01_generate builds from papermill's parameters; nothing is generated."""
+    notebook = load_notebook_node(str(ROOT / "notebooks" / "01_generate.ipynb"))
+    namespace: dict[str, object] = {}
+    for cell in parameterize_notebook(notebook, parameters).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, namespace)
+        if cell.id == "request":
+            break
+    return namespace["params"]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_generate_builds_the_request_of_a_preset(preset):
+    assert request_of_generate(read_yaml(preset)) == GenerationParams.from_yaml(preset)
+    complete = GenerationParams.from_yaml(preset).to_yaml(complete=True)
+    assert request_of_generate(yaml.safe_load(complete)) == GenerationParams.from_yaml(preset)
+
+
+@pytest.mark.parametrize("given", [{}, {"seed": 7}, {"checkpoint": "released", "diffusion_steps": 8}])
+def test_generate_leaves_what_a_parameter_file_omits_at_the_package_s_defaults(given):
+    media = {"image_path": "sample:portrait-2", "audio_path": "sample:recording-2"}
+    assert request_of_generate(media | given) == GenerationParams(**media, **given)
+
+
+def test_generate_without_a_parameter_file_builds_the_request_of_the_embedded_preset():
+    preset = ROOT / "params" / "embedded.yaml"
+    assert request_of_generate({}) == GenerationParams.from_yaml(preset)
+    changes = {"image_path": "sample:portrait-2", "seed": 7, "run_dir": "outputs/mine", "do_again": True}
+    expected = GenerationParams.from_yaml(preset, image_path="sample:portrait-2", seed=7)
+    assert request_of_generate(changes) == expected
 
 
 @pytest.fixture(params=["", "notebooks"], ids=["from the project", "from notebooks/"])
@@ -60,7 +98,7 @@ def working_directory(request, tmp_path):
 
 
 @pytest.mark.slow
-def test_generate_shows_its_inputs_the_video_and_the_record(working_directory, tmp_path):
+def test_generate_shows_inputs_video_and_record(working_directory, tmp_path):
     done, executed = papermill("01_generate", working_directory, TINY | {"do_again": True})
     assert done.returncode == 0, done.stderr
     shown = outputs(executed)
@@ -75,7 +113,7 @@ def test_generate_shows_its_inputs_the_video_and_the_record(working_directory, t
 
 
 def png_size(text: str, folder: Path) -> tuple[int, int]:
-    """(width, height) of a picture in a notebook's output."""
+    """(width, height) of a base64-encoded image in a notebook's output."""
     path = folder / "figure.png"
     path.write_bytes(base64.b64decode(text))
     with Image.open(path) as picture:
@@ -93,7 +131,7 @@ def test_setup_lists_the_machine_and_the_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unknown_parameter_stops_the_run_and_the_nearest_name_is_said(tmp_path):
+def test_an_unknown_parameter_stops_the_run_and_suggests_the_nearest_name(tmp_path):
     done, executed = papermill("01_generate", tmp_path, TINY | {"audio_guide_scal": 3})
     assert done.returncode != 0
     assert "Did you mean `audio_guide_scale`?" in done.stderr
@@ -119,14 +157,15 @@ def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, t
         assert (tmp_path / "sweep" / f"{figure}.svg").stat().st_size > 1000
     assert "<video" in data(shown["videos"], "text/html")
     assert "effect" in data(shown["differences"], "text/html")
-    told = json.dumps([shown, (tmp_path / "sweep" / "results.csv").read_text()])
-    assert str(ROOT) not in told and "cells/" in told, "paths start from the sweep's folder"
+    published = json.dumps([shown, (tmp_path / "sweep" / "results.csv").read_text()])
+    assert str(ROOT) not in published
+    assert "cells/" in published, "paths are relative to the sweep's folder"
     table = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
     assert len(table) == 1 + (8 if notebook == "02_cfg_sweep" else 16)
 
 
 @pytest.mark.slow
-def test_a_profile_shows_its_timeline_and_foresees_its_runs(request_for, tmp_path):
+def test_a_profile_shows_its_timeline_and_predicts_the_peak_of_its_runs(request_for, tmp_path):
     (tmp_path / "request.yaml").write_text(request_for(device="cpu").to_yaml())
     parameters = {
         "params_file": str(tmp_path / "request.yaml"), "folder": str(tmp_path / "profile"), "small": True,
@@ -136,7 +175,7 @@ def test_a_profile_shows_its_timeline_and_foresees_its_runs(request_for, tmp_pat
     done, executed = papermill("04_vram_profile", tmp_path, {}, tmp_path / "given.yaml")
     assert done.returncode == 0, done.stderr
     shown = outputs(executed)
-    assert "host&#x27;s: there is no GPU here" in data(shown["build"], "text/html")
+    assert "host memory: no GPU found" in data(shown["build"], "text/html")
     for figure in ("timeline", "foreseen"):
         assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 500
         assert (tmp_path / "profile" / f"{figure}.svg").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""The request: every shipped parameter file, what is refused and how, and the ways there and back."""
+"""The request: presets, rejected values and their messages, and round trips through YAML and notebooks."""
 
 import math
 import os
@@ -19,7 +19,7 @@ MEDIA = {"audio_path": "sample:recording", "image_path": "sample:portrait"}
 
 
 @pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.stem)
-def test_every_shipped_file_is_a_request(path):
+def test_every_preset_is_a_request(path):
     params = GenerationParams.from_yaml(path)
     written = read_yaml(path)
     assert params.diffusion_steps == written["diffusion_steps"]
@@ -31,26 +31,29 @@ def test_every_shipped_file_is_a_request(path):
     assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
 
 
-def test_the_presets_say_what_their_names_promise():
+def test_presets_have_the_values_their_names_promise():
     preset = {path.stem: GenerationParams.from_yaml(path) for path in PARAMETER_FILES}
     assert preset["infinitetalk-480"].forced_size == (1024, 576)
     assert preset["infinitetalk-720"].forced_size == (1280, 720)
     assert preset["infinitetalk-720"].shift == 11
     fast = preset["infinitetalk-fast"]
     assert (fast.diffusion_steps, fast.text_guide_scale, fast.audio_guide_scale, fast.shift) == (8, 1, 2, 2)
-    assert not fast.text_is_guided and fast.audio_is_guided and len(fast.loras) == 1
-    assert preset["two-speakers"].speakers == 2 and preset["dubbing"].speakers == 1
+    assert not fast.text_is_guided
+    assert fast.audio_is_guided
+    assert len(fast.loras) == 1
+    assert preset["two-speakers"].speakers == 2
+    assert preset["dubbing"].speakers == 1
 
 
 @pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.stem)
-def test_the_media_of_every_shipped_file_ship_with_the_package(path):
+def test_the_media_of_every_preset_ship_with_the_package(path):
     params = GenerationParams.from_yaml(path)
     for media in filter(None, (params.image_path, params.audio_path, params.second_audio_path)):
         assert local_file(media).stat().st_size > 0
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "expected"),
     [
         ("text_guide_scale", math.nan, "finite"),
         ("audio_guide_scale", math.inf, "finite"),
@@ -82,11 +85,11 @@ def test_the_media_of_every_shipped_file_ship_with_the_package(path):
         ("speaker_boxes", [[0, 0, 10, 10], [10, 0, 20, 10]], "second_audio_path"),
     ],
 )
-def test_a_bad_value_is_refused_with_what_is_allowed(field, value, said):
+def test_an_invalid_value_is_rejected_with_the_allowed_values(field, value, expected):
     with pytest.raises(InvalidRequest) as refusal:
         GenerationParams(**(MEDIA | {field: value}))
     message = str(refusal.value)
-    assert said in message
+    assert expected in message
     assert field in message or field.removesuffix("s") in message
     assert len(message) < 500
 
@@ -96,16 +99,17 @@ def test_a_missing_field_is_named():
         GenerationParams(audio_path="sample:recording")
 
 
-def test_an_unknown_field_is_refused_with_the_nearest_name():
+def test_an_unknown_field_is_rejected_with_the_nearest_name():
     with pytest.raises(InvalidRequest, match=r"received difusion_step.*Did you mean `diffusion_steps`"):
         GenerationParams(**MEDIA, difusion_step=8)
 
 
-def test_a_field_can_not_be_changed_in_place_and_replace_validates():
+def test_fields_are_frozen_and_replace_validates():
     params = GenerationParams(**MEDIA)
     with pytest.raises(Exception, match="frozen"):
         params.seed = 1
-    assert params.replace(seed=1).seed == 1 and params.seed == 42
+    assert params.replace(seed=1).seed == 1
+    assert params.seed == 42
     with pytest.raises(InvalidRequest):
         params.replace(seed=-1)
 
@@ -126,28 +130,30 @@ def test_relative_paths_start_from_the_project_also_in_notebooks(tmp_path, monke
 
 
 @pytest.mark.parametrize("name", ["none.wav", "x" * 5000, "null\0byte"])
-def test_a_file_that_is_not_there_is_named(tmp_path, name):
+def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(MediaError, match="no such file") as refusal:
         local_file(str(tmp_path / name))
     assert len(str(refusal.value)) < 1000
 
 
-def test_what_is_no_file_and_what_is_no_sample_is_named(tmp_path):
+def test_a_folder_and_an_unknown_sample_are_named(tmp_path):
     with pytest.raises(MediaError, match="not a file"):
         local_file(str(tmp_path))
     with pytest.raises(MediaError, match="no such sample"):
         local_file("sample:nobody")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without rights")
-def test_a_file_without_read_right_is_named(tmp_path):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to a user without permissions")
+def test_a_file_without_read_permission_is_named(tmp_path):
     with tempfile.NamedTemporaryFile() as secret:
-        assert complaint_without_rights(secret.name).startswith("not a file that can be read")
-    assert complaint_without_rights(str(tmp_path / "any.wav")).startswith("no such file (Permission denied)")
+        assert message_without_permission(secret.name).startswith("not a file that can be read")
+    assert message_without_permission(str(tmp_path / "any.wav")).startswith(
+        "no such file (Permission denied)"
+    )
 
 
-def complaint_without_rights(path: str) -> str:
-    """What `local_file` says about `path` in a process of the user nobody."""
+def message_without_permission(path: str) -> str:
+    """The message of `local_file` for `path` in a process of the user nobody."""
     read_end, write_end = os.pipe()
     if not os.fork():
         os.setuid(65534)
@@ -162,24 +168,24 @@ def complaint_without_rights(path: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
-        (b"- a list", "no mapping"),
-        (b"seed: [", "not YAML"),
+        (b"- a list", "not a mapping"),
+        (b"seed: [", "not valid YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
-        (b"", "no mapping"),
+        (b"", "not a mapping"),
     ],
 )
-def test_a_parameter_file_that_is_none_is_refused(tmp_path, content, said):
+def test_an_invalid_parameter_file_is_rejected(tmp_path, content, expected):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
-    with pytest.raises(InvalidRequest, match=said):
+    with pytest.raises(InvalidRequest, match=expected):
         GenerationParams.from_yaml(path)
     with pytest.raises(InvalidRequest, match="cannot be read"):
         GenerationParams.from_yaml(tmp_path / "none.yaml")
 
 
-def test_a_notebook_namespace_gives_its_literals_and_nothing_else():
+def test_only_literals_of_a_notebook_namespace_become_parameters():
     namespace = MEDIA | {
         "seed": 7,
         "loras": [{"path": "/a.safetensors", "scale": 0.5}],
@@ -220,7 +226,7 @@ REQUESTS = st.fixed_dictionaries(
 
 
 @given(fields=REQUESTS)
-def test_every_request_survives_yaml(fields):
+def test_requests_round_trip_through_yaml(fields):
     params = GenerationParams(**fields)
     assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
     assert GenerationParams(**params.model_dump(mode="json")) == params

@@ -1,4 +1,4 @@
-"""What the README says about parameters, files and commands is so."""
+"""The README agrees with the code on parameters, files and commands."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def parameter_rows() -> list[str]:
-    """The README's table of parameters, as the code would write it."""
+    """Rows of the parameter table, generated from the code."""
     rows = []
     for name, field in GenerationParams.model_fields.items():
         if field.is_required():
@@ -25,7 +25,7 @@ def parameter_rows() -> list[str]:
     return rows
 
 
-def test_the_table_of_parameters_is_the_code_s():
+def test_the_parameter_table_matches_the_code():
     table = README.split("| name | default | meaning |\n| --- | --- | --- |\n")[1].split("\n\n")[0]
     expected = parameter_rows()
     assert table.splitlines() == expected, "paste this into README.md:\n" + "\n".join(expected)
@@ -36,7 +36,7 @@ def test_every_parameter_file_is_listed():
     assert listed == {path.name for path in (ROOT / "params").glob("*.yaml")}
 
 
-def test_what_it_links_to_exists():
+def test_link_targets_exist():
     targets = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
     for target in filter(None, sum(targets, ())):
         assert target.startswith("https://") or (ROOT / target).exists(), target
@@ -44,7 +44,7 @@ def test_what_it_links_to_exists():
         assert (ROOT / path).exists(), path
 
 
-def test_its_commands_are_understood():
+def test_commands_parse():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^    make (\w+)|`make (\w+)`", README, re.M):
         assert re.search(rf"^{''.join(target)}:", makefile, re.M), target

@@ -131,7 +131,7 @@ def test_loading_and_offloading_are_measured_from_files(tmp_path):
 
 
 def test_the_page_shows_the_published_figures():
-    page = (ROOT / "PERFORMANCE.md").read_text()
+    page = (ROOT / "docs" / "performance.md").read_text()
     shown = dict(re.findall(r"<!-- (outputs/\S+) -->\n(.*?)\n<!-- end -->", page, re.S))
     assert PUBLISHED and shown.keys() == {str(file.relative_to(ROOT)) for file in PUBLISHED}
     for file, table in shown.items():

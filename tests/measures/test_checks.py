@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from talkinghead_lab.service.checks import check_video
 from torch import Generator
 
 from talkinghead_lab.media import audio, video
-from talkinghead_lab.service.checks import check_video
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from talkinghead_lab.training.identity import FIRST_TEST_IDENTITY
 from talkinghead_lab.training.readers import random_motion

@@ -1,5 +1,6 @@
 """The arithmetic of memory, against figures that can be counted by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ from torch import nn
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.devices import GIB
-from talkinghead_lab.offload.requirements import FRAGMENTED, NetworkSize, coefficients, requirements
+from talkinghead_lab.offload.requirements import FRAGMENTED, NetworkSize, coefficients
 from talkinghead_lab.offload.streamed_blocks import SLOTS, StreamedBlocks
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.plan import networks_without_weights, planned
+from talkinghead_lab.pipeline.plan import planned
 from talkinghead_lab.profiling import profile
+from tests.pipeline.start import resolved_for
 
 PUBLISHED = Path(__file__).parents[2] / "outputs" / "published"
 
@@ -40,15 +42,16 @@ def test_what_was_planned_without_weights_is_what_is_loaded(request_for):
     for precision in ("auto", "int8"):
         params = request_for(device="cpu", precision=precision, vram_budget_gib=64)
         loaded = Pipeline.load(params)
-        plan = planned(params, (32, 32), 1.0)
-        assert loaded.requirements(params, (32, 32), 1.0) == plan
+        plan = planned(resolved_for(params))
+        assert loaded.requirements(resolved_for(params)) == plan
         assert isinstance(loaded.dit.blocks, StreamedBlocks)
         assert loaded.dit.blocks.block_bytes == plan.needs["sampling"].size.block
 
 
 def test_needs_grow_with_pixels_frames_and_the_step_cache(request_for):
     def work(stage, size=(32, 32), **changes):
-        return planned(request_for(device="cpu", **changes), size, 1.0).needs[stage].work
+        resolved = resolved_for(request_for(device="cpu", **changes))
+        return planned(replace(resolved, frame_size=size)).needs[stage].work
 
     tokens = 3 * (32 // 16) ** 2
     unit = tokens * 192 * 4
@@ -61,7 +64,7 @@ def test_needs_grow_with_pixels_frames_and_the_step_cache(request_for):
 
 
 def test_budgets_follow_from_the_needs_of_the_stages(request_for):
-    plan = planned(request_for(device="cpu"), (32, 32), 1.0)
+    plan = planned(resolved_for(request_for(device="cpu")))
     assert plan.resident == plan.outside + sum(plan.weights.values()) + plan.work
     assert plan.smallest < plan.resident
     need = plan.needs["sampling"]
@@ -76,8 +79,11 @@ def test_budgets_follow_from_the_needs_of_the_stages(request_for):
 
 
 def test_on_a_gpu_a_stage_has_room_for_pieces_that_nothing_uses(request_for):
-    device, params = torch.device("cuda"), request_for(device="cpu")
-    plan = requirements(networks_without_weights(params, device), device, params, (32, 32), 1.0)
+    resolved = resolved_for(request_for(device="cpu"))
+    on_a_gpu = replace(
+        resolved.networks, device=torch.device("cuda"), compute=torch.bfloat16, decode=torch.float16
+    )
+    plan = planned(replace(resolved, networks=on_a_gpu))
     need, model = plan.needs["sampling"], coefficients("cuda")["stages"]["sampling"]
     used = model["base_gib"] * GIB + model["activations"] * need.unit
     assert need.work == round((1 + FRAGMENTED) * used)

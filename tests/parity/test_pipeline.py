@@ -13,8 +13,10 @@ from talkinghead_lab.media.reference import Portrait
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline
+from talkinghead_lab.pipeline.request import Resolved, sampling_config
 from talkinghead_lab.sampling.guidance import Guidance
 from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.load_settings import LoadSettings
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("pipeline")
@@ -67,8 +69,20 @@ def conditions(people: int) -> Conditions:
         prompt=golden.seeded("text_prompt", CASE["text_prompt"]),
         negative_prompt=golden.seeded("text_negative", CASE["text_negative"]),
         audio=tuple(golden.seeded(f"audio_embedding{i + 1}", CASE["audio_embedding"]) for i in range(people)),
-        source=Portrait(Image.fromarray(portrait)),
+        reference=Portrait(Image.fromarray(portrait)),
         frame_size=tuple(CASE["size_wh"]),
+    )
+
+
+def resolved_by_hand(
+    params: GenerationParams, encoded: Conditions, files: checkpoints.CheckpointFiles
+) -> Resolved:
+    """The settings of a request whose media are given already encoded."""
+    cpu, frames = torch.device("cpu"), len(encoded.audio[0])
+    plain = {"compute": torch.float32, "storage": None, "decode": torch.float32, "attention": "sdpa"}
+    networks = LoadSettings(files, (), cpu, **plain, compiled=False, offloaded=False)
+    return Resolved(
+        params, networks, sampling_config(params), encoded.frame_size, frames / 25, frames, budget=None
     )
 
 
@@ -82,9 +96,10 @@ def test_run(name: str, files: checkpoints.CheckpointFiles):
     )
     counted = CountedBlocks(pipeline)
     run_blocks, frames, previous = "", [], None
-    generator = ChunkGenerator(pipeline, conditions(run["people"]), request(run))
-    branches = len(Guidance.of(generator.params).branches)
-    for chunk in generator.chunks():
+    encoded = conditions(run["people"])
+    generator = ChunkGenerator(pipeline, encoded, resolved_by_hand(request(run), encoded, files))
+    branches = len(Guidance(generator.resolved.sampling).branches)
+    for chunk in generator.resolved.chunks:
         counts = [counted.calls]
         noise = golden.seeded(f"noise{chunk.index}", run["noise_shapes"][chunk.index])
         result = generator.generate(

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from talkinghead_lab.media.inputs import read_inputs
-from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.pipeline.request import checkpoint_files
+from tests.pipeline.start import start
 
 CPU = torch.device("cpu")
 
@@ -63,14 +63,14 @@ def test_the_folder_stays_within_its_bound(tmp_path):
 
 def test_conditions_from_the_cache_are_those_that_are_computed(request_for, tmp_path):
     params = request_for(max_frames=9)
-    pipeline, inputs = Pipeline.load(params), read_inputs(params)
-    cache = EncoderCache.of(params, pipeline.device, tmp_path)
+    pipeline = Pipeline.load(params)
+    cache = EncoderCache.of(checkpoint_files(params), pipeline.device, tmp_path)
     made = []
     for remember in (None, cache, cache):
         kept = {"cache": remember} if remember else {}
-        conditions = pipeline.encode(inputs, params, **kept)
-        generator = ChunkGenerator(pipeline, conditions, params, **kept)
-        made.append((conditions.prompt, *conditions.audio, generator.generate(generator.chunks()[0]).latent))
+        generator = start(params, pipeline, **kept)
+        latent = generator.generate(generator.resolved.chunks[0]).latent
+        made.append((generator.conditions.prompt, *generator.conditions.audio, latent))
     assert (cache.hits, cache.misses) == (4, 4)
     for computed, first, known in zip(*made, strict=True):
         assert torch.equal(computed, first) and torch.equal(computed, known)

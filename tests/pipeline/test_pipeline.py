@@ -8,11 +8,10 @@ import torch
 
 from talkinghead_lab.errors import InvalidRequest, OutOfMemory
 from talkinghead_lab.foundation.devices import GIB
-from talkinghead_lab.media.inputs import read_inputs
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from tests.offload.test_streamed_blocks import DEVICES
+from tests.pipeline.start import resolved_for, start
 
 
 @pytest.fixture(params=DEVICES)
@@ -22,9 +21,9 @@ def device(request) -> str:
 
 def frames(pipeline: Pipeline, params: GenerationParams) -> torch.Tensor:
     """Two chunks of a video."""
-    generator = ChunkGenerator(pipeline, pipeline.encode(read_inputs(params), params), params)
+    generator = start(params, pipeline)
     made, previous = [], None
-    for chunk in generator.chunks()[:2]:
+    for chunk in generator.resolved.chunks[:2]:
         generated = generator.generate(chunk, previous)
         made.append(generated.new_frames)
         previous = generated.frames
@@ -33,8 +32,7 @@ def frames(pipeline: Pipeline, params: GenerationParams) -> torch.Tensor:
 
 def smallest_budget(params: GenerationParams) -> float:
     """In GiB, and a little more than the plan's smallest, so that no block stays."""
-    pipeline = Pipeline.load(params)
-    return pipeline.requirements(params, (32, 32), 1.0).smallest / GIB + 1e-6
+    return Pipeline.load(params).requirements(resolved_for(params)).smallest / GIB + 1e-6
 
 
 @pytest.mark.parametrize("precision", ["auto", "int8"])
@@ -89,8 +87,8 @@ def test_memory_that_runs_out_is_reported_and_the_next_try_succeeds(request_for,
     if offloaded:
         params = params.replace(vram_budget_gib=smallest_budget(params))
     pipeline = Pipeline.load(params)
-    generator = ChunkGenerator(pipeline, pipeline.encode(read_inputs(params), params), params)
-    chunk = generator.chunks()[0]
+    generator = start(params, pipeline)
+    chunk = generator.resolved.chunks[0]
     failure = Failure(pipeline.dit.blocks[3], call=2)
     with pytest.raises(
         OutOfMemory, match=r"did not suffice.*planned GiB.*resident.*offloaded.*sampling"
@@ -108,25 +106,39 @@ def test_memory_that_runs_out_is_reported_and_the_next_try_succeeds(request_for,
 def test_a_gpu_that_is_really_full_is_left_as_it_was(request_for):
     params = request_for(device="cuda", frame_size="256x256")
     pipeline = Pipeline.load(params)
-    conditions = pipeline.encode(read_inputs(params), params)
-    made = ChunkGenerator(pipeline, conditions, params)
-    made.generate(made.chunks()[0])  # libraries take their workspaces at first use
+    made = start(params, pipeline)
+    made.generate(made.resolved.chunks[0])  # libraries take their workspaces at first use
     del made
-    generator = ChunkGenerator(pipeline, conditions, params)
+    generator = start(params, pipeline)
     gc.collect()  # what the first one made lies in cycles
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     hog = [torch.empty(torch.cuda.mem_get_info()[0] - 2**22, dtype=torch.uint8, device="cuda")]
     with pytest.raises(OutOfMemory):
-        generator.generate(generator.chunks()[0])
+        generator.generate(generator.resolved.chunks[0])
     hog.clear()
     assert torch.cuda.memory_allocated() == before
-    generator.generate(generator.chunks()[0])
+    generator.generate(generator.resolved.chunks[0])
 
 
 def test_other_errors_pass_unchanged(request_for):
     params = request_for()
     pipeline = Pipeline.load(params)
-    generator = ChunkGenerator(pipeline, pipeline.encode(read_inputs(params), params), params)
+    generator = start(params, pipeline)
     with pytest.raises(KeyError, match="mine"):
-        generator.generate(generator.chunks()[0], on_step=lambda step: {}["mine"])
+        generator.generate(generator.resolved.chunks[0], on_step=lambda step: {}["mine"])
+
+
+def test_a_pipeline_refuses_a_request_for_other_networks(request_for):
+    pipeline = Pipeline.load(request_for())
+    for changes in ({"loras": [{"path": "sample:fast-lora"}]}, {"precision": "int8"}):
+        with pytest.raises(InvalidRequest, match="the loaded networks are not those of this request"):
+            pipeline.serving(resolved_for(request_for(**changes)))
+    assert pipeline.serving(resolved_for(request_for(seed=7, diffusion_steps=3))).dit is pipeline.dit
+
+
+def test_one_pipeline_serves_requests_of_different_budgets(request_for):
+    pipeline = Pipeline.load(request_for(vram_budget_gib=64))
+    assert pipeline.serving(resolved_for(request_for(vram_budget_gib=32))).budget == 32 * GIB
+    with pytest.raises(InvalidRequest, match="offloaded"):
+        pipeline.serving(resolved_for(request_for()))

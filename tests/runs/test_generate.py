@@ -136,7 +136,7 @@ def test_chunks_of_other_weights_are_made_again(run, request_for, recording, tmp
 def killed_after(seconds: float, params: GenerationParams, run_dir: Path) -> float:
     """Run in a process of its own, killed like a power cut; gives how long it ran."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["talkinghead_lab.runs"])
+    processes.set_forkserver_preload(["talkinghead_lab.runs.generate"])
     process = processes.Process(target=generate, args=(params, run_dir), kwargs={"show_progress": False})
     started = time.monotonic()
     process.start()

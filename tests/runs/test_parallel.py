@@ -17,8 +17,8 @@ from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.media.video import read_frames
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
-from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import generate
+from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
 from tests.parity.test_dit import build, inputs
 
@@ -35,16 +35,10 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
 
 def chunk(model: DiT, text_guide_scale: float, audio_guide_scale: float) -> torch.Tensor:
     """A latent chunk in two steps."""
-    request = GenerationParams(
-        audio_path="none",
-        image_path="none",
-        text_guide_scale=text_guide_scale,
-        audio_guide_scale=audio_guide_scale,
-        diffusion_steps=2,
-    )
+    config = SamplingConfig(2, shift=7.0, text_scale=text_guide_scale, audio_scale=audio_guide_scale)
     grid = LatentGrid(9, 32, 32)
     noise = chunk_noise(0, 0, (1, *grid.latent_shape(model.config.out_dim)))
-    return sample_chunk(model, noise, random_conditions(model, grid, torch.device("cpu")), request)
+    return sample_chunk(model, noise, random_conditions(model, grid, torch.device("cpu")), config)
 
 
 def one_of_two(rank: int, folder: str) -> None:

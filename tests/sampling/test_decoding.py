@@ -11,6 +11,7 @@ from talkinghead_lab.media.frame_size import fit
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.sampling.decoding import decode_chunk
 from talkinghead_lab.weights import checkpoints
 from tests.models.vae.test_model import build, latent
@@ -26,7 +27,7 @@ def test_pieces_are_finished_and_gathered():
 
 @torch.inference_mode()
 def test_half_precision_is_nearer_than_a_step_of_eight_bits():
-    files = checkpoints.locate(GenerationParams.from_yaml(PARAMS / "embedded.yaml"))
+    files = checkpoint_files(GenerationParams.from_yaml(PARAMS / "embedded.yaml"))
     vae = checkpoints.load_vae(files, torch.float32, "cpu")
     picture = open_reference(local_file("sample:portrait")).frame_at(0.0)
     known = vae.encode_first_frame_then_zeros(to_unit_range(fit(picture, 96, 96))[None], 9)

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.request import sampling_config
+from talkinghead_lab.sampling.config import StepCacheConfig
 from talkinghead_lab.sampling.euler import timesteps
 from talkinghead_lab.sampling.guidance import CONDITIONAL, DROP_AUDIO, DROP_TEXT, UNCONDITIONAL, Guidance
 from talkinghead_lab.sampling.step_cache import (
+    COEFFICIENTS,
     FIRST_COMPUTED_STEPS,
     ResidualCache,
     steps_to_keep,
@@ -14,8 +17,9 @@ from talkinghead_lab.sampling.step_cache import (
 )
 
 
-def request(**changes) -> GenerationParams:
-    return GenerationParams(audio_path="a.wav", image_path="b.png", **changes)
+def guidance_of(**changes) -> Guidance:
+    request = GenerationParams(audio_path="a.wav", image_path="b.png", **changes)
+    return Guidance(sampling_config(request))
 
 
 def velocities(guidance: Guidance) -> dict:
@@ -34,19 +38,19 @@ def velocities(guidance: Guidance) -> dict:
     ],
 )
 def test_a_scale_of_one_saves_a_forward(text, audio, branches):
-    guidance = Guidance.of(request(text_guide_scale=text, audio_guide_scale=audio))
+    guidance = guidance_of(text_guide_scale=text, audio_guide_scale=audio)
     assert guidance.branches == branches
 
 
 def test_three_way_guidance_is_the_published_sum():
-    guidance = Guidance.of(request(text_guide_scale=5.0, audio_guide_scale=4.0))
+    guidance = guidance_of(text_guide_scale=5.0, audio_guide_scale=4.0)
     v = velocities(guidance)
     expected = v[UNCONDITIONAL] + 5 * (v[CONDITIONAL] - v[DROP_TEXT]) + 4 * (v[DROP_TEXT] - v[UNCONDITIONAL])
     torch.testing.assert_close(guidance.combine(v), expected)
 
 
 def test_audio_alone_is_guided_against_dropped_audio():
-    guidance = Guidance.of(request(text_guide_scale=1.0, audio_guide_scale=2.0))
+    guidance = guidance_of(text_guide_scale=1.0, audio_guide_scale=2.0)
     v = velocities(guidance)
     torch.testing.assert_close(guidance.combine(v), v[DROP_AUDIO] + 2 * (v[CONDITIONAL] - v[DROP_AUDIO]))
 
@@ -54,16 +58,14 @@ def test_audio_alone_is_guided_against_dropped_audio():
 @pytest.mark.parametrize("apg", [False, True])
 def test_dropping_the_unconditional_forward_changes_nothing(apg):
     """At an audio scale of 1 two forwards must give what three do at a scale just beside it."""
-    two = Guidance.of(request(use_apg=apg, text_guide_scale=3.0, audio_guide_scale=1.0))
-    three = Guidance.of(request(use_apg=apg, text_guide_scale=3.0, audio_guide_scale=1.0 + 1e-6))
+    two = guidance_of(use_apg=apg, text_guide_scale=3.0, audio_guide_scale=1.0)
+    three = guidance_of(use_apg=apg, text_guide_scale=3.0, audio_guide_scale=1.0 + 1e-6)
     v = velocities(three)
     torch.testing.assert_close(two.combine(v), three.combine(v), atol=1e-4, rtol=1e-4)
 
 
 def test_projected_updates_are_bounded_and_orthogonal():
-    guidance = Guidance.of(
-        request(use_apg=True, apg_norm_threshold=2.0, text_guide_scale=2.0, audio_guide_scale=1.0)
-    )
+    guidance = guidance_of(use_apg=True, apg_norm_threshold=2.0, text_guide_scale=2.0, audio_guide_scale=1.0)
     v = velocities(guidance)
     update = guidance.combine(v) - v[CONDITIONAL]
     assert update.norm() <= 2.0 + 1e-4
@@ -83,17 +85,18 @@ def embeddings(steps: int) -> torch.Tensor:
 
 
 def test_no_threshold_computes_every_step():
-    assert steps_to_skip(embeddings(9), None, "infinitetalk-480") == [False] * 9
+    assert steps_to_skip(embeddings(9), None) == [False] * 9
 
 
 def test_the_first_steps_are_always_computed():
-    skips = steps_to_skip(embeddings(20), 1e6, "infinitetalk-480")
+    skips = steps_to_skip(embeddings(20), StepCacheConfig(1e6, COEFFICIENTS["infinitetalk-480"]))
     assert skips == [False] * FIRST_COMPUTED_STEPS + [True] * (20 - FIRST_COMPUTED_STEPS)
 
 
 def test_a_larger_threshold_never_computes_more():
     computed = [
-        steps_to_skip(embeddings(30), t, "infinitetalk-720").count(False) for t in (1e-6, 0.05, 0.5, 50)
+        steps_to_skip(embeddings(30), StepCacheConfig(t, COEFFICIENTS["infinitetalk-720"])).count(False)
+        for t in (1e-6, 0.05, 0.5, 50)
     ]
     assert computed == sorted(computed, reverse=True) and computed[0] == 30 and computed[-1] < 30
 

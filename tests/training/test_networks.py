@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from talkinghead_lab.media.inputs import read_inputs
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.training import networks
 from talkinghead_lab.weights import checkpoints
+from tests.pipeline.start import start
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +63,15 @@ def test_seed_decides_the_weights_and_leaves_the_global_state():
 
 def test_generates_a_chunk(request_for):
     params = request_for(device="cpu", chunk_frames=17, max_frames=17, diffusion_steps=2, prompt="nodding")
-    pipeline = Pipeline.load(params)
-    generator = ChunkGenerator(pipeline, pipeline.encode(read_inputs(params), params), params)
-    chunk = generator.generate(generator.chunks()[0])
+    generator = start(params)
+    chunk = generator.generate(generator.resolved.chunks[0])
     assert chunk.frames.shape == (3, 17, 160, 160)
     assert math.isfinite(chunk.frames.sum().item()) and chunk.latent.std() > 0.1
 
 
 def test_both_speakers_use_the_one_adapter(request_for):
     one, two = request_for(), request_for(second_audio_path="sample:recording")
-    assert checkpoints.locate(one).infinitetalk == checkpoints.locate(two).infinitetalk
+    assert checkpoint_files(one).infinitetalk == checkpoint_files(two).infinitetalk
 
 
 def test_tokenizer_reads_words_and_ignores_punctuation(folder):

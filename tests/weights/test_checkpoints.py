@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear, quantize_rows
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.checkpoints import CheckpointFiles, load_dit
 from talkinghead_lab.weights.reading import read_tensors
@@ -129,7 +130,7 @@ def test_unnamed_folder_says_which_variable_to_set(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     request = GenerationParams(audio_path="a", image_path="b", checkpoint="released")
     with pytest.raises(CheckpointError, match="CKPT_DIR"):
-        checkpoints.locate(request)
+        checkpoint_files(request)
 
 
 def test_variables_and_parameters_name_the_folders(files, monkeypatch, tmp_path):
@@ -143,9 +144,9 @@ def test_variables_and_parameters_name_the_folders(files, monkeypatch, tmp_path)
     request = GenerationParams(
         audio_path="a", image_path="b", checkpoint="released", infinitetalk_dir=str(adapters)
     )
-    assert checkpoints.locate(request).infinitetalk == adapters / "single" / "infinitetalk.safetensors"
+    assert checkpoint_files(request).infinitetalk == adapters / "single" / "infinitetalk.safetensors"
     two = request.replace(second_audio_path="c")
-    assert checkpoints.locate(two).infinitetalk == adapters / "multi" / "infinitetalk.safetensors"
+    assert checkpoint_files(two).infinitetalk == adapters / "multi" / "infinitetalk.safetensors"
 
 
 def test_inventory_tells_whole_from_broken(files, tmp_path):
@@ -158,12 +159,16 @@ def test_inventory_tells_whole_from_broken(files, tmp_path):
         wav2vec_dir=str(tmp_path / "wav2vec_dir"),
         infinitetalk_dir=str(files.infinitetalk),
     )
-    states = {row["network"]: row["state"] for row in checkpoints.inventory(request)}
-    assert states["transformer and audio adapter"] == states["video autoencoder"] == "whole"
+    states = {
+        row["network"]: row["state"] for row in checkpoints.inventory("released", 1, request.weight_folders)
+    }
+    assert states["transformer"] == states["video autoencoder"] == "whole"
     assert "no such weight file" in states["speech encoder"]
     os.truncate(files.infinitetalk, 1000)
-    states = {row["network"]: row["state"] for row in checkpoints.inventory(request)}
-    assert "damaged" in states["transformer and audio adapter"]
+    states = {
+        row["network"]: row["state"] for row in checkpoints.inventory("released", 1, request.weight_folders)
+    }
+    assert "damaged" in states["transformer"]
 
 
 def test_quantised_text_encoder_is_found_beside_the_quantised_transformer(files, tmp_path):

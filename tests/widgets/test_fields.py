@@ -43,7 +43,7 @@ def test_a_range_too_wide_for_a_slider_is_a_box(name):
 
 def test_the_tooltip_tells_name_meaning_and_range():
     control = Control("diffusion_steps", lambda: None)
-    assert control.widget.tooltip == "diffusion_steps: sampling steps of each chunk (1 to 1000)"
+    assert control.widget.tooltip == "diffusion_steps: sampling steps per chunk (1 to 1000)"
 
 
 @pytest.mark.parametrize(("moved_to", "value"), [(80.2, 81), (83.2, 85), (5.0, 5), (1001.0, 1001)])

@@ -12,7 +12,7 @@ from talkinghead_lab.bench.forwards import velocity as one_forward
 from talkinghead_lab.bench.sizes import random_conditions
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.models.dit.model import DiT
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.pipeline.request import load_settings
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
 from talkinghead_lab.weights.transformer import load_transformer
 from tests.parity.test_dit import build, inputs
@@ -64,8 +64,7 @@ def test_a_request_chooses_kernel_and_compiling(request_for):
     """The whole way of a request; frames differ by what the rounding of attention changes."""
     conditions, velocities = None, []
     for changes in ({}, {"attention": "triton"}, {"compile_blocks": True}):
-        request = request_for(**changes)
-        dit = load_transformer(request, checkpoints.locate(request), torch.device("cpu"), offloaded=False)
+        dit = load_transformer(load_settings(request_for(**changes, device="cpu")))
         grid = LatentGrid(9, 32, 32)
         conditions = conditions or random_conditions(dit, grid, torch.device("cpu"))
         latent = torch.ones(1, *grid.latent_shape(dit.config.out_dim))
