@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic.fields import FieldInfo
 
 from talkinghead_lab.params import RELEASED_NEGATIVE_PROMPT, GenerationParams
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service import settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +25,7 @@ def parameter_table() -> str:
 def settings_table() -> str:
     """A row for every setting of the HTTP service."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
+    for name, field in settings.Settings.model_fields.items():
         default = "unset" if field.default is None else field.default
         rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)

@@ -25,7 +25,6 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service import smoke
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import VideoRequest
-from talkinghead_lab.service.settings import Settings
 from talkinghead_lab.sweeps.sweep import Sweep
 from talkinghead_lab.training.__main__ import main as training_main
 from tests.doc_tables import parameter_table, table_of
@@ -47,7 +46,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
 }
 VARIABLES = {"CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FACE_LANDMARKER", "SYNCNET_MODEL"}
 # Commands whose arguments are the reader's own, or checked by what follows them.
-NOT_OURS = {"source", "printf", "chmod", "mkdir", "docker", "conda", "apt-get"}
+NOT_OURS = {"source", "mkdir", "docker", "conda", "pre-commit"}
 
 
 def without_fences(text: str) -> str:
@@ -225,7 +224,7 @@ def check_papermill(words, _):
 def check_curl(words, _):
     (url,) = [word for word in words if word.startswith("localhost")]
     path = url.removeprefix("localhost:8200")
-    assert path in create_app(Settings()).openapi()["paths"]
+    assert path in create_app().openapi()["paths"]
     if "--json" in words:
         body = json.loads(words[words.index("--json") + 1])
         assert VideoRequest.model_validate(body)
