@@ -333,7 +333,7 @@ def test_citation_and_model_card_are_well_formed():
     [
         ("python -m talkinghead_lab plan params/embedded.yaml", "smallest vram_budget_gib"),
         ("papermill --help-notebook notebooks/01_generate.ipynb", "audio_guide_scale"),
-        ("talkinghead_lab --version", __version__),
+        ("make", "make demo"),
     ],
 )
 def test_commands_work_in_a_fresh_shell(command, shown):
