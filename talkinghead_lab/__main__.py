@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from talkinghead_lab import __version__
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.foundation.imports import gc_disabled
-from talkinghead_lab.params import GenerationParams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TalkingHeadError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        # The usual cause: the checkout's package found by a Python that `make setup` did not prepare.
+        print(
+            f"talkinghead_lab: the package {error.name!r} is not installed in this Python. "
+            "Run `make setup`, then `source .venv/bin/activate`.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("Stopped; finished chunks stay in the run's folder.", file=sys.stderr)
         return 130
@@ -83,6 +88,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run_generate(options: argparse.Namespace) -> None:
     """Generate a video; print only its path, or the result as JSON, to stdout."""
     with gc_disabled():
+        from talkinghead_lab.params import GenerationParams
         from talkinghead_lab.runs import parallel
         from talkinghead_lab.runs.generate import generate
     overrides = {name: _value(name, text) for name, text in options.overrides}
@@ -107,6 +113,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Print the memory that a request needs; return 1 if it does not fit, else 0."""
+    from talkinghead_lab.params import GenerationParams
     from talkinghead_lab.pipeline.plan import plan
 
     planned = plan(GenerationParams.from_yaml(options.params))
@@ -141,6 +148,8 @@ def run_fetch(options: argparse.Namespace) -> None:
 
 
 def _value(name: str, text: str) -> Any:
+    import yaml
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,9 +1,13 @@
-"""The shell command, stopped by Ctrl-C."""
+"""The shell command: stopped by Ctrl-C, and in a Python without the dependencies."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import pytest
 
 from talkinghead_lab.media import video
 
@@ -25,3 +29,22 @@ def test_ctrl_c_keeps_finished_chunks_and_the_run_resumes(request_for, tmp_path)
     assert not list(run.rglob("*.partial*"))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert video.probe(done.stdout.strip()).frame_count == 17
+
+
+@pytest.mark.parametrize("command", ["generate", "plan"])
+def test_without_the_environment_one_line_says_what_to_do(command):
+    """`-S` leaves out site-packages, as a shell does in which the environment was not activated."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "talkinghead_lab", command, "params/embedded.yaml"],
+        cwd=root,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("talkinghead_lab: the package '")
+    assert line.endswith(
+        "is not installed in this Python. Run `make setup`, then `source .venv/bin/activate`."
+    )

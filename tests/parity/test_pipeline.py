@@ -78,11 +78,12 @@ def resolved_by_hand(
     params: GenerationParams, encoded: Conditions, files: checkpoints.CheckpointFiles
 ) -> Resolved:
     """The settings of a request whose media are given already encoded."""
-    cpu, frames = torch.device("cpu"), len(encoded.audio[0])
+    cpu, recorded = torch.device("cpu"), len(encoded.audio[0])
+    frames = min(recorded, params.max_frames or recorded)
     plain = {"compute": torch.float32, "storage": None, "decode": torch.float32, "attention": "sdpa"}
     networks = LoadSettings(files, (), cpu, **plain, compiled=False, offloaded=False)
     return Resolved(
-        params, networks, sampling_config(params), encoded.frame_size, frames / 25, frames, budget=None
+        params, networks, sampling_config(params), encoded.frame_size, recorded / 25, frames, budget=None
     )
 
 

@@ -9,8 +9,9 @@ from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import REQUEST_FIELDS, VideoRequest
 from talkinghead_lab.service.settings import Settings
+from tests.doc_tables import settings_table, table_of
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
 FOLDERS = {"CKPT_DIR": "/w/ckpt", "WAV2VEC_DIR": "/w/wav2vec", "INFINITETALK_DIR": "/w/infinitetalk"}
 CALL = {"audio_path": "/a.wav", "image_path": "/i.png", "prompt": ""}
 
@@ -95,16 +96,11 @@ def test_a_request_has_exactly_its_fields_and_defaults():
     ]
 
 
-def test_the_readme_lists_every_setting():
-    rows = [
-        f"| `{name.upper()}` | {'unset' if field.default is None else field.default} | {field.description} |"
-        for name, field in Settings.model_fields.items()
-    ]
-    table = README.split("| variable | default | meaning |\n| --- | --- | --- |\n")[1].split("\n\n")[0]
-    assert table.splitlines() == rows, "paste this into README.md:\n" + "\n".join(rows)
+def test_the_page_lists_every_setting():
+    assert table_of("settings") == settings_table(), "run: python -m tests.doc_tables"
 
 
-def test_the_readme_lists_every_call():
-    told = re.search(r"\| call \|.*?\n\n", README, re.S)[0]
+def test_the_page_lists_every_call():
+    told = re.search(r"\| call \|.*?\n\n", PAGE, re.S)[0]
     for path in create_app(Settings()).openapi()["paths"]:
         assert re.sub(r"\{job_id\}", "{id}", path) in told, path
