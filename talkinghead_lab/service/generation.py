@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import allowed_inputs
-from talkinghead_lab.service.jobs import Job
+from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.retention import FINISHED, OutputFolder
 from talkinghead_lab.service.settings import Settings
 
 if TYPE_CHECKING:
     from talkinghead_lab.pipeline.pipeline import Pipeline
-    from talkinghead_lab.runs.generate import Progress
 
 LOG = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Generator:
         """Whether the networks are in memory."""
         return self._pipeline is not None
 
-    def __call__(self, job: Job) -> dict[str, Any]:
+    def __call__(self, job: QueuedJob) -> dict[str, Any]:
         """Make a job's video; the answer has the fields of `GenerationResult`.
 
         Raises:
@@ -50,7 +49,7 @@ class Generator:
                 params,
                 folder,
                 pipeline=self._loaded(params),
-                on_progress=lambda progress: job.stepped(*_steps(progress)),
+                on_progress=job.report,
                 show_progress=False,
             )
             recording = Path(params.audio_path)
@@ -60,7 +59,7 @@ class Generator:
         answer = result.to_json()
         return answer | {"metadata": answer["metadata"] | {"checks": checks}}
 
-    def after(self, job: Job, error: BaseException | None) -> None:
+    def after(self, job: QueuedJob, error: BaseException | None) -> None:
         """Give back what the run held: GPU memory, and the folder where the run failed."""
         if error is not None and job.started is not None:
             _forget_frames(error)
@@ -120,11 +119,6 @@ def gpu_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _steps(progress: "Progress") -> tuple[int, int]:
-    done = (progress.chunk - 1) * progress.steps + progress.step
-    return done, progress.chunks * progress.steps
 
 
 def _forget_frames(error: BaseException) -> None:

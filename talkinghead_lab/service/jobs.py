@@ -2,57 +2,29 @@
 
 import logging
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from talkinghead_lab.errors import Stopped
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.jobs import GenerationJob
 from talkinghead_lab.service.problems import Problem, busy, problem_of
 
-State = Literal["waiting", "running", "finished", "failed", "stopped"]
 LOG = logging.getLogger(__name__)
 KEPT_JOBS = 200  # ended jobs that can still be asked about
 
 
-@dataclass(eq=False)
-class Job:
-    """One generation. `step` of `steps` counts the sampling steps of all chunks."""
+@dataclass(eq=False, kw_only=True)
+class QueuedJob(GenerationJob):
+    """A generation in the queue; `result` is the answer, `problem` the reason for which there is none."""
 
     id: str
-    params: GenerationParams
-    state: State = "waiting"
-    step: int = 0
-    steps: int = 0
-    created: float = field(default_factory=time.time)
-    started: float | None = None
-    ended: float | None = None
-    first_step: tuple[float, int] | None = None
     result: dict[str, Any] | None = None
     problem: Problem | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-    done: "Future[None]" = field(default_factory=Future)
-
-    def stepped(self, step: int, steps: int) -> bool:
-        """Note progress; False where the job is to stop."""
-        self.step, self.steps = step, steps
-        if self.first_step is None:
-            self.first_step = (time.time(), step)
-        return not self.stop.is_set()
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the pace since the first step, whose start-up costs are not repeated; None: not known yet."""
-        if self.state != "running" or self.first_step is None or self.step <= self.first_step[1]:
-            return 0.0 if self.ended else None
-        since, step = self.first_step
-        return (time.time() - since) / (self.step - step) * (self.steps - self.step)
 
 
-class Jobs:
+class JobQueue:
     """The queue, and what became of the jobs that left it.
 
     Args:
@@ -64,17 +36,17 @@ class Jobs:
 
     def __init__(
         self,
-        work: Callable[[Job], dict[str, Any]],
+        work: Callable[[QueuedJob], dict[str, Any]],
         idle: Callable[[], None],
-        ended: Callable[[Job, BaseException | None], None],
+        ended: Callable[[QueuedJob, BaseException | None], None],
         length: int,
         idle_seconds: float,
     ):
         self._work, self._idle, self._ended = work, idle, ended
         self._length, self._idle_seconds = length, idle_seconds
-        self._waiting: deque[Job] = deque()
-        self._known: OrderedDict[str, Job] = OrderedDict()
-        self._running: Job | None = None
+        self._waiting: deque[QueuedJob] = deque()
+        self._known: OrderedDict[str, QueuedJob] = OrderedDict()
+        self._running: QueuedJob | None = None
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="generation", daemon=True)
@@ -106,7 +78,7 @@ class Jobs:
             if len(self._waiting) + (self._running is not None) > self._length:
                 raise busy(f"{self._length} requests wait already. Ask again later.")
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: QueuedJob) -> None:
         """Put a job at the end of the queue.
 
         Raises:
@@ -120,7 +92,7 @@ class Jobs:
                 del self._known[old]
             self._changed.notify_all()
 
-    def stop(self, job_id: str) -> Job | None:
+    def stop(self, job_id: str) -> QueuedJob | None:
         """Stop a job: at once where it waits, after its current step where it runs. None: no such job."""
         with self._changed:
             job = self._known.get(job_id)
@@ -134,17 +106,17 @@ class Jobs:
             self._end(job, Stopped("the run was stopped"))
         return job
 
-    def get(self, job_id: str) -> Job | None:
+    def get(self, job_id: str) -> QueuedJob | None:
         """A job by its name."""
         with self._changed:
             return self._known.get(job_id)
 
-    def all(self) -> list[Job]:
+    def all(self) -> list[QueuedJob]:
         """Every job that is known, oldest first."""
         with self._changed:
             return list(self._known.values())
 
-    def position(self, job: Job) -> int:
+    def position(self, job: QueuedJob) -> int:
         """How many jobs go before a waiting one; 0 for any other."""
         with self._changed:
             if job not in self._waiting:
@@ -173,23 +145,20 @@ class Jobs:
                 self._running = None
             self._end(job, error)
 
-    def _next(self) -> Job | None:
+    def _next(self) -> QueuedJob | None:
         """The job whose turn it is; None where none came for `idle_seconds`, or the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, self._idle_seconds)
             if self._closed or not self._waiting:
                 return None
             job = self._running = self._waiting.popleft()
-            job.state, job.started = "running", time.time()
+            job.begin()
             return job
 
-    def _end(self, job: Job, error: BaseException | None) -> None:
+    def _end(self, job: QueuedJob, error: BaseException | None) -> None:
         if error is not None:
             job.problem = problem_of(error)
-        job.ended = time.time()
-        job.state = "finished"
-        if error is not None:
-            job.state = "stopped" if isinstance(error, Stopped) else "failed"
+        job.end(error)
         try:
             self._ended(job, error)
         except Exception:

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.service.jobs import Job, Jobs, State
+from talkinghead_lab.runs.jobs import State
+from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.problems import MEDIA_TYPE
 
 REQUEST_FIELDS = (
@@ -96,15 +97,15 @@ class JobView(BaseModel):
     problem: dict[str, Any] | None
 
     @classmethod
-    def of(cls, job: Job, jobs: Jobs) -> "JobView":
+    def of(cls, job: QueuedJob, jobs: JobQueue) -> "JobView":
         """A job as it is now."""
         left = job.seconds_left
         return cls(
             id=job.id,
             state=job.state,
             position=jobs.position(job),
-            step=job.step,
-            steps=job.steps,
+            step=job.progress.steps_done if job.progress else 0,
+            steps=job.progress.steps_total if job.progress else 0,
             seconds_left=None if left is None else round(left, 1),
             created=job.created,
             started=job.started,

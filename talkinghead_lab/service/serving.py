@@ -9,7 +9,7 @@ from fastapi import Request
 
 from talkinghead_lab.service.generation import Generator
 from talkinghead_lab.service.inputs import allowed_inputs, in_shared
-from talkinghead_lab.service.jobs import Job, Jobs
+from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.schemas import JobView
 from talkinghead_lab.service.settings import Settings
@@ -26,7 +26,7 @@ class Service:
     def __init__(self, settings: Settings):
         self.settings, self.figures = settings, Figures()
         self.generator = Generator(settings)
-        self.jobs = Jobs(
+        self.jobs = JobQueue(
             self.generator, self._idle, self._job_ended, settings.queue_length, settings.idle_seconds
         )
         self.figures.watch(self.jobs, lambda: self.generator.model_loaded)
@@ -35,7 +35,7 @@ class Service:
         self.generator.unload()
         self.generator.tidy()
 
-    def _job_ended(self, job: Job, error: BaseException | None) -> None:
+    def _job_ended(self, job: QueuedJob, error: BaseException | None) -> None:
         self.figures.job_ended(job)
         facts = {
             "job": job.id,
@@ -48,7 +48,7 @@ class Service:
         )
         self.generator.after(job, error)
 
-    async def submit(self, fields: dict[str, Any]) -> Job:
+    async def submit(self, fields: dict[str, Any]) -> QueuedJob:
         """Check a request and put it into the queue.
 
         Raises:
@@ -58,12 +58,12 @@ class Service:
         paths = {name: in_shared(self.settings, fields[name]) for name in ("audio_path", "image_path")}
         params = self.settings.params(**(fields | paths))
         await asyncio.to_thread(allowed_inputs, self.settings, params)
-        job = Job(self.generator.output.new_name(), params)
+        job = QueuedJob(id=self.generator.output.new_name(), params=params)
         self.jobs.submit(job)
         LOG.info("job accepted", extra={"job": job.id})
         return job
 
-    async def finish(self, job: Job, request: Request) -> dict[str, Any]:
+    async def finish(self, job: QueuedJob, request: Request) -> dict[str, Any]:
         """Wait for a job as long as its client does.
 
         Raises:
@@ -83,7 +83,7 @@ class Service:
         assert job.result is not None
         return job.result
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> QueuedJob:
         """A job that is known.
 
         Raises:
@@ -94,11 +94,11 @@ class Service:
             raise Problem(404, "There is no such job.")
         return job
 
-    async def events(self, job: Job) -> AsyncIterator[str]:
+    async def events(self, job: QueuedJob) -> AsyncIterator[str]:
         """A job's changes as server-sent events; the last one is called `end`."""
         told, silent = "", 0.0
         while True:
-            ended = job.done.done()
+            ended = job.is_done
             state = JobView.of(job, self.jobs)
             now = state.model_dump_json(exclude={"seconds_left"})
             if now != told or ended:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from talkinghead_lab.service.jobs import Job, Jobs
+from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 
 STANDARD_FIELDS = vars(logging.makeLogRecord({})).keys() | {"message", "taskName", "color_message"}
 SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 3600)
@@ -58,17 +58,17 @@ class Figures:
             "talkinghead_failed_checks", "Of finished videos.", ["check"], registry=self.registry
         )
 
-    def job_ended(self, job: Job) -> None:
+    def job_ended(self, job: QueuedJob) -> None:
         """Count a job."""
         self.jobs.labels(job.state).inc()
-        if job.result and job.started and job.ended:
-            self.seconds.observe(job.ended - job.started)
+        if job.result:
+            self.seconds.observe(job.seconds)
             self.frames.inc(job.result["frame_count"])
             for name, check in job.result["metadata"]["checks"].items():
                 if isinstance(check, dict) and check["passed"] is False:
                     self.failed_checks.labels(name).inc()
 
-    def watch(self, jobs: Jobs, model_loaded: Any) -> None:
+    def watch(self, jobs: JobQueue, model_loaded: Any) -> None:
         """Show the queue and the model as they are whenever somebody asks."""
         gauges = {
             "talkinghead_jobs_waiting": ("Jobs in the queue.", lambda: jobs.depth()[0]),

@@ -3,71 +3,42 @@
 import html
 import queue
 import threading
-import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from talkinghead_lab.errors import Stopped, TalkingHeadError
 from talkinghead_lab.media.inputs import read_inputs
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
-from talkinghead_lab.runs.generate import Progress, generate
+from talkinghead_lab.runs.generate import generate
+from talkinghead_lab.runs.jobs import GenerationJob
 from talkinghead_lab.runs.worker import Worker
 
-State = Literal["loading", "running", "finished", "stopped", "failed"]
 
-
-@dataclass(eq=False)
-class Job:
-    """One video under way, or what became of it.
+@dataclass(eq=False, kw_only=True)
+class PanelJob(GenerationJob):
+    """The panel's video under way, or what became of it.
 
     Args:
-        params: the request.
         folder: the run's folder.
-        progress: of the last finished step; None before the first.
-        seconds: what it took, once it has ended.
-        problem: in words, where it failed; `details`: where in the code, if the problem was not foreseen.
+        problem: why it failed, in words.
+        details: the traceback, if the error is not one of this package's own.
     """
 
-    params: GenerationParams
     folder: Path
-    state: State = "loading"
-    progress: Progress | None = None
     problem: str = ""
     details: str = ""
-    begun: float = field(default_factory=time.monotonic)
-    stop: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
-    seconds: float = 0.0
-    _first_step: tuple[float, int] | None = None
 
-    @property
-    def fraction(self) -> float:
-        """Finished share of the sampling steps of all chunks."""
-        steps = self.progress.chunks * self.progress.steps if self.progress else 0
-        return self._steps_done / steps if steps else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the pace since the first step; None: not known yet."""
-        if self.progress is None or self._first_step is None or self._steps_done <= self._first_step[1]:
-            return None
-        since, first = self._first_step
-        steps = self.progress.chunks * self.progress.steps
-        return (time.monotonic() - since) / (self._steps_done - first) * (steps - self._steps_done)
-
-    def stepped(self, progress: Progress) -> bool:
-        """Note progress; False where the job is to stop."""
-        self.progress, self.state = progress, "running"
-        if self._first_step is None:
-            self._first_step = (time.monotonic(), self._steps_done)
-        return not self.stop.is_set()
-
-    @property
-    def _steps_done(self) -> int:
-        return (self.progress.chunk - 1) * self.progress.steps + self.progress.step if self.progress else 0
+    def fail(self, error: Exception) -> None:
+        """Mark the job as stopped or failed, and put the error into words."""
+        if not isinstance(error, TalkingHeadError):
+            self.problem = f"{type(error).__name__}: {error}"
+            self.details = traceback.format_exc()
+        elif not isinstance(error, Stopped):
+            self.problem = str(error)
+        self.end(error)
 
 
 class GenerationThread(threading.Thread):
@@ -79,8 +50,8 @@ class GenerationThread(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="talkinghead_lab generation", daemon=True)
-        self.job: Job | None = None
-        self._given: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.job: PanelJob | None = None
+        self._given: queue.SimpleQueue[PanelJob] = queue.SimpleQueue()
         self._networks = Worker()
 
     @classmethod
@@ -96,12 +67,12 @@ class GenerationThread(threading.Thread):
     @property
     def busy(self) -> bool:
         """Whether a video is being made."""
-        return self.job is not None and not self.job.ended.is_set()
+        return self.job is not None and not self.job.is_done
 
-    def submit(self, params: GenerationParams, folder: Path) -> Job:
+    def submit(self, params: GenerationParams, folder: Path) -> PanelJob:
         """Begin a video, or continue the unfinished run of the folder; where one is under way, give that."""
         if self.job is None or not self.busy:
-            self.job = Job(params, folder)
+            self.job = PanelJob(params=params, folder=folder)
             self._given.put(self.job)
         return self.job
 
@@ -109,36 +80,31 @@ class GenerationThread(threading.Thread):
         """Make what is submitted, until the process ends."""
         while True:
             job = self._given.get()
-            self._make(job)
-            job.seconds = time.monotonic() - job.begun
-            job.ended.set()
+            job.begin()
+            try:
+                self._make(job)
+            except Exception as error:  # the thread outlives whatever a run raises
+                job.fail(error)
+            else:
+                job.end()
+            job.done.set_result(None)
 
-    def _make(self, job: Job) -> None:
-        try:
-            read_inputs(job.params)  # a mistake shows before weights are loaded
-            pipeline = self._networks.load(job.params)
-            if job.stop.is_set():
-                raise Stopped("the run was stopped")
-            cache = EncoderCache.of(job.params, pipeline.device)
-            generate(
-                job.params,
-                job.folder,
-                pipeline=pipeline,
-                encoder_cache=cache,
-                on_progress=job.stepped,
-                show_progress=False,
-            )
-            job.state = "finished"
-        except Stopped:
-            job.state = "stopped"
-        except Exception as error:  # the thread outlives whatever a run raises
-            job.state, job.problem = "failed", str(error)
-            if not isinstance(error, TalkingHeadError):
-                job.problem = f"{type(error).__name__}: {error}"
-                job.details = traceback.format_exc()
+    def _make(self, job: PanelJob) -> None:
+        read_inputs(job.params)  # a mistake shows before weights are loaded
+        pipeline = self._networks.load(job.params)
+        if job.stop.is_set():
+            raise Stopped("the run was stopped")
+        generate(
+            job.params,
+            job.folder,
+            pipeline=pipeline,
+            encoder_cache=EncoderCache.of(job.params, pipeline.device),
+            on_progress=job.report,
+            show_progress=False,
+        )
 
 
-def status_html(job: Job) -> str:
+def status_html(job: PanelJob) -> str:
     """How far a job is, in words."""
     if job.state == "failed":
         details = f"<details><summary>Details</summary><pre>{html.escape(job.details)}</pre></details>"

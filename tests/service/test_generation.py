@@ -4,7 +4,7 @@ import json
 
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.service.generation import Generator
-from talkinghead_lab.service.jobs import Job
+from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.settings import Settings
 
 
@@ -20,7 +20,7 @@ def service(checkpoint, shared, output, kept: int | None) -> Generator:
 def generate(generator: Generator, shared, **changes) -> dict:
     media = {"audio_path": str(shared / "recording.wav"), "image_path": str(shared / "portrait.png")}
     params = generator.settings.params(**media, diffusion_steps=1, prompt="", **changes)
-    answer = generator(Job(f"{len(changes)}", params))
+    answer = generator(QueuedJob(id=f"{len(changes)}", params=params))
     (record,) = generator.settings.output_dir.glob(f"{len(changes)}/run.json")
     return answer | json.loads(record.read_text())
 

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from talkinghead_lab.errors import OutputError, Stopped
-from talkinghead_lab.service.jobs import Job, Jobs
+from talkinghead_lab.runs.jobs import Progress
+from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.problems import Problem, problem_of
 
 NOTHING = {"frame_count": 0}
@@ -20,23 +21,23 @@ class Desk:
         self.ended: list[tuple[str, str]] = []
         self.idle = threading.Event()
         self.go = threading.Semaphore(0)
-        self.jobs = Jobs(self.work, self.idle.set, self.after, length, idle_seconds)
+        self.jobs = JobQueue(self.work, self.idle.set, self.after, length, idle_seconds)
         self.jobs.start()
 
-    def work(self, job: Job) -> dict:
+    def work(self, job: QueuedJob) -> dict:
         self.order.append(job.id)
         while not self.go.acquire(timeout=0.01):
-            if not job.stepped(1, 2):
+            if not job.report(Progress(1, 1, 1, 2)):
                 raise Stopped("the run was stopped")
         if job.params is not None:
             raise job.params
         return NOTHING
 
-    def after(self, job: Job, error: BaseException | None) -> None:
+    def after(self, job: QueuedJob, error: BaseException | None) -> None:
         self.ended.append((job.id, job.state))
 
-    def submit(self, name: str, raises: BaseException | None = None) -> Job:
-        job = Job(name, raises)
+    def submit(self, name: str, raises: BaseException | None = None) -> QueuedJob:
+        job = QueuedJob(id=name, params=raises)
         self.jobs.submit(job)
         return job
 
@@ -127,13 +128,3 @@ def test_closing_stops_everything_and_refuses_more():
     assert [job.state for job in jobs] == ["stopped", "stopped"]
     with pytest.raises(Problem, match="shutting down"):
         desk.submit("c")
-
-
-def test_time_left_follows_the_pace():
-    job = Job("a", None, state="running")
-    assert job.seconds_left is None
-    job.stepped(1, 11)
-    assert job.seconds_left is None, "one step shows no pace"
-    job.first_step = (time.time() - 10, 1)
-    job.stepped(6, 11)
-    assert job.seconds_left == pytest.approx(10, abs=0.5)
