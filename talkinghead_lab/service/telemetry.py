@@ -1,35 +1,42 @@
 """What can be watched from outside: logs as lines of JSON, figures for Prometheus."""
 
-import json
 import logging
 import sys
 import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
 
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 
-STANDARD_FIELDS = vars(logging.makeLogRecord({})).keys() | {"message", "taskName", "color_message"}
 SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 3600)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and whatever `extra` named."""
+class JsonLines(JsonFormatter):
+    """One JSON object per line: time in UTC, level, logger, message, the fields of `extra`, exception."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """A record as a line; line breaks inside values are escaped, so that nobody can forge one."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {name: value for name, value in vars(record).items() if name not in STANDARD_FIELDS}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "%(asctime)s %(levelname)s %(name)s %(message)s",
+            rename_fields={
+                "asctime": "time",
+                "levelname": "level",
+                "name": "logger",
+                "exc_info": "exception",
+            },
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's, with terminal codes
+            json_default=str,
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Level names are lower case."""
+        return log_data | {"level": log_data["level"].lower()}
 
 
 def log_as_json() -> None:
