@@ -37,7 +37,7 @@ def test_dockerfile():
     assert environment["PORT"] == re.search(r"^EXPOSE (\d+)", DOCKERFILE, re.M)[1] == str(PORT)
     assert (environment["SHARED_DIR"], environment["OUTPUT_DIR"]) == ("/data/shared", "/output")
     arguments = re.search(r"^ARG CUDA_IMAGE=(\S+)\nFROM \$\{CUDA_IMAGE\}", DOCKERFILE, re.M)
-    assert re.match(r"nvidia/cuda:12\.8\.\d+-runtime-", arguments[1])
+    assert re.fullmatch(r"nvidia/cuda:12\.8\.\d+-runtime-\w+\.04@sha256:[0-9a-f]{64}", arguments[1])
     assert (
         DOCKERFILE.count("--mount=type=cache,target=/root/.cache/pip") == DOCKERFILE.count("pip install") == 2
     )
