@@ -11,7 +11,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import allowed_inputs
 from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.retention import FINISHED, OutputFolder
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from talkinghead_lab.pipeline.pipeline import Pipeline
@@ -24,7 +24,7 @@ BYTES_PER_WEIGHT = 2  # the transformer is held in bf16 on a GPU
 class Generator:
     """Makes videos with networks that are loaded when first needed. Not for two threads at once."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: ServiceSettings):
         self.settings, self.output = settings, OutputFolder(settings.output_dir)
         self._pipeline: Pipeline | None = None
 

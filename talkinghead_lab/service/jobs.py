@@ -1,4 +1,4 @@
-"""Jobs in a bounded queue: one runs at a time, in a thread of its own; the others wait in order."""
+"""A bounded job queue: one job runs at a time, in the queue's thread; the others wait in order."""
 
 import logging
 import threading
@@ -12,12 +12,12 @@ from talkinghead_lab.runs.jobs import GenerationJob
 from talkinghead_lab.service.problems import Problem, busy, problem_of
 
 LOG = logging.getLogger(__name__)
-KEPT_JOBS = 200  # ended jobs that can still be asked about
+MAX_ENDED_JOBS = 200  # kept for status requests
 
 
 @dataclass(eq=False, kw_only=True)
 class QueuedJob(GenerationJob):
-    """A generation in the queue; `result` is the answer, `problem` the reason for which there is none."""
+    """A generation in the queue; once it has ended, `result` or `problem` is set."""
 
     id: str
     result: dict[str, Any] | None = None
@@ -25,13 +25,13 @@ class QueuedJob(GenerationJob):
 
 
 class JobQueue:
-    """The queue, and what became of the jobs that left it.
+    """The queue and its recently ended jobs.
 
     Args:
-        work: makes the video of a job and returns its answer; runs in this queue's thread.
-        idle: called in that thread when nothing came for `idle_seconds`.
-        ended: called in that thread after each job.
-        length: jobs that may wait beside the running one.
+        work: runs a job and returns its result; called in the queue's thread.
+        idle: called in that thread when no job arrived for `idle_seconds`.
+        ended: called after each job, in that thread or in the one that stopped a waiting job.
+        length: maximum number of waiting jobs, not counting the running one.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class JobQueue:
         ended: Callable[[QueuedJob, BaseException | None], None],
         length: int,
         idle_seconds: float,
-    ):
+    ) -> None:
         self._work, self._idle, self._ended = work, idle, ended
         self._length, self._idle_seconds = length, idle_seconds
         self._waiting: deque[QueuedJob] = deque()
@@ -52,11 +52,11 @@ class JobQueue:
         self._thread = threading.Thread(target=self._serve, name="generation", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self, timeout: float) -> None:
-        """Stop every job and wait for the running one to notice."""
+        """Stop all jobs and wait up to `timeout` seconds for the running one."""
         with self._changed:
             self._closed = True
             jobs = [*self._waiting, *filter(None, [self._running])]
@@ -67,33 +67,33 @@ class JobQueue:
             self._thread.join(timeout)
 
     def check_room(self) -> None:
-        """Refuse early what `submit` would refuse.
+        """Raise what `submit` would raise, before the work of checking a request.
 
         Raises:
-            Problem: 503, the queue is full.
+            Problem: 503, the queue is full or closed.
         """
         with self._changed:
             if self._closed:
                 raise busy("The service is shutting down.")
             if len(self._waiting) + (self._running is not None) > self._length:
-                raise busy(f"{self._length} requests wait already. Ask again later.")
+                raise busy(f"The queue is full: {self._length} requests are waiting. Try again later.")
 
     def submit(self, job: QueuedJob) -> None:
-        """Put a job at the end of the queue.
+        """Append a job to the queue.
 
         Raises:
-            Problem: 503, the queue is full.
+            Problem: 503, the queue is full or closed.
         """
         with self._changed:
             self.check_room()
             self._waiting.append(job)
             self._known[job.id] = job
-            for old in [key for key, known in self._known.items() if known.ended][:-KEPT_JOBS]:
+            for old in [key for key, known in self._known.items() if known.ended][:-MAX_ENDED_JOBS]:
                 del self._known[old]
             self._changed.notify_all()
 
     def stop(self, job_id: str) -> QueuedJob | None:
-        """Stop a job: at once where it waits, after its current step where it runs. None: no such job."""
+        """Stop a waiting job immediately, a running one after its current step. None: no such job."""
         with self._changed:
             job = self._known.get(job_id)
             if job is None:
@@ -107,24 +107,24 @@ class JobQueue:
         return job
 
     def get(self, job_id: str) -> QueuedJob | None:
-        """A job by its name."""
+        """The job of this id, if it is known."""
         with self._changed:
             return self._known.get(job_id)
 
     def all(self) -> list[QueuedJob]:
-        """Every job that is known, oldest first."""
+        """All known jobs, oldest first."""
         with self._changed:
             return list(self._known.values())
 
     def position(self, job: QueuedJob) -> int:
-        """How many jobs go before a waiting one; 0 for any other."""
+        """Number of jobs ahead of a waiting job; 0 for any other."""
         with self._changed:
             if job not in self._waiting:
                 return 0
             return self._waiting.index(job) + (self._running is not None)
 
     def depth(self) -> tuple[int, int]:
-        """How many wait, how many run."""
+        """Number of waiting and of running jobs."""
         with self._changed:
             return len(self._waiting), int(self._running is not None)
 
@@ -139,14 +139,14 @@ class JobQueue:
                 if job.stop.is_set():
                     raise Stopped("the run was stopped")
                 job.result = self._work(job)
-            except BaseException as raised:  # the thread outlives whatever a run raises
+            except BaseException as raised:  # the thread survives any error of a job
                 error = raised
             with self._changed:
                 self._running = None
             self._end(job, error)
 
     def _next(self) -> QueuedJob | None:
-        """The job whose turn it is; None where none came for `idle_seconds`, or the queue is closed."""
+        """Wait for the next job; None if none arrived for `idle_seconds`, or the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, self._idle_seconds)
             if self._closed or not self._waiting:
@@ -162,6 +162,6 @@ class JobQueue:
         try:
             self._ended(job, error)
         except Exception:
-            LOG.exception("after a job")
+            LOG.exception("the handler of an ended job failed")
         finally:
             job.done.set_result(None)

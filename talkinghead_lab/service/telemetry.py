@@ -1,4 +1,4 @@
-"""What can be watched from outside: logs as lines of JSON, figures for Prometheus."""
+"""Observability: logs as JSON lines, metrics for Prometheus."""
 
 import logging
 import sys
@@ -40,7 +40,7 @@ class JsonLines(JsonFormatter):
 
 
 def log_as_json() -> None:
-    """Send every log record of the process to stderr as JSON."""
+    """Log every record of this process to stderr as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
@@ -48,25 +48,34 @@ def log_as_json() -> None:
     root.setLevel(logging.INFO)
 
 
-class Figures:
-    """Counters and gauges of one service."""
+class Metrics:
+    """Prometheus metrics of one service."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "talkinghead_http_requests", "Answers.", ["method", "path", "status"], registry=self.registry
+            "talkinghead_http_requests",
+            "HTTP responses.",
+            ["method", "path", "status"],
+            registry=self.registry,
         )
-        self.jobs = Counter("talkinghead_jobs", "Jobs that ended.", ["state"], registry=self.registry)
+        self.jobs = Counter("talkinghead_jobs", "Ended jobs.", ["state"], registry=self.registry)
         self.seconds = Histogram(
-            "talkinghead_generation_seconds", "Of finished jobs.", buckets=SECONDS, registry=self.registry
+            "talkinghead_generation_seconds",
+            "Duration of finished jobs.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self.frames = Counter("talkinghead_frames", "Video frames made.", registry=self.registry)
+        self.frames = Counter("talkinghead_frames", "Generated video frames.", registry=self.registry)
         self.failed_checks = Counter(
-            "talkinghead_failed_checks", "Of finished videos.", ["check"], registry=self.registry
+            "talkinghead_failed_checks",
+            "Failed checks of finished videos.",
+            ["check"],
+            registry=self.registry,
         )
 
     def job_ended(self, job: QueuedJob) -> None:
-        """Count a job."""
+        """Count an ended job."""
         self.jobs.labels(job.state).inc()
         if job.result:
             self.seconds.observe(job.seconds)
@@ -76,21 +85,21 @@ class Figures:
                     self.failed_checks.labels(name).inc()
 
     def watch(self, jobs: JobQueue, model_loaded: Any) -> None:
-        """Show the queue and the model as they are whenever somebody asks."""
+        """Add gauges of the queue, the model and GPU memory, which are read at every scrape."""
         gauges = {
-            "talkinghead_jobs_waiting": ("Jobs in the queue.", lambda: jobs.depth()[0]),
-            "talkinghead_jobs_running": ("Jobs under way.", lambda: jobs.depth()[1]),
-            "talkinghead_model_loaded": ("1 where the model is in memory.", model_loaded),
-            "talkinghead_gpu_bytes": ("GPU memory that PyTorch holds.", _gpu_bytes),
+            "talkinghead_jobs_waiting": ("Waiting jobs.", lambda: jobs.depth()[0]),
+            "talkinghead_jobs_running": ("Running jobs.", lambda: jobs.depth()[1]),
+            "talkinghead_model_loaded": ("1 if the model is in memory.", model_loaded),
+            "talkinghead_gpu_bytes": ("GPU memory reserved by PyTorch.", _gpu_bytes),
         }
         for name, (meaning, read) in gauges.items():
             Gauge(name, meaning, registry=self.registry).set_function(read)
 
     def text(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
 def _gpu_bytes() -> float:
-    torch = sys.modules.get("torch")  # not imported before it is needed
+    torch = sys.modules.get("torch")  # a scrape must not import it
     return torch.cuda.memory_reserved() if torch and torch.cuda.is_initialized() else 0

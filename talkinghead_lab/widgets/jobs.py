@@ -1,4 +1,4 @@
-"""The thread that makes the panel's videos: one at a time, with networks that stay loaded in between."""
+"""The panel's generation thread: one video at a time, with networks that stay loaded in between."""
 
 import html
 import queue
@@ -19,12 +19,12 @@ from talkinghead_lab.runs.worker import Worker
 
 @dataclass(eq=False, kw_only=True)
 class PanelJob(GenerationJob):
-    """The panel's video under way, or what became of it.
+    """A generation started in the panel.
 
     Args:
         folder: the run's folder.
-        problem: why it failed, in words.
-        details: the traceback, if the error is not one of this package's own.
+        problem: the error message, if the job failed.
+        details: the traceback, if the error is not a `TalkingHeadError`.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class PanelJob(GenerationJob):
     details: str = ""
 
     def fail(self, error: Exception) -> None:
-        """Mark the job as stopped or failed, and put the error into words."""
+        """End the job with an error and keep the message for the panel."""
         if not isinstance(error, TalkingHeadError):
             self.problem = f"{type(error).__name__}: {error}"
             self.details = traceback.format_exc()
@@ -42,21 +42,21 @@ class PanelJob(GenerationJob):
 
 
 class GenerationThread(threading.Thread):
-    """Makes one video at a time.
+    """Generates one video at a time.
 
-    There is one for a process, found among its threads: a panel that is shown again meets the video under way
-    and the loaded networks instead of a second set of them.
+    There is one such thread per process. A panel that is opened again finds it among the threads of the
+    process, and with it the running job and the loaded networks.
     """
 
     def __init__(self) -> None:
         super().__init__(name="talkinghead_lab generation", daemon=True)
         self.job: PanelJob | None = None
-        self._given: queue.SimpleQueue[PanelJob] = queue.SimpleQueue()
+        self._submitted: queue.SimpleQueue[PanelJob] = queue.SimpleQueue()
         self._networks = Worker()
 
     @classmethod
     def of_this_process(cls) -> Self:
-        """The thread that runs already, or a new one."""
+        """The thread that is already running, or a new one."""
         for thread in threading.enumerate():
             if isinstance(thread, cls):
                 return thread
@@ -66,31 +66,31 @@ class GenerationThread(threading.Thread):
 
     @property
     def busy(self) -> bool:
-        """Whether a video is being made."""
+        """Whether a job is running."""
         return self.job is not None and not self.job.is_done
 
     def submit(self, params: GenerationParams, folder: Path) -> PanelJob:
-        """Begin a video, or continue the unfinished run of the folder; where one is under way, give that."""
+        """Start a run or continue the unfinished one in `folder`; a running job is returned instead."""
         if self.job is None or not self.busy:
             self.job = PanelJob(params=params, folder=folder)
-            self._given.put(self.job)
+            self._submitted.put(self.job)
         return self.job
 
     def run(self) -> None:
-        """Make what is submitted, until the process ends."""
+        """Run submitted jobs until the process ends."""
         while True:
-            job = self._given.get()
+            job = self._submitted.get()
             job.begin()
             try:
-                self._make(job)
-            except Exception as error:  # the thread outlives whatever a run raises
+                self._generate(job)
+            except Exception as error:  # the thread survives any error of a job
                 job.fail(error)
             else:
                 job.end()
             job.done.set_result(None)
 
-    def _make(self, job: PanelJob) -> None:
-        read_inputs(job.params)  # a mistake shows before weights are loaded
+    def _generate(self, job: PanelJob) -> None:
+        read_inputs(job.params)  # report invalid inputs before loading the weights
         pipeline = self._networks.load(job.params)
         if job.stop.is_set():
             raise Stopped("the run was stopped")
@@ -105,7 +105,7 @@ class GenerationThread(threading.Thread):
 
 
 def status_html(job: PanelJob) -> str:
-    """How far a job is, in words."""
+    """The state of a job as text for the panel."""
     if job.state == "failed":
         details = f"<details><summary>Details</summary><pre>{html.escape(job.details)}</pre></details>"
         return f'<span class="thl-error">{html.escape(job.problem)}</span>{details if job.details else ""}'
@@ -128,7 +128,7 @@ def status_html(job: PanelJob) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time for people."""
+    """Format a duration for the panel."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"

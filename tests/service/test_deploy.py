@@ -15,7 +15,7 @@ import yaml
 
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import REQUEST_FIELDS, VideoAnswer
-from talkinghead_lab.service.settings import PORT, Settings
+from talkinghead_lab.service.settings import PORT, ServiceSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "talkinghead_lab" / "deploy"
@@ -23,9 +23,9 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
 SITE = (DEPLOY / "nginx-site.conf").read_text()
 WORKFLOW = json.loads((DEPLOY / "n8n-workflow.json").read_text())
-VARIABLES = {name.upper() for name in Settings.model_fields}
+VARIABLES = {name.upper() for name in ServiceSettings.model_fields}
 OTHER_VARIABLES = {"PATH", "PYTHONUNBUFFERED", "HOME", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"}
-ROUTES = set(create_app(Settings()).openapi()["paths"])
+ROUTES = set(create_app(ServiceSettings()).openapi()["paths"])
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 
 

@@ -5,13 +5,13 @@ import json
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.service.generation import Generator
 from talkinghead_lab.service.jobs import QueuedJob
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service.settings import ServiceSettings
 
 
 def service(checkpoint, shared, output, kept: int | None) -> Generator:
     folders = {name: checkpoint / name for name in ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")}
     small = {"frame_size": "32x32", "chunk_frames": 9, "motion_frame": 5}
-    settings = Settings.read(
+    settings = ServiceSettings.read(
         shared_dir=shared, output_dir=output, num_persistent_param_in_dit=kept, **folders, **small
     )
     return Generator(settings)

@@ -6,12 +6,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode, checks
 
 from talkinghead_lab.service.app import create_app
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service.settings import ServiceSettings
 
 # A request can fit the description and name no file, and no schema can rule out a motion of 4n frames.
 checks.load_all_checks()
 LEFT_OUT = [checks.CHECKS.get_one("positive_data_acceptance")]
-PATHS = create_app(Settings(token="any")).openapi()["paths"]
+PATHS = create_app(ServiceSettings(token="any")).openapi()["paths"]
 CASES = [
     (mode, method, path)
     for path, methods in PATHS.items()

@@ -1,4 +1,4 @@
-"""Settings come from the environment, and make of a call's fields the pipeline's request."""
+"""ServiceSettings come from the environment, and make of a call's fields the pipeline's request."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import REQUEST_FIELDS, VideoRequest
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service.settings import ServiceSettings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 FOLDERS = {"CKPT_DIR": "/w/ckpt", "WAV2VEC_DIR": "/w/wav2vec", "INFINITETALK_DIR": "/w/infinitetalk"}
@@ -17,12 +17,12 @@ CALL = {"audio_path": "/a.wav", "image_path": "/i.png", "prompt": ""}
 
 @pytest.fixture
 def environment(monkeypatch):
-    def make(**variables: str) -> Settings:
-        for name in Settings.model_fields:
+    def make(**variables: str) -> ServiceSettings:
+        for name in ServiceSettings.model_fields:
             monkeypatch.delenv(name.upper(), raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        return Settings.read()
+        return ServiceSettings.read()
 
     return make
 
@@ -98,7 +98,7 @@ def test_a_request_has_exactly_its_fields_and_defaults():
 def test_the_readme_lists_every_setting():
     rows = [
         f"| `{name.upper()}` | {'unset' if field.default is None else field.default} | {field.description} |"
-        for name, field in Settings.model_fields.items()
+        for name, field in ServiceSettings.model_fields.items()
     ]
     table = README.split("| variable | default | meaning |\n| --- | --- | --- |\n")[1].split("\n\n")[0]
     assert table.splitlines() == rows, "paste this into README.md:\n" + "\n".join(rows)
@@ -106,5 +106,5 @@ def test_the_readme_lists_every_setting():
 
 def test_the_readme_lists_every_call():
     told = re.search(r"\| call \|.*?\n\n", README, re.S)[0]
-    for path in create_app(Settings()).openapi()["paths"]:
+    for path in create_app(ServiceSettings()).openapi()["paths"]:
         assert re.sub(r"\{job_id\}", "{id}", path) in told, path
