@@ -15,7 +15,7 @@ EMBEDDED_FRAME_SIZE = "160x160"
 
 
 class ServiceSettings(BaseSettings):
-    """ServiceSettings of the service. Each is read from the environment variable of its name in capitals.
+    """Settings of the service. Each is read from the environment variable of its name in capitals.
 
     Raises:
         InvalidRequest: from `read`, if a variable has an invalid value.

@@ -1,4 +1,4 @@
-"""The kept weights of the environment become each request's own budget."""
+"""NUM_PERSISTENT_PARAM_IN_DIT becomes a memory budget for each request."""
 
 import json
 
@@ -25,9 +25,7 @@ def generate(generator: Generator, shared, **changes) -> dict:
     return answer | json.loads(record.read_text())
 
 
-def test_each_request_gets_the_smallest_budget_and_room_for_the_weights_that_stay(
-    checkpoint, shared, tmp_path
-):
+def test_each_request_gets_the_smallest_budget_plus_the_weights_kept_on_the_gpu(checkpoint, shared, tmp_path):
     kept = 10_000_000
     smallest = service(checkpoint, shared, tmp_path / "smallest", 0)
     larger = service(checkpoint, shared, tmp_path / "larger", kept)
@@ -42,7 +40,7 @@ def test_each_request_gets_the_smallest_budget_and_room_for_the_weights_that_sta
     assert wide > budgets["smallest"], "more pixels need more"
 
 
-def test_without_the_variable_all_weights_stay(checkpoint, shared, tmp_path):
+def test_without_the_variable_there_is_no_budget(checkpoint, shared, tmp_path):
     generator = service(checkpoint, shared, tmp_path, None)
     assert generate(generator, shared)["request"]["vram_budget_gib"] is None
     assert generator._pipeline.budget is None
