@@ -25,7 +25,7 @@ def problem_response(problem: Problem) -> JSONResponse:
 
 
 class RequestMiddleware:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around all routes of the application."""
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics

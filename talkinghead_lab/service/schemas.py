@@ -28,7 +28,7 @@ EXAMPLE: dict[str, Any] = {
     "motion_frame": 9,
     "use_color_correction": True,
 }
-ANSWER_EXAMPLE: dict[str, Any] = {
+RESULT_EXAMPLE: dict[str, Any] = {
     "video_path": "/output/20260101_120000_0123456789abcdef/infinitetalk_1024x576_calm_20260101_120001.mp4",
     "duration_seconds": 8.0,
     "resolution": "1024x576",
@@ -63,7 +63,7 @@ VideoRequest: type[BaseModel] = create_model(
 class VideoAnswer(BaseModel):
     """A finished video, as `generate` returns it; `metadata.checks` holds the results of the checks."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [ANSWER_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [RESULT_EXAMPLE]})
 
     video_path: str
     duration_seconds: float

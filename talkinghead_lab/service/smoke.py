@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 from talkinghead_lab.service.settings import PORT
 
-ANSWER_FIELDS = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
+RESULT_FIELDS = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
 
 
 class CheckFailed(Exception):
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checks: list[tuple[str, Callable[[argparse.Namespace, dict[str, Any]], str]]] = [
         ("service is healthy", wait_for_health),
         ("video is made", generate),
-        ("answer has its fields", check_fields),
+        ("response has all fields", check_fields),
         ("video passed its checks", check_verdict),
         ("video can be fetched", fetch_video),
         ("service is still healthy", wait_for_health),
@@ -69,8 +69,8 @@ def call(options: argparse.Namespace, path: str, body: dict[str, Any] | None = N
     if token := os.environ.get("TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urlopen(request, timeout=options.timeout if body else 60) as answer:
-            content: bytes = answer.read()
+        with urlopen(request, timeout=options.timeout if body else 60) as response:
+            content: bytes = response.read()
             return content
     except HTTPError as error:
         raise CheckFailed(f"{error.code} {error.read().decode(errors='replace')[:300]}") from None
@@ -98,23 +98,23 @@ def generate(options: argparse.Namespace, state: dict[str, Any]) -> str:
     body = {"audio_path": options.audio, "image_path": options.image, "prompt": options.prompt}
     if options.steps:
         body["diffusion_steps"] = options.steps
-    state["answer"] = json.loads(call(options, "/api/generate-video", body))
-    return str(state["answer"].get("video_path"))
+    state["result"] = json.loads(call(options, "/api/generate-video", body))
+    return str(state["result"].get("video_path"))
 
 
 def check_fields(options: argparse.Namespace, state: dict[str, Any]) -> str:
     """Check that the response has all fields and that frame count and duration agree."""
-    answer = state["answer"]
-    if list(answer) != ANSWER_FIELDS:
-        raise CheckFailed(f"fields {list(answer)}")
-    if abs(answer["frame_count"] / 25 - answer["duration_seconds"]) > 1e-6:
-        raise CheckFailed(f"{answer['frame_count']} frames, {answer['duration_seconds']} s")
-    return f"{answer['duration_seconds']:.2f} s, {answer['resolution']}, {answer['frame_count']} frames"
+    result = state["result"]
+    if list(result) != RESULT_FIELDS:
+        raise CheckFailed(f"fields {list(result)}")
+    if abs(result["frame_count"] / 25 - result["duration_seconds"]) > 1e-6:
+        raise CheckFailed(f"{result['frame_count']} frames, {result['duration_seconds']} s")
+    return f"{result['duration_seconds']:.2f} s, {result['resolution']}, {result['frame_count']} frames"
 
 
 def check_verdict(options: argparse.Namespace, state: dict[str, Any]) -> str:
     """Check that none of the service's own checks failed."""
-    checks = dict(state["answer"]["metadata"]["checks"])
+    checks = dict(state["result"]["metadata"]["checks"])
     passed = checks.pop("passed")
     found = ", ".join(f"{name}: {check['measured'] or 'not measured'}" for name, check in checks.items())
     if not passed:
@@ -124,7 +124,7 @@ def check_verdict(options: argparse.Namespace, state: dict[str, Any]) -> str:
 
 def fetch_video(options: argparse.Namespace, state: dict[str, Any]) -> str:
     """Download the video and check that it is an mp4."""
-    video = call(options, "/api/videos/" + "/".join(state["answer"]["video_path"].split("/")[-2:]))
+    video = call(options, "/api/videos/" + "/".join(state["result"]["video_path"].split("/")[-2:]))
     if video[4:8] != b"ftyp":
         raise CheckFailed(f"{len(video)} bytes, not an mp4")
     return f"{len(video)} bytes"

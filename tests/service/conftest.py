@@ -76,9 +76,9 @@ class Server:
         return self.client.post(GENERATE, json=self.request(**changes), headers=headers)
 
     def health(self) -> dict:
-        answer = self.client.get("/api/health")
-        assert answer.status_code == 200
-        return answer.json()
+        response = self.client.get("/api/health")
+        assert response.status_code == 200
+        return response.json()
 
     def job(self, name: str) -> dict:
         return self.client.get(f"/api/jobs/{name}").json()

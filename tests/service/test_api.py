@@ -18,7 +18,7 @@ from talkinghead_lab.media import video
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.weights.checkpoints import EMBEDDED_WEIGHTS
 
-ANSWER = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
+RESULT_FIELDS = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
 CHECKS = ["streams", "frame_count", "length", "not_black", "not_frozen", "mouth_moves_with_speech"]
 
 
@@ -34,12 +34,12 @@ def test_it_starts_quickly_and_without_the_model(launch):
 
 
 def test_the_video_is_the_same_as_from_generate(server, tmp_path):
-    answer = server.generate(seed=7)
-    assert answer.status_code == 200
-    made = answer.json()
-    assert list(made) == ANSWER
+    response = server.generate(seed=7)
+    assert response.status_code == 200
+    made = response.json()
+    assert list(made) == RESULT_FIELDS
     checks = made["metadata"].pop("checks")
-    path = server.output / answer.headers["X-Job-Id"]
+    path = server.output / response.headers["X-Job-Id"]
     assert GenerationResult.from_run(path).to_json() == made
     facts = video.probe(made["video_path"])
     assert (facts.width, facts.height, facts.frame_count) == (32, 32, 12)
@@ -70,9 +70,9 @@ def test_the_bundled_model_serves_if_no_released_weights_are_set(launch, shared)
     soundfile.write(shared / "longer.wav", speech, rate)
     unset = ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FRAME_SIZE", "MOTION_FRAME")
     server = launch(**dict.fromkeys(unset, ""), CHUNK_FRAMES="33")
-    answer = server.generate(audio_path="longer.wav", image_path="sample:portrait", diffusion_steps=2)
-    assert answer.status_code == 200, answer.text
-    made = answer.json()
+    response = server.generate(audio_path="longer.wav", image_path="sample:portrait", diffusion_steps=2)
+    assert response.status_code == 200, response.text
+    made = response.json()
     assert (made["resolution"], made["frame_count"]) == ("160x160", 30)
     assert made["metadata"]["motion_frame"] == "9"
     mouth = made["metadata"]["checks"]["mouth_moves_with_speech"]
@@ -97,8 +97,8 @@ def test_inputs_may_be_absolute_paths_links_bundled_samples_or_earlier_videos(se
     made = server.generate(audio_path=str(shared / "recording.wav")).json()["video_path"]
     if not (shared / "linked.png").exists():
         (shared / "linked.png").symlink_to("portrait.png")
-    answer = server.generate(image_path="linked.png", audio_path=made)
-    assert answer.status_code == 200, answer.text
+    response = server.generate(image_path="linked.png", audio_path=made)
+    assert response.status_code == 200, response.text
     assert server.submit(image_path="sample:portrait").status_code == 202
 
 
@@ -144,7 +144,7 @@ def test_events_report_progress_until_the_end(server):
     assert kind == "end"
     assert job["state"] == "finished"
     assert job["step"] == job["steps"] == 40
-    assert list(job["result"]) == ANSWER
+    assert list(job["result"]) == RESULT_FIELDS
 
 
 def test_requests_wait_in_order_in_a_bounded_queue(narrow_server):
@@ -177,10 +177,10 @@ def test_an_idle_service_unloads_the_model(narrow_server):
 def test_requests_without_the_token_are_rejected(narrow_server, given):
     headers = {"Authorization": given} if given else {}
     for method, path in (("POST", "/api/generate-video"), ("GET", "/api/jobs"), ("GET", "/metrics")):
-        answer = httpx.request(method, narrow_server.url + path, headers=headers)
-        assert answer.status_code == 401
-        assert answer.headers["WWW-Authenticate"] == "Bearer"
-        assert answer.json()["status"] == 401
+        response = httpx.request(method, narrow_server.url + path, headers=headers)
+        assert response.status_code == 401
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert response.json()["status"] == 401
     assert httpx.get(narrow_server.url + "/api/health").status_code == 200
 
 
@@ -210,9 +210,9 @@ def test_openapi_describes_the_request_with_an_example(server):
     }  # fmt: skip
     assert set(request["examples"][0]) == set(request["properties"])
     assert request["additionalProperties"] is False
-    answer = schema["components"]["schemas"]["VideoAnswer"]
-    assert list(answer["properties"]) == answer["required"] == ANSWER
-    assert set(answer["examples"][0]) == set(ANSWER)
+    response = schema["components"]["schemas"]["VideoAnswer"]
+    assert list(response["properties"]) == response["required"] == RESULT_FIELDS
+    assert set(response["examples"][0]) == set(RESULT_FIELDS)
 
 
 def test_every_line_of_the_log_is_json_with_time_and_level(server):

@@ -201,9 +201,9 @@ def test_n8n_workflow_responds_to_the_webhook_on_success_and_on_failure():
     assert call["onError"] == "continueErrorOutput"
     mapped, problem = following(call["name"])
     assert mapped == node("set")["name"]
-    (answer,) = following(mapped)
+    (response,) = following(mapped)
     kinds = {entry["name"]: entry["type"] for entry in WORKFLOW["nodes"]}
-    assert kinds[answer] == kinds[problem] == "n8n-nodes-base.respondToWebhook"
-    assert answer != problem
-    assert following(answer) == following(problem) == []
+    assert kinds[response] == kinds[problem] == "n8n-nodes-base.respondToWebhook"
+    assert response != problem
+    assert following(response) == following(problem) == []
     assert len(kinds) == 5

@@ -44,10 +44,10 @@ def test_a_full_disk_is_507_until_there_is_space(pressed):
     """A limit on file sizes stands in for the full disk: the same system calls fail in the same way."""
     before = files_of(pressed)
     limit(pressed, resource.RLIMIT_FSIZE, 20_000)
-    answer = pressed.generate()
-    assert (answer.status_code, answer.json()["status"]) == (507, 507)
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert "/" not in answer.json()["detail"]
+    response = pressed.generate()
+    assert (response.status_code, response.json()["status"]) == (507, 507)
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert "/" not in response.json()["detail"]
     assert files_of(pressed) == before, "the failed run leaves no files"
     assert pressed.health()["status"] == "healthy"
     limit(pressed, resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
@@ -58,11 +58,11 @@ def test_too_little_memory_is_503_until_there_is_enough(pressed, shared):
     Image.new("RGB", (6000, 6000), "teal").save(shared / "teal.png")
     held = psutil.Process(pressed.process.pid).memory_info().vms
     limit(pressed, resource.RLIMIT_AS, held + 80 * 2**20)  # the image alone takes 108 MB
-    answer = pressed.generate(image_path="teal.png")
+    response = pressed.generate(image_path="teal.png")
     limit(pressed, resource.RLIMIT_AS, resource.RLIM_INFINITY)
-    assert answer.status_code == 503, answer.text
-    assert int(answer.headers["Retry-After"]) > 0
-    assert "memory" in answer.json()["detail"]
+    assert response.status_code == 503, response.text
+    assert int(response.headers["Retry-After"]) > 0
+    assert "memory" in response.json()["detail"]
     health = pressed.health()
     assert (health["status"], health["model_loaded"]) == ("healthy", False), (
         "the model is unloaded to free memory"
@@ -73,10 +73,10 @@ def test_too_little_memory_is_503_until_there_is_enough(pressed, shared):
 def test_a_missing_output_folder_is_500_without_its_path(pressed):
     away = pressed.output.rename(pressed.output.with_name("away"))
     pressed.output.write_text("not a folder")
-    answer = pressed.generate()
+    response = pressed.generate()
     pressed.output.unlink()
     away.rename(pressed.output)
-    assert answer.status_code == 500
-    assert str(pressed.output.parent) not in answer.text
-    assert "Traceback" not in answer.text
+    assert response.status_code == 500
+    assert str(pressed.output.parent) not in response.text
+    assert "Traceback" not in response.text
     assert pressed.generate().status_code == 200

@@ -20,9 +20,9 @@ def service(checkpoint, shared, output, kept: int | None) -> Generator:
 def generate(generator: Generator, shared, **changes) -> dict:
     media = {"audio_path": str(shared / "recording.wav"), "image_path": str(shared / "portrait.png")}
     params = generator.settings.params(**media, diffusion_steps=1, prompt="", **changes)
-    answer = generator(QueuedJob(id=f"{len(changes)}", params=params))
+    result = generator(QueuedJob(id=f"{len(changes)}", params=params))
     (record,) = generator.settings.output_dir.glob(f"{len(changes)}/run.json")
-    return answer | json.loads(record.read_text())
+    return result | json.loads(record.read_text())
 
 
 def test_each_request_gets_the_smallest_budget_plus_the_weights_kept_on_the_gpu(checkpoint, shared, tmp_path):

@@ -151,15 +151,15 @@ CALLS = {
 }
 
 
-def assert_rejected(server, answer: httpx.Response, status: int | tuple[int, ...]) -> None:
-    assert answer.status_code in (status if isinstance(status, tuple) else (status,)), answer.text
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    problem = answer.json()
+def assert_rejected(server, response: httpx.Response, status: int | tuple[int, ...]) -> None:
+    assert response.status_code in (status if isinstance(status, tuple) else (status,)), response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem = response.json()
     assert list(problem) == ["type", "title", "status", "detail"]
-    assert problem["status"] == answer.status_code
+    assert problem["status"] == response.status_code
     assert len(problem["detail"]) > 5
     for telltale in (*TELLTALES, str(server.output.parent)):
-        assert telltale not in answer.text
+        assert telltale not in response.text
     assert server.health()["status"] == "healthy"
     assert server.process.poll() is None
 
@@ -173,9 +173,9 @@ def target(narrow_server, traps):
 def test_paths(target, name):
     field, value, status = PATHS[name]
     body = json.dumps(VALID | {field: value})
-    answer = target.client.post("/api/generate-video", content=body, headers=JSON)
-    assert_rejected(target, answer, status)
-    assert value not in answer.text
+    response = target.client.post("/api/generate-video", content=body, headers=JSON)
+    assert_rejected(target, response, status)
+    assert value not in response.text
 
 
 JSON = {"Content-Type": "application/json"}
@@ -194,10 +194,10 @@ def test_calls(target, name):
 
 
 def test_a_body_of_another_content_type_is_rejected(target):
-    answer = target.client.post(
+    response = target.client.post(
         "/api/generate-video", content=with_fields(), headers={"Content-Type": "text/xml"}
     )
-    assert_rejected(target, answer, (415, 422))
+    assert_rejected(target, response, (415, 422))
 
 
 def head_of(target, length: int) -> bytes:
