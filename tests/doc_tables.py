@@ -25,7 +25,7 @@ def parameter_table() -> str:
 def settings_table() -> str:
     """A row for every setting of the HTTP service."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for name, field in settings.Settings.model_fields.items():
+    for name, field in settings.ServiceSettings.model_fields.items():
         default = "unset" if field.default is None else field.default
         rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)

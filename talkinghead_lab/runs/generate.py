@@ -28,22 +28,13 @@ from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
 from talkinghead_lab.runs.folder import RunFolder, read_record
+from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.sampling.chunks import Chunk
 
 CONTACT_SHEET_FRAMES = 12
 LARGEST_INLINE_VIDEO = 50_000_000  # bytes; beyond it a notebook shows the contact sheet alone
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a run: `step` of `steps` in chunk `chunk` of `chunks`, all counted from 1."""
-
-    chunk: int
-    chunks: int
-    step: int
-    steps: int
 
 
 OnProgress = Callable[[Progress], bool | None]

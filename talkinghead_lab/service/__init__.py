@@ -1,1 +1,1 @@
-"""The HTTP face: the same pipeline for workflow tools, one generation at a time."""
+"""HTTP service for workflow tools: the same pipeline, one generation at a time."""

@@ -1,4 +1,4 @@
-"""`python -m talkinghead_lab.service`: serve on HOST and PORT."""
+"""`python -m talkinghead_lab.service`: run the HTTP service on HOST and PORT."""
 
 import sys
 
@@ -6,7 +6,7 @@ from talkinghead_lab.errors import MissingExtra, OutputError, TalkingHeadError
 
 
 def main() -> int:
-    """Serve until a signal ends it; the exit status is 2 where a setting is not valid."""
+    """Serve until a signal stops the process; returns exit status 2 if a setting is invalid."""
     try:
         serve()
     except TalkingHeadError as error:
@@ -16,30 +16,30 @@ def main() -> int:
 
 
 def serve() -> None:
-    """Read the settings and serve.
+    """Read the settings and run the server.
 
     Raises:
         MissingExtra: the packages of the extra `service` are not installed.
-        InvalidRequest: a setting is not valid.
-        OutputError: the output folder cannot be made.
+        InvalidRequest: a setting is invalid.
+        OutputError: the output folder cannot be created.
     """
     try:
         import uvicorn
 
         from talkinghead_lab.service.app import create_app
-        from talkinghead_lab.service.settings import Settings
+        from talkinghead_lab.service.settings import ServiceSettings
         from talkinghead_lab.service.telemetry import log_as_json
     except ModuleNotFoundError as error:
         remedy = "pip install 'talkinghead_lab[service]'"
         raise MissingExtra(
             "the service needs packages that are not installed", received=error.name, remedy=remedy
         ) from None
-    settings = Settings.read()
+    settings = ServiceSettings.read()
     try:
         settings.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"the folder of OUTPUT_DIR cannot be made ({error.strerror})", received=str(settings.output_dir)
+            f"the folder OUTPUT_DIR cannot be created ({error.strerror})", received=str(settings.output_dir)
         ) from None
     log_as_json()
     uvicorn.run(

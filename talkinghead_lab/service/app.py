@@ -1,4 +1,4 @@
-"""The endpoints. A generation runs in the queue's thread; everything here only waits or looks."""
+"""The HTTP endpoints. Generations run in the thread of the queue; the endpoints only wait for them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,20 +13,20 @@ from starlette.exceptions import HTTPException
 
 from talkinghead_lab import __version__
 from talkinghead_lab.errors import TalkingHeadError
-from talkinghead_lab.service.gate import Gate, problem_response
 from talkinghead_lab.service.generation import gpu_available
+from talkinghead_lab.service.middleware import RequestMiddleware, problem_response
 from talkinghead_lab.service.problems import Problem, problem_of, without_paths
-from talkinghead_lab.service.schemas import Health, JobView, VideoAnswer, VideoRequest, problem_answers
+from talkinghead_lab.service.schemas import Health, JobView, VideoAnswer, VideoRequest, problem_responses
 from talkinghead_lab.service.serving import Service
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service.settings import ServiceSettings
 
-STOP_SECONDS = 20.0  # a running job gets to notice that the service ends
-MOST_FINDINGS = 4  # told of one body
+STOP_SECONDS = 20.0  # time for the running job to stop at shutdown
+MAX_FINDINGS = 4  # reported for one request body
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application; `settings` are the environment's if none are given."""
-    service = Service(settings or Settings.read())
+def create_app(settings: ServiceSettings | None = None) -> FastAPI:
+    """Create the application; without `settings`, they are read from the environment."""
+    service = Service(settings or ServiceSettings.read())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,16 +38,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="talkinghead_lab",
         version=__version__,
-        summary="A portrait and a recording become a video of the person speaking.",
+        summary="Makes a talking-head video from a portrait and a recording.",
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from a CDN
         redoc_url=None,
-        responses=problem_answers(401, 408, 413),
+        responses=problem_responses(401, 408, 413),
     )
     app.state.service = service
-    app.add_middleware(Gate, settings=service.settings, figures=service.figures)
-    _answer_problems(app)
-    # The gate checks the token before anything is read; here it is declared, for OpenAPI.
+    app.add_middleware(RequestMiddleware, settings=service.settings, metrics=service.metrics)
+    _add_error_handlers(app)
+    # The middleware checks the token before it reads the body; this only declares it in OpenAPI.
     declared = [Depends(HTTPBearer(auto_error=False))] if service.settings.token else []
     guarded = APIRouter(dependencies=declared)
     _add_generation(guarded, service)
@@ -58,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _answer_problems(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         return problem_response(problem_of(error))
 
@@ -77,32 +77,34 @@ def _answer_problems(app: FastAPI) -> None:
 
 
 def _invalid(error: RequestValidationError) -> Problem:
-    """What is wrong with a body: fields and what they may hold, not what was received."""
+    """Describe an invalid body by its fields and their allowed values, without the received values."""
     findings = error.errors()
     if any(finding["type"] == "json_invalid" for finding in findings):
-        return Problem(400, "The body is not JSON.")
-    told = []
-    for finding in findings[:MOST_FINDINGS]:
+        return Problem(400, "The body is not valid JSON.")
+    details = []
+    for finding in findings[:MAX_FINDINGS]:
         name = ".".join(str(part)[:40] for part in finding["loc"][1:]) or "body"
-        told.append(f"`{name}`: {finding['msg'].removeprefix('Value error, ')}")
-    return Problem(422, without_paths("; ".join(told) + "."))
+        details.append(f"`{name}`: {finding['msg'].removeprefix('Value error, ')}")
+    return Problem(422, without_paths("; ".join(details) + "."))
 
 
 def _add_generation(router: APIRouter, service: Service) -> None:
     accepted: dict[int | str, dict[str, Any]] = {
-        202: {"model": JobView, "description": "accepted, where `Prefer: respond-async` was sent"}
+        202: {"model": JobView, "description": "accepted, if the request has `Prefer: respond-async`"}
     }
 
     @router.post(
         "/api/generate-video",
         response_model=VideoAnswer,
-        responses=accepted | problem_answers(400, 403, 404, 422, 499, 500, 503, 507),
-        summary="Make a video and answer when it is made",
+        responses=accepted | problem_responses(400, 403, 404, 422, 499, 500, 503, 507),
+        summary="Generate a video and respond when it is finished",
     )
     async def generate_video(
         body: VideoRequest,
         request: Request,
-        prefer: Annotated[str | None, Header(description="`respond-async`: answer at once")] = None,
+        prefer: Annotated[
+            str | None, Header(description="`respond-async`: respond immediately with a job")
+        ] = None,
     ) -> Response:
         job = await service.submit(body.model_dump(exclude_unset=True))
         headers = {"X-Job-Id": job.id}
@@ -114,20 +116,25 @@ def _add_generation(router: APIRouter, service: Service) -> None:
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
-    @router.get("/api/jobs", summary="Every known job, oldest first")
+    @router.get("/api/jobs", summary="All known jobs, oldest first")
     async def list_jobs() -> list[JobView]:
         return [JobView.of(job, service.jobs) for job in service.jobs.all()]
 
-    @router.get("/api/jobs/{job_id}", responses=problem_answers(404, 422), summary="One job and its progress")
+    @router.get("/api/jobs/{job_id}", responses=problem_responses(404, 422), summary="A job and its progress")
     async def show_job(job_id: str) -> JobView:
         return JobView.of(service.job(job_id), service.jobs)
 
     @router.get(
         "/api/jobs/{job_id}/events",
         response_class=StreamingResponse,
-        responses=problem_answers(404, 422)
-        | {200: {"description": "server-sent events", "content": {"text/event-stream": {}}}},
-        summary="A job's progress as it comes",
+        responses=problem_responses(404, 422)
+        | {
+            200: {
+                "description": "one `progress` event per change, then one `end` event",
+                "content": {"text/event-stream": {}},
+            }
+        },
+        summary="Progress of a job as server-sent events",
     )
     async def follow_job(job_id: str) -> StreamingResponse:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -137,8 +144,8 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.delete(
         "/api/jobs/{job_id}",
         status_code=202,
-        responses=problem_answers(404, 422),
-        summary="Stop a job: at once where it waits, after its step where it runs",
+        responses=problem_responses(404, 422),
+        summary="Stop a job: a waiting one immediately, a running one after its current step",
     )
     async def stop_job(job_id: str) -> JobView:
         job = service.job(job_id)
@@ -147,7 +154,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/api/health", summary="Whether the service lives; answers also while it generates")
+    @app.get("/api/health", summary="Health check; responds during generation, too")
     async def health() -> Health:
         loaded = service.generator.model_loaded
         return Health(
@@ -159,15 +166,15 @@ def _add_files(router: APIRouter, service: Service) -> None:
     @router.get(
         "/api/videos/{job_id}/{name}",
         response_class=FileResponse,
-        responses=problem_answers(404, 422) | {200: {"content": {"video/mp4": {}}}},
-        summary="A finished video's file",
+        responses=problem_responses(404, 422) | {200: {"content": {"video/mp4": {}}}},
+        summary="The file of a finished video",
     )
     async def video(job_id: str, name: str) -> FileResponse:
         path = service.generator.output.video(job_id, name)
         if path is None:
-            raise Problem(404, "There is no such video.")
+            raise Problem(404, "No such video.")
         return FileResponse(path, media_type="video/mp4")
 
-    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        return Response(service.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

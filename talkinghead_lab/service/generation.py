@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import allowed_inputs
-from talkinghead_lab.service.jobs import Job
+from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.retention import FINISHED, OutputFolder
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from talkinghead_lab.media.inputs import Inputs
     from talkinghead_lab.pipeline.pipeline import Pipeline
-    from talkinghead_lab.runs.generate import Progress
 
 LOG = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ BYTES_PER_WEIGHT = 2  # the transformer is held in bf16 on a GPU
 class Generator:
     """Makes videos with networks that are loaded when first needed. Not for two threads at once."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: ServiceSettings):
         self.settings, self.output = settings, OutputFolder(settings.output_dir)
         self._pipeline: Pipeline | None = None
 
@@ -34,7 +33,7 @@ class Generator:
         """Whether the networks are in memory."""
         return self._pipeline is not None
 
-    def __call__(self, job: Job) -> dict[str, Any]:
+    def __call__(self, job: QueuedJob) -> dict[str, Any]:
         """Generate the video of a job; the answer has the fields of `GenerationResult`.
 
         Raises:
@@ -55,7 +54,7 @@ class Generator:
                 folder,
                 inputs=inputs,
                 pipeline=self._loaded(params),
-                on_progress=lambda progress: job.stepped(*_steps(progress)),
+                on_progress=job.report,
                 show_progress=False,
             )
             checks = read_record(folder)["checks"]
@@ -64,7 +63,7 @@ class Generator:
         answer = result.to_json()
         return answer | {"metadata": answer["metadata"] | {"checks": checks}}
 
-    def after(self, job: Job, error: BaseException | None) -> None:
+    def after(self, job: QueuedJob, error: BaseException | None) -> None:
         """Give back what the run held: GPU memory, and the folder where the run failed."""
         if error is not None and job.started is not None:
             _forget_frames(error)
@@ -118,11 +117,6 @@ def gpu_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _steps(progress: "Progress") -> tuple[int, int]:
-    done = (progress.chunk - 1) * progress.steps + progress.step
-    return done, progress.chunks * progress.steps
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -1,90 +1,62 @@
-"""Jobs in a bounded queue: one runs at a time, in a thread of its own; the others wait in order."""
+"""A bounded job queue: one job runs at a time, in the queue's thread; the others wait in order."""
 
 import logging
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from talkinghead_lab.errors import Stopped
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.jobs import GenerationJob
 from talkinghead_lab.service.problems import Problem, busy, problem_of
 
-State = Literal["waiting", "running", "finished", "failed", "stopped"]
 LOG = logging.getLogger(__name__)
-KEPT_JOBS = 200  # ended jobs that can still be asked about
+MAX_ENDED_JOBS = 200  # kept for status requests
 
 
-@dataclass(eq=False)
-class Job:
-    """One generation. `step` of `steps` counts the sampling steps of all chunks."""
+@dataclass(eq=False, kw_only=True)
+class QueuedJob(GenerationJob):
+    """A generation in the queue; once it has ended, `result` or `problem` is set."""
 
     id: str
-    params: GenerationParams
-    state: State = "waiting"
-    step: int = 0
-    steps: int = 0
-    created: float = field(default_factory=time.time)
-    started: float | None = None
-    ended: float | None = None
-    first_step: tuple[float, int] | None = None
     result: dict[str, Any] | None = None
     problem: Problem | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-    done: "Future[None]" = field(default_factory=Future)
-
-    def stepped(self, step: int, steps: int) -> bool:
-        """Note progress; False where the job is to stop."""
-        self.step, self.steps = step, steps
-        if self.first_step is None:
-            self.first_step = (time.time(), step)
-        return not self.stop.is_set()
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the pace since the first step, whose start-up costs are not repeated; None: not known yet."""
-        if self.state != "running" or self.first_step is None or self.step <= self.first_step[1]:
-            return 0.0 if self.ended else None
-        since, step = self.first_step
-        return (time.time() - since) / (self.step - step) * (self.steps - self.step)
 
 
-class Jobs:
-    """The queue, and what became of the jobs that left it.
+class JobQueue:
+    """The queue and its recently ended jobs.
 
     Args:
-        work: makes the video of a job and returns its answer; runs in this queue's thread.
-        idle: called in that thread when nothing came for `idle_seconds`.
-        ended: called in that thread after each job.
-        length: jobs that may wait beside the running one.
+        work: runs a job and returns its result; called in the queue's thread.
+        idle: called in that thread when no job arrived for `idle_seconds`.
+        ended: called after each job, in that thread or in the one that stopped a waiting job.
+        length: maximum number of waiting jobs, not counting the running one.
     """
 
     def __init__(
         self,
-        work: Callable[[Job], dict[str, Any]],
+        work: Callable[[QueuedJob], dict[str, Any]],
         idle: Callable[[], None],
-        ended: Callable[[Job, BaseException | None], None],
+        ended: Callable[[QueuedJob, BaseException | None], None],
         length: int,
         idle_seconds: float,
-    ):
+    ) -> None:
         self._work, self._idle, self._ended = work, idle, ended
         self._length, self._idle_seconds = length, idle_seconds
-        self._waiting: deque[Job] = deque()
-        self._known: OrderedDict[str, Job] = OrderedDict()
-        self._running: Job | None = None
+        self._waiting: deque[QueuedJob] = deque()
+        self._known: OrderedDict[str, QueuedJob] = OrderedDict()
+        self._running: QueuedJob | None = None
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="generation", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self, timeout: float) -> None:
-        """Stop every job and wait for the running one to notice."""
+        """Stop all jobs and wait up to `timeout` seconds for the running one."""
         with self._changed:
             self._closed = True
             jobs = [*self._waiting, *filter(None, [self._running])]
@@ -95,33 +67,33 @@ class Jobs:
             self._thread.join(timeout)
 
     def check_room(self) -> None:
-        """Refuse early what `submit` would refuse.
+        """Raise what `submit` would raise, before the work of checking a request.
 
         Raises:
-            Problem: 503, the queue is full.
+            Problem: 503, the queue is full or closed.
         """
         with self._changed:
             if self._closed:
                 raise busy("The service is shutting down.")
             if len(self._waiting) + (self._running is not None) > self._length:
-                raise busy(f"{self._length} requests wait already. Ask again later.")
+                raise busy(f"The queue is full: {self._length} requests are waiting. Try again later.")
 
-    def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue.
+    def submit(self, job: QueuedJob) -> None:
+        """Append a job to the queue.
 
         Raises:
-            Problem: 503, the queue is full.
+            Problem: 503, the queue is full or closed.
         """
         with self._changed:
             self.check_room()
             self._waiting.append(job)
             self._known[job.id] = job
-            for old in [key for key, known in self._known.items() if known.ended][:-KEPT_JOBS]:
+            for old in [key for key, known in self._known.items() if known.ended][:-MAX_ENDED_JOBS]:
                 del self._known[old]
             self._changed.notify_all()
 
-    def stop(self, job_id: str) -> Job | None:
-        """Stop a job: at once where it waits, after its current step where it runs. None: no such job."""
+    def stop(self, job_id: str) -> QueuedJob | None:
+        """Stop a waiting job immediately, a running one after its current step. None: no such job."""
         with self._changed:
             job = self._known.get(job_id)
             if job is None:
@@ -134,25 +106,25 @@ class Jobs:
             self._end(job, Stopped("the run was stopped"))
         return job
 
-    def get(self, job_id: str) -> Job | None:
-        """A job by its name."""
+    def get(self, job_id: str) -> QueuedJob | None:
+        """The job of this id, if it is known."""
         with self._changed:
             return self._known.get(job_id)
 
-    def all(self) -> list[Job]:
-        """Every job that is known, oldest first."""
+    def all(self) -> list[QueuedJob]:
+        """All known jobs, oldest first."""
         with self._changed:
             return list(self._known.values())
 
-    def position(self, job: Job) -> int:
-        """How many jobs go before a waiting one; 0 for any other."""
+    def position(self, job: QueuedJob) -> int:
+        """Number of jobs ahead of a waiting job; 0 for any other."""
         with self._changed:
             if job not in self._waiting:
                 return 0
             return self._waiting.index(job) + (self._running is not None)
 
     def depth(self) -> tuple[int, int]:
-        """How many wait, how many run."""
+        """Number of waiting and of running jobs."""
         with self._changed:
             return len(self._waiting), int(self._running is not None)
 
@@ -167,32 +139,29 @@ class Jobs:
                 if job.stop.is_set():
                     raise Stopped("the run was stopped")
                 job.result = self._work(job)
-            except BaseException as raised:  # the thread outlives whatever a run raises
+            except BaseException as raised:  # the thread survives any error of a job
                 error = raised
             with self._changed:
                 self._running = None
             self._end(job, error)
 
-    def _next(self) -> Job | None:
-        """The job whose turn it is; None where none came for `idle_seconds`, or the queue is closed."""
+    def _next(self) -> QueuedJob | None:
+        """Wait for the next job; None if none arrived for `idle_seconds`, or the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, self._idle_seconds)
             if self._closed or not self._waiting:
                 return None
             job = self._running = self._waiting.popleft()
-            job.state, job.started = "running", time.time()
+            job.begin()
             return job
 
-    def _end(self, job: Job, error: BaseException | None) -> None:
+    def _end(self, job: QueuedJob, error: BaseException | None) -> None:
         if error is not None:
             job.problem = problem_of(error)
-        job.ended = time.time()
-        job.state = "finished"
-        if error is not None:
-            job.state = "stopped" if isinstance(error, Stopped) else "failed"
+        job.end(error)
         try:
             self._ended(job, error)
         except Exception:
-            LOG.exception("after a job")
+            LOG.exception("the handler of an ended job failed")
         finally:
             job.done.set_result(None)

@@ -1,4 +1,4 @@
-"""Errors as answers: application/problem+json (RFC 9457) without paths, stack traces or received values."""
+"""Errors as application/problem+json (RFC 9457), without paths, tracebacks or received values."""
 
 import re
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from talkinghead_lab.foundation.files import NO_SPACE
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 30
 ABSOLUTE_PATH = re.compile(r"(?<![\w.~])/[^\s'\",;:)]+")
-CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that went away; nobody is there to read it
+CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that disconnected
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """An answer that says what is wrong: status, one sentence or more, and headers to send along."""
+    """An error response: HTTP status, a description in full sentences, and extra headers."""
 
     status: int
     detail: str
@@ -32,34 +32,34 @@ class Problem(Exception):
 
 
 def busy(detail: str) -> Problem:
-    """503: the same request may succeed later."""
+    """A 503 with `Retry-After`: the same request may succeed later."""
     return Problem(503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def without_paths(text: str) -> str:
-    """`text` with every absolute path taken out."""
+    """Replace every absolute path in `text`."""
     return ABSOLUTE_PATH.sub("(path)", text)
 
 
 def problem_of(error: BaseException) -> Problem:
-    """What a caller is told about an exception of the pipeline."""
+    """Convert an exception of the pipeline to what the client may know about it."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, Stopped):
         return Problem(CLIENT_CLOSED_REQUEST, "The run was stopped.")
     if any(getattr(cause, "errno", None) in NO_SPACE for cause in _causes(error)):
-        return Problem(507, "There is no space left to write the video. Free some, then ask again.")
+        return Problem(507, "No space left on the device for the video. Free some space, then try again.")
     if any(_is_out_of_memory(cause) for cause in _causes(error)):
-        return busy("The memory does not suffice for this request. Ask again later, or for fewer pixels.")
+        return busy("Not enough memory for this request. Try again later, or with fewer pixels.")
     if isinstance(error, InvalidRequest | MediaError):
         return Problem(422, _sentence(error))
     if isinstance(error, OutputError):
-        return Problem(500, "The video could not be written. The service's log says why.")
-    return Problem(500, "The generation failed. The service's log says why.")
+        return Problem(500, "The video could not be written. See the log of the service.")
+    return Problem(500, "The generation failed. See the log of the service.")
 
 
 def _sentence(error: TalkingHeadError) -> str:
-    """Problem, what is allowed and what to do; what was received may be a path, and the caller knows it."""
+    """Problem, allowed values and remedy; the received value is left out, because it may be a path."""
     parts = [error.problem[:1].upper() + error.problem[1:]]
     if error.allowed:
         parts.append(f"; allowed: {error.allowed}")
@@ -76,7 +76,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # PyTorch has a class of its own for GPUs (a RuntimeError); its CPU allocator raises a plain one.
+    # PyTorch raises a subclass of RuntimeError on a GPU, and a plain RuntimeError on a CPU.
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in NO_MEMORY)

@@ -1,7 +1,7 @@
-"""The output folder: a folder for each run, which of them are this service's, and how long they stay.
+"""The output folder: one folder per run, ownership of runs, and removal of old ones.
 
-A run's folder is this service's where `.runs/` holds a file of its name. Whoever works on it holds a lock
-on that file; the system lets go of it when the process ends, however it ends.
+The service owns a run's folder if `.runs/` has a file of the same name. The process that writes the run
+holds a lock on that file; the operating system releases it when the process ends for any reason.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ FINISHED = "checks.json"  # written last
 
 @dataclass(frozen=True)
 class KeptRun:
-    """A run's folder that nobody works on: its bytes, seconds since it ended, whether it is whole."""
+    """A run that no process is writing: size in bytes, seconds since its end, and whether it is complete."""
 
     name: str
     size: int
@@ -36,26 +36,26 @@ class KeptRun:
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """The folder that videos go to."""
+    """The folder in which every run has its own folder."""
 
     path: Path
 
     def new_name(self) -> str:
-        """A name for a run: when it was asked for, and what nobody guesses."""
+        """Create a name for a run: the current time and 64 random bits, so that URLs cannot be guessed."""
         return f"{datetime.now():%Y%m%d_%H%M%S}_{secrets.token_hex(8)}"
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[Path]:
-        """Mark a run as this service's and as under way; yields its folder, which is not made yet."""
+        """Own and lock a run; yields the path of its folder, which does not exist yet."""
         self._claims.mkdir(parents=True, exist_ok=True)
-        # Locked before it has its name, so that nobody ever meets it unlocked.
+        # Lock the file before it gets its name, so that no other process ever sees it unlocked.
         with (self._claims / f".{name}").open("x") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             Path(file.name).rename(self._claims / name)
             yield self.path / name
 
     def video(self, name: str, file_name: str) -> Path | None:
-        """A finished run's video, or None where there is no such."""
+        """The video of a finished run; None if there is none of that name."""
         if not (RUN_NAME.fullmatch(name) and VIDEO_NAME.fullmatch(file_name)):
             return None
         folder = self.path / name
@@ -65,14 +65,14 @@ class OutputFolder:
         return path if ours and not linked and path.is_file() else None
 
     def tidy(self, keep_seconds: float, keep_bytes: float) -> list[str]:
-        """Remove runs that were cut off or are too old, then the oldest while all are too large together.
+        """Remove interrupted runs, runs that are too old, and the oldest ones beyond `keep_bytes`.
 
-        The newest finished run stays whatever its size.
+        The newest finished run is kept regardless of its size.
 
         Returns:
-            The removed runs' names.
+            The names of the removed runs.
         """
-        runs = [run for name in self._claimed_names() if (run := self._look(name))]
+        runs = [run for name in self._owned_names() if (run := self._inspect(name))]
         finished = sorted((run for run in runs if run.finished), key=lambda run: run.age)
         removed = [run for run in runs if not run.finished]
         total = 0.0
@@ -85,8 +85,8 @@ class OutputFolder:
         return [run.name for run in removed]
 
     def remove(self, name: str) -> None:
-        """Remove a run's own files; its folder too, unless somebody put something else there."""
-        with self._unclaimed(name) as free:
+        """Remove the files of a run, and its folder unless it contains other files."""
+        with self._try_lock(name) as free:
             if not free:
                 return
             folder = self.path / name
@@ -105,14 +105,14 @@ class OutputFolder:
     def _claims(self) -> Path:
         return self.path / ".runs"
 
-    def _claimed_names(self) -> list[str]:
+    def _owned_names(self) -> list[str]:
         with suppress(FileNotFoundError):
             return [file.name for file in self._claims.iterdir() if RUN_NAME.fullmatch(file.name)]
         return []
 
-    def _look(self, name: str) -> KeptRun | None:
-        """A run that nobody works on, or None."""
-        with self._unclaimed(name) as free:
+    def _inspect(self, name: str) -> KeptRun | None:
+        """Inspect a run; None if a process is writing it."""
+        with self._try_lock(name) as free:
             if not free:
                 return None
             folder = self.path / name
@@ -123,8 +123,8 @@ class OutputFolder:
             return KeptRun(name, size, time.time() - ended, finished)
 
     @contextmanager
-    def _unclaimed(self, name: str) -> Iterator[bool]:
-        """Hold a run's lock, if nobody else does."""
+    def _try_lock(self, name: str) -> Iterator[bool]:
+        """Try to hold the lock of a run; yields whether it was free."""
         try:
             descriptor = os.open(self._claims / name, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:

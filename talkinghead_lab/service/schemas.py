@@ -1,4 +1,4 @@
-"""What goes in and out as JSON. A request's names, bounds and meanings are `GenerationParams`' own."""
+"""JSON schemas of requests and responses. Request fields are taken over from `GenerationParams`."""
 
 from copy import copy
 from typing import Any, Literal
@@ -7,14 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.service.jobs import Job, Jobs, State
+from talkinghead_lab.runs.jobs import State
+from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.problems import MEDIA_TYPE
 
 REQUEST_FIELDS = (
     *("audio_path", "image_path", "prompt", "resolution", "seed", "diffusion_steps"),
     *("text_guide_scale", "audio_guide_scale", "motion_frame", "use_color_correction"),
 )
-LONGEST_PATH = 4096  # Linux' PATH_MAX
+MAX_PATH_LENGTH = 4096  # PATH_MAX on Linux
 EXAMPLE: dict[str, Any] = {
     "audio_path": "/data/shared/recording.wav",
     "image_path": "/data/shared/portrait.png",
@@ -27,7 +28,7 @@ EXAMPLE: dict[str, Any] = {
     "motion_frame": 9,
     "use_color_correction": True,
 }
-ANSWER_EXAMPLE: dict[str, Any] = {
+RESULT_EXAMPLE: dict[str, Any] = {
     "video_path": "/output/20260101_120000_0123456789abcdef/infinitetalk_1024x576_calm_20260101_120001.mp4",
     "duration_seconds": 8.0,
     "resolution": "1024x576",
@@ -44,7 +45,7 @@ def _request_field(name: str) -> tuple[Any, FieldInfo]:
     known = GenerationParams.model_fields[name]
     if name.endswith("_path"):
         meaning = f"{known.description}; in the shared or output folder, or relative to the shared one"
-        return str, Field(min_length=1, max_length=LONGEST_PATH, description=meaning)
+        return str, Field(min_length=1, max_length=MAX_PATH_LENGTH, description=meaning)
     if name == "prompt":
         return str, Field(max_length=2000, description=known.description)
     return known.annotation, copy(known)
@@ -60,9 +61,9 @@ VideoRequest: type[BaseModel] = create_model(
 
 
 class VideoAnswer(BaseModel):
-    """A finished video, as `generate` returns it; `metadata.checks` holds the verdict of the checks."""
+    """A finished video, as `generate` returns it; `metadata.checks` holds the results of the checks."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [ANSWER_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [RESULT_EXAMPLE]})
 
     video_path: str
     duration_seconds: float
@@ -72,7 +73,7 @@ class VideoAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """The service, as it is now."""
+    """Current state of the service."""
 
     status: Literal["healthy"]
     model_loaded: bool
@@ -81,7 +82,7 @@ class Health(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job. Times are seconds since 1970; `position` counts the jobs that go before it."""
+    """A job. Times are seconds since 1970; `position` is the number of jobs ahead of it."""
 
     id: str
     state: State
@@ -96,15 +97,15 @@ class JobView(BaseModel):
     problem: dict[str, Any] | None
 
     @classmethod
-    def of(cls, job: Job, jobs: Jobs) -> "JobView":
-        """A job as it is now."""
+    def of(cls, job: QueuedJob, jobs: JobQueue) -> "JobView":
+        """The current state of a job."""
         left = job.seconds_left
         return cls(
             id=job.id,
             state=job.state,
             position=jobs.position(job),
-            step=job.step,
-            steps=job.steps,
+            step=job.progress.steps_done if job.progress else 0,
+            steps=job.progress.steps_total if job.progress else 0,
             seconds_left=None if left is None else round(left, 1),
             created=job.created,
             started=job.started,
@@ -114,8 +115,8 @@ class JobView(BaseModel):
         )
 
 
-def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says about answers that are problems."""
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI descriptions of problem responses."""
     members: dict[str, Any] = {name: {"type": "string"} for name in ("type", "title", "detail")}
     schema = {
         "type": "object",
@@ -123,11 +124,10 @@ def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
         "required": ["type", "title", "status", "detail"],
     }
     meanings = {
-        400: "not JSON", 401: "no valid token", 403: "a path outside the folders", 404: "not found",
-        405: "another method is meant", 408: "the body came too slowly", 413: "too large",
-        422: "a field or a file cannot be used", 500: "the generation failed",
-        499: "the job was stopped", 503: "the queue is full, or memory does not suffice",
-        507: "the disk is full",
+        400: "invalid JSON", 401: "no valid token", 403: "a path outside the allowed folders",
+        404: "not found", 408: "the body arrived too slowly", 413: "too large",
+        422: "a field or a file is invalid", 499: "the job was stopped", 500: "the generation failed",
+        503: "the queue is full, or there is not enough memory", 507: "the disk is full",
     }  # fmt: skip
     return {
         status: {"description": meanings[status], "content": {MEDIA_TYPE: {"schema": schema}}}

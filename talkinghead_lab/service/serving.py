@@ -1,4 +1,4 @@
-"""The service behind the endpoints: takes requests in, waits for their jobs, tells of them."""
+"""The service behind the endpoints: accepts requests, waits for their jobs, reports progress."""
 
 import asyncio
 import logging
@@ -9,34 +9,34 @@ from fastapi import Request
 
 from talkinghead_lab.service.generation import Generator
 from talkinghead_lab.service.inputs import allowed_inputs, in_shared
-from talkinghead_lab.service.jobs import Job, Jobs
+from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.schemas import JobView
-from talkinghead_lab.service.settings import Settings
-from talkinghead_lab.service.telemetry import Figures
+from talkinghead_lab.service.settings import ServiceSettings
+from talkinghead_lab.service.telemetry import Metrics
 
 LOG = logging.getLogger(__name__)
-LOOK_SECONDS = 0.2  # how often progress, and whether the client is still there, are looked at
-SILENCE_SECONDS = 15.0  # after which an event stream says that it lives, for proxies between
+POLL_SECONDS = 0.2  # between checks of the progress and of the client's connection
+KEEPALIVE_SECONDS = 15.0  # silence after which an event stream sends a comment, so that proxies keep it open
 
 
 class Service:
-    """What the endpoints share."""
+    """State shared by the endpoints: settings, queue, generator and metrics."""
 
-    def __init__(self, settings: Settings):
-        self.settings, self.figures = settings, Figures()
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings, self.metrics = settings, Metrics()
         self.generator = Generator(settings)
-        self.jobs = Jobs(
+        self.jobs = JobQueue(
             self.generator, self._idle, self._job_ended, settings.queue_length, settings.idle_seconds
         )
-        self.figures.watch(self.jobs, lambda: self.generator.model_loaded)
+        self.metrics.watch(self.jobs, lambda: self.generator.model_loaded)
 
     def _idle(self) -> None:
         self.generator.unload()
         self.generator.tidy()
 
-    def _job_ended(self, job: Job, error: BaseException | None) -> None:
-        self.figures.job_ended(job)
+    def _job_ended(self, job: QueuedJob, error: BaseException | None) -> None:
+        self.metrics.job_ended(job)
         facts = {
             "job": job.id,
             "state": job.state,
@@ -48,23 +48,23 @@ class Service:
         )
         self.generator.after(job, error)
 
-    async def submit(self, fields: dict[str, Any]) -> Job:
-        """Check a request and put it into the queue.
+    async def submit(self, fields: dict[str, Any]) -> QueuedJob:
+        """Check a request and queue a job for it.
 
         Raises:
-            Problem, InvalidRequest: it cannot be done.
+            Problem, InvalidRequest: the request is refused.
         """
         self.jobs.check_room()
         paths = {name: in_shared(self.settings, fields[name]) for name in ("audio_path", "image_path")}
         params = self.settings.params(**(fields | paths))
         await asyncio.to_thread(allowed_inputs, self.settings, params)
-        job = Job(self.generator.output.new_name(), params)
+        job = QueuedJob(id=self.generator.output.new_name(), params=params)
         self.jobs.submit(job)
         LOG.info("job accepted", extra={"job": job.id})
         return job
 
-    async def finish(self, job: Job, request: Request) -> dict[str, Any]:
-        """Wait for a job as long as its client does.
+    async def finish(self, job: QueuedJob, request: Request) -> dict[str, Any]:
+        """Wait for a job and return its result; stop the job if the client disconnects.
 
         Raises:
             Problem: the job failed or was stopped.
@@ -72,10 +72,10 @@ class Service:
         done = asyncio.wrap_future(job.done)
         try:
             while not done.done():
-                await asyncio.wait({done}, timeout=LOOK_SECONDS)
+                await asyncio.wait({done}, timeout=POLL_SECONDS)
                 if await request.is_disconnected():
                     self.jobs.stop(job.id)
-        finally:  # the server may cancel this while it shuts down
+        finally:  # the server may cancel this task at shutdown
             if not job.ended:
                 self.jobs.stop(job.id)
         if job.problem is not None:
@@ -83,31 +83,31 @@ class Service:
         assert job.result is not None
         return job.result
 
-    def job(self, job_id: str) -> Job:
-        """A job that is known.
+    def job(self, job_id: str) -> QueuedJob:
+        """Look up a job.
 
         Raises:
-            Problem: 404.
+            Problem: 404 if it is not known.
         """
         job = self.jobs.get(job_id)
         if job is None:
-            raise Problem(404, "There is no such job.")
+            raise Problem(404, "No such job.")
         return job
 
-    async def events(self, job: Job) -> AsyncIterator[str]:
-        """A job's changes as server-sent events; the last one is called `end`."""
-        told, silent = "", 0.0
+    async def events(self, job: QueuedJob) -> AsyncIterator[str]:
+        """Server-sent events, one per change of a job; the last one is named `end`."""
+        sent, silent = "", 0.0
         while True:
-            ended = job.done.done()
+            ended = job.is_done
             state = JobView.of(job, self.jobs)
             now = state.model_dump_json(exclude={"seconds_left"})
-            if now != told or ended:
+            if now != sent or ended:
                 yield f"event: {'end' if ended else 'progress'}\ndata: {state.model_dump_json()}\n\n"
-                told, silent = now, 0.0
+                sent, silent = now, 0.0
             if ended:
                 return
-            if silent >= SILENCE_SECONDS:
+            if silent >= KEEPALIVE_SECONDS:
                 yield ": still here\n\n"
                 silent = 0.0
-            await asyncio.sleep(LOOK_SECONDS)
-            silent += LOOK_SECONDS
+            await asyncio.sleep(POLL_SECONDS)
+            silent += POLL_SECONDS

@@ -1,4 +1,4 @@
-"""What the service reads from its environment, and the request that it makes of a call's fields."""
+"""The service's environment variables, and how they complete the fields of an HTTP request."""
 
 from pathlib import Path
 from typing import Any
@@ -14,46 +14,50 @@ FRAME_SIZES = {"infinitetalk-480": "1024x576", "infinitetalk-720": "1280x720"}
 EMBEDDED_FRAME_SIZE = "160x160"
 
 
-class Settings(BaseSettings):
-    """Every setting is an environment variable of the same name in capitals.
+class ServiceSettings(BaseSettings):
+    """Settings of the service. Each is read from the environment variable of its name in capitals.
 
     Raises:
-        InvalidRequest: from `read`, when a variable holds something else than it may.
+        InvalidRequest: from `read`, if a variable has an invalid value.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    ckpt_dir: Path | None = Field(None, description="Wan2.1-I2V-14B folder; unset: the small model")
+    ckpt_dir: Path | None = Field(None, description="Wan2.1-I2V-14B folder; unset: the bundled model")
     wav2vec_dir: Path | None = Field(None, description="wav2vec2 folder")
     infinitetalk_dir: Path | None = Field(None, description="InfiniteTalk folder or file")
     num_persistent_param_in_dit: int | None = Field(
-        None, ge=0, le=10**12, description="transformer weights that stay on the GPU; 0: smallest memory"
+        None, ge=0, le=10**12, description="transformer weights kept on the GPU; 0: least memory, unset: all"
     )
-    motion_frame: int = Field(9, ge=1, le=997, description="frames repeated, where a request names none")
-    chunk_frames: int = Field(81, ge=5, le=1001, description="frames sampled together")
+    motion_frame: int = Field(9, ge=1, le=997, description="overlap frames, if the request sets none")
+    chunk_frames: int = Field(81, ge=5, le=1001, description="frames per chunk")
     frame_size: str | None = Field(
-        None, description="WIDTHxHEIGHT; unset: 1024x576 or 1280x720, with the small model 160x160"
+        None, description="WIDTHxHEIGHT; unset: 1024x576 or 1280x720, with the bundled model 160x160"
     )
 
-    shared_dir: Path = Field(Path("/data/shared"), description="where portraits and recordings may lie")
-    output_dir: Path = Field(Path("/output"), description="where videos go")
+    shared_dir: Path = Field(Path("/data/shared"), description="folder of portraits and recordings")
+    output_dir: Path = Field(Path("/output"), description="folder of finished videos")
     keep_hours: float = Field(168, gt=0, description="age at which a finished run is removed")
     keep_gib: float = Field(50, gt=0, description="total size above which the oldest runs are removed")
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(PORT, ge=0, le=65535, description="port to listen on; 0: any free one")
-    token: SecretStr | None = Field(None, description="bearer token that calls must carry; unset: none")
-    queue_length: int = Field(8, ge=0, le=10_000, description="requests that may wait")
-    idle_seconds: float = Field(900, gt=0, description="without work, after which the model is dropped")
-    body_seconds: float = Field(10, gt=0, description="a request's body must have arrived by then")
+    port: int = Field(PORT, ge=0, le=65535, description="port to listen on; 0: any free port")
+    token: SecretStr | None = Field(
+        None, description="bearer token that clients must send; unset: no authentication"
+    )
+    queue_length: int = Field(8, ge=0, le=10_000, description="maximum number of waiting requests")
+    idle_seconds: float = Field(900, gt=0, description="idle time after which the model is unloaded")
+    body_seconds: float = Field(10, gt=0, description="time limit for receiving a request body")
 
-    longest_seconds: float = Field(600, gt=0, le=7200, description="longest recording")
-    largest_pixels: int = Field(40_000_000, gt=0, description="largest portrait or driving video's frame")
-    largest_mib: float = Field(1024, gt=0, description="largest file of either kind")
+    longest_seconds: float = Field(600, gt=0, le=7200, description="maximum duration of a recording")
+    largest_pixels: int = Field(
+        40_000_000, gt=0, description="maximum number of pixels of a portrait or a driving video's frame"
+    )
+    largest_mib: float = Field(1024, gt=0, description="maximum size of an input file")
 
     @classmethod
-    def read(cls, **overrides: Any) -> "Settings":
-        """The environment's settings; keyword arguments win over them."""
+    def read(cls, **overrides: Any) -> "ServiceSettings":
+        """Read the environment; keyword arguments take precedence."""
         try:
             return cls(**overrides)
         except ValidationError as error:
@@ -66,8 +70,8 @@ class Settings(BaseSettings):
             ) from None
 
     @model_validator(mode="after")
-    def _make_a_request(self) -> "Settings":
-        """What every request will take from here has to be possible."""
+    def _check_defaults(self) -> "ServiceSettings":
+        """Build a request from the defaults, so that an invalid combination fails at startup."""
         folders = (self.ckpt_dir, self.wav2vec_dir, self.infinitetalk_dir)
         if any(folders) and not all(folders):
             raise ValueError("set CKPT_DIR, WAV2VEC_DIR and INFINITETALK_DIR together, or none of them")
@@ -77,11 +81,11 @@ class Settings(BaseSettings):
 
     @property
     def released(self) -> bool:
-        """Whether released weights are configured; otherwise the small model serves."""
+        """Whether released weights are configured; otherwise the bundled model is used."""
         return self.ckpt_dir is not None
 
     def params(self, **fields: Any) -> GenerationParams:
-        """The pipeline's request for a call's fields.
+        """Complete the fields of an HTTP request to a request for the pipeline.
 
         Raises:
             InvalidRequest: a value is out of range.

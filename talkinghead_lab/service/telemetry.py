@@ -1,39 +1,46 @@
-"""What can be watched from outside: logs as lines of JSON, figures for Prometheus."""
+"""Observability: logs as JSON lines, metrics for Prometheus."""
 
-import json
 import logging
 import sys
 import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
 
-from talkinghead_lab.service.jobs import Job, Jobs
+from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 
-STANDARD_FIELDS = vars(logging.makeLogRecord({})).keys() | {"message", "taskName", "color_message"}
 SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 3600)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and whatever `extra` named."""
+class JsonLines(JsonFormatter):
+    """One JSON object per line: time in UTC, level, logger, message, the fields of `extra`, exception."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """A record as a line; line breaks inside values are escaped, so that nobody can forge one."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {name: value for name, value in vars(record).items() if name not in STANDARD_FIELDS}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "%(asctime)s %(levelname)s %(name)s %(message)s",
+            rename_fields={
+                "asctime": "time",
+                "levelname": "level",
+                "name": "logger",
+                "exc_info": "exception",
+            },
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's, with terminal codes
+            json_default=str,
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Level names are lower case."""
+        return log_data | {"level": log_data["level"].lower()}
 
 
 def log_as_json() -> None:
-    """Send every log record of the process to stderr as JSON."""
+    """Log every record of this process to stderr as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
@@ -41,49 +48,58 @@ def log_as_json() -> None:
     root.setLevel(logging.INFO)
 
 
-class Figures:
-    """Counters and gauges of one service."""
+class Metrics:
+    """Prometheus metrics of one service."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "talkinghead_http_requests", "Answers.", ["method", "path", "status"], registry=self.registry
+            "talkinghead_http_requests",
+            "HTTP responses.",
+            ["method", "path", "status"],
+            registry=self.registry,
         )
-        self.jobs = Counter("talkinghead_jobs", "Jobs that ended.", ["state"], registry=self.registry)
+        self.jobs = Counter("talkinghead_jobs", "Ended jobs.", ["state"], registry=self.registry)
         self.seconds = Histogram(
-            "talkinghead_generation_seconds", "Of finished jobs.", buckets=SECONDS, registry=self.registry
+            "talkinghead_generation_seconds",
+            "Duration of finished jobs.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self.frames = Counter("talkinghead_frames", "Video frames made.", registry=self.registry)
+        self.frames = Counter("talkinghead_frames", "Generated video frames.", registry=self.registry)
         self.failed_checks = Counter(
-            "talkinghead_failed_checks", "Of finished videos.", ["check"], registry=self.registry
+            "talkinghead_failed_checks",
+            "Failed checks of finished videos.",
+            ["check"],
+            registry=self.registry,
         )
 
-    def job_ended(self, job: Job) -> None:
-        """Count a job."""
+    def job_ended(self, job: QueuedJob) -> None:
+        """Count an ended job."""
         self.jobs.labels(job.state).inc()
-        if job.result and job.started and job.ended:
-            self.seconds.observe(job.ended - job.started)
+        if job.result:
+            self.seconds.observe(job.seconds)
             self.frames.inc(job.result["frame_count"])
             for name, check in job.result["metadata"]["checks"].items():
                 if isinstance(check, dict) and check["passed"] is False:
                     self.failed_checks.labels(name).inc()
 
-    def watch(self, jobs: Jobs, model_loaded: Any) -> None:
-        """Show the queue and the model as they are whenever somebody asks."""
+    def watch(self, jobs: JobQueue, model_loaded: Any) -> None:
+        """Add gauges of the queue, the model and GPU memory, which are read at every scrape."""
         gauges = {
-            "talkinghead_jobs_waiting": ("Jobs in the queue.", lambda: jobs.depth()[0]),
-            "talkinghead_jobs_running": ("Jobs under way.", lambda: jobs.depth()[1]),
-            "talkinghead_model_loaded": ("1 where the model is in memory.", model_loaded),
-            "talkinghead_gpu_bytes": ("GPU memory that PyTorch holds.", _gpu_bytes),
+            "talkinghead_jobs_waiting": ("Waiting jobs.", lambda: jobs.depth()[0]),
+            "talkinghead_jobs_running": ("Running jobs.", lambda: jobs.depth()[1]),
+            "talkinghead_model_loaded": ("1 if the model is in memory.", model_loaded),
+            "talkinghead_gpu_bytes": ("GPU memory reserved by PyTorch.", _gpu_bytes),
         }
         for name, (meaning, read) in gauges.items():
             Gauge(name, meaning, registry=self.registry).set_function(read)
 
     def text(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
 def _gpu_bytes() -> float:
-    torch = sys.modules.get("torch")  # not imported before it is needed
+    torch = sys.modules.get("torch")  # a scrape must not import it
     return torch.cuda.memory_reserved() if torch and torch.cuda.is_initialized() else 0

@@ -16,7 +16,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.history import PastRun, parts_in
 from talkinghead_lab.widgets.gallery import Gallery, comparison_html
-from talkinghead_lab.widgets.jobs import GenerationThread, Job, status_html
+from talkinghead_lab.widgets.jobs import GenerationThread, PanelJob, status_html
 from talkinghead_lab.widgets.parameter_files import free_name, presets, save_request
 from talkinghead_lab.widgets.player import Clip, Player, clip_of_growing, clip_of_run
 from talkinghead_lab.widgets.settings import Settings
@@ -44,7 +44,7 @@ class TuningPanel(widgets.VBox):
         super().__init__()
         self.folder = project_folder() / folder
         self.thread = GenerationThread.of_this_process()
-        self._settled: Job | None = None if self.thread.busy else self.thread.job
+        self._settled: PanelJob | None = None if self.thread.busy else self.thread.job
         self._growing: list[Clip] = []
         self._parts_shown = 0
         self._shown_by_itself: Path | None = None
@@ -128,7 +128,7 @@ class TuningPanel(widgets.VBox):
         job = self.thread.job
         if job is None:
             return None
-        job.ended.wait(seconds)
+        job.wait(seconds)
         self.refresh()
         if job.state == "failed":
             raise TalkingHeadError(job.problem)
@@ -150,7 +150,7 @@ class TuningPanel(widgets.VBox):
         job = self.thread.job
         if job is not None:
             self._show_growth(job)
-            if job.ended.is_set() and job is not self._settled:
+            if job.is_done and job is not self._settled:
                 self._settle(job)
             self.status.value = status_html(job)
             self.bar.value = 1.0 if job.state == "finished" else job.fraction
@@ -179,10 +179,10 @@ class TuningPanel(widgets.VBox):
     def _reset(self) -> None:
         self.settings.load(self.settings.loaded)
 
-    def _show_growth(self, job: Job) -> None:
+    def _show_growth(self, job: PanelJob) -> None:
         """Show the chunks that were finished since the last look."""
         parts = parts_in(job.folder)
-        if job.ended.is_set() or len(parts) <= self._parts_shown:
+        if job.is_done or len(parts) <= self._parts_shown:
             return
         with self._telling():
             self._growing = [clip_of_growing(job.folder, job.params, parts)]
@@ -190,7 +190,7 @@ class TuningPanel(widgets.VBox):
             self.gallery.refresh(self._under_way)
             self._show()
 
-    def _settle(self, job: Job) -> None:
+    def _settle(self, job: PanelJob) -> None:
         """Show what became of a job that has ended."""
         self._settled, self._growing, self._parts_shown = job, [], 0
         self.gallery.refresh(None)

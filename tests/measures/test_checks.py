@@ -1,4 +1,4 @@
-"""Each check sees its fault in a real video, and passes a sound one."""
+"""Each check detects its fault in a real video, and passes a correct video."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SECONDS, FRAMES = 2.0, 50
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory) -> tuple[Path, np.ndarray]:
-    """Two swells of voice in two seconds: a file, and its loudness under each video frame."""
+    """A tone that swells twice in two seconds: its file, and its loudness at each video frame."""
     times = np.arange(round(SECONDS * 16_000)) / 16_000
     swell = np.sin(np.pi * times) ** 2
     path = tmp_path_factory.mktemp("speech") / "speech.wav"
@@ -28,7 +28,7 @@ def speech(tmp_path_factory) -> tuple[Path, np.ndarray]:
 
 
 def presenter(opening: np.ndarray) -> np.ndarray:
-    """A drawn presenter whose mouth opens so: uint8 [F, 160, 160, 3]."""
+    """Frames of a cartoon presenter with this mouth opening: uint8 [F, 160, 160, 3]."""
     still = random_motion(1, 1, Generator().manual_seed(3))
     motion = Motion(*(part.expand(1, FRAMES, -1).clone() for part in (still.mouth, still.pose, still.face)))
     motion.mouth[0, :, 0] = torch.from_numpy(opening).float()
@@ -58,23 +58,23 @@ def speaking(speech) -> np.ndarray:
     return presenter(speech[1])
 
 
-def test_a_presenter_who_speaks_passes(check, speaking):
+def test_a_speaking_presenter_passes(check, speaking):
     verdict = check(speaking)
     assert failed(verdict) == set()
     assert verdict["mouth_moves_with_speech"]["passed"] is True
 
 
-def test_lips_may_be_a_little_late(check, speaking):
+def test_a_small_delay_of_the_lips_passes(check, speaking):
     assert failed(check(np.roll(speaking, 2, axis=0))) == set()
 
 
-def test_a_mouth_that_moves_otherwise_fails(check, speech):
+def test_a_mouth_that_does_not_follow_the_speech_fails(check, speech):
     assert failed(check(presenter(1 - speech[1]))) == {"mouth_moves_with_speech"}
     noise = np.random.default_rng(0).random(FRAMES)
     assert failed(check(presenter(noise))) == {"mouth_moves_with_speech"}
 
 
-def test_photographs_are_not_read_and_it_says_why(check, speaking):
+def test_the_mouth_of_a_photograph_is_not_measured_and_the_reason_is_given(check, speaking):
     verdict = check(speaking, drawn=False)
     assert verdict["passed"] is True
     assert verdict["mouth_moves_with_speech"]["passed"] is None
@@ -89,14 +89,15 @@ def test_black_frames_fail(check, speaking):
     frames = speaking.copy()
     frames[20:22] = 0
     verdict = check(frames, drawn=False)
-    assert failed(verdict) == {"not_black"} and verdict["not_black"]["measured"] == "2 black frames"
+    assert failed(verdict) == {"not_black"}
+    assert verdict["not_black"]["measured"] == "2 black frames"
 
 
 def test_a_video_that_is_too_short_fails(check, speaking):
     assert failed(check(speaking[:40], announced=40, drawn=False)) == {"length"}
 
 
-def test_another_number_of_frames_than_announced_fails(check, speaking):
+def test_a_wrong_number_of_frames_fails(check, speaking):
     assert failed(check(speaking, announced=FRAMES - 1, drawn=False)) == {"frame_count"}
 
 

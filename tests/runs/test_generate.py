@@ -17,7 +17,8 @@ from talkinghead_lab import GenerationParams, generate
 from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, Stopped
 from talkinghead_lab.media import video
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.runs.generate import GenerationResult, Progress
+from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.runs.jobs import Progress
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Real services on loopback, with tiny random networks."""
+"""Real services on the loopback interface, with tiny random networks."""
 
 import json
 import os
@@ -26,7 +26,7 @@ START_SECONDS = 60
 
 @dataclass
 class Server:
-    """A service in a process of its own; `log` collects its lines."""
+    """A service in its own process; `log` collects the lines of its log."""
 
     environment: dict[str, str]
     log: list[str] = field(default_factory=list)
@@ -71,20 +71,20 @@ class Server:
         return self.client.post(GENERATE, json=self.request(**changes))
 
     def submit(self, **changes) -> httpx.Response:
-        """Ask without waiting for the video."""
+        """Request a video without waiting for it."""
         headers = {"Prefer": "respond-async"}
         return self.client.post(GENERATE, json=self.request(**changes), headers=headers)
 
     def health(self) -> dict:
-        answer = self.client.get("/api/health")
-        assert answer.status_code == 200
-        return answer.json()
+        response = self.client.get("/api/health")
+        assert response.status_code == 200
+        return response.json()
 
     def job(self, name: str) -> dict:
         return self.client.get(f"/api/jobs/{name}").json()
 
     def wait_for(self, name: str, *states: str, step: int = 0, seconds: float = 60) -> dict:
-        """A job once it is in one of some states and at a step."""
+        """Poll a job until it is in one of `states` and has reached `step`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             job = self.job(name)
@@ -118,7 +118,7 @@ def shared(tmp_path_factory, recording) -> Path:
 
 @pytest.fixture(scope="session")
 def launch(checkpoint, shared, tmp_path_factory) -> Iterator[Callable[..., Server]]:
-    """Start services: their own output folder, frames of 32x32 in chunks of 9, and what is given."""
+    """Start services, each with its own output folder, 32x32 frames, chunks of 9 and the given variables."""
     started: list[Server] = []
 
     def make(**environment: str) -> Server:
@@ -139,11 +139,11 @@ def launch(checkpoint, shared, tmp_path_factory) -> Iterator[Callable[..., Serve
 
 @pytest.fixture(scope="session")
 def server(launch) -> Server:
-    """A service with nothing special about it."""
+    """A service with default limits."""
     return launch()
 
 
 @pytest.fixture(scope="session")
 def narrow_server(launch) -> Server:
-    """A service with a token, room for one waiting request, and little patience."""
+    """A service with a token, room for one waiting request, and short time limits."""
     return launch(TOKEN="a secret", QUEUE_LENGTH="1", IDLE_SECONDS="1", BODY_SECONDS="1", LONGEST_SECONDS="2")

@@ -1,4 +1,4 @@
-"""The endpoints' contract, on a real service."""
+"""The contract of the endpoints, on a real service."""
 
 import json
 import signal
@@ -18,14 +18,14 @@ from talkinghead_lab.media import video
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.weights.checkpoints import EMBEDDED_WEIGHTS
 
-ANSWER = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
+RESULT_FIELDS = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
 CHECKS = ["streams", "frame_count", "length", "not_black", "not_frozen", "mouth_moves_with_speech"]
 
 
 def test_it_starts_quickly_and_without_the_model(launch):
     server = launch()
     times = psutil.Process(server.process.pid).cpu_times()
-    assert times.user + times.system < 5, "processor seconds, so that a busy machine does not decide"
+    assert times.user + times.system < 5, "CPU seconds, so that a busy machine does not fail the test"
     assert server.health() == {
         "status": "healthy", "model_loaded": False, "gpu_available": False, "version": __version__
     }  # fmt: skip
@@ -33,25 +33,28 @@ def test_it_starts_quickly_and_without_the_model(launch):
     assert "shutdown complete" in "".join(server.log)
 
 
-def test_a_video_is_what_generate_returns(server, tmp_path):
-    answer = server.generate(seed=7)
-    assert answer.status_code == 200
-    made = answer.json()
-    assert list(made) == ANSWER
+def test_the_video_is_the_same_as_from_generate(server, tmp_path):
+    response = server.generate(seed=7)
+    assert response.status_code == 200
+    made = response.json()
+    assert list(made) == RESULT_FIELDS
     checks = made["metadata"].pop("checks")
-    path = server.output / answer.headers["X-Job-Id"]
+    path = server.output / response.headers["X-Job-Id"]
     assert GenerationResult.from_run(path).to_json() == made
     facts = video.probe(made["video_path"])
-    assert (facts.width, facts.height, facts.frame_count) == (32, 32, 12) and made["frame_count"] == 12
-    assert made["resolution"] == "32x32" and made["duration_seconds"] == facts.duration_seconds == 0.48
+    assert (facts.width, facts.height, facts.frame_count) == (32, 32, 12)
+    assert made["frame_count"] == 12
+    assert made["resolution"] == "32x32"
+    assert made["duration_seconds"] == facts.duration_seconds == 0.48
     assert [name for name in checks if name != "passed"] == CHECKS
-    assert checks["passed"] and checks["streams"]["measured"] == "h264+aac"
+    assert checks["passed"]
+    assert checks["streams"]["measured"] == "h264+aac"
     assert checks["mouth_moves_with_speech"]["passed"] is None
     assert "photographs" in checks["mouth_moves_with_speech"]["reason"]
 
     request = GenerationParams.from_video(made["video_path"])
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the server's: sums of another number of threads may round differently
+    torch.set_num_threads(1)  # as in the server: the number of threads may change how sums are rounded
     try:
         again = generate(request, tmp_path / "run", show_progress=False)
     finally:
@@ -60,28 +63,29 @@ def test_a_video_is_what_generate_returns(server, tmp_path):
 
 
 @pytest.mark.skipif(
-    not EMBEDDED_WEIGHTS.exists(), reason="the small model's weights are not in this checkout"
+    not EMBEDDED_WEIGHTS.exists(), reason="the weights of the bundled model are not in this checkout"
 )
-def test_without_released_weights_the_small_model_serves(launch, shared):
+def test_the_bundled_model_serves_if_no_released_weights_are_set(launch, shared):
     speech, rate = soundfile.read(local_file("sample:recording-2"), stop=int(1.2 * 16_000))
     soundfile.write(shared / "longer.wav", speech, rate)
     unset = ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FRAME_SIZE", "MOTION_FRAME")
     server = launch(**dict.fromkeys(unset, ""), CHUNK_FRAMES="33")
-    answer = server.generate(audio_path="longer.wav", image_path="sample:portrait", diffusion_steps=2)
-    assert answer.status_code == 200, answer.text
-    made = answer.json()
+    response = server.generate(audio_path="longer.wav", image_path="sample:portrait", diffusion_steps=2)
+    assert response.status_code == 200, response.text
+    made = response.json()
     assert (made["resolution"], made["frame_count"]) == ("160x160", 30)
     assert made["metadata"]["motion_frame"] == "9"
     mouth = made["metadata"]["checks"]["mouth_moves_with_speech"]
-    assert mouth["passed"] in (True, False) and mouth["measured"].startswith("correlation")
+    assert mouth["passed"] in (True, False)
+    assert mouth["measured"].startswith("correlation")
 
 
-def test_the_model_stays_for_the_next_request(server):
+def test_the_model_stays_loaded_for_the_next_request(server):
     server.generate()
     assert server.health()["model_loaded"] is True
 
 
-def test_the_video_can_be_fetched(server):
+def test_the_video_can_be_downloaded(server):
     path = server.generate().json()["video_path"]
     url = "/api/videos/" + "/".join(path.split("/")[-2:])
     assert server.client.get(url).content == Path(path).read_bytes()
@@ -89,22 +93,23 @@ def test_the_video_can_be_fetched(server):
     assert (part.status_code, part.content) == (206, b"ftyp")
 
 
-def test_inputs_may_be_absolute_linked_inside_shipped_or_made_before(server, shared):
+def test_inputs_may_be_absolute_paths_links_bundled_samples_or_earlier_videos(server, shared):
     made = server.generate(audio_path=str(shared / "recording.wav")).json()["video_path"]
     if not (shared / "linked.png").exists():
         (shared / "linked.png").symlink_to("portrait.png")
-    answer = server.generate(image_path="linked.png", audio_path=made)
-    assert answer.status_code == 200, answer.text
+    response = server.generate(image_path="linked.png", audio_path=made)
+    assert response.status_code == 200, response.text
     assert server.submit(image_path="sample:portrait").status_code == 202
 
 
-def test_health_answers_while_a_video_is_made_and_progress_is_told(server):
+def test_health_and_progress_respond_during_a_generation(server):
     job = server.submit(diffusion_steps=500)
     assert job.status_code == 202
     name = job.json()["id"]
     assert job.headers["Location"] == f"/api/jobs/{name}"
     seen = server.wait_for(name, "running", step=5)
-    assert 0 < seen["step"] < seen["steps"] == 1000 and seen["seconds_left"] > 0
+    assert 0 < seen["step"] < seen["steps"] == 1000
+    assert seen["seconds_left"] > 0
     slowest = 0.0
     for _ in range(10):
         started = time.perf_counter()
@@ -116,14 +121,14 @@ def test_health_answers_while_a_video_is_made_and_progress_is_told(server):
     assert not (server.output / name).exists()
 
 
-def test_a_client_that_goes_away_stops_its_run(server):
+def test_a_client_that_disconnects_stops_its_run(server):
     with pytest.raises(httpx.ReadTimeout):
         server.client.post("/api/generate-video", json=server.request(diffusion_steps=900), timeout=1.5)
     job = server.client.get("/api/jobs").json()[-1]
     assert server.wait_for(job["id"], "stopped")["step"] < 900
 
 
-def test_events_tell_every_state_until_the_end(server):
+def test_events_report_progress_until_the_end(server):
     name = server.submit(diffusion_steps=20).json()["id"]
     events = []
     with server.client.stream("GET", f"/api/jobs/{name}/events") as stream:
@@ -136,8 +141,10 @@ def test_events_tell_every_state_until_the_end(server):
     steps = [job["step"] for _, job in events]
     assert steps == sorted(steps)
     kind, job = events[-1]
-    assert kind == "end" and job["state"] == "finished" and job["step"] == job["steps"] == 40
-    assert list(job["result"]) == ANSWER
+    assert kind == "end"
+    assert job["state"] == "finished"
+    assert job["step"] == job["steps"] == 40
+    assert list(job["result"]) == RESULT_FIELDS
 
 
 def test_requests_wait_in_order_in_a_bounded_queue(narrow_server):
@@ -147,16 +154,17 @@ def test_requests_wait_in_order_in_a_bounded_queue(narrow_server):
     second = server.submit()
     assert (second.json()["state"], second.json()["position"]) == ("waiting", 1)
     third = server.generate()
-    assert third.status_code == 503 and int(third.headers["Retry-After"]) > 0
+    assert third.status_code == 503
+    assert int(third.headers["Retry-After"]) > 0
     assert third.headers["Content-Type"] == "application/problem+json"
     stopped = server.client.delete(f"/api/jobs/{second.json()['id']}").json()
-    assert stopped["state"] == "stopped", "at once, it never ran"
+    assert stopped["state"] == "stopped", "immediately, because it was not running"
     fourth = server.submit().json()["id"]
     server.client.delete(f"/api/jobs/{first}")
     assert server.wait_for(first, "stopped")["ended"] <= server.wait_for(fourth, "finished")["started"]
 
 
-def test_the_model_is_dropped_when_nothing_comes(narrow_server):
+def test_an_idle_service_unloads_the_model(narrow_server):
     assert narrow_server.generate().status_code == 200
     until = time.monotonic() + 20
     while narrow_server.health()["model_loaded"]:
@@ -166,30 +174,32 @@ def test_the_model_is_dropped_when_nothing_comes(narrow_server):
 
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic a secret", "Bearer", "Bearer a secret2"])
-def test_calls_without_the_token_are_refused(narrow_server, given):
+def test_requests_without_the_token_are_rejected(narrow_server, given):
     headers = {"Authorization": given} if given else {}
     for method, path in (("POST", "/api/generate-video"), ("GET", "/api/jobs"), ("GET", "/metrics")):
-        answer = httpx.request(method, narrow_server.url + path, headers=headers)
-        assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
-        assert answer.json()["status"] == 401
+        response = httpx.request(method, narrow_server.url + path, headers=headers)
+        assert response.status_code == 401
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert response.json()["status"] == 401
     assert httpx.get(narrow_server.url + "/api/health").status_code == 200
 
 
-def test_figures_for_prometheus(server):
+def test_prometheus_metrics(server):
     server.generate()
     families = {
         family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)
     }
     (finished,) = [s.value for s in families["talkinghead_jobs"].samples if s.labels == {"state": "finished"}]
     frames = families["talkinghead_frames"].samples[0].value
-    assert finished >= 1 and frames >= 12
+    assert finished >= 1
+    assert frames >= 12
     assert families["talkinghead_model_loaded"].samples[0].value == 1
     assert families["talkinghead_jobs_running"].samples[0].value == 0
     posts = {"method": "POST", "path": "/api/generate-video", "status": "200"}
     assert [s for s in families["talkinghead_http_requests"].samples if s.labels == posts and s.value >= 1]
 
 
-def test_openapi_shows_the_request_with_an_example(server):
+def test_openapi_describes_the_request_with_an_example(server):
     schema = server.client.get("/openapi.json").json()
     request = schema["components"]["schemas"]["VideoRequest"]
     defaults = {name: field["default"] for name, field in request["properties"].items() if "default" in field}
@@ -200,9 +210,9 @@ def test_openapi_shows_the_request_with_an_example(server):
     }  # fmt: skip
     assert set(request["examples"][0]) == set(request["properties"])
     assert request["additionalProperties"] is False
-    answer = schema["components"]["schemas"]["VideoAnswer"]
-    assert list(answer["properties"]) == answer["required"] == ANSWER
-    assert set(answer["examples"][0]) == set(ANSWER)
+    response = schema["components"]["schemas"]["VideoAnswer"]
+    assert list(response["properties"]) == response["required"] == RESULT_FIELDS
+    assert set(response["examples"][0]) == set(RESULT_FIELDS)
 
 
 def test_every_line_of_the_log_is_json_with_time_and_level(server):
@@ -210,4 +220,5 @@ def test_every_line_of_the_log_is_json_with_time_and_level(server):
     events = server.events()
     assert {"time", "level", "logger", "message"} <= set.intersection(*(set(event) for event in events))
     ended = [event for event in events if event["message"] == "job ended"][-1]
-    assert ended["state"] == "finished" and ended["seconds"] > 0
+    assert ended["state"] == "finished"
+    assert ended["seconds"] > 0

@@ -1,4 +1,4 @@
-"""What ships for containers, proxies and workflow tools agrees with the code, and runs where it can."""
+"""Dockerfile, compose file, nginx site and n8n workflow agree with the code, and run where possible."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import yaml
 
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import REQUEST_FIELDS, VideoAnswer
-from talkinghead_lab.service.settings import PORT, Settings
+from talkinghead_lab.service.settings import PORT, ServiceSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "talkinghead_lab" / "deploy"
@@ -23,9 +23,9 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
 SITE = (DEPLOY / "nginx-site.conf").read_text()
 WORKFLOW = json.loads((DEPLOY / "n8n-workflow.json").read_text())
-VARIABLES = {name.upper() for name in Settings.model_fields}
+VARIABLES = {name.upper() for name in ServiceSettings.model_fields}
 OTHER_VARIABLES = {"PATH", "PYTHONUNBUFFERED", "HOME", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"}
-ROUTES = set(create_app(Settings()).openapi()["paths"])
+ROUTES = set(create_app(ServiceSettings()).openapi()["paths"])
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
@@ -37,13 +37,14 @@ def test_dockerfile():
     assert environment["PORT"] == re.search(r"^EXPOSE (\d+)", DOCKERFILE, re.M)[1] == str(PORT)
     assert (environment["SHARED_DIR"], environment["OUTPUT_DIR"]) == ("/data/shared", "/output")
     arguments = re.search(r"^ARG CUDA_IMAGE=(\S+)\nFROM \$\{CUDA_IMAGE\}", DOCKERFILE, re.M)
-    assert re.match(r"nvidia/cuda:12\.8\.\d+-runtime-", arguments[1])
+    assert re.fullmatch(r"nvidia/cuda:12\.8\.\d+-runtime-\w+\.04@sha256:[0-9a-f]{64}", arguments[1])
     assert (
         DOCKERFILE.count("--mount=type=cache,target=/root/.cache/pip") == DOCKERFILE.count("pip install") == 2
     )
     assert re.search(r"^USER (?!0|root)", DOCKERFILE, re.M)
     health = re.search(rf"http://127\.0\.0\.1:{PORT}(/[\w/-]+)", DOCKERFILE)
-    assert "HEALTHCHECK" in DOCKERFILE and health[1] in ROUTES
+    assert "HEALTHCHECK" in DOCKERFILE
+    assert health[1] in ROUTES
     copied = re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.M)
     for name in " ".join(copied).split():
         assert (ROOT / name).exists(), name
@@ -61,7 +62,8 @@ def test_compose():
     mounted = {
         volume.split(":")[-2 if volume.endswith(":ro") else -1]: volume for volume in service["volumes"]
     }
-    assert mounted["/data/shared"] == "./shared:/data/shared" and "/output" in mounted
+    assert mounted["/data/shared"] == "./shared:/data/shared"
+    assert "/output" in mounted
     assert mounted["/weights"].endswith(":ro")
     for variable in ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR"):
         assert service["environment"][variable].startswith("/weights/")
@@ -78,7 +80,7 @@ def test_compose():
 
 
 def compose_client() -> list[str] | None:
-    """Docker's own compose, or the older program of its own."""
+    """`docker compose`, or the older standalone `docker-compose`."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if (
             shutil.which(command[0])
@@ -88,10 +90,10 @@ def compose_client() -> list[str] | None:
     return None
 
 
-def test_compose_is_understood_by_docker():
+def test_docker_accepts_the_compose_file():
     command = compose_client()
     if command is None:
-        pytest.skip("no docker compose here")
+        pytest.skip("docker compose is not installed")
     done = subprocess.run(
         [*command, "--file", str(DEPLOY / "docker-compose.yml"), "config"], capture_output=True, text=True
     )
@@ -104,7 +106,8 @@ def test_nginx_site():
     assert f"server 127.0.0.1:{PORT};" in SITE
     timeouts = dict(re.findall(r"proxy_(connect|send|read)_timeout (\w+);", SITE))
     assert timeouts == {"connect": "600s", "send": "600s", "read": "600s"}
-    assert "proxy_buffering off;" in SITE and "proxy_request_buffering off;" in SITE
+    assert "proxy_buffering off;" in SITE
+    assert "proxy_request_buffering off;" in SITE
 
 
 def free_port() -> int:
@@ -115,9 +118,9 @@ def free_port() -> int:
 
 @pytest.fixture
 def proxied(server, tmp_path):
-    """The address of an nginx that runs the shipped site before the service."""
+    """The address of an nginx that runs the bundled site in front of the service."""
     if not NGINX:
-        pytest.skip("no nginx here")
+        pytest.skip("nginx is not installed")
     port = free_port()
     site = SITE.replace("listen 80;", f"listen 127.0.0.1:{port};")
     site = site.replace(f"127.0.0.1:{PORT}", f"127.0.0.1:{server.port}")
@@ -146,18 +149,19 @@ def proxied(server, tmp_path):
 
 def test_nginx_proxies_a_generation_and_its_events(proxied, server):
     made = httpx.post(f"{proxied}/api/generate-video", json=server.request(), timeout=60)
-    assert made.status_code == 200 and made.json()["metadata"]["checks"]["passed"]
+    assert made.status_code == 200
+    assert made.json()["metadata"]["checks"]["passed"]
     url = f"{proxied}/api/videos/" + "/".join(made.json()["video_path"].split("/")[-2:])
     assert httpx.get(url).content == Path(made.json()["video_path"]).read_bytes()
 
     name = server.submit(diffusion_steps=300).json()["id"]
     with httpx.stream("GET", f"{proxied}/api/jobs/{name}/events", timeout=30) as events:
         arrived = [time.monotonic() for line, _ in zip(events.iter_lines(), range(7), strict=False) if line]
-    assert arrived[-1] - arrived[0] > 0.1, "as they were sent, not in one piece at the end"
+    assert arrived[-1] - arrived[0] > 0.1, "events arrive as they are sent, not all at the end"
     server.client.delete(f"/api/jobs/{name}")
 
 
-def test_a_client_that_leaves_nginx_stops_its_run(proxied, server):
+def test_a_client_that_disconnects_from_nginx_stops_its_run(proxied, server):
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{proxied}/api/generate-video", json=server.request(diffusion_steps=900), timeout=1.5)
     name = server.client.get("/api/jobs").json()[-1]["id"]
@@ -172,8 +176,10 @@ def node(kind: str) -> dict:
 def test_n8n_workflow():
     call = node("httpRequest")["parameters"]
     host, path = re.fullmatch(r"http://([\w.-]+:\d+)(/.+)", call["url"]).groups()
-    assert host == f"{next(iter(COMPOSE['services']))}:{PORT}" and path in ROUTES
-    assert call["method"] == "POST" and call["options"]["timeout"] == 600_000
+    assert host == f"{next(iter(COMPOSE['services']))}:{PORT}"
+    assert path in ROUTES
+    assert call["method"] == "POST"
+    assert call["options"]["timeout"] == 600_000
     sent = re.findall(r"(\w+): \$json\.body\.(\w+)", call["jsonBody"])
     assert [name for name, _ in sent] == [source for _, source in sent] == list(REQUEST_FIELDS)
 
@@ -183,7 +189,7 @@ def test_n8n_workflow():
     assert "/api/videos/' + $json.video_path" in mapped["final_video_url"]
 
 
-def test_n8n_workflow_leads_from_the_webhook_to_an_answer_either_way():
+def test_n8n_workflow_responds_to_the_webhook_on_success_and_on_failure():
     def following(name: str) -> list[str]:
         outputs = WORKFLOW["connections"].get(name, {}).get("main", [])
         assert all(len(output) == 1 for output in outputs)
@@ -195,8 +201,9 @@ def test_n8n_workflow_leads_from_the_webhook_to_an_answer_either_way():
     assert call["onError"] == "continueErrorOutput"
     mapped, problem = following(call["name"])
     assert mapped == node("set")["name"]
-    (answer,) = following(mapped)
+    (response,) = following(mapped)
     kinds = {entry["name"]: entry["type"] for entry in WORKFLOW["nodes"]}
-    assert kinds[answer] == kinds[problem] == "n8n-nodes-base.respondToWebhook" and answer != problem
-    assert following(answer) == following(problem) == []
+    assert kinds[response] == kinds[problem] == "n8n-nodes-base.respondToWebhook"
+    assert response != problem
+    assert following(response) == following(problem) == []
     assert len(kinds) == 5

@@ -1,17 +1,17 @@
-"""The kept weights of the environment become each request's own budget."""
+"""NUM_PERSISTENT_PARAM_IN_DIT becomes a memory budget for each request."""
 
 import json
 
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.service.generation import Generator
-from talkinghead_lab.service.jobs import Job
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service.jobs import QueuedJob
+from talkinghead_lab.service.settings import ServiceSettings
 
 
 def service(checkpoint, shared, output, kept: int | None) -> Generator:
     folders = {name: checkpoint / name for name in ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")}
     small = {"frame_size": "32x32", "chunk_frames": 9, "motion_frame": 5}
-    settings = Settings.read(
+    settings = ServiceSettings.read(
         shared_dir=shared, output_dir=output, num_persistent_param_in_dit=kept, **folders, **small
     )
     return Generator(settings)
@@ -20,14 +20,12 @@ def service(checkpoint, shared, output, kept: int | None) -> Generator:
 def generate(generator: Generator, shared, **changes) -> dict:
     media = {"audio_path": str(shared / "recording.wav"), "image_path": str(shared / "portrait.png")}
     params = generator.settings.params(**media, diffusion_steps=1, prompt="", **changes)
-    answer = generator(Job(f"{len(changes)}", params))
+    result = generator(QueuedJob(id=f"{len(changes)}", params=params))
     (record,) = generator.settings.output_dir.glob(f"{len(changes)}/run.json")
-    return answer | json.loads(record.read_text())
+    return result | json.loads(record.read_text())
 
 
-def test_each_request_gets_the_smallest_budget_and_room_for_the_weights_that_stay(
-    checkpoint, shared, tmp_path
-):
+def test_each_request_gets_the_smallest_budget_plus_the_weights_kept_on_the_gpu(checkpoint, shared, tmp_path):
     kept = 10_000_000
     smallest = service(checkpoint, shared, tmp_path / "smallest", 0)
     larger = service(checkpoint, shared, tmp_path / "larger", kept)
@@ -42,7 +40,7 @@ def test_each_request_gets_the_smallest_budget_and_room_for_the_weights_that_sta
     assert wide > budgets["smallest"], "more pixels need more"
 
 
-def test_without_the_variable_all_weights_stay(checkpoint, shared, tmp_path):
+def test_without_the_variable_there_is_no_budget(checkpoint, shared, tmp_path):
     generator = service(checkpoint, shared, tmp_path, None)
     assert generate(generator, shared)["request"]["vram_budget_gib"] is None
     assert generator._pipeline.budget is None

@@ -1,4 +1,4 @@
-"""Calls that mean harm or make no sense: each is told what is wrong, and nothing about the machine."""
+"""Malicious and malformed requests get a problem response that reveals nothing about the machine."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TELLTALES = ("Traceback", "talkinghead_lab/", "/tmp", "/usr", "/etc", 'File "', 
 
 @pytest.fixture(scope="module")
 def traps(shared, recording) -> None:
-    """Files that no request may succeed with, in the shared folder and beside it."""
+    """Files that no request may use, inside and outside the shared folder."""
     outside = shared.parent / "outside"
     outside.mkdir()
     (outside / "secret.wav").write_bytes(Path(recording(0.2)).read_bytes())
@@ -48,7 +48,7 @@ def traps(shared, recording) -> None:
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG whose header promises that many pixels and whose data hold few."""
+    """A PNG whose header claims this size and whose data are far smaller."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -98,14 +98,14 @@ PATHS = {
     "playlist": ("audio_path", "playlist.wav", 422),
     "list of files": ("audio_path", "list.wav", 422),
     "long recording": ("audio_path", "long.wav", 413),
-    "samples that are no numbers": ("audio_path", "nan.wav", 422),
+    "NaN samples": ("audio_path", "nan.wav", 422),
     "svg": ("image_path", "picture.svg", 422),
     "bomb": ("image_path", "bomb.png", 413),
     "many pixels": ("image_path", "wide.png", 413),
-    "cut off": ("image_path", "cut.png", 422),
+    "truncated image": ("image_path", "cut.png", 422),
     "sliver": ("image_path", "sliver.png", 422),
-    "sound as a picture": ("image_path", "recording.wav", 422),
-    "picture as sound": ("audio_path", "portrait.png", 422),
+    "recording as image": ("image_path", "recording.wav", 422),
+    "image as recording": ("audio_path", "portrait.png", 422),
 }
 BODIES = {
     "nothing": (b"", 422),
@@ -136,8 +136,8 @@ BODIES = {
     "text for a number": (with_fields(diffusion_steps="40"), 422),
     "boolean for a number": (with_fields(seed=True), 422),
     "text for a boolean": (with_fields(use_color_correction="yes"), 422),
-    "motion between frames": (with_fields(motion_frame=6), 422),
-    "motion beyond the chunk": (with_fields(motion_frame=85), 422),
+    "overlap frames that are not 4n + 1": (with_fields(motion_frame=6), 422),
+    "overlap longer than the chunk": (with_fields(motion_frame=85), 422),
 }
 CALLS = {
     "put": ("PUT", "/api/generate-video", 405),
@@ -151,14 +151,15 @@ CALLS = {
 }
 
 
-def assert_refused(server, answer: httpx.Response, status: int | tuple[int, ...]) -> None:
-    assert answer.status_code in (status if isinstance(status, tuple) else (status,)), answer.text
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    problem = answer.json()
-    assert list(problem) == ["type", "title", "status", "detail"] and problem["status"] == answer.status_code
+def assert_rejected(server, response: httpx.Response, status: int | tuple[int, ...]) -> None:
+    assert response.status_code in (status if isinstance(status, tuple) else (status,)), response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem = response.json()
+    assert list(problem) == ["type", "title", "status", "detail"]
+    assert problem["status"] == response.status_code
     assert len(problem["detail"]) > 5
     for telltale in (*TELLTALES, str(server.output.parent)):
-        assert telltale not in answer.text
+        assert telltale not in response.text
     assert server.health()["status"] == "healthy"
     assert server.process.poll() is None
 
@@ -172,9 +173,9 @@ def target(narrow_server, traps):
 def test_paths(target, name):
     field, value, status = PATHS[name]
     body = json.dumps(VALID | {field: value})
-    answer = target.client.post("/api/generate-video", content=body, headers=JSON)
-    assert_refused(target, answer, status)
-    assert value not in answer.text
+    response = target.client.post("/api/generate-video", content=body, headers=JSON)
+    assert_rejected(target, response, status)
+    assert value not in response.text
 
 
 JSON = {"Content-Type": "application/json"}
@@ -183,20 +184,20 @@ JSON = {"Content-Type": "application/json"}
 @pytest.mark.parametrize("name", BODIES)
 def test_bodies(target, name):
     body, status = BODIES[name]
-    assert_refused(target, target.client.post("/api/generate-video", content=body, headers=JSON), status)
+    assert_rejected(target, target.client.post("/api/generate-video", content=body, headers=JSON), status)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_calls(target, name):
     method, path, status = CALLS[name]
-    assert_refused(target, target.client.request(method, path), status)
+    assert_rejected(target, target.client.request(method, path), status)
 
 
-def test_a_body_of_another_type_is_refused(target):
-    answer = target.client.post(
+def test_a_body_of_another_content_type_is_rejected(target):
+    response = target.client.post(
         "/api/generate-video", content=with_fields(), headers={"Content-Type": "text/xml"}
     )
-    assert_refused(target, answer, (415, 422))
+    assert_rejected(target, response, (415, 422))
 
 
 def head_of(target, length: int) -> bytes:
@@ -206,7 +207,7 @@ def head_of(target, length: int) -> bytes:
     ).encode()
 
 
-def test_a_slow_body_is_cut_off(target):
+def test_a_slow_body_times_out(target):
     with socket.create_connection(("127.0.0.1", target.port)) as connection:
         connection.sendall(head_of(target, 1000))
         connection.settimeout(10)
@@ -217,7 +218,7 @@ def test_a_slow_body_is_cut_off(target):
     assert target.health()["status"] == "healthy"
 
 
-def test_many_unfinished_bodies_keep_nobody_out(target):
+def test_many_unfinished_bodies_do_not_block_others(target):
     connections = [socket.create_connection(("127.0.0.1", target.port)) for _ in range(60)]
     for connection in connections:
         connection.sendall(head_of(target, 10_000))
@@ -227,7 +228,7 @@ def test_many_unfinished_bodies_keep_nobody_out(target):
 
 
 @pytest.mark.parametrize("sent", [b"\x00" * 2000, b"GET / HTTP/9.9\r\n\r\n", b"A" * 200_000])
-def test_what_is_not_http_gets_the_connection_closed(target, sent):
+def test_invalid_http_closes_the_connection(target, sent):
     with socket.create_connection(("127.0.0.1", target.port)) as connection:
         connection.settimeout(10)
         connection.sendall(sent)
@@ -235,7 +236,7 @@ def test_what_is_not_http_gets_the_connection_closed(target, sent):
     assert target.health()["status"] == "healthy"
 
 
-def test_after_all_that_a_video_is_made_and_nothing_is_left_of_the_rest(target):
+def test_afterwards_a_video_can_be_made_and_no_unfinished_runs_remain(target):
     assert target.generate().status_code == 200
     unfinished = [path for path in target.output.glob("2*") if not (path / "run.json").exists()]
     assert unfinished == []

@@ -1,4 +1,4 @@
-"""The queue by itself: order, bounds, stopping, and a thread that outlives what its jobs raise."""
+"""The job queue: order, bounds, stopping, and a thread that survives the errors of its jobs."""
 
 import threading
 import time
@@ -6,46 +6,47 @@ import time
 import pytest
 
 from talkinghead_lab.errors import OutputError, Stopped
-from talkinghead_lab.service.jobs import Job, Jobs
+from talkinghead_lab.runs.jobs import Progress
+from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.problems import Problem, problem_of
 
 NOTHING = {"frame_count": 0}
 
 
-class Desk:
-    """A queue whose jobs wait until they are let go."""
+class HeldQueue:
+    """A queue whose jobs wait for `go`."""
 
     def __init__(self, length: int = 3, idle_seconds: float = 60):
         self.order: list[str] = []
         self.ended: list[tuple[str, str]] = []
         self.idle = threading.Event()
         self.go = threading.Semaphore(0)
-        self.jobs = Jobs(self.work, self.idle.set, self.after, length, idle_seconds)
+        self.jobs = JobQueue(self.work, self.idle.set, self.after, length, idle_seconds)
         self.jobs.start()
 
-    def work(self, job: Job) -> dict:
+    def work(self, job: QueuedJob) -> dict:
         self.order.append(job.id)
         while not self.go.acquire(timeout=0.01):
-            if not job.stepped(1, 2):
+            if not job.report(Progress(1, 1, 1, 2)):
                 raise Stopped("the run was stopped")
         if job.params is not None:
             raise job.params
         return NOTHING
 
-    def after(self, job: Job, error: BaseException | None) -> None:
+    def after(self, job: QueuedJob, error: BaseException | None) -> None:
         self.ended.append((job.id, job.state))
 
-    def submit(self, name: str, raises: BaseException | None = None) -> Job:
-        job = Job(name, raises)
+    def submit(self, name: str, raises: BaseException | None = None) -> QueuedJob:
+        job = QueuedJob(id=name, params=raises)
         self.jobs.submit(job)
         return job
 
 
 @pytest.fixture
-def desk():
-    desk = Desk()
-    yield desk
-    desk.jobs.close(5)
+def held():
+    held = HeldQueue()
+    yield held
+    held.jobs.close(5)
 
 
 def until(condition) -> None:
@@ -55,85 +56,76 @@ def until(condition) -> None:
         time.sleep(0.005)
 
 
-def test_jobs_run_one_at_a_time_in_order(desk):
-    jobs = [desk.submit(name) for name in "abc"]
-    until(lambda: desk.order == ["a"])
-    assert [desk.jobs.position(job) for job in jobs] == [0, 1, 2]
-    assert desk.jobs.depth() == (2, 1)
-    desk.go.release(3)
+def test_jobs_run_one_at_a_time_in_order(held):
+    jobs = [held.submit(name) for name in "abc"]
+    until(lambda: held.order == ["a"])
+    assert [held.jobs.position(job) for job in jobs] == [0, 1, 2]
+    assert held.jobs.depth() == (2, 1)
+    held.go.release(3)
     for job in jobs:
         job.done.result(5)
-    assert desk.ended == [("a", "finished"), ("b", "finished"), ("c", "finished")]
+    assert held.ended == [("a", "finished"), ("b", "finished"), ("c", "finished")]
 
 
-def test_one_more_than_the_queue_holds_is_refused(desk):
+def test_a_full_queue_rejects_a_job(held):
     for name in "abcd":
-        desk.submit(name)
-        until(lambda: desk.order == ["a"])
+        held.submit(name)
+        until(lambda: held.order == ["a"])
     with pytest.raises(Problem) as refused:
-        desk.submit("e")
-    assert refused.value.status == 503 and refused.value.headers["Retry-After"]
+        held.submit("e")
+    assert refused.value.status == 503
+    assert refused.value.headers["Retry-After"]
 
 
-def test_stopping_a_waiting_and_a_running_job(desk):
-    running, waiting = desk.submit("a"), desk.submit("b")
-    until(lambda: desk.order == ["a"])
-    assert desk.jobs.stop("b") is waiting and waiting.state == "stopped"
-    desk.jobs.stop("a")
+def test_stopping_a_waiting_and_a_running_job(held):
+    running, waiting = held.submit("a"), held.submit("b")
+    until(lambda: held.order == ["a"])
+    assert held.jobs.stop("b") is waiting
+    assert waiting.state == "stopped"
+    held.jobs.stop("a")
     running.done.result(5)
-    assert running.state == "stopped" and desk.order == ["a"]
-    assert desk.jobs.stop("a") is running, "again is no harm"
-    assert desk.jobs.stop("z") is None
+    assert running.state == "stopped"
+    assert held.order == ["a"]
+    assert held.jobs.stop("a") is running, "stopping twice is harmless"
+    assert held.jobs.stop("z") is None
 
 
 @pytest.mark.parametrize(
-    "error, status",
+    ("error", "status"),
     [
         (ValueError("/secret/path"), 500), (SystemExit(3), 500), (MemoryError(), 503),
         (RuntimeError("CUDA out of memory."), 503), (OSError(28, "No space left"), 507),
         (OutputError("cannot be written", received="/secret"), 500),
     ],
 )  # fmt: skip
-def test_the_queue_outlives_what_a_job_raises(desk, error, status):
-    desk.go.release(2)
-    job = desk.submit("a", error)
+def test_the_queue_survives_the_error_of_a_job(held, error, status):
+    held.go.release(2)
+    job = held.submit("a", error)
     job.done.result(5)
-    assert job.state == "failed" and job.problem.status == status
+    assert job.state == "failed"
+    assert job.problem.status == status
     assert "/" not in job.problem.detail
-    desk.submit("b").done.result(5)
+    held.submit("b").done.result(5)
 
 
-def test_an_error_s_cause_decides():
-    try:
-        try:
-            raise MemoryError
-        except MemoryError as cause:
-            raise OutputError("the video cannot be written") from cause
-    except OutputError as error:
-        assert problem_of(error).status == 503
+def test_the_cause_of_an_error_decides_the_status():
+    error = OutputError("the video cannot be written")
+    assert problem_of(error).status == 500
+    error.__cause__ = MemoryError()
+    assert problem_of(error).status == 503
 
 
-def test_idleness_is_told():
-    desk = Desk(idle_seconds=0.05)
-    assert desk.idle.wait(5)
-    desk.jobs.close(5)
+def test_the_idle_callback_is_called():
+    held = HeldQueue(idle_seconds=0.05)
+    assert held.idle.wait(5)
+    held.jobs.close(5)
 
 
-def test_closing_stops_everything_and_refuses_more():
-    desk = Desk()
-    jobs = [desk.submit(name) for name in "ab"]
-    until(lambda: desk.order == ["a"])
-    desk.jobs.close(5)
+def test_closing_stops_all_jobs_and_rejects_new_ones():
+    held = HeldQueue()
+    jobs = [held.submit(name) for name in "ab"]
+    until(lambda: held.order == ["a"])
+    held.jobs.close(5)
     assert [job.state for job in jobs] == ["stopped", "stopped"]
     with pytest.raises(Problem, match="shutting down"):
-        desk.submit("c")
-
-
-def test_time_left_follows_the_pace():
-    job = Job("a", None, state="running")
-    assert job.seconds_left is None
-    job.stepped(1, 11)
-    assert job.seconds_left is None, "one step shows no pace"
-    job.first_step = (time.time() - 10, 1)
-    job.stepped(6, 11)
-    assert job.seconds_left == pytest.approx(10, abs=0.5)
+        held.submit("c")

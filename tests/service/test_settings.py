@@ -1,4 +1,4 @@
-"""Settings come from the environment, and make of a call's fields the pipeline's request."""
+"""Settings are read from the environment and complete the fields of an HTTP request."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import REQUEST_FIELDS, VideoRequest
-from talkinghead_lab.service.settings import Settings
+from talkinghead_lab.service.settings import ServiceSettings
 from tests.doc_tables import settings_table, table_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
@@ -18,17 +18,17 @@ CALL = {"audio_path": "/a.wav", "image_path": "/i.png", "prompt": ""}
 
 @pytest.fixture
 def environment(monkeypatch):
-    def make(**variables: str) -> Settings:
-        for name in Settings.model_fields:
+    def make(**variables: str) -> ServiceSettings:
+        for name in ServiceSettings.model_fields:
             monkeypatch.delenv(name.upper(), raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        return Settings.read()
+        return ServiceSettings.read()
 
     return make
 
 
-def test_an_empty_environment_serves_the_small_model(environment):
+def test_an_empty_environment_selects_the_bundled_model(environment):
     settings = environment()
     assert (settings.shared_dir, settings.output_dir) == (Path("/data/shared"), Path("/output"))
     assert (settings.port, settings.motion_frame, settings.token) == (8200, 9, None)
@@ -38,27 +38,27 @@ def test_an_empty_environment_serves_the_small_model(environment):
 
 
 @pytest.mark.parametrize(
-    "resolution, size", [("infinitetalk-480", (1024, 576)), ("infinitetalk-720", (1280, 720))]
+    ("resolution", "size"), [("infinitetalk-480", (1024, 576)), ("infinitetalk-720", (1280, 720))]
 )
-def test_released_weights_get_the_promised_sizes(environment, resolution, size):
+def test_released_weights_get_their_frame_size(environment, resolution, size):
     params = environment(**FOLDERS).params(**CALL, resolution=resolution)
     assert params.forced_size == size
     assert params.checkpoint == "released"
     assert (params.ckpt_dir, params.infinitetalk_dir) == ("/w/ckpt", "/w/infinitetalk")
 
 
-def test_the_default_resolution_gets_its_size_too(environment):
+def test_the_default_resolution_gets_its_frame_size(environment):
     assert environment(**FOLDERS).params(**CALL).forced_size == (1024, 576)
 
 
-def test_a_call_s_own_fields_win_over_the_environment(environment):
+def test_request_fields_take_precedence_over_the_environment(environment):
     settings = environment(MOTION_FRAME="13")
     assert settings.params(**CALL).motion_frame == 13
     assert settings.params(**CALL, motion_frame=5).motion_frame == 5
 
 
 @pytest.mark.parametrize(
-    "variables, told",
+    ("variables", "named"),
     [
         ({"QUEUE_LENGTH": "many"}, "QUEUE_LENGTH"),
         ({"PORT": "99999"}, "PORT"),
@@ -70,37 +70,28 @@ def test_a_call_s_own_fields_win_over_the_environment(environment):
         ({"CKPT_DIR": "/w"}, "WAV2VEC_DIR"),
     ],
 )
-def test_what_cannot_be_is_told_at_the_start(environment, variables, told):
-    with pytest.raises(InvalidRequest, match=told):
+def test_invalid_settings_are_reported_at_startup(environment, variables, named):
+    with pytest.raises(InvalidRequest, match=named):
         environment(**variables)
 
 
-def test_the_token_is_not_shown(environment):
-    assert "geheim" not in repr(environment(TOKEN="geheim"))
+def test_the_token_is_not_in_the_repr(environment):
+    assert "a secret" not in repr(environment(TOKEN="a secret"))
 
 
-def test_a_request_has_exactly_its_fields_and_defaults():
+def test_the_request_has_exactly_these_fields_and_defaults():
     assert tuple(VideoRequest.model_fields) == REQUEST_FIELDS
     request = VideoRequest(audio_path="a", image_path="i", prompt="p")
     assert list(request.model_dump().values()) == [
-        "a",
-        "i",
-        "p",
-        "infinitetalk-480",
-        42,
-        40,
-        5.0,
-        4.0,
-        9,
-        True,
-    ]
+        "a", "i", "p", "infinitetalk-480", 42, 40, 5.0, 4.0, 9, True,
+    ]  # fmt: skip
 
 
 def test_the_page_lists_every_setting():
     assert table_of("settings") == settings_table(), "run: python -m tests.doc_tables"
 
 
-def test_the_page_lists_every_call():
-    told = re.search(r"\| call \|.*?\n\n", PAGE, re.S)[0]
-    for path in create_app(Settings()).openapi()["paths"]:
-        assert re.sub(r"\{job_id\}", "{id}", path) in told, path
+def test_the_page_lists_every_endpoint():
+    listed = re.search(r"\| call \|.*?\n\n", PAGE, re.S)[0]
+    for path in create_app(ServiceSettings()).openapi()["paths"]:
+        assert re.sub(r"\{job_id\}", "{id}", path) in listed, path

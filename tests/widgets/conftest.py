@@ -33,4 +33,4 @@ def panel_for(project, request_for) -> Callable[..., TuningPanel]:
     for panel in opened:
         panel.stop()
         if panel.thread.job is not None:
-            assert panel.thread.job.ended.wait(60)
+            assert panel.thread.job.wait(60)

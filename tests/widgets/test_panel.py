@@ -126,7 +126,7 @@ def test_of_a_long_run_only_the_newest_chunks_are_shown(panel_for, monkeypatch, 
     panel.stop()
     panel.wait()
     (run,) = panel.runs
-    monkeypatch.setattr("talkinghead_lab.widgets.history.LARGEST_PREVIEW", 0)
+    monkeypatch.setattr("talkinghead_lab.runs.history.LARGEST_PREVIEW", 0)
     seen = tmp_path / "seen.mp4"
     seen.write_bytes(growing_video(run.params, run.parts))
     assert probe(seen).frame_count == probe(run.parts[-1]).frame_count

@@ -1,4 +1,4 @@
-"""What every call passes first: the token, a body that is small and prompt, a line in the log and a count."""
+"""Middleware for every request: bearer token, limits of the body, access log and request metrics."""
 
 import asyncio
 import logging
@@ -9,33 +9,34 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from talkinghead_lab.service.problems import MEDIA_TYPE, Problem
-from talkinghead_lab.service.settings import Settings
-from talkinghead_lab.service.telemetry import Figures
+from talkinghead_lab.service.settings import ServiceSettings
+from talkinghead_lab.service.telemetry import Metrics
 
 LOG = logging.getLogger(__name__)
 OPEN_PATHS = {"/api/health"}
-LARGEST_BODY = 64 * 1024  # bytes; the longest valid request has a third of it
+MAX_BODY_BYTES = 64 * 1024  # three times the longest valid request
+CLOSE = {"Connection": "close"}
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 
 
 def problem_response(problem: Problem) -> JSONResponse:
-    """A problem as an answer."""
+    """Convert a problem to an HTTP response."""
     return JSONResponse(problem.to_json(), problem.status, problem.headers, MEDIA_TYPE)
 
 
-class Gate:
-    """ASGI middleware around the whole application."""
+class RequestMiddleware:
+    """ASGI middleware around all routes of the application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, figures: Figures):
-        self.app, self.settings, self.figures = app, settings, figures
+    def __init__(self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a call through, or answer what is wrong with it."""
+        """Pass a valid request on; respond to any other with a problem."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         started, status = time.perf_counter(), 500
 
-        async def noting_status(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -44,11 +45,11 @@ class Gate:
         try:
             self._check_token(scope)
             body = await self._read_body(scope, receive)
-            await self.app(scope, _replaying(body, receive), noting_status)
+            await self.app(scope, _replay(body, receive), record_status)
         except Problem as problem:
-            await problem_response(problem)(scope, receive, noting_status)
+            await problem_response(problem)(scope, receive, record_status)
         finally:
-            self._note(scope, status, time.perf_counter() - started)
+            self._record(scope, status, time.perf_counter() - started)
 
     def _check_token(self, scope: Scope) -> None:
         token = self.settings.token
@@ -56,51 +57,48 @@ class Gate:
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, value = given.partition(b" ")
-        right = secrets.compare_digest(value.strip(), token.get_secret_value().encode())
-        if scheme.lower() != b"bearer" or not right:
-            raise Problem(401, "A valid bearer token is needed.", {"WWW-Authenticate": "Bearer"})
+        matches = secrets.compare_digest(value.strip(), token.get_secret_value().encode())
+        if scheme.lower() != b"bearer" or not matches:
+            raise Problem(401, "A valid bearer token is required.", {"WWW-Authenticate": "Bearer"})
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body, within its limits of size and time.
+        """Read the complete body within the limits of size and time.
 
         Raises:
-            Problem: 408 too slow, 413 too large.
+            Problem: 408 if it arrives too slowly, 413 if it is too large.
         """
-        body = b""
+        body = bytearray()
         try:
             async with asyncio.timeout(self.settings.body_seconds):
                 while True:
                     message = await receive()
                     body += message.get("body", b"")
-                    if len(body) > LARGEST_BODY:
-                        raise Problem(413, f"The body is larger than {LARGEST_BODY} bytes.", CLOSE)
+                    if len(body) > MAX_BODY_BYTES:
+                        raise Problem(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", CLOSE)
                     if not message.get("more_body"):
-                        return body
+                        return bytes(body)
         except TimeoutError:
             seconds = f"{self.settings.body_seconds:g}"
             raise Problem(408, f"The body did not arrive within {seconds} seconds.", CLOSE) from None
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        # A route's pattern, not what was called: names of metrics must not grow with the callers' ideas.
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        # The route's pattern instead of the path, so that clients cannot create any number of label values.
         path = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self.figures.requests.labels(method, path, str(status)).inc()
+        self.metrics.requests.labels(method, path, str(status)).inc()
         facts = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3)}
         LOG.info("answered", extra=facts)
 
 
-CLOSE = {"Connection": "close"}
-
-
-def _replaying(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read already, then whatever comes."""
-    given = False
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Wrap `receive` so that it first returns the body that was already read."""
+    replayed = False
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay

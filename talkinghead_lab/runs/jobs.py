@@ -1,0 +1,111 @@
+"""The state of one generation under way, shared by the notebook panel and the HTTP service.
+
+Importing this module does not import torch, so the service can start without it.
+"""
+
+import threading
+import time
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Literal
+
+from talkinghead_lab.errors import Stopped
+from talkinghead_lab.params import GenerationParams
+
+State = Literal["waiting", "running", "finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `step` of `steps` in chunk `chunk` of `chunks`, all counted from 1."""
+
+    chunk: int
+    chunks: int
+    step: int
+    steps: int
+
+    @property
+    def steps_done(self) -> int:
+        """Finished sampling steps of all chunks."""
+        return (self.chunk - 1) * self.steps + self.step
+
+    @property
+    def steps_total(self) -> int:
+        """Sampling steps of all chunks."""
+        return self.chunks * self.steps
+
+
+@dataclass(eq=False, kw_only=True)
+class GenerationJob:
+    """One generation, from its submission to its end.
+
+    Args:
+        params: the request.
+        state: `waiting` until `begin`, `running` until `end`.
+        progress: the last finished step; None before the first.
+        created, started, ended: seconds since 1970; None: not yet.
+        first_step: when this call reported its first step (monotonic clock), and the number of that step.
+        stop: set it to stop the job after its current step.
+        done: resolved by the owner of the job, after `end` and its own clean-up.
+    """
+
+    params: GenerationParams
+    state: State = "waiting"
+    progress: Progress | None = None
+    created: float = field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+    first_step: tuple[float, int] | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    done: "futures.Future[None]" = field(default_factory=futures.Future)
+
+    def begin(self) -> None:
+        """Mark the job as running."""
+        self.state, self.started = "running", time.time()
+
+    def report(self, progress: Progress) -> bool:
+        """Record a finished step; returns False if the job is to stop. Fits `generate(on_progress=...)`."""
+        self.progress = progress
+        if self.first_step is None:
+            self.first_step = (time.monotonic(), progress.steps_done)
+        return not self.stop.is_set()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Mark the job as finished, or as stopped or failed by `error`."""
+        self.ended = time.time()
+        if error is None:
+            self.state = "finished"
+        else:
+            self.state = "stopped" if isinstance(error, Stopped) else "failed"
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Block until the job is done or `seconds` have passed; returns whether it is done."""
+        return bool(futures.wait([self.done], seconds).done)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the job has ended and its owner has cleaned up."""
+        return self.done.done()
+
+    @property
+    def seconds(self) -> float:
+        """Duration from start to end; 0 while there is no end."""
+        return self.ended - self.started if self.started and self.ended else 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Finished share of the sampling steps, 0 to 1."""
+        return self.progress.steps_done / self.progress.steps_total if self.progress else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate from the pace since the first step, which excludes start-up costs; None: not known yet."""
+        if self.ended:
+            return 0.0
+        if self.progress is None or self.first_step is None:
+            return None
+        since, first = self.first_step
+        done = self.progress.steps_done
+        if done <= first:
+            return None
+        return (time.monotonic() - since) / (done - first) * (self.progress.steps_total - done)
