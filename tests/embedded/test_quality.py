@@ -7,9 +7,10 @@ import pytest
 
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.foundation.paths import local_file
-from talkinghead_lab.measures import drawn_faces
+from talkinghead_lab.measures.cartoon_faces import mouth_truth
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import generate
+from tests.measures.videos import openings_in
 
 PRESET = Path(__file__).parents[2] / "params" / "embedded.yaml"
 FRAMES = 77
@@ -28,8 +29,8 @@ def spoken(tmp_path_factory):
         changes = {"audio_path": sample, "max_frames": FRAMES, "trim_last_chunk": True}
         params = GenerationParams.from_yaml(PRESET, **changes)
         made = generate(params, tmp_path_factory.mktemp("quality") / "run", show_progress=False)
-        truth = drawn_faces.mouth_truth()[digests.known_sha256(local_file(params.audio_path))]
-        pairs.append((drawn_faces.read_openings(made.video_path, FRAMES), np.asarray(truth)))
+        truth = mouth_truth(digests.known_sha256(local_file(params.audio_path)))
+        pairs.append((openings_in(made.video_path), truth))
     return pairs
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from talkinghead_lab.service.checks import check_video
 from torch import Generator
 
+from talkinghead_lab.measures.judge import judge_video
 from talkinghead_lab.media import audio, video
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from talkinghead_lab.training.identity import FIRST_TEST_IDENTITY
 from talkinghead_lab.training.readers import random_motion
+from tests.measures.videos import subject
 
 SECONDS, FRAMES = 2.0, 50
 
@@ -42,7 +43,10 @@ def check(speech, tmp_path_factory):
         path = tmp_path_factory.mktemp("video") / "video.mp4"
         heard = audio.read_soundtrack(speech[0]) if sound else None
         video.write_video(path, [frames], heard, len(frames), {})
-        return check_video(path, speech[0], announced, drawn)
+        made_from = subject(
+            speech=audio.read_speech(speech[0]), frame_count=announced, seconds=SECONDS, cartoon=drawn
+        )
+        return judge_video(path, made_from).checks
 
     return checked
 

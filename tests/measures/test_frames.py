@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from talkinghead_lab.measures.frames import FrameStatistics, color_drift, flicker, seam_jump
-from tests.measures.test_lips import grey, write
+from tests.measures.videos import grey, statistics_of, write
 
 
 def test_frames_that_change_by_known_amounts(tmp_path):
     levels = np.array([100] * 10 + [130] * 10)
-    frames = FrameStatistics.of_video(write(tmp_path / "step.mp4", grey(levels)))
+    frames = statistics_of(write(tmp_path / "step.mp4", grey(levels)))
     assert frames.luma == pytest.approx(levels, abs=1.5)
     assert frames.change[9] == pytest.approx(30, abs=1.5)
     assert max(frames.sharpness) < 1
@@ -20,8 +20,8 @@ def test_frames_that_change_by_known_amounts(tmp_path):
 
 
 def test_flicker_counts_jitter_but_no_fade(tmp_path):
-    fade = FrameStatistics.of_video(write(tmp_path / "fade.mp4", grey(np.arange(60, 100, 2))))
-    jitter = FrameStatistics.of_video(write(tmp_path / "jitter.mp4", grey([90, 100] * 10)))
+    fade = statistics_of(write(tmp_path / "fade.mp4", grey(np.arange(60, 100, 2))))
+    jitter = statistics_of(write(tmp_path / "jitter.mp4", grey([90, 100] * 10)))
     assert flicker(fade).value < 1.5
     assert flicker(jitter).value == pytest.approx(20, abs=2)
 
@@ -41,7 +41,7 @@ def test_a_blurred_video_is_less_sharp(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 1)).repeat(3, -1)
     coarse = noise[:, ::4, ::4].repeat(4, 1).repeat(4, 2)
     sharp, blurred_ = (
-        np.mean(FrameStatistics.of_video(write(tmp_path / name, frames)).sharpness)
+        np.mean(statistics_of(write(tmp_path / name, frames)).sharpness)
         for name, frames in (("sharp.mp4", noise), ("blurred.mp4", coarse))
     )
     assert sharp > 2 * blurred_

@@ -1,4 +1,4 @@
-"""Faces are seen where the user has the landmarker; without it, or with a wrong file, the reason is told."""
+"""Faces are found where the user has the landmarker; otherwise the error gives the reason."""
 
 import os
 
@@ -10,7 +10,7 @@ from torch import Generator
 from talkinghead_lab.errors import CheckpointError, MediaError
 from talkinghead_lab.measures import photographed_faces
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
-from tests.measures.test_lips import grey, write
+from tests.measures.videos import grey, shown_to, write
 
 needs_model = pytest.mark.skipif(
     photographed_faces.VARIABLE not in os.environ,
@@ -21,10 +21,10 @@ needs_model = pytest.mark.skipif(
 def test_without_a_model_file_the_variable_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv(photographed_faces.VARIABLE, raising=False)
     with pytest.raises(CheckpointError, match=r"FACE_LANDMARKER is not set.*face_landmarker.task"):
-        photographed_faces.see_faces(tmp_path / "a.mp4", 10)
+        photographed_faces.FaceTracker(10)
     monkeypatch.setenv(photographed_faces.VARIABLE, str(tmp_path / "gone.task"))
     with pytest.raises(CheckpointError, match=r"names no file.*gone.task"):
-        photographed_faces.see_faces(tmp_path / "a.mp4", 10)
+        photographed_faces.FaceTracker(10)
 
 
 def test_a_wrong_model_file_is_refused(tmp_path, monkeypatch):
@@ -32,8 +32,8 @@ def test_a_wrong_model_file_is_refused(tmp_path, monkeypatch):
     wrong = tmp_path / "wrong.task"
     wrong.write_bytes(b"no landmarker")
     monkeypatch.setenv(photographed_faces.VARIABLE, str(wrong))
-    with pytest.raises(CheckpointError, match="no face landmarker"):
-        photographed_faces.see_faces(write(tmp_path / "grey.mp4", grey([90] * 3)), 10)
+    with pytest.raises(CheckpointError, match="not a face landmarker"):
+        photographed_faces.FaceTracker(10)
 
 
 @needs_model
@@ -42,7 +42,8 @@ def test_the_opening_follows_the_mouth_and_the_box_the_head(tmp_path):
     wanted = 0.5 - 0.5 * torch.cos(torch.arange(50) / 4)
     motion.mouth[:, 0] = wanted
     pixels = ((render(sample_identity(Generator().manual_seed(5)), motion) + 1) * 127.5).byte()
-    seen = photographed_faces.see_faces(write(tmp_path / "talks.mp4", pixels.permute(0, 2, 3, 1).numpy()), 50)
+    path = write(tmp_path / "talks.mp4", pixels.permute(0, 2, 3, 1).numpy())
+    seen = shown_to(photographed_faces.FaceTracker(50), path).faces()
     assert np.corrcoef(seen.opening, wanted)[0, 1] > 0.9
     left, top, right, bottom = seen.boxes.mean(0)
     assert 0 < left < 80 < right < 160 and 0 < top < 80 < bottom < 160
@@ -51,4 +52,4 @@ def test_the_opening_follows_the_mouth_and_the_box_the_head(tmp_path):
 @needs_model
 def test_a_video_without_a_face_is_told(tmp_path):
     with pytest.raises(MediaError, match="3 of 3"):
-        photographed_faces.see_faces(write(tmp_path / "grey.mp4", grey([90] * 3)), 10)
+        shown_to(photographed_faces.FaceTracker(10), write(tmp_path / "grey.mp4", grey([90] * 3))).faces()

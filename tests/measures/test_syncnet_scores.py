@@ -7,8 +7,9 @@ import torch
 from talkinghead_lab.errors import CheckpointError, MediaError
 from talkinghead_lab.measures import syncnet_scores
 from talkinghead_lab.measures.photographed_faces import Faces
+from talkinghead_lab.media.audio import read_soundtrack
 from talkinghead_lab.models.judges.syncnet import SyncNet
-from tests.measures.test_lips import grey, write
+from tests.measures.videos import grey, write
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_without_weights_the_variable_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv(syncnet_scores.VARIABLE, raising=False)
     faces = Faces(np.zeros(10), np.tile([10.0, 10, 30, 30], (10, 1)))
     with pytest.raises(CheckpointError, match=r"SYNCNET_MODEL is not set.*syncnet_v2.model"):
-        syncnet_scores.sync_scores(tmp_path / "a.mp4", faces)
+        syncnet_scores.sync_scores(tmp_path / "a.mp4", faces, np.zeros((1, 48_000), np.float32))
 
 
 def test_a_crop_is_the_square_about_the_face(tmp_path):
@@ -103,12 +104,13 @@ def test_a_video_is_scored(weights_file, tmp_path, monkeypatch):
     monkeypatch.setenv(syncnet_scores.VARIABLE, str(weights_file))
     sound = np.random.default_rng(0).normal(0, 0.1, (1, 20 * 1920)).astype(np.float32)
     path = write(tmp_path / "noise.mp4", grey(np.arange(60, 80)), sound)
-    assert syncnet_scores.sound_cepstrum(path).shape[0] == 13
+    soundtrack = read_soundtrack(path)
+    assert syncnet_scores.sound_cepstrum(soundtrack).shape[0] == 13
     boxes = np.tile([20.0, 20, 44, 44], (20, 1))
-    scores = syncnet_scores.sync_scores(path, Faces(np.zeros(20), boxes))
+    scores = syncnet_scores.sync_scores(path, Faces(np.zeros(20), boxes), soundtrack)
     assert scores.distance > 0 and scores.confidence >= 0
     with pytest.raises(MediaError, match="shorter than a window"):
-        syncnet_scores.sync_scores(path, Faces(np.zeros(5), boxes[:5]))
+        syncnet_scores.sync_scores(path, Faces(np.zeros(5), boxes[:5]), soundtrack)
 
 
 def test_the_cepstrum_is_that_of_the_released_evaluation(tmp_path):
@@ -118,7 +120,7 @@ def test_the_cepstrum_is_that_of_the_released_evaluation(tmp_path):
     tone = (0.3 * np.sin(2 * np.pi * 440 * seconds) * np.sin(2 * np.pi * 2 * seconds)).astype(np.float32)
     path = write(tmp_path / "tone.mp4", grey([90] * 25), tone[None])
     wanted = features.mfcc((tone[::3] * 32768).round().astype(np.int16), 16_000)
-    given = syncnet_scores.sound_cepstrum(path).T.numpy()
+    given = syncnet_scores.sound_cepstrum(read_soundtrack(path)).T.numpy()
     assert given.shape == wanted.shape == (99, 13)
     steady = slice(10, 90)  # away from the fades, where what AAC adds is all there is
     assert np.abs(given[steady, 0] - wanted[steady, 0]).max() < 0.2

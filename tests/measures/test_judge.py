@@ -1,0 +1,65 @@
+"""One decoding pass gives every measure and check, or the reason why one cannot be taken."""
+
+import av
+import numpy as np
+import pytest
+
+from talkinghead_lab.measures.judge import judge_video
+from talkinghead_lab.measures.measure import KINDS
+from talkinghead_lab.media import video
+from talkinghead_lab.media.audio import read_soundtrack
+from tests.measures.videos import grey, subject, write
+
+
+@pytest.fixture(autouse=True)
+def no_landmarker(monkeypatch):
+    monkeypatch.delenv("FACE_LANDMARKER", raising=False)
+
+
+def test_a_measure_that_cannot_be_taken_reports_the_reason(tmp_path):
+    path = write(tmp_path / "one.mp4", grey([90], 32), np.zeros((1, 1920), np.float32))
+    measures = judge_video(path, subject()).measures
+    by_name = {measure.name: measure for measure in measures}
+    assert [m.name for m in measures if m.value is not None] == ["sharpness"]
+    of_the_run = {"seconds_per_frame", "peak_host_gib", "peak_gpu_gib"}
+    assert by_name.keys() | of_the_run == KINDS.keys()
+    for name in ("lip_correlation", "mouth_follows_sound", "lse_c", "lse_d"):
+        assert "FACE_LANDMARKER is not set" in by_name[name].why_not
+    assert by_name["flicker"].why_not == "the video has fewer than 3 frames"
+
+
+def test_the_video_is_opened_for_its_facts_and_decoded_once(tmp_path, monkeypatch):
+    sound = np.random.default_rng(0).normal(0, 0.1, (1, 50 * 1920)).astype(np.float32)
+    path = write(tmp_path / "two-seconds.mp4", grey(np.arange(60, 110)), sound)
+    opened, plain = [], av.open
+
+    def counted(file, *arguments, **options):
+        opened.append(file)
+        return plain(file, *arguments, **options)
+
+    monkeypatch.setattr(av, "open", counted)
+    judgement = judge_video(path, subject(cartoon=True), lambda picture: picture.flatten(2), snapshots=5)
+    assert len(opened) == 2, "once for the index, once to decode"
+    assert [seconds for seconds, _ in judgement.snapshots] == [0.0, 0.48, 0.96, 1.48, 1.96]
+
+
+def test_one_pass_gives_what_separate_ones_give(tmp_path):
+    sound = np.random.default_rng(0).normal(0, 0.1, (2, 50 * 1920)).astype(np.float32)
+    path = write(tmp_path / "two-seconds.mp4", grey(np.arange(60, 110)), sound)
+    frames = []
+    assert np.array_equal(video.decode_once(path, frames.append), read_soundtrack(path))
+    assert np.array_equal(np.stack(frames), np.stack(list(video.read_frames(path))))
+    snapshots = judge_video(path, subject(), snapshots=3).snapshots
+    for (seconds, picture), (expected_seconds, expected) in zip(
+        snapshots, video.evenly_spaced(path, 3), strict=True
+    ):
+        assert seconds == expected_seconds
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+
+
+def test_a_silent_video_is_judged_too(tmp_path):
+    path = write(tmp_path / "silent.mp4", grey(np.arange(60, 110)))
+    judgement = judge_video(path, subject(cartoon=True))
+    by_name = {measure.name: measure for measure in judgement.measures}
+    assert by_name["loudness"].why_not == by_name["mouth_follows_sound"].why_not == "the video has no sound"
+    assert judgement.checks["streams"]["passed"] is False
