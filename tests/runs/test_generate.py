@@ -10,6 +10,7 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -32,7 +33,7 @@ def run(pipeline, tmp_path):
         return generate(
             params,
             options.pop("run_dir", tmp_path / "run"),
-            pipeline=pipeline,
+            pipeline=options.pop("pipeline", pipeline),
             show_progress=False,
             **options,
         )
@@ -76,7 +77,14 @@ def test_record(run, request_for):
     result = run(params)
     record = json.loads((result.run_dir / "run.json").read_text())
     assert GenerationParams(**record["request"]) == params
-    assert record["resolved"]["sample_shift"] == 7.0
+    assert record["schema_version"] == 1
+    assert record["resolved"] == {
+        "frame_size": "32x32", "frames": 25, "chunks": 5, "seconds": 1.0, "sample_shift": 7.0,
+        "guided_by_text": True, "guided_by_audio": True, "device": "cpu", "compute_type": "float32",
+        "storage_type": None, "decode_type": "float32", "attention": "sdpa", "compiled": False,
+        "offloaded": False, "vram_budget_gib": None,
+    }  # fmt: skip
+    assert record["checks"]["frame_count"] == {"passed": True, "measured": 25}
     assert {"read", "text", "audio", "image", "vae_encode", "sampling", "decode", "mux"} <= set(
         record["stages"]
     )
@@ -100,6 +108,27 @@ def test_the_record_names_what_the_video_was_made_from(run, request_for):
         assert stage["seconds"] > 0 and 0.05 < stage["peak_host_gib"] < 100
     for measure in record["measures"]:
         assert (measure["value"] is None) == (measure["why_not"] is not None), measure
+
+
+def test_a_run_opens_its_recording_once_and_decodes_its_video_once(
+    run, request_for, recording, tmp_path, monkeypatch
+):
+    copy = tmp_path / "speech.wav"
+    copy.write_bytes(Path(recording(1.0)).read_bytes())
+    opened, demuxed, counting, plain = [], [], [True], av.open
+
+    def counted(file, *arguments, **options):
+        demuxed.append(getattr(file, "name", str(file)))
+        return plain(file, *arguments, **options)
+
+    sys.addaudithook(
+        lambda event, given: opened.append(str(given[0])) if counting and event == "open" else None
+    )
+    monkeypatch.setattr(av, "open", counted)
+    result = run(request_for(audio_path=str(copy)))
+    counting.clear()
+    assert opened.count(str(copy)) == demuxed.count(str(copy)) == 1
+    assert demuxed.count(str(result.video_path)) == 2, "once for its index, once to decode it"
 
 
 def test_a_full_disk_leaves_a_run_that_goes_on(run, request_for, tmp_path):
@@ -213,11 +242,26 @@ def test_a_finished_run_is_returned_as_it_is(run, request_for):
 
 
 def test_a_run_goes_on_with_another_budget(run, request_for):
+    offloaded = Pipeline.load(request_for(vram_budget_gib=0.5))
     with pytest.raises(Stopped):
-        run(request_for(vram_budget_gib=0.5), on_progress=lambda p: p.chunk < 2)
+        run(request_for(vram_budget_gib=0.5), pipeline=offloaded, on_progress=lambda p: p.chunk < 2)
     resumed: list[Progress] = []
-    run(request_for(vram_budget_gib=64), on_progress=resumed.append)
+    run(request_for(vram_budget_gib=64), pipeline=offloaded, on_progress=resumed.append)
     assert resumed[0].chunk == 2
+
+
+def test_a_run_resumes_on_another_device(run, request_for):
+    with pytest.raises(Stopped):
+        run(request_for(device="cpu"), on_progress=lambda p: p.chunk < 2)
+    resumed: list[Progress] = []
+    run(request_for(device="auto"), on_progress=resumed.append)
+    assert resumed[0].chunk == 2
+
+
+def test_networks_of_another_request_are_refused(run, request_for, tmp_path):
+    with pytest.raises(InvalidRequest, match="the loaded networks are not those of this request"):
+        run(request_for(precision="int8"))
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_another_request_does_not_get_the_folder(run, request_for):
