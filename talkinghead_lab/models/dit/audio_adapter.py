@@ -63,7 +63,7 @@ class AudioCrossAttention(nn.Module):
         if speakers > 1:
             centres = torch.tensor([sum(span) / 2 for span in SPEAKER_RANGES], device=audio.device)
             positions = centres.repeat_interleave(audio.shape[2] // speakers)
-            key = Rotation(rotary_angles(positions, key.shape[-1]))(key)
+            key = Rotation.from_angles(rotary_angles(positions, key.shape[-1]))(key)
         return key, value
 
     def forward(
@@ -139,4 +139,4 @@ def speaker_rotation(attention_map: Tensor, head_width: int) -> Rotation:
     positions.append(torch.full_like(positions[0], BACKGROUND_POSITION))
     strongest = attention_map.argmax(dim=1, keepdim=True)
     chosen = torch.stack(positions, dim=1).gather(1, strongest).squeeze(1)
-    return Rotation(rotary_angles(chosen.float(), head_width))
+    return Rotation.from_angles(rotary_angles(chosen.float(), head_width))

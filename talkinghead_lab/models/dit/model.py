@@ -190,7 +190,8 @@ class DiT(nn.Module):
     def rotation(self, latent_shape: Sequence[int], device: torch.device | None = None) -> Rotation:
         """Rotary positions of a latent [..., T, h, w]."""
         time, rows, columns = (n // p for n, p in zip(latent_shape[-3:], self.config.patch_size, strict=True))
-        return Rotation(grid_angles((time, rows, columns), self.config.dim // self.config.num_heads), device)
+        angles = grid_angles((time, rows, columns), self.config.dim // self.config.num_heads)
+        return Rotation.from_angles(angles, device)
 
     def patchify(self, latent: Tensor, condition: Tensor) -> Tensor:
         """Noisy latent [B, C, T, h, w] and condition (mask and encoded picture) → tokens [B, L, D].

@@ -45,10 +45,8 @@ class SequenceParallelGroup:
 
     def split_rotation(self, rotation: Rotation, frames: int) -> Rotation:
         """The rotary positions of this process's tokens."""
-        share = object.__new__(Rotation)
-        share.cosine = self.split(rotation.cosine[None], frames)[0]
-        share.sine = self.split(rotation.sine[None], frames)[0]
-        return share
+        cosine, sine = (self.split(table[None], frames)[0] for table in (rotation.cosine, rotation.sine))
+        return Rotation(cosine, sine)
 
     def gather(self, x: Tensor, frames: int) -> Tensor:
         """The tokens of all processes, in their order: the inverse of `split`."""

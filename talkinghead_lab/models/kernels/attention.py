@@ -146,18 +146,25 @@ def grid_angles(grid: tuple[int, int, int], head_width: int) -> Tensor:
     ).flatten(0, 2)
 
 
+@dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines that turn neighbouring pairs of a head's channels.
+    """Rotary position embedding: rotates each pair of neighbouring channels of a head.
 
     Args:
-        angles: [tokens, head width / 2], or [B, tokens, head width / 2].
+        cosine: float32 [..., tokens, 1, head width]; both channels of a pair hold the same value.
+        sine: as `cosine`, negated for the first channel of each pair.
     """
 
-    def __init__(self, angles: Tensor, device: torch.device | None = None):
+    cosine: Tensor
+    sine: Tensor
+
+    @classmethod
+    def from_angles(cls, angles: Tensor, device: torch.device | None = None) -> "Rotation":
+        """Rotation by angles [tokens, head width / 2] or [B, tokens, head width / 2]."""
         angles = angles.unsqueeze(-2)
-        self.cosine = angles.cos().float().repeat_interleave(2, dim=-1).to(device)
+        cosine = angles.cos().float().repeat_interleave(2, dim=-1)
         sine = angles.sin().float()
-        self.sine = torch.stack((-sine, sine), dim=-1).flatten(-2).to(device)
+        return cls(cosine.to(device), torch.stack((-sine, sine), dim=-1).flatten(-2).to(device))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate [B, tokens, heads, head width] in float32; the type of `x` is kept."""

@@ -34,7 +34,7 @@ def triton_rows() -> ModuleType:
 
 def test_norm_and_rotate_gives_what_the_layers_give(triton_rows):
     torch.manual_seed(0)
-    rotation = Rotation(grid_angles((2, 3, 5), 128), DEVICE)
+    rotation = Rotation.from_angles(grid_angles((2, 3, 5), 128), DEVICE)
     norm = RMSNorm(384, 1e-6).cuda().bfloat16()
     norm.weight.data.uniform_(0.5, 1.5)
     x = torch.randn(2, 30, 384, device=DEVICE).bfloat16()
