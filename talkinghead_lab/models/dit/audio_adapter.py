@@ -95,13 +95,17 @@ class AudioCrossAttention(nn.Module):
         (Wx)·k = x·(Wᵀk) and W·Σpv = Σp·(Wv). A frame has fewer keys than a head has channels, so the products
         that every token goes through are narrower: by four at the released sizes.
         """
+        # Weights are detached for einops, which keeps a table of tensor types; a `Parameter` would be a new entry,
+        # after which PyTorch compiles the block again.
         frames, count = key.shape[:2]
         into, out_of = _weight(self.q_linear, x.dtype), _weight(self.proj, x.dtype)
         # Frames innermost: the rows of one frame then lie evenly apart, and the products need no copy.
         key, value = (rearrange(both, "f a n d -> n (a f) d") for both in (key, value))
         keys = key @ rearrange(into, "(n d) c -> n d c", n=self.num_heads)
         values = value @ rearrange(out_of, "c (n d) -> n d c", n=self.num_heads)
-        offsets = key.float() @ rearrange(self.q_linear.bias.float(), "(n d) -> n d 1", n=self.num_heads)
+        offsets = key.float() @ rearrange(
+            self.q_linear.bias.detach().float(), "(n d) -> n d 1", n=self.num_heads
+        )
         keys, values = (rearrange(both, "n (a f) c -> f (n a) c", a=count) for both in (keys, values))
         scores = _product_float32(x.reshape(frames, -1, x.shape[-1]).to(keys.dtype), keys.mT)
         scores = scores.unflatten(-1, (self.num_heads, count))
@@ -112,7 +116,9 @@ class AudioCrossAttention(nn.Module):
 
 def _weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] of a linear layer of any stored type."""
-    return layer.weight if isinstance(layer, nn.Linear) else layer.dequantized().to(dtype)  # type: ignore[operator]
+    if isinstance(layer, nn.Linear):
+        return layer.weight.detach()
+    return layer.dequantized().to(dtype)  # type: ignore[operator]
 
 
 @torch.library.custom_op("talkinghead_lab::product_float32", mutates_args=())

@@ -4,14 +4,15 @@ Submodules carry the released tensor names. Shapes use the symbols of `latent_gr
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from talkinghead_lab.models.dit.audio_adapter import AudioProjection
 from talkinghead_lab.models.dit.blocks import Block, Head, KeysValues, linear_float32
@@ -84,6 +85,15 @@ def sinusoid(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
+def inductor_without_tf32_hint(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """PyTorch's default compiler without its hint to enable TF32, which is too coarse for the float32 layers."""
+    from torch._inductor import compile as compile_graph  # importing it takes seconds
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+        return compile_graph(graph, inputs)
+
+
 class DiT(nn.Module):
     """Predicts the velocity of a latent chunk under text, picture and recording.
 
@@ -129,17 +139,13 @@ class DiT(nn.Module):
             block.self_attn.has_kernels = block.cross_attn.has_kernels = has_kernels
 
     def compile_blocks(self) -> None:
-        """Compile the arithmetic of blocks and head: one graph a shape, shared by all blocks.
+        """Compile the blocks and the head: one graph per shape, shared by all blocks.
 
-        Modules are called as before, so that hooks on them stay outside the graph. Compiled code is kept on
-        disk (`TORCHINDUCTOR_CACHE_DIR`); the first forward of a later process reads it back.
+        PyTorch compiles `forward` and leaves the call around it as it is, so hooks run outside the graph.
+        Compiled code is cached on disk (`TORCHINDUCTOR_CACHE_DIR`), where later processes find it.
         """
-        # What stays in float32, the head above all, is meant to.
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-        compiled = torch.compile(Block.forward, dynamic=False)
-        for block in self.blocks:
-            block.forward = partial(compiled, block)  # type: ignore[method-assign]
-        self.head.forward = torch.compile(self.head.forward, dynamic=False)  # type: ignore[method-assign]
+        for module in (*self.blocks, self.head):
+            module.compile(dynamic=False, backend=inductor_without_tf32_hint)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -25,17 +26,32 @@ def velocity(model: DiT, speakers: int = 1) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_compiled_blocks_share_one_graph_and_give_the_same():
-    model = build()
+    model, called = build(), []
     assert len(model.blocks) > 1
-    plain, called = velocity(model), []
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model.compile_blocks()
     for block in model.blocks:
         block.register_forward_pre_hook(lambda *_: called.append(1))
-    assert relative_error(velocity(model), plain) < 1e-5
+    assert relative_error(velocity(model), velocity(build())) < 1e-5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one for all blocks, one for the head"
     assert len(called) == len(model.blocks), "hooks run outside the graph"
+
+
+def test_compilation_hides_the_tf32_hint_and_restores_the_warning_filters(monkeypatch):
+    def compile_graph(graph, inputs):
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available", stacklevel=1)
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile", compile_graph)
+    torch._dynamo.reset()
+    model = build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        filters = warnings.filters.copy()
+        model.compile_blocks()
+        velocity(model)
+        assert warnings.filters == filters
 
 
 @pytest.mark.parametrize("kind", ["flash3_fp8", "triton"])
