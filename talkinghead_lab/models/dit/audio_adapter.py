@@ -25,7 +25,7 @@ class AudioProjection(nn.Module):
     half-window before the first, the middle rows of the two between, and the half-window after the last.
     """
 
-    def __init__(self, window: int, features: int, hidden: int, tokens: int, dim: int):
+    def __init__(self, window: int, features: int, hidden: int, tokens: int, dim: int) -> None:
         super().__init__()
         self.tokens = tokens
         self.proj1 = nn.Linear(window * features, hidden)
@@ -49,7 +49,7 @@ class AudioProjection(nn.Module):
 class AudioCrossAttention(nn.Module):
     """Every token attends to the audio tokens of its own latent frame."""
 
-    def __init__(self, dim: int, audio_dim: int, num_heads: int):
+    def __init__(self, dim: int, audio_dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q_linear = nn.Linear(dim, dim)

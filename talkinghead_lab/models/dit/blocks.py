@@ -65,7 +65,7 @@ def feed_forward(ffn: nn.Sequential, x: Tensor | QuantizedTokens) -> Tensor:
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the whole width, before it is split into heads."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
@@ -81,7 +81,7 @@ class RMSNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Attention of all tokens of a chunk to each other, with queries and keys normed over the whole width."""
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.kind = "sdpa"
@@ -148,7 +148,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(SelfAttention):
     """Attention to the prompt and, with weights of its own, to the picture."""
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         self.k_img = nn.Linear(config.dim, config.dim)
         self.v_img = nn.Linear(config.dim, config.dim)
@@ -174,7 +174,7 @@ class CrossAttention(SelfAttention):
 class Block(nn.Module):
     """Self-attention, attention to prompt and picture, attention to the recording, feed-forward."""
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
         self.self_attn = SelfAttention(config)
@@ -250,7 +250,7 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Projects tokens to velocity patches, in float32."""
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         time, rows, columns = config.patch_size
         self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)

@@ -64,7 +64,7 @@ class TimeEmbedding:
 class ImageProjection(nn.Module):
     """Maps image-encoder features to the transformer's width."""
 
-    def __init__(self, image_dim: int, dim: int):
+    def __init__(self, image_dim: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Sequential(
             nn.LayerNorm(image_dim),
@@ -85,8 +85,8 @@ def sinusoid(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
-def inductor_without_tf32_hint(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-    """PyTorch's default compiler without its hint to enable TF32, which is too coarse for the float32 layers."""
+def inductor_without_tf32_hint(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """PyTorch's default compiler without its hint to enable TF32: float32 layers need their precision."""
     from torch._inductor import compile as compile_graph  # importing it takes seconds
 
     with warnings.catch_warnings():
@@ -102,7 +102,7 @@ class DiT(nn.Module):
     does all of it.
     """
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
         dim = config.dim

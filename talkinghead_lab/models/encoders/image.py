@@ -125,7 +125,7 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
 class ImageEncoder(nn.Module):
     """CLIP's image tower up to its last block but one."""
 
-    def __init__(self, config: ImageEncoderConfig):
+    def __init__(self, config: ImageEncoderConfig) -> None:
         # Here, because it takes seconds: `loading` does it while weights are read.
         from transformers import CLIPVisionConfig, CLIPVisionModel
 

@@ -179,7 +179,7 @@ def from_released(tensors: dict[str, Tensor], config: SpeechEncoderConfig) -> di
 class SpeechEncoder(nn.Module):
     """wav2vec2 with its features interpolated to the video's frame rate. It runs without any dropout."""
 
-    def __init__(self, config: SpeechEncoderConfig):
+    def __init__(self, config: SpeechEncoderConfig) -> None:
         # Here, because it takes seconds: `loading` does it while weights are read.
         from transformers import Wav2Vec2Config, Wav2Vec2Model
 

@@ -128,7 +128,7 @@ class Tokenizer:
         CheckpointError: the file is missing or damaged, or has no padding token.
     """
 
-    def __init__(self, folder: Path | str, text_len: int):
+    def __init__(self, folder: Path | str, text_len: int) -> None:
         self.text_len = text_len
         path = Path(folder) / "tokenizer.json"
         remedy = "Use the google/umt5-xxl folder of the checkpoint."
@@ -173,7 +173,7 @@ class GatedFeedForward(nn.Module):
     With a weight stored in eight bits that would round the hidden states to eight bits.
     """
 
-    def __init__(self, config: TextEncoderConfig):
+    def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.wi_0 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.wi_1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
@@ -186,7 +186,7 @@ class GatedFeedForward(nn.Module):
 class TextEncoder(nn.Module):
     """umT5's encoder behind the released calling convention: one tensor per text, without padding."""
 
-    def __init__(self, config: TextEncoderConfig):
+    def __init__(self, config: TextEncoderConfig) -> None:
         # Here, because it takes seconds: `loading` does it while weights are read.
         from transformers import UMT5Config, UMT5EncoderModel
 

@@ -33,7 +33,7 @@ class HeadPose:
 class FaceReader(nn.Module):
     """A small convolutional network from a frame of READER_SIZE² pixels to READINGS."""
 
-    def __init__(self, widths: tuple[int, ...] = (24, 40, 64, 80), hidden: int = 96):
+    def __init__(self, widths: tuple[int, ...] = (24, 40, 64, 80), hidden: int = 96) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = 3

@@ -41,7 +41,7 @@ def attend_to_text_and_image(
     query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct: Tensor
 ) -> Tensor:
     """The sum of two attentions in one kernel; see `short_attention`."""
-    from talkinghead_lab.models.kernels.short_context_attention import attend
+    from talkinghead_lab.models.kernels.triton_text_image_attention import attend
 
     return attend(query, text, image, distinct)
 

@@ -15,7 +15,7 @@ ROWS, KEYS, WARPS, STAGES, REGISTERS = 64, 128, 4, 2, 168
 
 
 @triton.jit
-def _tile(scores, scale, highest, total, sums, value, RAISED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _tile(scores, scale, highest, total, sums, value, RAISED: tl.constexpr):
     """One tile of keys: fade what is there to the new maximum and add the tile's share."""
     new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
     weights = tl.exp2(scores * scale[:, None] - (new_highest - RAISED)[:, None])
@@ -28,7 +28,7 @@ def _tile(scores, scale, highest, total, sums, value, RAISED: tl.constexpr):  # 
 
 
 @triton.jit
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     queries, keys, values, outputs, query_scales, key_scales, tokens, rows_padded,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, RAISED: tl.constexpr,
 ):  # fmt: skip

@@ -16,7 +16,7 @@ ROWS_OF_A_PART, ROWS_AT_ONCE, CHANNELS_AT_ONCE = 2048, 16, 128
 
 
 @triton.jit
-def _store_rounded(x, row, outputs, scales, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def _store_rounded(x, row, outputs, scales, WIDTH: tl.constexpr):
     """Store a row, zero beyond its width, in eight bits with the scale that its largest number asks for."""
     channel = tl.arange(0, x.shape[0])
     scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / LARGEST
@@ -26,7 +26,7 @@ def _store_rounded(x, row, outputs, scales, WIDTH: tl.constexpr):  # type: ignor
 
 
 @triton.jit
-def _add_and_norm(  # type: ignore[no-untyped-def]
+def _add_and_norm(
     rows, updates, gates, offsets, weights, biases, sums, outputs, scales, eps, tokens,
     WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
@@ -90,7 +90,7 @@ def add_and_norm(
 
 
 @triton.jit
-def _norm_and_rotate(  # type: ignore[no-untyped-def]
+def _norm_and_rotate(
     rows, weights, cosines, sines, factors, outputs, eps, tokens,
     WIDTH: tl.constexpr, HEAD: tl.constexpr, PAIRS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
@@ -143,9 +143,7 @@ def norm_and_rotate(
 
 
 @triton.jit
-def _gelu_and_round(  # type: ignore[no-untyped-def]
-    rows, outputs, scales, WIDTH: tl.constexpr, PADDED: tl.constexpr
-):
+def _gelu_and_round(rows, outputs, scales, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, PADDED)
     inside = channel < WIDTH
@@ -166,7 +164,7 @@ def gelu_and_round(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _sums_and_extremes(  # type: ignore[no-untyped-def]
+def _sums_and_extremes(
     rows, outputs, tokens, channels,
     ROWS: tl.constexpr, ROWS_AT_ONCE: tl.constexpr, CHANNELS_AT_ONCE: tl.constexpr,
 ):  # fmt: skip

@@ -19,7 +19,7 @@ class FrameStream:
     again.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]):
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = layers
         self.state: CausalState = {}
         self.settled: dict[nn.Module, Tensor] = {}

@@ -44,7 +44,7 @@ class CausalConv3d(nn.Conv3d):
     the same sums, faster on a GPU and ten times as fast on a CPU.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]) -> None:
         time, height, width = kernel_size
         super().__init__(in_channels, out_channels, kernel_size, padding=(0, height // 2, width // 2))
         self.frames_remembered = time - 1
@@ -77,7 +77,7 @@ def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
 class RMSNorm(nn.Module):
     """Scales the channels of a position to a root mean square of one, times a learned gain, in float32."""
 
-    def __init__(self, dim: int, spatial_dims: int = 3):
+    def __init__(self, dim: int, spatial_dims: int = 3) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * spatial_dims))
 
@@ -91,7 +91,7 @@ class RMSNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """Two normalised causal convolutions beside a shortcut."""
 
-    def __init__(self, in_dim: int, out_dim: int):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.residual = nn.ModuleDict(
             {
@@ -113,7 +113,7 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention with one head among the positions of each frame."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = RMSNorm(dim, spatial_dims=2)
         self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
@@ -132,7 +132,7 @@ class AttentionBlock(nn.Module):
 class Downsample(nn.Module):
     """Halves the picture, and where `temporal` the frames after the very first."""
 
-    def __init__(self, dim: int, temporal: bool):
+    def __init__(self, dim: int, temporal: bool) -> None:
         super().__init__()
         self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim, 3, stride=2)})
         self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
@@ -164,7 +164,7 @@ def _pictures(x: Tensor) -> Tensor:
 class Upsample(nn.Module):
     """Doubles the picture and halves its channels; where `temporal` doubles the frames after the first."""
 
-    def __init__(self, dim: int, temporal: bool):
+    def __init__(self, dim: int, temporal: bool) -> None:
         super().__init__()
         self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim // 2, 3, padding=1)})
         self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if temporal else None
@@ -192,7 +192,7 @@ def _double_time(time_conv: CausalConv3d, x: Tensor, state: CausalState) -> Tens
 class Head(nn.ModuleDict):
     """The normalised convolution that ends the encoder and the decoder."""
 
-    def __init__(self, in_dim: int, out_dim: int):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__({"0": RMSNorm(in_dim), "2": CausalConv3d(in_dim, out_dim, (3, 3, 3))})
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:

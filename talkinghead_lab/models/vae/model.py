@@ -142,7 +142,7 @@ def _middle(dim: int) -> nn.ModuleList:
 class Encoder(nn.Module):
     """Frames [B, 3, F, H, W] to moments [B, 2C, T, h, w], piece by piece."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.conv1 = CausalConv3d(3, config.dim, (3, 3, 3))
         self.downsamples = nn.ModuleList()
@@ -169,7 +169,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents [B, C, T, h, w] to frames [B, 3, F, H, W], piece by piece."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         width = config.stage_dims[-1]
         self.conv1 = CausalConv3d(config.z_dim, width, (3, 3, 3))
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """The autoencoder. Inputs go to the weights' device and dtype piece by piece; results are float32."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)

@@ -17,7 +17,7 @@ ROWS, KEYS, WARPS, STAGES = 64, 64, 4, 3
 
 
 @triton.jit
-def _attended(  # type: ignore[no-untyped-def]
+def _attended(
     query, keys, values, entry, channel, tokens, distinct, scale,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def _attended(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     queries, keys, values, more_keys, more_values, outputs, tokens, distinct, more_tokens, scale,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
