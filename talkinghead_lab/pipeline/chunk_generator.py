@@ -13,7 +13,7 @@ from talkinghead_lab.media.colors import match_colors
 from talkinghead_lab.media.frame_size import fit
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.speaker_masks import speaker_masks
-from talkinghead_lab.models.dit.model import Context, token_regions
+from talkinghead_lab.models.dit.model import CrossAttentionContext, speaker_regions
 from talkinghead_lab.offload.residency import handle_out_of_memory
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
@@ -45,7 +45,7 @@ class EncodedPicture:
 
     pixels: Tensor
     frames: int
-    context: Context
+    context: CrossAttentionContext
     condition: Tensor
     motion: Tensor
 
@@ -66,7 +66,7 @@ class ChunkGenerator:
         self.regions = self._speaker_regions()
         # Keys and values take memory in proportion to the blocks: with a budget they are computed again.
         self.precompute = pipeline.budget is None
-        self.texts: dict[bool, Context] = {}
+        self.texts: dict[bool, CrossAttentionContext] = {}
         self.picture: EncodedPicture | None = None
 
     def chunks(self) -> list[Chunk]:
@@ -144,7 +144,7 @@ class ChunkGenerator:
         masks = speaker_masks(
             self.conditions.source.size, self.params.speaker_boxes, self.conditions.frame_size
         )
-        return token_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
+        return speaker_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
 
     def _encode_picture(self, pixels: Tensor, frames: int) -> EncodedPicture:
         known = self.picture

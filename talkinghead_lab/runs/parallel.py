@@ -32,7 +32,7 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
     """
     with _processes(params) as (share, own):
         pipeline = Pipeline.load(own)
-        pipeline.dit.share = share
+        pipeline.dit.group = share
         if share.rank == 0:
             dist.barrier()  # until the others have copied what is finished
             return generate(params, run_dir, pipeline=pipeline)
