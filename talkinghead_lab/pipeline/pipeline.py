@@ -90,7 +90,9 @@ class Pipeline:
             stream(text_encoder, STREAMED_BLOCKS["text encoder"], device, page_locked=False)
         return cls(
             dit=dit,
-            vae=checkpoints.load_vae(files, torch.float32, place).decode_in(decode_type(compute, device)),
+            vae=checkpoints.load_vae(files, torch.float32, place).set_decoder_dtype(
+                decode_type(compute, device)
+            ),
             image_encoder=checkpoints.load_image_encoder(files, compute, place),
             text_encoder=text_encoder,
             tokenizer=checkpoints.load_tokenizer(files, dit.config.text_len),

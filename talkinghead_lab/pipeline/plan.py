@@ -29,7 +29,7 @@ def networks_without_weights(params: GenerationParams, device: torch.device) -> 
     files, compute = checkpoints.locate(params), compute_type(params.precision, device)
     networks: dict[str, nn.Module] = {
         "transformer": checkpoints.load_dit(files, compute, "meta"),
-        "video autoencoder": checkpoints.load_vae(files, torch.float32, "meta").decode_in(
+        "video autoencoder": checkpoints.load_vae(files, torch.float32, "meta").set_decoder_dtype(
             decode_type(compute, device)
         ),
         "text encoder": checkpoints.load_text_encoder(files, compute, "meta"),
