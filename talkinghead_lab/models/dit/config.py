@@ -78,7 +78,7 @@ class DiTConfig:
         for name in ("dim", "ffn_dim", "num_layers", "in_dim", "out_dim", "freq_dim", "text_dim"):
             if fields.get(name, getattr(self, name)) != getattr(self, name):
                 raise CheckpointError(
-                    f"{name} is {fields[name]} in config.json, but {getattr(self, name)} in the tensors",
+                    f"config.json has {name} {fields[name]}, but the tensors have {getattr(self, name)}",
                     remedy="The weights and the config.json belong to different models.",
                 )
         if fields.get("model_type", "i2v") != "i2v":
