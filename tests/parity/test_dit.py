@@ -1,4 +1,4 @@
-"""The transformer against the reference, one and two speakers."""
+"""The transformer against the reference, with one and two speakers."""
 
 import pytest
 import torch

@@ -75,7 +75,7 @@ class AudioCrossAttention(nn.Module):
             x: [B, L, D].
             keys_values: from `keys_values`.
             frames: T.
-            rotation: from `speaker_rotation`, if two speakers share the picture.
+            rotation: from `speaker_rotation`, with two speakers only.
         """
         audio_tokens, frame_tokens = keys_values[0].shape[1], x.shape[1] // frames
         # A rotation acts on the queries, which folding skips, and training needs gradients of the weights.
