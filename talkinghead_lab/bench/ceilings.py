@@ -10,7 +10,7 @@ from talkinghead_lab.bench.rows import Results, Row, seconds_of, sustained_secon
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.quantized_linear import quantize_rows
-from talkinghead_lab.models.kernels.attention import EXACT_KINDS, KERNELS, attention
+from talkinghead_lab.models.kernels.attention import EXACT_KERNELS, KERNELS, attention
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.weights.quantization import has_fp8
 
@@ -118,7 +118,7 @@ def _exact(query: Tensor, key: Tensor, value: Tensor, head: int) -> Tensor:
 
 def _prepared(kind: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A kernel with the rounding around it compiled, as it is inside a compiled block."""
-    if kind in EXACT_KINDS or device.type != "cuda":
+    if kind in EXACT_KERNELS or device.type != "cuda":
         return KERNELS[kind].attend
     return torch.compile(KERNELS[kind].attend, dynamic=False)
 
@@ -147,7 +147,7 @@ def forward_floor(
         square = (config.dim, config.dim)
         counts[product_name(products, square)] -= 1
         counts[product_name("bf16", square)] = 1
-    kinds = [kind for kind in KERNELS if rounded_attention or kind in EXACT_KINDS]
+    kinds = [kind for kind in KERNELS if rounded_attention or kind in EXACT_KERNELS]
     attending = [seconds for kind in kinds if (seconds := results.seconds(attention_name(kind)))]
     if not attending or any(results.seconds(name) is None for name in counts):
         return None
@@ -157,7 +157,7 @@ def forward_floor(
 
 def best_kind(results: Results, exact: bool, device: torch.device) -> str:
     """The fastest kernel of attention that was measured; where none was, PyTorch's own choice."""
-    kinds = [kind for kind in KERNELS if (kind in EXACT_KINDS) is exact and KERNELS[kind].runs_on(device)]
+    kinds = [kind for kind in KERNELS if (kind in EXACT_KERNELS) is exact and KERNELS[kind].runs_on(device)]
     measured = {kind: seconds for kind in kinds if (seconds := results.seconds(attention_name(kind)))}
     return min(
         measured, key=lambda kind: measured[kind], default="sdpa" if exact else kinds[0] if kinds else "sdpa"

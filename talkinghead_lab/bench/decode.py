@@ -22,7 +22,7 @@ def measure_decode(size: Size, device: torch.device, results: Results) -> None:
     """Decode a chunk as the pipeline does, and in float32."""
     usual = decode_type(torch.bfloat16, device)
     for name, dtype in ((DECODE, usual), (f"{DECODE}, fp32", torch.float32)):
-        _measure(name, random_vae(size.vae, device).decode_in(dtype), size, device, results)
+        _measure(name, random_vae(size.vae, device).set_decoder_dtype(dtype), size, device, results)
 
 
 def _measure(name: str, vae: VAE, size: Size, device: torch.device, results: Results) -> None:

@@ -1,1 +1,1 @@
-"""The networks, config-driven and named like the released tensors; they import no media module."""
+"""The networks, built from configs, with submodules named like the released tensors."""

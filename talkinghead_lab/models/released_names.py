@@ -1,4 +1,4 @@
-"""Reading sizes and names off the tensors of a released checkpoint."""
+"""Sizes and names of the tensors of a released checkpoint."""
 
 import re
 from collections.abc import Mapping
@@ -9,20 +9,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def shape_of(shapes: Shapes, name: str, dims: int, file: str) -> tuple[int, ...]:
-    """The shape of a tensor that tells a size of a network.
+    """The shape of a tensor from which a size of a network is read.
+
+    Args:
+        shapes: tensor name → shape.
+        name: of the tensor.
+        dims: number of dimensions it must have.
+        file: the released file that holds it, for error messages.
 
     Raises:
-        CheckpointError: it is not there or has not `dims` dimensions; `file` is the released file that would
-            hold it.
+        CheckpointError: the tensor is missing or has a different number of dimensions.
     """
     if name not in shapes:
         raise CheckpointError(
-            f"the tensor `{name}`, which tells a size of the network, is missing",
-            remedy=f"Check that the file is whole and has the tensor names of {file}.",
+            f"the tensor `{name}`, which determines a size of the network, is missing",
+            remedy=f"Check that the file is complete and has the tensor names of {file}.",
         )
     if len(shapes[name]) != dims:
         raise CheckpointError(
-            f"the tensor `{name}` is not of this network",
+            f"the tensor `{name}` does not belong to this network",
             received=f"shape {tuple(shapes[name])}",
             allowed=f"{dims} dimensions",
             remedy=f"Check that the file has the layout of {file}.",
@@ -31,18 +36,18 @@ def shape_of(shapes: Shapes, name: str, dims: int, file: str) -> tuple[int, ...]
 
 
 def count_blocks(shapes: Shapes, prefix: str) -> int:
-    """How many blocks `prefix`0, `prefix`1, … there are, going by the highest number."""
+    """Number of blocks `prefix`0, `prefix`1, …, inferred from the highest index."""
     pattern = re.compile(rf"{re.escape(prefix)}(\d+)\.")
     return 1 + max((int(match[1]) for name in shapes if (match := pattern.match(name))), default=-1)
 
 
 def rename(name: str, modules: Mapping[str, str]) -> str:
-    """Replace the module at the front of a tensor's name.
+    """Replace the module name at the start of a tensor name.
 
     Args:
         name: of a tensor, such as `blocks.3.attn.q.weight`, or of a module.
-        modules: pattern of a module's released name → its name here. What follows the module (`weight`,
-            `bias`, the parts of a quantised weight) stays; a name that no pattern fits stays altogether.
+        modules: pattern of a module's released name → its name here. The rest of the name (`weight`, `bias`,
+            the parts of a quantised weight) is kept, as is a name that matches no pattern.
     """
     for pattern, replacement in modules.items():
         if match := re.match(rf"{pattern}(?=\.|$)", name):

@@ -13,7 +13,7 @@ from talkinghead_lab.media.colors import match_colors
 from talkinghead_lab.media.frame_size import fit
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.speaker_masks import speaker_masks
-from talkinghead_lab.models.dit.model import Context, token_regions
+from talkinghead_lab.models.dit.model import CrossAttentionContext, speaker_regions
 from talkinghead_lab.offload.residency import handle_out_of_memory
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline, dtype_name
@@ -53,7 +53,7 @@ class EncodedPicture:
 
     pixels: Tensor
     frames: int
-    context: Context
+    context: CrossAttentionContext
     condition: Tensor
     motion: Tensor
 
@@ -85,7 +85,7 @@ class ChunkGenerator:
         self.regions = self._speaker_regions()
         # Keys and values of all blocks take much memory: within a budget they are recomputed at every step.
         self.precompute = pipeline.budget is None
-        self.texts: dict[bool, Context] = {}
+        self.texts: dict[bool, CrossAttentionContext] = {}
         self.picture: EncodedPicture | None = None
 
     def generate(
@@ -159,7 +159,7 @@ class ChunkGenerator:
             return None
         boxes = self.resolved.request.speaker_boxes
         masks = speaker_masks(self.conditions.reference.size, boxes, self.conditions.frame_size)
-        return token_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
+        return speaker_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
 
     def _encode_picture(self, pixels: Tensor, frames: int) -> EncodedPicture:
         known = self.picture

@@ -114,7 +114,7 @@ class Pipeline:
             stream(others["text encoder"], blocks, settings.device, page_locked=False)
         return cls(
             dit=dit,
-            vae=cast(VAE, others["video autoencoder"]).decode_in(settings.decode),
+            vae=cast(VAE, others["video autoencoder"]).set_decoder_dtype(settings.decode),
             image_encoder=cast(ImageEncoder, others["image encoder"]),
             text_encoder=cast(TextEncoder, others["text encoder"]),
             tokenizer=load_tokenizer(settings.files, dit.config.text_len),

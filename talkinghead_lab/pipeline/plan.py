@@ -23,7 +23,7 @@ def networks_without_weights(settings: LoadSettings) -> dict[str, nn.Module]:
         CheckpointError: the checkpoint is missing or cannot be used.
     """
     networks = {name: load_network(name, settings.files, settings.compute, "meta") for name in NETWORKS}
-    cast(VAE, networks["video autoencoder"]).decode_in(settings.decode)
+    cast(VAE, networks["video autoencoder"]).set_decoder_dtype(settings.decode)
     if settings.storage is not None:
         quantize_linears(networks["transformer"].get_submodule("blocks"), settings.storage)
     return networks

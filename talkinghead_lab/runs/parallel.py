@@ -33,7 +33,7 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
     """
     with _process_group(params) as share:
         pipeline = Pipeline.load(params)
-        pipeline.dit.share = share
+        pipeline.dit.group = share
         if share.rank == 0:
             dist.barrier()  # the others have copied the finished chunks
             return generate(params, run_dir, pipeline=pipeline)

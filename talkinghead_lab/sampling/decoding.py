@@ -36,7 +36,7 @@ def decode_chunk(vae: VAE, latent: Tensor, finish: Finish | None = None) -> Tens
     if vae.conv2.weight.dtype == torch.float16:
         logger.warning("fp16 overflowed while decoding; decoding again in fp32.")
         with torch.inference_mode(False):
-            vae.decode_in(torch.float32)
+            vae.set_decoder_dtype(torch.float32)
         return decode_chunk(vae, latent, finish)
     raise CheckpointError(
         "the decoded frames contain NaN or infinity",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talkinghead_lab.models.dit.model import AudioContext, Context, DiT, TimeEmbedding
+from talkinghead_lab.models.dit.model import AudioContext, CrossAttentionContext, DiT, TimeEmbedding
 from talkinghead_lab.models.kernels.attention import Rotation
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import Branch, Guidance
@@ -54,8 +54,8 @@ class ChunkConditions:
     """
 
     picture: Tensor
-    image: Context
-    texts: Mapping[bool, Context]
+    image: CrossAttentionContext
+    texts: Mapping[bool, CrossAttentionContext]
     audios: Mapping[bool, AudioContext]
     motion: Tensor
     rotation: Rotation
@@ -85,12 +85,12 @@ class _Step:
         share the tokens of the remaining branches.
         """
         velocities: dict[Branch, Tensor] = {}
-        branches, share = list(self.caches), self.model.share
+        branches, share = list(self.caches), self.model.group
         together = len(branches) % share.size
         for first in range(0, len(branches) - together, share.size):
             at_once = branches[first : first + share.size]
             own = self.velocity(at_once[share.rank], alone=True)
-            velocities |= zip(at_once, share.of_all(own), strict=True)
+            velocities |= zip(at_once, share.all_gather(own), strict=True)
         for branch in branches[len(branches) - together :]:
             velocities[branch] = self.velocity(branch, alone=False)
         return velocities

@@ -32,7 +32,7 @@ def embed(encoder: SpeechEncoder, waves: Tensor, frames: int) -> Tensor:
     features = encoder.feature_extractor(waves)
     features = F.interpolate(features.float(), size=frames, mode="linear", align_corners=True)
     rows = encoder.feature_projection(features.transpose(1, 2))[0]
-    return torch.stack(list(encoder.layers_of(rows)), dim=2)
+    return torch.stack(list(encoder.layer_states(rows)), dim=2)
 
 
 class Speech:

@@ -70,7 +70,7 @@ def multiply_fp8(module: nn.Module) -> int:
         if isinstance(layer, QuantizedLinear) and layer.weight.dtype is FP8 and not INT8_LAYERS.search(name)
     ]
     for layer in layers:
-        layer.multiplies_fp8 = True
+        layer.uses_fp8_matmul = True
     return len(layers)
 
 

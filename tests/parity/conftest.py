@@ -1,4 +1,4 @@
-"""Prints the table of parity errors at the end of the run."""
+"""Prints the table of parity errors at the end of the test run."""
 
 from tests.parity import golden
 

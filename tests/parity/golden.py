@@ -1,4 +1,4 @@
-"""Reads a golden folder: outputs of the reference, and the stream that their inputs are drawn from."""
+"""Reads a golden folder: outputs of the reference, and the salt of the random inputs that led to them."""
 
 import json
 import os
@@ -17,27 +17,27 @@ from talkinghead_lab.weights.checkpoints import CheckpointFiles
 FOLDER = Path(os.environ.get("TALKINGHEAD_GOLDEN") or Path(__file__).parents[1] / "golden")
 SALT = json.loads((FOLDER / "golden.json").read_text())["salt"]
 
-# (case, relative error, bound) of every comparison made, for the table that closes the test run.
+# (case, relative error, bound) of every comparison, for the table at the end of the test run.
 comparisons: list[tuple[str, float, float]] = []
 
 
 def load(name: str) -> tuple[dict[str, Tensor], dict]:
-    """The stored outputs of a case and the JSON beside them."""
+    """The stored outputs of a case and its JSON file."""
     return load_file(FOLDER / f"{name}.safetensors"), json.loads((FOLDER / f"{name}.json").read_text())
 
 
 def random_state(name: str) -> np.random.RandomState:
-    """The stream that belongs to a name of this folder (without the salt)."""
+    """The random stream of a name (without the salt)."""
     return np.random.RandomState(zlib.crc32(f"{SALT}/{name}".encode()))
 
 
 def seeded(name: str, shape: Sequence[int], scale: float = 1.0) -> Tensor:
-    """float32 normal values drawn from a name."""
+    """Normally distributed float32 values from the random stream of a name."""
     return torch.from_numpy((random_state(name).standard_normal(shape) * scale).astype(np.float32))
 
 
 def parameters(model: str, shapes: Mapping[str, Sequence[int]], scale: float = 0.05) -> dict[str, Tensor]:
-    """Every parameter of a model; norm weights are drawn around 1."""
+    """Random parameters of a model; norm weights have mean 1."""
     tensors = {}
     for name, shape in shapes.items():
         tensors[name] = seeded(f"{model}/{name}", shape, scale)
@@ -49,14 +49,14 @@ def parameters(model: str, shapes: Mapping[str, Sequence[int]], scale: float = 0
 def relative_error(out: Tensor, reference: Tensor) -> float:
     """‖out − reference‖ / ‖reference‖ in double precision."""
     assert out.shape == reference.shape, (
-        f"{tuple(out.shape)} against the reference's {tuple(reference.shape)}"
+        f"shape {tuple(out.shape)}, but {tuple(reference.shape)} in the reference"
     )
     reference = reference.double()
     return ((out.double() - reference).norm() / reference.norm()).item()
 
 
 def report(case: str, error: float, bound: float) -> None:
-    """Record a comparison for the closing table and hold it to its bound."""
+    """Record a comparison for the final table and check its bound."""
     comparisons.append((case, error, bound))
     assert error <= bound, f"{case}: relative error {error:.2e} is above {bound:.0e}"
 
@@ -66,7 +66,7 @@ def compare(case: str, out: Tensor, reference: Tensor, bound: float) -> None:
 
 
 def write_checkpoint(folder: Path) -> CheckpointFiles:
-    """Write this folder's Wan, adapter, VAE and image encoder as real files with the released names."""
+    """Write transformer, adapter, VAE and image encoder of this folder under their released file names."""
     dit, vae, clip = (load(name)[1] for name in ("dit", "vae", "clip"))
     wan, adapter = folder / "ckpt_dir", folder / "infinitetalk.safetensors"
     wan.mkdir(parents=True)

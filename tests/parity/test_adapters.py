@@ -1,4 +1,4 @@
-"""LoRA merging and quantised checkpoints against the reference, through files with the released names."""
+"""LoRA merging and quantised checkpoints against the reference, loaded from files with the released names."""
 
 import json
 import shutil
@@ -37,24 +37,24 @@ def test_lora(files, tmp_path):
     golden.compare("lora velocity", velocity(model), outputs["velocity.t437.25"], 1e-4)
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_quantised_checkpoint(kind, files, tmp_path):
-    outputs, _ = golden.load(f"dit_{kind}")
-    quantised = tmp_path / f"infinitetalk_single_{kind}.safetensors"
+@pytest.mark.parametrize("stored", ["int8", "fp8"])
+def test_quantised_checkpoint(stored, files, tmp_path):
+    outputs, _ = golden.load(f"dit_{stored}")
+    quantised = tmp_path / f"infinitetalk_single_{stored}.safetensors"
     for suffix in (".safetensors", ".json"):
-        shutil.copy(golden.FOLDER / f"dit_{kind}_checkpoint{suffix}", quantised.with_suffix(suffix))
+        shutil.copy(golden.FOLDER / f"dit_{stored}_checkpoint{suffix}", quantised.with_suffix(suffix))
     model = checkpoints.load_dit(CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu")
     layers = {name for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
     assert layers == set(json.loads(quantised.with_suffix(".json").read_text()))
-    golden.compare(f"dit_{kind} velocity", velocity(model), outputs["velocity.t437.25"], 1e-3)
+    golden.compare(f"dit_{stored} velocity", velocity(model), outputs["velocity.t437.25"], 1e-3)
 
 
-def test_lora_on_quantised_weights_has_its_effect(files, tmp_path):
-    """The reference drops LoRAs on quantised weights without a word."""
+def test_lora_changes_quantised_weights(files, tmp_path):
+    """The reference silently ignores LoRAs on quantised weights."""
     outputs, case = golden.load("lora")
     tensors = {key: golden.seeded(key, shape, case["tensor_scale"]) for key, shape in case["tensors"].items()}
     save_file(tensors, tmp_path / "lora.safetensors")
-    quantised = tmp_path / "whole.safetensors"
+    quantised = tmp_path / "quantised.safetensors"
     for suffix in (".safetensors", ".json"):
         shutil.copy(golden.FOLDER / f"dit_int8_checkpoint{suffix}", quantised.with_suffix(suffix))
     model = checkpoints.load_dit(CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu")

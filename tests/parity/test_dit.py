@@ -1,10 +1,10 @@
-"""The transformer against the reference, one and two speakers."""
+"""The transformer against the reference, with one and two speakers."""
 
 import pytest
 import torch
 
 from talkinghead_lab.models.dit.config import DiTConfig
-from talkinghead_lab.models.dit.model import DiT, token_regions
+from talkinghead_lab.models.dit.model import DiT, speaker_regions
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("dit")
@@ -31,7 +31,7 @@ def inputs(speakers: int, zero_audio: bool = False) -> dict:
         "texts": [golden.seeded("text", CASE["text"])],
         "image": golden.seeded("clip", CASE["clip"])[None],
         "audio": audio[None] * (0 if zero_audio else 1),
-        "regions": token_regions(masks, (1, 2, 2)),
+        "regions": speaker_regions(masks, (1, 2, 2)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Media arithmetic against the reference: loudness, frame sizes, crops and colours."""
+"""Media processing against the reference: loudness, frame sizes, crops and colours."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Whole runs against the reference: streaming, guidance, step cache, two speakers, colours."""
+"""Complete runs against the reference: streaming, guidance, step cache, two speakers, colours."""
 
 import re
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def files(tmp_path_factory) -> checkpoints.CheckpointFiles:
 
 @dataclass
 class CountedBlocks:
-    """Stands before a transformer's blocks and notes each time that they are run."""
+    """Wraps `run_blocks` of a transformer and counts its calls."""
 
     pipeline: Pipeline
 
@@ -107,7 +107,7 @@ def test_run(name: str, files: checkpoints.CheckpointFiles):
             chunk, previous, noise, on_step=lambda step, counts=counts: counts.append(counted.calls)
         )
         for before, after in pairwise(counts):
-            assert after - before in (0, branches), "of a step every branch runs its blocks, or none"
+            assert after - before in (0, branches), "in each step, all branches run their blocks or none does"
             run_blocks += ("1" if after > before else "0") * branches
         frames.append(result.new_frames)
         previous = result.frames

@@ -1,4 +1,4 @@
-"""Every tensor of the released autoencoder and encoders has its place in the networks at released sizes."""
+"""The tensors of the released autoencoder and encoders fit the networks at released sizes."""
 
 import json
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""Every tensor of the released transformer and adapter has its place in ours, at released sizes."""
+"""The tensors of the released transformer and adapter fit ours at released sizes."""
 
 import json
 
@@ -17,14 +17,14 @@ SHAPES = {
 }
 
 
-def test_nothing_missing_unexpected_or_misshapen():
+def test_no_tensor_is_missing_unexpected_or_misshapen():
     with torch.device("meta"):
         model = DiT(DiTConfig.from_tensors(SHAPES, {"num_heads": 40, "text_len": 512, "model_type": "i2v"}))
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert ours == SHAPES
 
 
-def test_sizes_are_read_off_the_tensors():
+def test_sizes_are_read_from_the_tensors():
     config = DiTConfig.from_tensors(SHAPES, {"num_heads": 40, "text_len": 512})
     assert (config.dim, config.ffn_dim, config.num_layers) == (5120, 13824, 40)
     assert (config.audio_window, config.audio_features, config.audio_tokens) == (5, 12 * 768, 32)

@@ -18,7 +18,7 @@ def model(tmp_path_factory) -> TextEncoder:
     return checkpoints.load_text_encoder(files, torch.float32, "cpu")
 
 
-def test_sizes_are_read_off_the_tensors(model: TextEncoder):
+def test_sizes_are_read_from_the_tensors(model: TextEncoder):
     sizes, expected = model.config, CASE["config"]
     assert sizes.vocab_size == expected["vocab"]
     assert sizes.dim == expected["dim"]

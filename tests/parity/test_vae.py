@@ -16,7 +16,7 @@ def model(tmp_path_factory) -> VAE:
     return checkpoints.load_vae(files, torch.float32, "cpu")
 
 
-def test_sizes_are_read_off_the_tensors(model: VAE):
+def test_sizes_are_read_from_the_tensors(model: VAE):
     expected = CASE["config"]
     assert model.config.dim == expected["dim"]
     assert model.config.z_dim == expected["z_dim"]

@@ -46,7 +46,7 @@ def one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = build()
-    model.share = SequenceParallelGroup.of_all_processes()
+    model.group = SequenceParallelGroup.of_all_processes()
     torch.save(outcomes(model), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -73,10 +73,10 @@ def test_two_processes_make_what_one_makes(of_one, of_two, name):
 def test_two_processes_compute_a_forward_each_where_a_step_has_two(monkeypatch):
     """The first computes all of its tokens alone, and takes what the second has."""
     model, calls = build(), []
-    monkeypatch.setattr(SequenceParallelGroup, "of_all", lambda share, x: [x, x])
+    monkeypatch.setattr(SequenceParallelGroup, "all_gather", lambda share, x: [x, x])
     run_blocks = model.run_blocks
     monkeypatch.setattr(model, "run_blocks", lambda *given: calls.append(given[-1]) or run_blocks(*given))
-    model.share = SequenceParallelGroup(0, 2)
+    model.group = SequenceParallelGroup(0, 2)
     chunk(model, *GUIDANCE_SCALES["two forwards"])
     assert calls == [True] * 2
 
@@ -90,8 +90,8 @@ def test_splitting_keeps_every_frames_order():
 @pytest.mark.parametrize(("heads", "tokens"), [(3, 8), (4, 9)])
 def test_what_cannot_be_shared_evenly_is_computed_by_each(heads, tokens):
     with pytest.warns(UserWarning, match=f"{heads} heads and {tokens} tokens .* by 2 processes"):
-        assert SequenceParallelGroup(0, 2).fitting(heads, tokens) == SequenceParallelGroup()
-    assert SequenceParallelGroup(1, 2).fitting(4, 8) == SequenceParallelGroup(1, 2)
+        assert SequenceParallelGroup(0, 2).if_divides(heads, tokens) == SequenceParallelGroup()
+    assert SequenceParallelGroup(1, 2).if_divides(4, 8) == SequenceParallelGroup(1, 2)
 
 
 @pytest.mark.slow

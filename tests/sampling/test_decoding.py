@@ -32,7 +32,7 @@ def test_half_precision_is_nearer_than_a_step_of_eight_bits():
     picture = open_reference(local_file("sample:portrait")).frame_at(0.0)
     known = vae.encode_first_frame_then_zeros(to_unit_range(fit(picture, 96, 96))[None], 9)
     expected = vae.decode(known)
-    half = vae.decode_in(torch.float16).decode(known)
+    half = vae.set_decoder_dtype(torch.float16).decode(known)
     assert vae.encoder.conv1.weight.dtype == torch.float32
     assert 0 < (half - expected).abs().max() < 1 / 255
 
@@ -43,7 +43,7 @@ def test_what_fp16_cannot_hold_is_decoded_in_fp32(caplog):
     vae.conv2.weight.data *= 6e4 / vae.conv2.weight.abs().max()
     expected = decode_chunk(vae, latent(3))
     assert not caplog.records
-    frames = decode_chunk(vae.decode_in(torch.float16), latent(3))
+    frames = decode_chunk(vae.set_decoder_dtype(torch.float16), latent(3))
     assert "decoding again in fp32" in caplog.text
     torch.testing.assert_close(frames, expected, rtol=0, atol=1 / 255)
 

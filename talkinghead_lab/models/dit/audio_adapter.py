@@ -1,6 +1,6 @@
-"""What InfiniteTalk adds to Wan: the projection of wav2vec2 rows to tokens, and attention to them.
+"""InfiniteTalk's additions to Wan: the projection of wav2vec2 rows to audio tokens, and attention to them.
 
-Sources: MultiTalk (arXiv 2505.22647) for the adapters and the speaker-bound rotary positions, InfiniteTalk
+Sources: MultiTalk (arXiv 2505.22647) for the adapters and the rotary positions of speakers, InfiniteTalk
 (arXiv 2508.14033) for streaming; sizes and constants from the released checkpoints.
 """
 
@@ -12,20 +12,20 @@ from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.models.kernels.attention import Rotation, attention, rotary_angles
 from talkinghead_lab.models.kernels.fused_ops import ResidualUpdate
 
-# Rotary positions that bind tokens to voices: speaker one's face spreads over 0–4, speaker two's over 20–24,
-# each voice sits at the middle of its range, and the background between them (released configuration).
+# Rotary positions that bind video tokens to voices (released configuration). The face of speaker one covers
+# positions 0–4, that of speaker two 20–24. Each voice is at the centre of its range, the background between.
 SPEAKER_RANGES = ((0.0, 4.0), (20.0, 24.0))
 BACKGROUND_POSITION = 12.0
 
 
 class AudioProjection(nn.Module):
-    """Turns windows of wav2vec2 rows into A tokens for every latent frame.
+    """Projects windows of wav2vec2 rows to A audio tokens per latent frame.
 
-    The first latent frame hears its own window; each later one stands for four video frames and hears the
-    half-window before the first, the middle rows of the two between, and the half-window after the last.
+    The first latent frame uses its own window. Each later one covers four video frames; it uses the first
+    half of the first frame's window, the middle rows of the next two, and the second half of the last one's.
     """
 
-    def __init__(self, window: int, features: int, hidden: int, tokens: int, dim: int):
+    def __init__(self, window: int, features: int, hidden: int, tokens: int, dim: int) -> None:
         super().__init__()
         self.tokens = tokens
         self.proj1 = nn.Linear(window * features, hidden)
@@ -47,9 +47,9 @@ class AudioProjection(nn.Module):
 
 
 class AudioCrossAttention(nn.Module):
-    """Every token attends to the audio tokens of its own latent frame."""
+    """Attention of every video token to the audio tokens of its latent frame."""
 
-    def __init__(self, dim: int, audio_dim: int, num_heads: int):
+    def __init__(self, dim: int, audio_dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q_linear = nn.Linear(dim, dim)
@@ -57,53 +57,57 @@ class AudioCrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def keys_values(self, audio: Tensor, speakers: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [B·T, P·A, heads, head width] of audio tokens [B, T, P·A, audio width]."""
-        both = self.kv_linear(audio).flatten(0, 1)
-        key, value = both.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        """Audio tokens [B, T, P·A, audio width] → keys and values [B·T, P·A, heads, head width]."""
+        projected = self.kv_linear(audio).flatten(0, 1)
+        key, value = projected.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         if speakers > 1:
             centres = torch.tensor([sum(span) / 2 for span in SPEAKER_RANGES], device=audio.device)
             positions = centres.repeat_interleave(audio.shape[2] // speakers)
-            key = Rotation(rotary_angles(positions, key.shape[-1]))(key)
+            key = Rotation.from_angles(rotary_angles(positions, key.shape[-1]))(key)
         return key, value
 
     def forward(
         self, x: Tensor, keys_values: tuple[Tensor, Tensor], frames: int, rotation: Rotation | None = None
     ) -> ResidualUpdate:
-        """Attend.
+        """Attend to the audio.
 
         Args:
             x: [B, L, D].
-            keys_values: as `keys_values` gives them.
+            keys_values: from `keys_values`.
             frames: T.
-            rotation: by `speaker_rotation`, where two speakers share the picture.
+            rotation: from `speaker_rotation`, with two speakers only.
         """
-        few, frame_tokens = keys_values[0].shape[1], x.shape[1] // frames
-        # Two speakers turn each token's query; training wants gradients of the layers as they are.
-        plain = rotation is not None or torch.is_grad_enabled()
-        if not plain and few < min(frame_tokens, x.shape[2] // self.num_heads):
-            return self._folded(x, *keys_values)
+        audio_tokens, frame_tokens = keys_values[0].shape[1], x.shape[1] // frames
+        # A rotation acts on the queries, which folding skips, and training needs gradients of the weights.
+        can_fold = rotation is None and not torch.is_grad_enabled()
+        if can_fold and audio_tokens < min(frame_tokens, x.shape[2] // self.num_heads):
+            return self._folded_attention(x, *keys_values)
         query = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
         if rotation is not None:
             query = rotation(query)
         query = rearrange(query, "b (t s) n d -> (b t) s n d", t=frames)
-        heard = attention(query, *keys_values)
-        return ResidualUpdate(self.proj(rearrange(heard, "(b t) s n d -> b (t s) (n d)", t=frames)))
+        attended = attention(query, *keys_values)
+        return ResidualUpdate(self.proj(rearrange(attended, "(b t) s n d -> b (t s) (n d)", t=frames)))
 
-    def _folded(self, x: Tensor, key: Tensor, value: Tensor) -> ResidualUpdate:
-        """The same, with the weights multiplied by keys and values in place of tokens.
+    def _folded_attention(self, x: Tensor, key: Tensor, value: Tensor) -> ResidualUpdate:
+        """The same attention with the projections folded into keys and values.
 
-        (Wx)·k = x·(Wᵀk) and W·Σpv = Σp·(Wv). A frame has fewer keys than a head has channels, so the products
-        that every token goes through are narrower: by four at the released sizes.
+        (Wx)·k = x·(Wᵀk) and W·Σpv = Σp·(Wv). A frame has fewer keys than a head has channels, so the matmuls
+        over all video tokens become narrower: by a factor of four at the released sizes.
         """
+        # Weights are detached because einops records the type of each tensor. A type first seen inside a
+        # block, `Parameter`, would make PyTorch compile the block again.
         frames, count = key.shape[:2]
-        into, out_of = _weight(self.q_linear, x.dtype), _weight(self.proj, x.dtype)
-        # Frames innermost: the rows of one frame then lie evenly apart, and the products need no copy.
-        key, value = (rearrange(both, "f a n d -> n (a f) d") for both in (key, value))
-        keys = key @ rearrange(into, "(n d) c -> n d c", n=self.num_heads)
-        values = value @ rearrange(out_of, "c (n d) -> n d c", n=self.num_heads)
-        offsets = key.float() @ rearrange(self.q_linear.bias.float(), "(n d) -> n d 1", n=self.num_heads)
-        keys, values = (rearrange(both, "n (a f) c -> f (n a) c", a=count) for both in (keys, values))
-        scores = _product_float32(x.reshape(frames, -1, x.shape[-1]).to(keys.dtype), keys.mT)
+        query_weight, out_weight = _weight(self.q_linear, x.dtype), _weight(self.proj, x.dtype)
+        # With frames innermost, the rows of one frame are evenly strided and the matmuls need no copy.
+        key, value = (rearrange(each, "f a n d -> n (a f) d") for each in (key, value))
+        keys = key @ rearrange(query_weight, "(n d) c -> n d c", n=self.num_heads)
+        values = value @ rearrange(out_weight, "c (n d) -> n d c", n=self.num_heads)
+        offsets = key.float() @ rearrange(
+            self.q_linear.bias.detach().float(), "(n d) -> n d 1", n=self.num_heads
+        )
+        keys, values = (rearrange(each, "n (a f) c -> f (n a) c", a=count) for each in (keys, values))
+        scores = _bmm_float32(x.reshape(frames, -1, x.shape[-1]).to(keys.dtype), keys.mT)
         scores = scores.unflatten(-1, (self.num_heads, count))
         scores = (scores + rearrange(offsets, "n (a f) 1 -> f 1 n a", a=count)) / key.shape[-1] ** 0.5
         weights = scores.softmax(dim=-1).to(x.dtype).flatten(-2)
@@ -112,31 +116,34 @@ class AudioCrossAttention(nn.Module):
 
 def _weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] of a linear layer of any stored type."""
-    return layer.weight if isinstance(layer, nn.Linear) else layer.dequantized().to(dtype)  # type: ignore[operator]
+    if isinstance(layer, nn.Linear):
+        return layer.weight.detach()
+    return layer.dequantized().to(dtype)  # type: ignore[operator]
 
 
 @torch.library.custom_op("talkinghead_lab::product_float32", mutates_args=())
-def _product_float32(x: Tensor, y: Tensor) -> Tensor:
-    """Batched product that stays in float32, in which it is summed: scores are exponents."""
+def _bmm_float32(x: Tensor, y: Tensor) -> Tensor:
+    """Batched matmul with a float32 result; attention scores are exponents and need the precision."""
     return torch.bmm(x, y, out_dtype=torch.float32) if x.is_cuda else torch.bmm(x.float(), y.float())
 
 
-@_product_float32.register_fake
+@_bmm_float32.register_fake
 def _(x: Tensor, y: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], y.shape[-1], dtype=torch.float32)
 
 
 def speaker_rotation(attention_map: Tensor, head_width: int) -> Rotation:
-    """Rotary positions that tie each token to the speaker whose region it attends to most.
+    """Rotary positions that bind each token to the speaker whose region it attends to most.
 
     Args:
         attention_map: [B, 3, L], attention to speaker one, speaker two and the background.
+        head_width: channels of an attention head.
     """
     positions = []
     for attended, (low, high) in zip(attention_map[:, :2].unbind(1), SPEAKER_RANGES, strict=True):
-        least, most = attended.amin(dim=1, keepdim=True), attended.amax(dim=1, keepdim=True)
-        positions.append((attended - least) / (most - least + 1e-8) * (high - low) + low)
+        minimum, maximum = attended.amin(dim=1, keepdim=True), attended.amax(dim=1, keepdim=True)
+        positions.append((attended - minimum) / (maximum - minimum + 1e-8) * (high - low) + low)
     positions.append(torch.full_like(positions[0], BACKGROUND_POSITION))
     strongest = attention_map.argmax(dim=1, keepdim=True)
     chosen = torch.stack(positions, dim=1).gather(1, strongest).squeeze(1)
-    return Rotation(rotary_angles(chosen.float(), head_width))
+    return Rotation.from_angles(rotary_angles(chosen.float(), head_width))

@@ -1,4 +1,4 @@
-"""The transformer's block, its head, and the layers that they are made of."""
+"""The block and the head of the transformer, and their layers."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,17 @@ from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.attention import (
     Rotation,
-    attend_to_text_and_image,
     attention,
-    attention_to_regions,
+    attention_per_region,
+    text_image_attention,
 )
-from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens, multiplies_fp8
+from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens, uses_fp8_matmul
 from talkinghead_lab.models.kernels.fused_ops import (
     ResidualUpdate,
     add_and_norm,
-    gelu_rounded,
     linear_gelu,
     norm_and_rotate,
+    quantized_gelu,
 )
 from talkinghead_lab.models.kernels.quantized_attention import scale_for
 
@@ -36,7 +36,7 @@ def linear_float32(linear: nn.Module, x: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Layer norm in float32, then an optional (shift, scale); the type of `x` is kept."""
+    """Layer norm in float32, then an optional modulation (shift, scale); the type of `x` is kept."""
     weight, bias = (None if p is None else p.float() for p in (norm.weight, norm.bias))
     out = F.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
     if modulation is not None:
@@ -46,15 +46,15 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, modulation: tuple[Tensor, Tensor] 
 
 
 def feed_forward(ffn: nn.Sequential, x: Tensor | QuantizedTokens) -> Tensor:
-    """The feed-forward layers; on a GPU the activation saves passes over its widest tensor."""
+    """The feed-forward layers; on a GPU the activation is fused with a matmul or with quantisation."""
     first, _, second = ffn
-    if multiplies_fp8(second) and second.weight.is_cuda:
-        return second(gelu_rounded(first(x)))
+    if uses_fp8_matmul(second) and second.weight.is_cuda:
+        return second(quantized_gelu(first(x)))
     if (
         isinstance(first, nn.Linear)
         and isinstance(x, Tensor)
         and x.is_cuda
-        # Under autocast the weights are float32, and the product is not ours to choose.
+        # Under autocast the weights are float32, and autocast chooses the matmul.
         and first.weight.dtype is x.dtype is torch.bfloat16
         and not torch.is_grad_enabled()
     ):
@@ -63,29 +63,30 @@ def feed_forward(ffn: nn.Sequential, x: Tensor | QuantizedTokens) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the whole width, before it is split into heads."""
+    """Root-mean-square norm over the full width, before the split into heads."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., D], computed in float32."""
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
 
-    def limit(self) -> Tensor:
-        """What no channel exceeds, [D]: all of the norm, √D, in that one channel."""
+    def output_bound(self) -> Tensor:
+        """Upper bound of |output| per channel, [D], reached when that channel holds the full norm √D."""
         return self.weight.float().abs() * len(self.weight) ** 0.5
 
 
 class SelfAttention(nn.Module):
-    """Attention of all tokens of a chunk to each other, with queries and keys normed over the whole width."""
+    """Attention among all tokens of a chunk, with queries and keys normed over the full width."""
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.kind = "sdpa"
-        self.has_kernels = False
+        self.kernel = "sdpa"
+        self.has_triton_kernels = False
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
         self.v = nn.Linear(config.dim, config.dim)
@@ -93,88 +94,93 @@ class SelfAttention(nn.Module):
         self.norm_q = RMSNorm(config.dim, config.eps)
         self.norm_k = RMSNorm(config.dim, config.eps)
 
-    def heads(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[B, L, D] → [B, L, heads, head width]."""
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def uses_kernels(self, x: Tensor) -> bool:
-        """Whether the Triton kernels, which have no gradient, serve a forward."""
-        return self.has_kernels and x.dtype is torch.bfloat16 and not torch.is_grad_enabled()
+    def uses_triton_kernels(self, x: Tensor) -> bool:
+        """Whether Triton kernels process `x`; they need bf16 and have no gradients."""
+        return self.has_triton_kernels and x.dtype is torch.bfloat16 and not torch.is_grad_enabled()
 
-    def rotated(
+    def norm_and_rotate(
         self,
         x: Tensor,
         norm: RMSNorm,
         rotation: Rotation,
-        share: SequenceParallelGroup,
-        limits: Tensor | None = None,
+        group: SequenceParallelGroup,
+        bounds: Tensor | None = None,
     ) -> Tensor:
-        """Queries or keys [B, L, D], normed and turned to their positions; as `SequenceParallelGroup.parts`.
+        """Queries or keys [B, L, D], normed and rotated to their positions, shaped as by `group.split_heads`.
 
-        The kernels round them to fp8 where `limits` [heads] of their channels are given.
+        With `bounds` [heads] of their magnitude, the Triton kernel quantises them to fp8.
         """
-        if not self.uses_kernels(x):
-            return share.parts(rotation(self.heads(norm(x))))
-        factors = None if limits is None else 1 / scale_for(limits, FP8)
-        turned = norm_and_rotate(
-            x, norm.weight, norm.eps, rotation.cosine, rotation.sine, share.size, factors
+        if not self.uses_triton_kernels(x):
+            return group.split_heads(rotation(self.split_heads(norm(x))))
+        factors = None if bounds is None else 1 / scale_for(bounds, FP8)
+        rotated = norm_and_rotate(
+            x, norm.weight, norm.eps, rotation.cosine, rotation.sine, group.size, factors
         )
-        return turned.unflatten(-1, (self.num_heads // share.size, -1))
+        return rotated.unflatten(-1, (self.num_heads // group.size, -1))
 
     def forward(
         self,
         x: Tensor | QuantizedTokens,
         rotation: Rotation,
         regions: Tensor | None,
-        share: SequenceParallelGroup,
+        group: SequenceParallelGroup,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; with speaker `regions` [3, S] also return how much each token attends to each of them."""
-        # Turning a pair of channels keeps its length, so the largest limit of a head holds for all of it.
-        limits = self.heads(self.norm_q.limit()).amax(dim=1)
-        rounds_query = self.kind == "flash3_fp8" and regions is None
-        # Where several GPUs share the tokens, each of these is sent before the next is computed.
-        value = share.send(share.parts(self.heads(self.v(x))))
-        key = share.send(self.rotated(self.k(x), self.norm_k, rotation, share))
-        query = self.rotated(self.q(x), self.norm_q, rotation, share, limits if rounds_query else None)
-        query = share.send(query)
-        value, key, query = share.received(value), share.received(key), share.received(query)
-        limits = limits.unflatten(0, (share.size, -1))[share.rank]
-        seen = share.send_back(attention(query, key, value, self.kind, limits))
-        out = self.o(seen.flatten(2))
+        """Attend; with speaker `regions` [3, S], also return each token's attention to them, [B, 3, L]."""
+        # Rotating a pair of channels keeps its norm, so the largest bound in a head holds for all of it.
+        bounds = self.split_heads(self.norm_q.output_bound()).amax(dim=1)
+        quantizes_query = self.kernel == "flash3_fp8" and regions is None
+        # Each exchange starts before the next tensor is computed, to overlap communication and compute.
+        value = group.start_all_to_all(group.split_heads(self.split_heads(self.v(x))))
+        key = group.start_all_to_all(self.norm_and_rotate(self.k(x), self.norm_k, rotation, group))
+        query_bounds = bounds if quantizes_query else None
+        query = self.norm_and_rotate(self.q(x), self.norm_q, rotation, group, query_bounds)
+        query = group.start_all_to_all(query)
+        value, key, query = (group.finish_all_to_all(pending) for pending in (value, key, query))
+        bounds = bounds.unflatten(0, (group.size, -1))[group.rank]
+        attended = group.return_heads(attention(query, key, value, self.kernel, bounds))
+        out = self.o(attended.flatten(2))
         if regions is None:
             return out, None
-        return out, attention_to_regions(query, key[:, : regions.shape[1]], regions)
+        return out, attention_per_region(query, key[:, : regions.shape[1]], regions)
 
 
 class CrossAttention(SelfAttention):
-    """Attention to the prompt and, with weights of its own, to the picture."""
+    """Attention to the prompt plus attention to the portrait, each with its own key and value weights."""
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         self.k_img = nn.Linear(config.dim, config.dim)
         self.v_img = nn.Linear(config.dim, config.dim)
         self.norm_k_img = RMSNorm(config.dim, config.eps)
 
     def text_keys_values(self, text: Tensor) -> KeysValues:
-        return self.heads(self.norm_k(self.k(text))), self.heads(self.v(text))
+        """Text tokens [B, N, D] → keys and values [B, N, heads, head width]."""
+        return self.split_heads(self.norm_k(self.k(text))), self.split_heads(self.v(text))
 
     def image_keys_values(self, image: Tensor) -> KeysValues:
-        return self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))
+        """Image tokens [B, N, D] → keys and values [B, N, heads, head width]."""
+        return self.split_heads(self.norm_k_img(self.k_img(image))), self.split_heads(self.v_img(image))
 
     def forward(  # type: ignore[override]
-        self, x: Tensor | QuantizedTokens, text: KeysValues, distinct: Tensor | None, image: KeysValues
+        self, x: Tensor | QuantizedTokens, text: KeysValues, distinct_tokens: Tensor | None, image: KeysValues
     ) -> Tensor:
-        query = self.heads(self.norm_q(self.q(x)))
-        if self.uses_kernels(query) and distinct is not None:
-            out = attend_to_text_and_image(query, list(text), list(image), distinct)
+        """[B, L, D] → [B, L, D]; for `distinct_tokens` see `CrossAttentionContext`."""
+        query = self.split_heads(self.norm_q(self.q(x)))
+        if self.uses_triton_kernels(query) and distinct_tokens is not None:
+            out = text_image_attention(query, list(text), list(image), distinct_tokens)
         else:
-            out = attention(query, *text, self.kind) + attention(query, *image, self.kind)
+            out = attention(query, *text, self.kernel) + attention(query, *image, self.kernel)
         return self.o(out.flatten(2))
 
 
 class Block(nn.Module):
-    """Self-attention, attention to prompt and picture, attention to the recording, feed-forward."""
+    """Self-attention, attention to prompt and portrait, attention to the audio, feed-forward."""
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
         self.self_attn = SelfAttention(config)
@@ -197,35 +203,36 @@ class Block(nn.Module):
         rotation: Rotation,
         frames: int,
         text: KeysValues,
-        distinct: Tensor | None,
+        distinct_tokens: Tensor | None,
         image: KeysValues,
         audio: KeysValues,
         regions: Tensor | None,
-        share: SequenceParallelGroup,
+        group: SequenceParallelGroup,
     ) -> Tensor:
-        """One block.
+        """Run the block.
 
         Args:
             x: [B, L, D].
             time: [B, 6, D], float32.
+            rotation: rotary positions of the tokens.
             frames: T.
-            text, image, audio: keys and values to attend to.
-            distinct: tokens of the text from number `distinct` − 1 on are the same; int32 [B].
-            regions: [3, S] where two speakers are heard.
-            share: of the tokens, where several processes share them.
+            text, image, audio: keys and values.
+            distinct_tokens: int32 [B], see `CrossAttentionContext`.
+            regions: speaker regions [3, S], with two speakers only.
+            group: the processes that share the tokens.
         """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time).split(1, dim=1)
-        first = (self.self_attn.q, self.self_attn.k, self.self_attn.v)
-        x, normed = self.add_and_norm(x, None, self.norm1, (shift_a, scale_a), first)
-        seen, attended = self.self_attn(normed, rotation, regions, share)
-        x, normed = self.add_and_norm(x, ResidualUpdate(seen, gate_a), self.norm3, None, (self.cross_attn.q,))
-        seen = self.cross_attn(normed, text, distinct, image)
-        x, normed = self.add_and_norm(x, ResidualUpdate(seen), self.norm_x, None, ())
-        speakers = (
-            None if attended is None else speaker_rotation(attended, x.shape[-1] // self.self_attn.num_heads)
-        )
-        heard = self.audio_cross_attn(normed, audio, frames, speakers)
-        x, normed = self.add_and_norm(x, heard, self.norm2, (shift_f, scale_f), (self.ffn[0],))
+        projections = (self.self_attn.q, self.self_attn.k, self.self_attn.v)
+        x, normed = self.add_and_norm(x, None, self.norm1, (shift_a, scale_a), projections)
+        out, attention_map = self.self_attn(normed, rotation, regions, group)
+        x, normed = self.add_and_norm(x, ResidualUpdate(out, gate_a), self.norm3, None, (self.cross_attn.q,))
+        out = self.cross_attn(normed, text, distinct_tokens, image)
+        x, normed = self.add_and_norm(x, ResidualUpdate(out), self.norm_x, None, ())
+        speakers = None
+        if attention_map is not None:
+            speakers = speaker_rotation(attention_map, x.shape[-1] // self.self_attn.num_heads)
+        update = self.audio_cross_attn(normed, audio, frames, speakers)
+        x, normed = self.add_and_norm(x, update, self.norm2, (shift_f, scale_f), (self.ffn[0],))
         return ResidualUpdate(feed_forward(self.ffn, normed), gate_f).added_to(x)
 
     def add_and_norm(
@@ -234,14 +241,14 @@ class Block(nn.Module):
         update: ResidualUpdate | None,
         norm: nn.LayerNorm,
         modulation: tuple[Tensor, Tensor] | None,
-        readers: Sequence[nn.Module],
+        consumers: Sequence[nn.Module],
     ) -> tuple[Tensor, Tensor | QuantizedTokens]:
-        """The sum of x and an update, and its layer norm, as `readers`, which multiply it, take it."""
-        if self.self_attn.uses_kernels(x):
+        """The sum of x and an update, and its layer norm, quantised if all `consumers` use fp8 matmuls."""
+        if self.self_attn.uses_triton_kernels(x):
             shift, scale = (norm.bias, norm.weight) if modulation is None else modulation
             weight = scale if modulation is None else 1 + scale
-            rounded = len(readers) > 0 and all(map(multiplies_fp8, readers))
-            return add_and_norm(x, update, weight, shift, norm.eps, rounded)
+            quantize = len(consumers) > 0 and all(map(uses_fp8_matmul, consumers))
+            return add_and_norm(x, update, weight, shift, norm.eps, quantize)
         if update is not None:
             x = update.added_to(x)
         return x, layer_norm(x, norm, modulation)
@@ -250,7 +257,7 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Projects tokens to velocity patches, in float32."""
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         time, rows, columns = config.patch_size
         self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
@@ -258,6 +265,7 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Tokens [B, L, D] and time [B, D] → patches [B, L, patch size · out_dim]."""
         shift, scale = (self.modulation.float() + time.unsqueeze(1)).split(1, dim=1)
         normed = layer_norm(x, self.norm).float() * (1 + scale) + shift
         return linear_float32(self.head, normed)

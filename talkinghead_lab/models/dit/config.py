@@ -1,4 +1,4 @@
-"""The transformer's sizes, read off a checkpoint's tensors."""
+"""Sizes of the transformer, read from the tensors of a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 class DiTConfig:
     """Sizes of the transformer.
 
-    `text_dim`, `image_dim` and `audio_features` (wav2vec2 layers × channels) are the widths of what the
-    encoders deliver; `audio_dim` and `audio_tokens` those of the tokens that the blocks attend to.
+    `text_dim`, `image_dim` and `audio_features` (wav2vec2 layers × channels) are the widths of the encoders'
+    outputs. The audio projection makes `audio_tokens` tokens of width `audio_dim` per latent frame.
     """
 
     dim: int
@@ -39,7 +39,7 @@ class DiTConfig:
         """Sizes from tensor shapes; `fields` (config.json) gives the head count, text length and epsilon.
 
         Raises:
-            CheckpointError: a needed tensor is missing, or config.json contradicts the tensors.
+            CheckpointError: a required tensor is missing, or config.json contradicts the tensors.
         """
         try:
             dim, in_dim, *patch_size = shapes["patch_embedding.weight"]
@@ -67,18 +67,18 @@ class DiTConfig:
             )
         except KeyError as missing:
             raise CheckpointError(
-                "the transformer's weights or its config.json lack an entry",
+                "an entry is missing from the transformer's weights or config.json",
                 received=str(missing).strip("'"),
-                remedy="Check that the Wan2.1 shards, the InfiniteTalk adapter and config.json are there.",
+                remedy="Check that the Wan2.1 shards, the InfiniteTalk adapter and config.json are complete.",
             ) from None
-        config._agree_with(fields)
+        config._check_fields(fields)
         return config
 
-    def _agree_with(self, fields: Mapping[str, Any]) -> None:
+    def _check_fields(self, fields: Mapping[str, Any]) -> None:
         for name in ("dim", "ffn_dim", "num_layers", "in_dim", "out_dim", "freq_dim", "text_dim"):
             if fields.get(name, getattr(self, name)) != getattr(self, name):
                 raise CheckpointError(
-                    f"config.json says {name} {fields[name]} where the tensors say {getattr(self, name)}",
+                    f"config.json has {name} {fields[name]}, but the tensors have {getattr(self, name)}",
                     remedy="The weights and the config.json belong to different models.",
                 )
         if fields.get("model_type", "i2v") != "i2v":

@@ -1,48 +1,53 @@
-"""The video diffusion transformer: Wan2.1-I2V with InfiniteTalk's audio adapters (Wan, arXiv 2503.20314).
+"""The video diffusion transformer: Wan2.1-I2V (arXiv 2503.20314) with InfiniteTalk's audio adapters.
 
-Submodules carry the released tensor names. Shapes use the symbols of `latent_grid`.
+Submodules have the names of the released tensors. Shapes use the symbols of `latent_grid`.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from talkinghead_lab.models.dit.audio_adapter import AudioProjection
 from talkinghead_lab.models.dit.blocks import Block, Head, KeysValues, linear_float32
 from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.attention import (
-    EXACT_KINDS,
+    EXACT_KERNELS,
     Rotation,
     choose_attention,
     grid_angles,
     runs_triton,
 )
 
-# The released width of a head, for which the Triton kernels are tuned.
-KERNELS_HEAD_WIDTH = 128
+# The released head width; the Triton kernels are tuned for it.
+TRITON_HEAD_WIDTH = 128
 
 
 @dataclass
-class Context:
-    """Tokens of a prompt or a picture that the blocks attend to, [B, N, D], and keys and values per block.
+class CrossAttentionContext:
+    """Tokens that the blocks attend to.
 
-    Tokens of a prompt from number `distinct` − 1 on (int32 [B]) are the same: padding.
+    Args:
+        tokens: [B, N, D], of a prompt or a portrait.
+        keys_values: precomputed keys and values of each block.
+        distinct_tokens: int32 [B], number of prompt tokens plus one token of padding; all later tokens equal
+            that one.
     """
 
     tokens: Tensor
     keys_values: list[KeysValues] | None = None
-    distinct: Tensor | None = None
+    distinct_tokens: Tensor | None = None
 
 
 @dataclass
-class AudioContext(Context):
+class AudioContext(CrossAttentionContext):
     """Audio tokens [B, T, P·A, audio width] of P speakers."""
 
     speakers: int = 1
@@ -50,7 +55,7 @@ class AudioContext(Context):
 
 @dataclass
 class TimeEmbedding:
-    """Timesteps as the head ([B, D]) and the blocks ([B, 6, D]) take them, float32."""
+    """Embedded timesteps for the head, [B, D], and the blocks, [B, 6, D]; float32."""
 
     head: Tensor
     blocks: Tensor
@@ -63,7 +68,7 @@ class TimeEmbedding:
 class ImageProjection(nn.Module):
     """Maps image-encoder features to the transformer's width."""
 
-    def __init__(self, image_dim: int, dim: int):
+    def __init__(self, image_dim: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Sequential(
             nn.LayerNorm(image_dim),
@@ -74,25 +79,35 @@ class ImageProjection(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
+        """[B, N, image width] → [B, N, D]."""
         return self.proj(features)
 
 
 def sinusoid(timesteps: Tensor, width: int) -> Tensor:
-    """[B] → [B, width]: cosines then sines, as in DDPM."""
+    """Sinusoidal embedding as in DDPM, [B] → [B, width]: cosines, then sines."""
     half = torch.arange(width // 2, dtype=torch.float64, device=timesteps.device)
     angles = torch.outer(timesteps.double(), 10_000 ** (-half / (width // 2)))
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
-class DiT(nn.Module):
-    """Predicts the velocity of a latent chunk under text, picture and recording.
+def inductor_without_tf32_hint(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """PyTorch's default compiler without its hint to enable TF32: float32 layers need their precision."""
+    from torch._inductor import compile as compile_graph  # importing it takes seconds
 
-    Sampling embeds what does not change in a chunk once (`text_context`, `image_context`, `audio_context`,
-    `time_embedding_of`, `rotation`), then calls `patchify`, `run_blocks`, `unpatchify` each step; `forward`
-    does all of it.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+        return compile_graph(graph, inputs)
+
+
+class DiT(nn.Module):
+    """Predicts the velocity of a latent chunk from text, portrait and audio.
+
+    Sampling embeds the conditions once per chunk (`text_context`, `image_context`, `audio_context`,
+    `time_embedding_of`, `rotation`) and calls `patchify`, `run_blocks` and `unpatchify` in each step.
+    `forward` does all of this.
     """
 
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
         dim = config.dim
@@ -112,64 +127,64 @@ class DiT(nn.Module):
         )
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.head = Head(config)
-        # Several processes that each hold the transformer share its work; all must call the same forwards.
-        self.share = SequenceParallelGroup()
+        # With several processes, all must run the same forward passes.
+        self.group = SequenceParallelGroup()
 
-    def use_attention(self, kind: str, device: torch.device) -> None:
-        """Choose the kernel of self-attention, and the fastest exact one for attention to text and picture.
+    def use_attention(self, kernel: str, device: torch.device) -> None:
+        """Choose the kernel of self-attention; cross-attention uses it if exact, else the fastest exact one.
 
         Raises:
-            InvalidRequest: the kernel does not run on the device.
+            InvalidRequest: the device cannot run the kernel.
         """
-        chosen, exact = choose_attention(kind, device), choose_attention("auto", device)
-        has_kernels = runs_triton(device) and self.config.dim == self.config.num_heads * KERNELS_HEAD_WIDTH
+        chosen, exact = choose_attention(kernel, device), choose_attention("auto", device)
+        has_triton_kernels = (
+            runs_triton(device) and self.config.dim == self.config.num_heads * TRITON_HEAD_WIDTH
+        )
         for block in self.blocks:
-            block.self_attn.kind = chosen
-            block.cross_attn.kind = chosen if chosen in EXACT_KINDS else exact
-            block.self_attn.has_kernels = block.cross_attn.has_kernels = has_kernels
+            block.self_attn.kernel = chosen
+            block.cross_attn.kernel = chosen if chosen in EXACT_KERNELS else exact
+            block.self_attn.has_triton_kernels = block.cross_attn.has_triton_kernels = has_triton_kernels
 
     def compile_blocks(self) -> None:
-        """Compile the arithmetic of blocks and head: one graph a shape, shared by all blocks.
+        """Compile the blocks and the head: one graph per shape, shared by all blocks.
 
-        Modules are called as before, so that hooks on them stay outside the graph. Compiled code is kept on
-        disk (`TORCHINDUCTOR_CACHE_DIR`); the first forward of a later process reads it back.
+        PyTorch compiles `forward` and leaves the call around it as it is, so hooks run outside the graph.
+        Compiled code is cached on disk (`TORCHINDUCTOR_CACHE_DIR`), where later processes find it.
         """
-        # What stays in float32, the head above all, is meant to.
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-        compiled = torch.compile(Block.forward, dynamic=False)
-        for block in self.blocks:
-            block.forward = partial(compiled, block)  # type: ignore[method-assign]
-        self.head.forward = torch.compile(self.head.forward, dynamic=False)  # type: ignore[method-assign]
+        for module in (*self.blocks, self.head):
+            module.compile(dynamic=False, backend=inductor_without_tf32_hint)
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the tokens."""
         return self.patch_embedding.weight.dtype
 
-    def text_context(self, texts: Sequence[Tensor], precompute: bool = True) -> Context:
-        """Embed prompts, one [n, text width] a batch entry.
+    def text_context(self, texts: Sequence[Tensor], precompute: bool = True) -> CrossAttentionContext:
+        """Embed prompts, one [n, text width] per batch entry.
 
-        They are padded with zeros to `text_len` and the padding is attended to: so the model was trained.
-        `precompute` (here and below) keeps every block's keys and values: more memory, fewer products a step.
+        Prompts are padded with zeros to `text_len`, and the blocks attend to the padding, as in training.
+        `precompute` (here and below) stores the keys and values of every block, which takes memory and saves
+        matmuls in each step.
         """
         length = self.config.text_len
         padded = torch.stack([F.pad(text, (0, 0, 0, length - len(text))) for text in texts])
         tokens = self.text_embedding(padded.to(self.dtype))
-        # Filled on the device: a copy from the host could not be captured in a graph.
+        # Filled on the device: a CUDA graph cannot capture a copy from the host.
         counts = [tokens.new_full((1,), min(len(text) + 1, length), dtype=torch.int32) for text in texts]
-        context = Context(tokens, distinct=torch.cat(counts))
+        context = CrossAttentionContext(tokens, distinct_tokens=torch.cat(counts))
         if precompute:
             context.keys_values = [b.cross_attn.text_keys_values(tokens) for b in self.blocks]
         return context
 
-    def image_context(self, features: Tensor, precompute: bool = True) -> Context:
+    def image_context(self, features: Tensor, precompute: bool = True) -> CrossAttentionContext:
         """Embed image-encoder features [B, N, image width]."""
-        context = Context(self.img_emb(features.to(self.dtype)))
+        context = CrossAttentionContext(self.img_emb(features.to(self.dtype)))
         if precompute:
             context.keys_values = [b.cross_attn.image_keys_values(context.tokens) for b in self.blocks]
         return context
 
     def audio_context(self, audio: Tensor, precompute: bool = True) -> AudioContext:
-        """Project windows of wav2vec2 rows, [B, P, F, window, layers, channels], one set for each speaker."""
+        """Project windows of wav2vec2 rows of P speakers, [B, P, F, window, layers, channels]."""
         batch, speakers = audio.shape[:2]
         tokens = self.audio_proj(audio.to(self.dtype).flatten(0, 1))
         tokens = rearrange(tokens, "(b p) t a d -> b t (p a) d", b=batch)
@@ -190,12 +205,13 @@ class DiT(nn.Module):
     def rotation(self, latent_shape: Sequence[int], device: torch.device | None = None) -> Rotation:
         """Rotary positions of a latent [..., T, h, w]."""
         time, rows, columns = (n // p for n, p in zip(latent_shape[-3:], self.config.patch_size, strict=True))
-        return Rotation(grid_angles((time, rows, columns), self.config.dim // self.config.num_heads), device)
+        angles = grid_angles((time, rows, columns), self.config.dim // self.config.num_heads)
+        return Rotation.from_angles(angles, device)
 
     def patchify(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """Noisy latent [B, C, T, h, w] and condition (mask and encoded picture) → tokens [B, L, D].
+        """Noisy latent [B, C, T, h, w] and condition (mask and encoded image) → tokens [B, L, D].
 
-        The convolution's patches do not overlap, so it is one matrix product.
+        The patches of the convolution do not overlap, so it is computed as one matmul.
         """
         p, q, r = self.config.patch_size
         patches = rearrange(
@@ -212,43 +228,48 @@ class DiT(nn.Module):
         tokens: Tensor,
         time: TimeEmbedding,
         rotation: Rotation,
-        text: Context,
-        image: Context,
+        text: CrossAttentionContext,
+        image: CrossAttentionContext,
         audio: AudioContext,
         regions: Tensor | None = None,
-        alone: bool = False,
+        single_process: bool = False,
     ) -> Tensor:
-        """All blocks, [B, L, D] → [B, L, D].
+        """Run all blocks, [B, L, D] → [B, L, D].
 
         Args:
-            regions: [3, S], used where `audio` holds two speakers.
-            alone: compute all tokens in this process; so are those of two speakers, whose regions need them.
+            tokens: [B, L, D].
+            time: embedded timesteps.
+            rotation: rotary positions of the tokens.
+            text, image, audio: contexts of cross-attention.
+            regions: speaker regions [3, S], used if `audio` holds two speakers.
+            single_process: compute all tokens in this process. With two speakers this is always so, because
+                attention to their regions needs all tokens.
         """
         frames = audio.tokens.shape[1]
         regions = regions if audio.speakers > 1 else None
-        share = SequenceParallelGroup()
-        if not alone and regions is None:
-            share = self.share.fitting(self.config.num_heads, tokens.shape[1] // frames)
-        if share.size > 1:
-            tokens = share.split(tokens, frames)
-            rotation = share.split_rotation(rotation, frames)
+        group = SequenceParallelGroup()
+        if not single_process and regions is None:
+            group = self.group.if_divides(self.config.num_heads, tokens.shape[1] // frames)
+        if group.size > 1:
+            tokens = group.split(tokens, frames)
+            rotation = group.split_rotation(rotation, frames)
         for i, block in enumerate(self.blocks):
-            cross, heard = block.cross_attn, block.audio_cross_attn
+            cross, audio_cross = block.cross_attn, block.audio_cross_attn
             tokens = block(
                 tokens,
                 time.blocks,
                 rotation,
                 frames,
                 text.keys_values[i] if text.keys_values else cross.text_keys_values(text.tokens),
-                text.distinct,
+                text.distinct_tokens,
                 image.keys_values[i] if image.keys_values else cross.image_keys_values(image.tokens),
                 audio.keys_values[i]
                 if audio.keys_values
-                else heard.keys_values(audio.tokens, audio.speakers),
+                else audio_cross.keys_values(audio.tokens, audio.speakers),
                 regions,
-                share,
+                group,
             )
-        return share.gather(tokens, frames)
+        return group.merge(tokens, frames)
 
     def unpatchify(self, tokens: Tensor, time: TimeEmbedding, latent_shape: Sequence[int]) -> Tensor:
         """Tokens [B, L, D] → velocity [B, C, T, h, w], float32."""
@@ -274,7 +295,7 @@ class DiT(nn.Module):
         audio: Tensor,
         regions: Tensor | None = None,
     ) -> Tensor:
-        """Velocity [B, C, T, h, w] from raw conditions; see the methods for their shapes."""
+        """Velocity [B, C, T, h, w] from raw conditions; the methods above document their shapes."""
         time = self.time_embedding_of(timesteps)
         tokens = self.run_blocks(
             self.patchify(latent, condition),
@@ -288,8 +309,8 @@ class DiT(nn.Module):
         return self.unpatchify(tokens, time, latent.shape)
 
 
-def token_regions(masks: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
-    """Speaker masks [3, h, w] at latent resolution → [3, S] at token resolution."""
+def speaker_regions(masks: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
+    """Speaker masks [3, h, w] at latent resolution → speaker regions [3, S] at token resolution."""
     rows, columns = masks.shape[-2] // patch_size[1], masks.shape[-1] // patch_size[2]
     return (
         (F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0] > 0).float().flatten(1)

@@ -8,37 +8,37 @@ from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer that stores `weight` [out, in] in eight bits and one `scale` [out, 1] a row.
+    """A linear layer with an 8-bit `weight` [out, in] and one `scale` [out, 1] per row.
 
-    Arithmetic is in the input's type, unless `multiply_fp8` asks for fp8: then every row of the input is
-    rounded to fp8 with a scale of its own.
+    It dequantises the weight to the type of the input. With `uses_fp8_matmul`, it instead quantises each row
+    of the input to fp8 and multiplies in fp8.
     """
 
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.multiplies_fp8 = False
+        self.uses_fp8_matmul = False
 
     def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
-        """Product with [..., in]; what is rounded already is for layers that multiply fp8."""
+        """[..., in] → [..., out]; only a layer that uses fp8 matmuls accepts quantised tokens."""
         if isinstance(x, QuantizedTokens):
-            return self._product(x)
-        if self.multiplies_fp8:
+            return self._fp8_matmul(x)
+        if self.uses_fp8_matmul:
             rows, scale = quantize_rows(x.flatten(0, -2), FP8)
-            return self._product(QuantizedTokens(rows, scale, x.dtype)).unflatten(0, x.shape[:-1])
-        # The weights are scaled, not the products: those PyTorch's compiler would take for its own product
-        # with int8 weights, which is for few rows and hundreds of times slower here.
+            return self._fp8_matmul(QuantizedTokens(rows, scale, x.dtype)).unflatten(0, x.shape[:-1])
+        # Scale the weight, not the output: for the latter, PyTorch's compiler would use its own int8-weight
+        # matmul, which is meant for few rows and is hundreds of times slower here.
         return F.linear(
             x, self.dequantized().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         )
 
-    def _product(self, x: QuantizedTokens) -> Tensor:
-        if x.rows.device.type == "cpu":  # the same rounding, to test it; only GPUs multiply fp8
+    def _fp8_matmul(self, x: QuantizedTokens) -> Tensor:
+        if x.rows.device.type == "cpu":  # emulated for tests: only GPUs multiply fp8
             out = F.linear(x.rows.float(), self.weight.float()) * x.scale * self.scale.float().mT
             return (out if self.bias is None else out + self.bias).to(x.dtype)
         out = torch._scaled_mm(
@@ -53,11 +53,12 @@ class QuantizedLinear(nn.Module):
         return out.unflatten(0, x.rows.shape[:-1]).to(x.dtype)
 
     def dequantized(self) -> Tensor:
+        """The weight [out, in] in float32."""
         return self.weight.float() * self.scale.float()
 
 
 def quantize_rows(weight: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Symmetric row-wise quantisation of [out, in]: (eight-bit weight, float32 scale [out, 1])."""
+    """Symmetric row-wise quantisation of [out, in]: (8-bit weight, float32 scale [out, 1])."""
     largest = torch.iinfo(stored).max if stored is torch.int8 else torch.finfo(stored).max
     scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / largest
     scaled = weight.float() / scale

@@ -1,6 +1,6 @@
-"""The CLIP image encoder: a portrait to one hidden state per patch, as the transformer takes it.
+"""The CLIP image encoder: maps a portrait to one hidden state per patch.
 
-The network is transformers' `CLIPVisionModel` without its last block, final norm and projection; the weights
+The network is transformers' `CLIPVisionModel` without its last block, final norm and projection. The weights
 are the image tower of the released `models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth` (CLIP, arXiv
 2103.00020).
 """
@@ -30,7 +30,7 @@ _MODULES = {
     r"visual\.transformer\.(\d+)\.mlp\.0": r"vision.encoder.layers.\1.mlp.fc1",
     r"visual\.transformer\.(\d+)\.mlp\.2": r"vision.encoder.layers.\1.mlp.fc2",
 }
-# Parts of the released file that nothing here uses: the text tower, the contrastive head and its norm.
+# Unused parts of the released file: the text tower, the contrastive head and its norm.
 _UNUSED = r"textual\.|log_scale$|visual\.(head$|post_norm\.)"
 
 
@@ -40,14 +40,14 @@ class ImageEncoderConfig:
 
     Args:
         dim: width of the hidden states.
-        num_layers: blocks of the checkpoint; all but the last are run.
+        num_layers: blocks of the checkpoint; the last one is not run.
         ffn_dim: inner width of the feed-forward layers.
         patch_size: height and width of a patch in pixels.
-        image_size: height and width in pixels to which pictures are resized.
+        image_size: height and width in pixels to which images are resized.
         num_heads: attention heads.
         activation: of the feed-forward layers, by transformers' name.
-        norm_eps: added to the variance before its root is taken.
-        image_mean, image_std: statistics of the colours in [0, 1] (released CLIP).
+        norm_eps: added to the variance in norms.
+        image_mean, image_std: statistics of RGB values in [0, 1] (released CLIP).
     """
 
     dim: int
@@ -63,16 +63,16 @@ class ImageEncoderConfig:
 
     @classmethod
     def from_tensors(cls, shapes: Shapes, fields: Mapping[str, Any]) -> "ImageEncoderConfig":
-        """Read the sizes off the released tensors; `fields` may set what has a default.
+        """Read the sizes from the released tensors; `fields` may set the attributes with a default.
 
         Raises:
-            CheckpointError: a tensor that tells a size is missing, or two contradict each other.
+            CheckpointError: a required tensor is missing, or two contradict each other.
         """
         dim, _, patch_size, _ = shape_of(shapes, "visual.patch_embedding.weight", 4, RELEASED_FILE)
         patches = shape_of(shapes, "visual.pos_embedding", 3, RELEASED_FILE)[1] - 1
         if isqrt(patches) ** 2 != patches:
             raise CheckpointError(
-                "`visual.pos_embedding` does not belong to a square picture",
+                "`visual.pos_embedding` does not belong to a square image",
                 received=f"{patches} patches",
                 allowed="a square number of patches and one class token",
             )
@@ -82,26 +82,26 @@ class ImageEncoderConfig:
             ffn_dim=shape_of(shapes, "visual.transformer.0.mlp.0.weight", 2, RELEASED_FILE)[0],
             patch_size=patch_size,
             image_size=isqrt(patches) * patch_size,
-            **_optional(fields),
+            **_optional_fields(fields),
         )
         if config.num_heads < 1 or config.dim % config.num_heads:
             raise CheckpointError(
-                "the width of `visual.patch_embedding.weight` cannot be cut into `num_heads` heads",
+                "the width of `visual.patch_embedding.weight` is not divisible by `num_heads`",
                 received=f"{config.dim} channels for {config.num_heads} heads",
-                remedy="Give `num_heads` in the .json file beside the weights.",
+                remedy="Set `num_heads` in the .json file next to the weights.",
             )
         return config
 
 
-def _optional(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _optional_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     known = {name: fields[name] for name in ("num_heads", "activation", "norm_eps") if name in fields}
     return known | {name: tuple(fields[name]) for name in ("image_mean", "image_std") if name in fields}
 
 
 def from_released(tensors: dict[str, Tensor], config: ImageEncoderConfig) -> dict[str, Tensor]:
-    """Rename the released tensors to the names of `ImageEncoder`, splitting fused projections into views.
+    """Rename the released tensors to the names of `ImageEncoder`; fused projections are split into views.
 
-    The text tower, the contrastive head and the last block are left out; unknown names stay as they are.
+    The text tower, the contrastive head and the last block are dropped. Unknown names are kept.
     """
     state: dict[str, Tensor] = {}
     last_block = f"visual.transformer.{config.num_layers - 1}."
@@ -123,10 +123,10 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 class ImageEncoder(nn.Module):
-    """CLIP's image tower up to its last block but one."""
+    """CLIP's image tower without its last block."""
 
-    def __init__(self, config: ImageEncoderConfig):
-        # Here, because it takes seconds: `loading` does it while weights are read.
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        # Imported here because it takes seconds, which overlap with reading the weights.
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         super().__init__()
@@ -145,20 +145,20 @@ class ImageEncoder(nn.Module):
             )
         )
         del self.vision.post_layernorm
-        # Not in the checkpoint, and without a value when the module is built on the meta device.
+        # This buffer is not in the checkpoint; a module built on the meta device would never get its values.
         del self.vision.embeddings.position_ids
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features of pictures.
+        """Encode images.
 
         Args:
             image: [B, 3, H, W] in [−1, 1], any size.
 
         Returns:
-            [B, 1 + patches, dim]: the class token's state, then the patches' row by row.
+            [B, 1 + patches, dim]: the state of the class token, then those of the patches row by row.
 
         Raises:
-            InvalidRequest: not a batch of RGB pictures.
+            InvalidRequest: `image` is not a batch of RGB images.
         """
         embeddings = self.vision.embeddings
         patches = embeddings.patch_embedding(self.preprocess(image).to(embeddings.patch_embedding.weight))
@@ -168,13 +168,11 @@ class ImageEncoder(nn.Module):
         return self.vision.encoder(inputs_embeds=tokens).last_hidden_state
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [−1, 1] → [B, 3, image_size, image_size], float32, normalised for CLIP."""
+        """Images [B, 3, H, W] in [−1, 1] → [B, 3, image_size, image_size], float32, normalised for CLIP."""
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
-            raise InvalidRequest(
-                "not a batch of pictures", received=list(image.shape), allowed="[B, 3, H, W]"
-            )
+            raise InvalidRequest("not a batch of images", received=list(image.shape), allowed="[B, 3, H, W]")
         size = (self.config.image_size, self.config.image_size)
         resized = F.interpolate(image.float(), size=size, mode="bicubic", align_corners=False) / 2 + 0.5
-        # Channel by channel with plain numbers: a tensor made here could not be captured in a CUDA graph.
+        # Channel by channel with plain numbers, because a CUDA graph cannot capture a tensor created here.
         statistics = zip(resized.unbind(1), self.config.image_mean, self.config.image_std, strict=True)
         return torch.stack([(channel - mean) / std for channel, mean, std in statistics], dim=1)

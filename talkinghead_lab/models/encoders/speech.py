@@ -1,8 +1,8 @@
-"""The wav2vec2 speech encoder: a recording to one row of hidden states per video frame.
+"""The wav2vec2 speech encoder: maps a recording to one row of hidden states per video frame.
 
 The network is transformers' `Wav2Vec2Model` (arXiv 2006.11477), built from the `config.json` of a wav2vec2
-folder. Between its convolutions and its transformer the features are interpolated from their own rate
-(50 per second) to the video's, as in InfiniteTalk.
+folder. Between its convolutions and its transformer, the features are interpolated from 50 per second to the
+frame rate of the video, as in InfiniteTalk.
 """
 
 import re
@@ -21,43 +21,43 @@ from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
 
 RELEASED_FOLDER = "chinese-wav2vec2-base"
 
-# Parts of released files that nothing here uses: what masks features in training, and the heads of
-# pretraining and of speech recognition.
+# Unused parts of released files: the masking embedding of training, and the heads of pretraining and speech
+# recognition.
 _UNUSED = r"masked_spec_embed$|(quantizer|project_hid|project_q|dropout_features|lm_head)\."
 _WEIGHT_NORM = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
 }
 
-# What wav2vec2 does at random while it is trained.
+# Config fields of the random operations in training; all are set to zero.
 _RANDOM = ("hidden_dropout", "activation_dropout", "attention_dropout", "layerdrop", "mask_time_prob")
 
-# Twenty seconds at the released sizes: the widest convolution then takes about 130 MB.
+# Twenty seconds at the released sizes; the widest convolution then takes about 130 MB.
 _FEATURES_PER_PIECE = 1000
 _SAMPLES_PER_PIECE = 320_000
 
 
 @dataclass(frozen=True)
 class SpeechEncoderConfig:
-    """Sizes of the speech encoder, by the names of a wav2vec2 `config.json`.
+    """Sizes of the speech encoder, named as in a wav2vec2 `config.json`.
 
     Args:
         hidden_size: width of the hidden states.
-        num_hidden_layers: transformer layers; each gives one row per frame.
+        num_hidden_layers: transformer layers; each returns one row per frame.
         num_attention_heads: attention heads.
         intermediate_size: inner width of the feed-forward layers.
         conv_dim, conv_kernel, conv_stride: channels, kernel and stride of each convolution over the samples.
-        conv_bias: whether those convolutions have a bias.
-        num_conv_pos_embeddings: kernel of the positional convolution.
+        conv_bias: whether these convolutions have a bias.
+        num_conv_pos_embeddings: kernel size of the positional convolution.
         num_conv_pos_embedding_groups: its groups.
-        feat_extract_norm: "group" (the first convolution is normalised over time) or "layer" (each one, over
+        feat_extract_norm: "group" (the first convolution is normalised over time) or "layer" (every one, over
             channels).
         feat_extract_activation, hidden_act: activations, by transformers' names.
-        do_stable_layer_norm: whether norms come before each layer, and one after the last.
-        layer_norm_eps: added to the variance before its root is taken.
-        do_normalize: whether recordings are brought to zero mean and unit variance
+        do_stable_layer_norm: whether norms come before each layer, with one more after the last.
+        layer_norm_eps: added to the variance in norms.
+        do_normalize: whether recordings are normalised to zero mean and unit variance
             (`preprocessor_config.json`).
-        sampling_rate: samples per second that the network was trained with.
+        sampling_rate: samples per second of the training audio.
     """
 
     hidden_size: int
@@ -94,12 +94,12 @@ class SpeechEncoderConfig:
 
     @property
     def samples_per_feature(self) -> int:
-        """Samples from one feature to the next."""
+        """Samples between consecutive features."""
         return prod(self.conv_stride)
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one feature is computed from."""
+        """Number of samples that one feature depends on."""
         strides = (prod(self.conv_stride[:i]) for i in range(len(self.conv_stride)))
         return 1 + sum(
             (kernel - 1) * stride for kernel, stride in zip(self.conv_kernel, strides, strict=True)
@@ -107,12 +107,12 @@ class SpeechEncoderConfig:
 
     @classmethod
     def from_tensors(cls, shapes: Shapes, fields: Mapping[str, Any]) -> "SpeechEncoderConfig":
-        """Read the sizes off the tensors; `fields` (config.json) supplies what shapes cannot tell.
+        """Read the sizes from the tensors, the rest from `fields` (config.json).
 
         Raises:
-            CheckpointError: a tensor that tells a size is missing, or config.json contradicts one.
+            CheckpointError: a required tensor is missing, or config.json contradicts one.
         """
-        shapes = {_plain(name): tuple(shape) for name, shape in shapes.items()}
+        shapes = {_canonical_name(name): tuple(shape) for name, shape in shapes.items()}
         found = _sizes(shapes)
         for field, (value, tensor) in found.items():
             stated = fields.get(field, value)
@@ -127,19 +127,19 @@ class SpeechEncoderConfig:
             **{field: value for field, (value, _) in found.items()},
             num_attention_heads=fields.get("num_attention_heads", 12),
             conv_stride=tuple(fields.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))),
-            **{name: fields[name] for name in _OPTIONAL if name in fields},
+            **{name: fields[name] for name in _OPTIONAL_FIELDS if name in fields},
         )
 
 
-# What config.json may set and shapes cannot tell; the defaults are those of transformers.
-_OPTIONAL = (
+# Optional fields of config.json that shapes do not determine; the defaults are those of transformers.
+_OPTIONAL_FIELDS = (
     *("feat_extract_activation", "hidden_act", "do_stable_layer_norm", "layer_norm_eps"),
     *("do_normalize", "sampling_rate"),
 )
 
 
 def _sizes(shapes: Shapes) -> dict[str, tuple[Any, str]]:
-    """Each size that the tensors tell, with the tensor that tells it."""
+    """Each size that the tensors determine, and the name of that tensor."""
     first, position = "feature_extractor.conv_layers.0", "encoder.pos_conv_embed.conv"
     convolutions = [
         shape_of(shapes, f"feature_extractor.conv_layers.{i}.conv.weight", 3, RELEASED_FOLDER)
@@ -161,26 +161,26 @@ def _sizes(shapes: Shapes) -> dict[str, tuple[Any, str]]:
     }
 
 
-def _plain(name: str) -> str:
-    """A tensor's name without the prefix of a pretraining file, its weight norm as in current PyTorch."""
+def _canonical_name(name: str) -> str:
+    """A tensor name without the prefix of pretraining files, and with PyTorch's current weight-norm names."""
     stem, _, last = name.removeprefix("wav2vec2.").rpartition(".")
     return f"{stem}.{_WEIGHT_NORM.get(last, last)}" if stem else last
 
 
 def from_released(tensors: dict[str, Tensor], config: SpeechEncoderConfig) -> dict[str, Tensor]:
-    """Bring the names of any transformers wav2vec2 file to those of `SpeechEncoder`.
+    """Rename the tensors of any transformers wav2vec2 file to the names of `SpeechEncoder`.
 
-    The heads of pretraining and recognition are left out; unknown names stay as they are.
+    The heads of pretraining and recognition are dropped. Unknown names are kept.
     """
-    plain = {_plain(name): tensor for name, tensor in tensors.items()}
-    return {name: tensor for name, tensor in plain.items() if not re.match(_UNUSED, name)}
+    renamed = {_canonical_name(name): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in renamed.items() if not re.match(_UNUSED, name)}
 
 
 class SpeechEncoder(nn.Module):
-    """wav2vec2 with its features interpolated to the video's frame rate. It runs without any dropout."""
+    """wav2vec2 with features interpolated to the frame rate of the video, and without dropout."""
 
-    def __init__(self, config: SpeechEncoderConfig):
-        # Here, because it takes seconds: `loading` does it while weights are read.
+    def __init__(self, config: SpeechEncoderConfig) -> None:
+        # Imported here because it takes seconds, which overlap with reading the weights.
         from transformers import Wav2Vec2Config, Wav2Vec2Model
 
         super().__init__()
@@ -195,19 +195,19 @@ class SpeechEncoder(nn.Module):
     def forward(
         self, waveform: Tensor, frames: int, window_seconds: float = 60.0, context_seconds: float = 5.0
     ) -> Tensor:
-        """Embed a recording.
+        """Encode a recording.
 
-        The convolutions and the interpolation are those of the whole recording, whatever its length, though
-        computed piece by piece. The transformer sees a recording of up to `window_seconds` whole. A longer
-        one is cut into equal windows of at most that length, each computed with `context_seconds` of its
-        neighbours on either side, of which nothing is kept. So rows of a long recording are near those of
-        the undivided one, but not equal, and memory hardly grows beyond that of the result.
+        The convolutions and the interpolation are computed piece by piece, with the same result as for the
+        full recording. The transformer processes recordings longer than `window_seconds` in equal windows of
+        at most that length. Each window also sees `context_seconds` of its neighbours on either side, whose
+        rows are discarded. The rows of a long recording are therefore close, but not equal, to those of a
+        single window, and memory hardly grows beyond the size of the result.
 
         Args:
             waveform: [samples], mono, `sampling_rate` samples per second.
-            frames: F, the video frames that the recording lasts.
-            window_seconds: the longest stretch that attention spans.
-            context_seconds: what each window sees of its neighbours, on either side.
+            frames: F, duration of the recording in video frames.
+            window_seconds: longest range of attention.
+            context_seconds: context on either side of a window.
 
         Returns:
             [F, layers, hidden_size]: the states after each layer.
@@ -229,7 +229,7 @@ class SpeechEncoder(nn.Module):
         bounds = [frames * i // windows for i in range(windows + 1)]
         for start, end in pairwise(bounds):
             before = min(start, context)
-            for layer, x in enumerate(self.layers_of(rows[None, start - before : end + context])):
+            for layer, x in enumerate(self.layer_states(rows[None, start - before : end + context])):
                 states[start:end, layer] = x[0, before : before + end - start]
         return states
 
@@ -238,27 +238,27 @@ class SpeechEncoder(nn.Module):
         weight = self.feature_projection.projection.weight
         waveform = waveform.to(weight.device, torch.float32)
         if self.config.do_normalize:
-            # As transformers' Wav2Vec2FeatureExtractor, its 1e-7 included.
+            # As in transformers' Wav2Vec2FeatureExtractor, including the 1e-7.
             waveform = (waveform - waveform.mean()) / (waveform.var(correction=0) + 1e-7).sqrt()
         features = self._features(waveform.to(weight.dtype))
         features = F.interpolate(features[None], size=frames, mode="linear", align_corners=True)
         return self.feature_projection(features.transpose(1, 2))[0][0]
 
     def _features(self, waveform: Tensor) -> Tensor:
-        """The features [channels, n] of the whole recording, computed in pieces that give exactly those."""
+        """The features [channels, n] of the full recording, computed in pieces that overlap as needed."""
         stride, field = self.config.samples_per_feature, self.config.receptive_field
         first, *others = self.feature_extractor.conv_layers
         if self.config.feat_extract_norm == "group":
-            first = _normalised_as_whole(first, waveform)
+            first = _with_global_norm(first, waveform)
         pieces = []
-        for piece in _overlapping(waveform, field, stride, _FEATURES_PER_PIECE):
+        for piece in _overlapping_pieces(waveform, field, stride, _FEATURES_PER_PIECE):
             x = first(piece[None, None])
             for layer in others:
                 x = layer(x)
             pieces.append(x[0])
         return torch.cat(pieces, dim=1)
 
-    def layers_of(self, x: Tensor) -> Iterator[Tensor]:
+    def layer_states(self, x: Tensor) -> Iterator[Tensor]:
         """The states [1, n, hidden_size] after each layer of the transformer."""
         encoder, stable = self.encoder, self.config.do_stable_layer_norm
         x = x + encoder.pos_conv_embed(x)
@@ -269,27 +269,34 @@ class SpeechEncoder(nn.Module):
             yield encoder.layer_norm(x) if stable and number == len(encoder.layers) else x
 
 
-def _overlapping(waveform: Tensor, field: int, stride: int, outputs: int) -> Iterator[Tensor]:
-    """Cut samples so that a convolution over each piece gives `outputs` of its values, and all pieces all."""
+def _overlapping_pieces(waveform: Tensor, field: int, stride: int, outputs: int) -> Iterator[Tensor]:
+    """Split samples into pieces from which convolutions compute `outputs` consecutive values each.
+
+    Args:
+        waveform: [samples].
+        field: receptive field of the convolutions in samples.
+        stride: samples between consecutive values.
+        outputs: values per piece; the last piece may have fewer.
+    """
     total = (len(waveform) - field) // stride + 1
     for start in range(0, total, outputs):
         end = min(start + outputs, total)
         yield waveform[start * stride : (end - 1) * stride + field]
 
 
-def _normalised_as_whole(layer: Any, waveform: Tensor) -> Callable[[Tensor], Tensor]:
-    """The first convolution with its norm over time taken from the whole recording, for use on pieces of it.
+def _with_global_norm(layer: Any, waveform: Tensor) -> Callable[[Tensor], Tensor]:
+    """The first convolution, for use on pieces, with its norm over time taken from the full recording.
 
-    A norm of each piece by itself would raise a quiet passage to the loudness of the rest.
+    Statistics of each piece would raise a quiet passage to the loudness of the rest.
     """
     convolution, norm = layer.conv, layer.layer_norm
     kernel, stride = convolution.kernel_size[0], convolution.stride[0]
-    pieces = _overlapping(waveform, kernel, stride, _SAMPLES_PER_PIECE // stride)
+    pieces = _overlapping_pieces(waveform, kernel, stride, _SAMPLES_PER_PIECE // stride)
     parts = [_statistics(convolution(piece[None, None])[0].float()) for piece in pieces]
     lengths, variances, means = (torch.stack(part) for part in zip(*parts, strict=True))
-    share = (lengths / lengths.sum())[:, None]
-    mean = (share * means).sum(dim=0)
-    variance = (share * (variances + (means - mean).square())).sum(dim=0)
+    fraction = (lengths / lengths.sum())[:, None]
+    mean = (fraction * means).sum(dim=0)
+    variance = (fraction * (variances + (means - mean).square())).sum(dim=0)
     scale = norm.weight * (variance + norm.eps).rsqrt().to(norm.weight)
     shift = norm.bias - mean.to(norm.bias) * scale
     return lambda x: layer.activation(convolution(x) * scale[:, None] + shift[:, None])

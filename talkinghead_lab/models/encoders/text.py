@@ -1,8 +1,8 @@
-"""The umT5 text encoder: prompts to one hidden state per token.
+"""The umT5 text encoder: maps prompts to one hidden state per token.
 
 The network is the encoder of transformers' `UMT5EncoderModel`; the weights are the released
-`models_t5_umt5-xxl-enc-bf16.pth`. Architecture: T5 1.1 (arXiv 2002.05202) with a relative position bias of
-its own in every layer (umT5, arXiv 2304.09151).
+`models_t5_umt5-xxl-enc-bf16.pth`. Architecture: T5 1.1 (arXiv 2002.05202) with a separate relative position
+bias in every layer (umT5, arXiv 2304.09151).
 """
 
 import html
@@ -48,15 +48,15 @@ class TextEncoderConfig:
     """Sizes of the text encoder.
 
     Args:
-        vocab_size: tokens that the embedding knows.
+        vocab_size: number of token embeddings.
         dim: width of the hidden states.
         head_dim: width of one attention head.
-        num_heads: attention heads; their widths together need not be `dim`.
+        num_heads: attention heads; `num_heads` · `head_dim` may differ from `dim`.
         ffn_dim: inner width of the feed-forward layers.
         num_layers: blocks.
         num_buckets: buckets of the relative position bias.
-        max_distance: positions further apart share a bucket.
-        norm_eps: added to the mean square before its root is taken.
+        max_distance: all larger distances share one bucket.
+        norm_eps: added to the mean square in norms.
     """
 
     vocab_size: int
@@ -71,17 +71,17 @@ class TextEncoderConfig:
 
     @classmethod
     def from_tensors(cls, shapes: Shapes, fields: Mapping[str, Any]) -> "TextEncoderConfig":
-        """Read the sizes off the released tensors; `fields` may set `max_distance` and `norm_eps`.
+        """Read the sizes from the released tensors; `fields` may set `max_distance` and `norm_eps`.
 
         Raises:
-            CheckpointError: a tensor that tells a size is missing, or two contradict each other.
+            CheckpointError: a required tensor is missing, or two contradict each other.
         """
         vocab_size, dim = shape_of(shapes, "token_embedding.weight", 2, RELEASED_FILE)
         num_buckets, num_heads = shape_of(shapes, "blocks.0.pos_embedding.embedding.weight", 2, RELEASED_FILE)
         attention_dim = shape_of(shapes, "blocks.0.attn.q.weight", 2, RELEASED_FILE)[0]
         if attention_dim % num_heads:
             raise CheckpointError(
-                "`blocks.0.attn.q.weight` cannot be cut into the heads of `blocks.0.pos_embedding`",
+                "`blocks.0.attn.q.weight` is not divisible into the heads of `blocks.0.pos_embedding`",
                 received=f"{attention_dim} rows for {num_heads} heads",
                 remedy=f"Check that the file is {RELEASED_FILE} or has its layout.",
             )
@@ -98,7 +98,7 @@ class TextEncoderConfig:
 
 
 def from_released(tensors: dict[str, Tensor], config: TextEncoderConfig) -> dict[str, Tensor]:
-    """Rename the released tensors to the names of `TextEncoder`; unknown names stay as they are."""
+    """Rename the released tensors to the names of `TextEncoder`; unknown names are kept."""
     return {rename(name, _MODULES): tensor for name, tensor in tensors.items()}
 
 
@@ -108,8 +108,8 @@ class Tokens:
 
     Args:
         ids: [B, N] token numbers, padded at the end.
-        mask: [B, N], 1 at tokens and 0 at padding.
-        dropped: for each text, how many tokens did not fit.
+        mask: [B, N], 1 for tokens and 0 for padding.
+        dropped: for each text, the number of tokens that did not fit.
     """
 
     ids: Tensor
@@ -122,72 +122,73 @@ class Tokenizer:
 
     Args:
         folder: the folder that holds `tokenizer.json`.
-        text_len: tokens of a row; what does not fit is dropped, the closing token kept.
+        text_len: tokens per row; longer texts are truncated before their closing token.
 
     Raises:
         CheckpointError: the file is missing or damaged, or has no padding token.
     """
 
-    def __init__(self, folder: Path | str, text_len: int):
+    def __init__(self, folder: Path | str, text_len: int) -> None:
         self.text_len = text_len
         path = Path(folder) / "tokenizer.json"
         remedy = "Use the google/umt5-xxl folder of the checkpoint."
         if not path.is_file():
-            raise CheckpointError("no such tokenizer", received=str(path), remedy=remedy)
+            raise CheckpointError("tokenizer not found", received=str(path), remedy=remedy)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises this very class
+        except Exception as error:  # the Rust library raises plain `Exception`
             raise CheckpointError(
                 f"the tokenizer cannot be read ({error})", received=str(path), remedy=remedy
             ) from None
         padding = self._tokenizer.token_to_id(PADDING)
         if padding is None:
-            raise CheckpointError(f"the tokenizer knows no {PADDING}", received=str(path), remedy=remedy)
+            raise CheckpointError(f"the tokenizer has no token {PADDING}", received=str(path), remedy=remedy)
         self._tokenizer.enable_truncation(text_len)
         self._tokenizer.enable_padding(length=text_len, pad_id=padding, pad_token=PADDING)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokenise texts, cleaned as for the released model; a text that is cut is reported in `dropped`."""
+        """Tokenise texts, cleaned as for the released model; `dropped` reports truncation."""
         rows = self._tokenizer.encode_batch([clean(text) for text in texts])
         return Tokens(
             ids=torch.tensor([row.ids for row in rows]),
             mask=torch.tensor([row.attention_mask for row in rows]),
-            dropped=tuple(sum(_words(rest) for rest in row.overflowing) for row in rows),
+            dropped=tuple(sum(_count_tokens(rest) for rest in row.overflowing) for row in rows),
         )
 
 
-def _words(row: tokenizers.Encoding) -> int:
-    """Tokens of a row that are neither padding nor closing."""
+def _count_tokens(row: tokenizers.Encoding) -> int:
+    """Number of tokens of a row without padding and closing token."""
     return len(row.special_tokens_mask) - sum(row.special_tokens_mask)
 
 
 def clean(text: str) -> str:
-    """Mend broken encodings and doubly escaped HTML, and collapse white space, as the released code does."""
+    """Fix broken encodings, unescape HTML twice and collapse whitespace, as the released code does."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
 
 class GatedFeedForward(nn.Module):
-    """T5's gated feed-forward layer, in place of transformers', which casts to the storage type of `wo`.
+    """T5's gated feed-forward layer. It replaces the one in transformers, which casts to the dtype of `wo`.
 
-    With a weight stored in eight bits that would round the hidden states to eight bits.
+    With an 8-bit weight, that cast would reduce the hidden states to 8 bits.
     """
 
-    def __init__(self, config: TextEncoderConfig):
+    def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.wi_0 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.wi_1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.wo = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] → [..., dim]."""
         return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
 
 
 class TextEncoder(nn.Module):
-    """umT5's encoder behind the released calling convention: one tensor per text, without padding."""
+    """umT5's encoder; like the released code, it returns one tensor per text, without padding."""
 
-    def __init__(self, config: TextEncoderConfig):
-        # Here, because it takes seconds: `loading` does it while weights are read.
+    def __init__(self, config: TextEncoderConfig) -> None:
+        # Imported here because it takes seconds, which overlap with reading the weights.
         from transformers import UMT5Config, UMT5EncoderModel
 
         super().__init__()
@@ -208,34 +209,34 @@ class TextEncoder(nn.Module):
                 attn_implementation="sdpa",
             )
         )
-        # The stack alone: the whole model would hold the embedding twice under two names.
+        # Only the encoder stack, because the full model registers the embedding twice.
         self.encoder = network.encoder
         for block in self.encoder.block:
             block.layer[1].DenseReluDense = GatedFeedForward(config)
 
     def forward(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        """Hidden states of token rows.
+        """Encode token rows.
 
         Args:
             ids: [B, N] token numbers, padded at the end.
-            mask: [B, N], 1 at tokens and 0 at padding.
+            mask: [B, N], 1 for tokens and 0 for padding.
 
         Returns:
-            For each row [n, dim], n being its number of tokens.
+            Hidden states [n, dim] of each row, where n is its number of tokens.
         """
         lengths = mask.gt(0).sum(dim=1).tolist()
-        # Padding gets no attention, so columns that are padding in every row change nothing.
+        # Padding is masked out, so columns that are padding in every row can be left out.
         longest = max(lengths)
         hidden = self.encoder(input_ids=ids[:, :longest], attention_mask=mask[:, :longest]).last_hidden_state
         return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
 
     def encode(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[Tensor]:
-        """Hidden states [n, dim] of each text, on the device of the weights; a text that is cut is logged."""
+        """Hidden states [n, dim] of each text, on the device of the weights; truncation is logged."""
         tokens = tokenizer(texts)
         for text, dropped in zip(texts, tokens.dropped, strict=True):
             if dropped:
                 logger.warning(
-                    "A prompt has %d tokens more than the %d that are read; its end is dropped: %.60s…",
+                    "A prompt exceeds the limit by %d tokens (limit: %d); its end is dropped: %.60s…",
                     *(dropped, tokenizer.text_len, text),
                 )
         device = self.encoder.embed_tokens.weight.device

@@ -1,1 +1,1 @@
-"""Networks that judge videos."""
+"""Networks that measure the quality of videos."""

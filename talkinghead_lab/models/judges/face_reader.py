@@ -1,4 +1,4 @@
-"""Reads the mouth and head pose of cartoon presenters of the kind the bundled model was trained on."""
+"""Estimates mouth opening and head pose of cartoon presenters like those the bundled model was trained on."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,15 +12,22 @@ from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 
 READER_SIZE = 128
 READINGS = ("opening", "turn", "nod", "tilt", "shift_x", "shift_y", "scale")
-# What one unit of the network's output stands for, and what zero does: degrees, half-pictures, times.
+# Scale and offset of the network's outputs. Angles are in degrees, shifts in half frame sizes.
 READING_SCALES = (0.5, 10.0, 7.0, 4.0, 0.05, 0.04, 0.06)
 READING_CENTRES = (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1.03)
 
 
 @dataclass(frozen=True)
 class HeadPose:
-    """The pose in each frame, [F] each: degrees (turn to the picture's right, nod down, tilt),
-    half-pictures (shift right, down) and times (scale).
+    """Head pose per frame, [F] each.
+
+    Args:
+        turn: degrees towards the right of the frame.
+        nod: degrees downwards.
+        tilt: degrees.
+        shift_x: to the right, in half frame widths.
+        shift_y: downwards, in half frame heights.
+        scale: size factor.
     """
 
     turn: Tensor
@@ -32,9 +39,9 @@ class HeadPose:
 
 
 class FaceReader(nn.Module):
-    """A small convolutional network from a frame of READER_SIZE² pixels to READINGS."""
+    """A small convolutional network that maps a frame of READER_SIZE² pixels to READINGS."""
 
-    def __init__(self, widths: tuple[int, ...] = (24, 40, 64, 80), hidden: int = 96):
+    def __init__(self, widths: tuple[int, ...] = (24, 40, 64, 80), hidden: int = 96) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
@@ -60,29 +67,29 @@ class FaceReader(nn.Module):
 
 
 def mouth_opening(frames: Tensor) -> Tensor:
-    """How far the drawn presenter's mouth is open in each frame: [F], 0 shut … 1 wide open.
+    """Mouth opening of a cartoon presenter in each frame, [F], from 0 (closed) to 1 (wide open).
 
     Args:
-        frames: [F, 3, H, W] in [−1, 1], square, best of 128 pixels or more.
+        frames: [F, 3, H, W] in [−1, 1], square, preferably of 128 pixels or more.
     """
     return read_faces(frames)[:, 0].clamp(0, 1)
 
 
 def head_pose(frames: Tensor) -> HeadPose:
-    """The drawn presenter's head pose in each frame; `frames` as for `mouth_opening`."""
+    """Head pose of a cartoon presenter in each frame; `frames` as for `mouth_opening`."""
     return HeadPose(*read_faces(frames)[:, 1:].unbind(1))
 
 
 @torch.no_grad()
 def read_faces(frames: Tensor, frames_at_once: int = 64) -> Tensor:
-    """[F, 7]: READINGS of each frame, [F, 3, H, W] in [−1, 1], on the frames' device."""
+    """READINGS of each frame, [F, 3, H, W] in [−1, 1] → [F, 7], computed on the frames' device."""
     reader = _reader().to(frames.device)
     parts = frames.float().split(frames_at_once)
     return torch.cat([reader(reader_input(part)) for part in parts])
 
 
 def reader_input(frames: Tensor) -> Tensor:
-    """Frames at the size that the reader sees."""
+    """Resize frames to the input size of the reader."""
     size = (READER_SIZE, READER_SIZE)
     return functional.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
 

@@ -1,19 +1,19 @@
-"""SyncNet: how near lips and sound are, as two networks into one space (Chung & Zisserman 2016).
+"""SyncNet: measures lip sync by embedding face and sound in one space (Chung & Zisserman 2016).
 
 Layers and names are those of the released `syncnet_v2.model`.
 """
 
 from torch import Tensor, nn
 
-WINDOW = 5  # video frames of one embedding, 0.2 s
+WINDOW = 5  # video frames per embedding, 0.2 s
 PICTURE_SIZE = 224
-COEFFICIENTS = 13  # of the sound's cepstrum, 100 columns a second
+COEFFICIENTS = 13  # of the cepstrum, at 100 columns per second
 COLUMNS = 4 * WINDOW
 EMBEDDING = 1024
 
 
 class SyncNet(nn.Module):
-    """Embeds 0.2 s of a face and 0.2 s of sound; the distance of the two is small where they fit."""
+    """Embeds 0.2 s of a face and 0.2 s of sound; the embeddings are close if the two are in sync."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class SyncNet(nn.Module):
         self.netfcaud, self.netfclip = _readout(), _readout()
 
     def embed_sound(self, cepstrum: Tensor) -> Tensor:
-        """[N, 1, 13, 20] cepstral coefficients → [N, 1024]."""
+        """Cepstral coefficients [N, 1, 13, 20] → [N, 1024]."""
         return self.netfcaud(self.netcnnaud(cepstrum).flatten(1))
 
-    def embed_face(self, pictures: Tensor) -> Tensor:
-        """[N, 3, 5, 224, 224], blue, green, red from 0 to 255 → [N, 1024]."""
-        return self.netfclip(self.netcnnlip(pictures).flatten(1))
+    def embed_face(self, images: Tensor) -> Tensor:
+        """Frames [N, 3, 5, 224, 224], BGR from 0 to 255 → [N, 1024]."""
+        return self.netfclip(self.netcnnlip(images).flatten(1))
 
 
 def _block(convolution: nn.Conv2d | nn.Conv3d) -> tuple[nn.Module, ...]:

@@ -1,1 +1,1 @@
-"""Attention and fused kernels."""
+"""Attention kernels and fused block layers."""

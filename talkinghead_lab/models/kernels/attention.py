@@ -1,4 +1,4 @@
-"""Attention by the kernel that is chosen, rotary positions, and attention to a speaker's region."""
+"""Attention kernels and their selection, rotary position embedding, attention to speaker regions."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -16,18 +16,23 @@ FLASH_PACKAGE = "fa3_fwd_interface"
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, kind: str = "sdpa", query_limit: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, kernel: str = "sdpa", query_bound: Tensor | None = None
 ) -> Tensor:
     """Softmax attention over [B, tokens, heads, head width] tensors; the result has the query's shape.
 
-    FlashAttention 3 is for bf16; PyTorch's own choice serves the other types. A `query_limit` [heads] that no
-    channel of the query exceeds saves rounding it to fp8 a pass.
+    FlashAttention 3 takes bf16 only; for other types `sdpa` replaces it.
+
+    Args:
+        query: [B, L, heads, head width].
+        key, value: [B, N, heads, head width].
+        kernel: a name in `KERNELS`.
+        query_bound: upper bound of |query| per head, [heads]. It saves `flash3_fp8` a pass over the query.
     """
-    if query_limit is not None and kind == "flash3_fp8":
-        return attention_flash3_fp8(query, key, value, query_limit)
-    if kind == "flash3" and query.dtype != torch.bfloat16:
-        kind = "sdpa"
-    return KERNELS[kind].attend(query, key, value)
+    if query_bound is not None and kernel == "flash3_fp8":
+        return attention_flash3_fp8(query, key, value, query_bound)
+    if kernel == "flash3" and query.dtype != torch.bfloat16:
+        kernel = "sdpa"
+    return KERNELS[kernel].attend(query, key, value)
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -37,17 +42,17 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("talkinghead_lab::attend_to_text_and_image", mutates_args=())
-def attend_to_text_and_image(
-    query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct: Tensor
+def text_image_attention(
+    query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct_tokens: Tensor
 ) -> Tensor:
-    """The sum of two attentions in one kernel; see `short_attention`."""
-    from talkinghead_lab.models.kernels.short_context_attention import attend
+    """Attention to text plus attention to image in one kernel; see `triton_text_image_attention`."""
+    from talkinghead_lab.models.kernels.triton_text_image_attention import attend
 
-    return attend(query, text, image, distinct)
+    return attend(query, text, image, distinct_tokens)
 
 
-@attend_to_text_and_image.register_fake
-def _(query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct: Tensor) -> Tensor:
+@text_image_attention.register_fake
+def _(query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct_tokens: Tensor) -> Tensor:
     return query.new_empty(query.shape)
 
 
@@ -63,57 +68,57 @@ def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return query.new_empty(query.shape)
 
 
-def _on_hopper(device: torch.device) -> bool:
+def _is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _has_flash3(device: torch.device) -> bool:
-    return _on_hopper(device) and importlib.util.find_spec(FLASH_PACKAGE) is not None
+    return _is_hopper(device) and importlib.util.find_spec(FLASH_PACKAGE) is not None
 
 
 def runs_triton(device: torch.device) -> bool:
     """Whether the Triton kernels of this package run on a device."""
-    return _on_hopper(device) and importlib.util.find_spec("triton") is not None
+    return _is_hopper(device) and importlib.util.find_spec("triton") is not None
 
 
-def _or_emulated(runs_on: Callable[[torch.device], bool]) -> Callable[[torch.device], bool]:
+def _or_emulated_on_cpu(runs_on: Callable[[torch.device], bool]) -> Callable[[torch.device], bool]:
     return lambda device: device.type == "cpu" or runs_on(device)
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """One way to attend: the function, where it runs, and what it needs, for a message."""
+class AttentionKernel:
+    """An attention function, the devices it runs on, and its requirement in words, for error messages."""
 
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     runs_on: Callable[[torch.device], bool]
-    needs: str
+    requirement: str
 
 
-NEEDS_FLASH3 = "a Hopper GPU and the package fa3-fwd (extra `hopper`)"
-# Exact kernels stand in the order of their speed on a GPU that has them.
-KERNELS: dict[str, Kernel] = {
-    "flash3": Kernel(_flash3, _has_flash3, NEEDS_FLASH3),
-    "sdpa": Kernel(_sdpa, lambda device: True, "nothing"),
-    "flash3_fp8": Kernel(attention_flash3_fp8, _or_emulated(_has_flash3), NEEDS_FLASH3),
-    "triton": Kernel(attention_triton, _or_emulated(runs_triton), "a Hopper GPU and Triton"),
+FLASH3_REQUIREMENT = "a Hopper GPU and the package fa3-fwd (extra `hopper`)"
+# Exact kernels come fastest first, as measured on a GPU that runs both.
+KERNELS: dict[str, AttentionKernel] = {
+    "flash3": AttentionKernel(_flash3, _has_flash3, FLASH3_REQUIREMENT),
+    "sdpa": AttentionKernel(_sdpa, lambda device: True, "nothing"),
+    "flash3_fp8": AttentionKernel(attention_flash3_fp8, _or_emulated_on_cpu(_has_flash3), FLASH3_REQUIREMENT),
+    "triton": AttentionKernel(attention_triton, _or_emulated_on_cpu(runs_triton), "a Hopper GPU and Triton"),
 }
-EXACT_KINDS = ("flash3", "sdpa")
+EXACT_KERNELS = ("flash3", "sdpa")
 
 
 def choose_attention(wanted: str, device: torch.device) -> str:
-    """The kernel to use on a device; `auto` is the fastest exact one that runs there.
+    """The kernel to use on a device; `auto` selects the fastest exact one that runs there.
 
     Raises:
-        InvalidRequest: the kernel asked for does not run there.
+        InvalidRequest: the device cannot run the kernel.
     """
-    runs = [kind for kind in KERNELS if KERNELS[kind].runs_on(device)]
+    available = [name for name in KERNELS if KERNELS[name].runs_on(device)]
     if wanted == "auto":
-        return next(kind for kind in EXACT_KINDS if kind in runs)
-    if wanted not in runs:
+        return next(name for name in EXACT_KERNELS if name in available)
+    if wanted not in available:
         raise InvalidRequest(
-            f"attention {wanted} needs {KERNELS[wanted].needs}",
+            f"attention {wanted} needs {KERNELS[wanted].requirement}",
             received=str(device),
-            allowed=f"on this device: auto, {', '.join(runs)}",
+            allowed=f"on this device: auto, {', '.join(available)}",
         )
     return wanted
 
@@ -127,8 +132,8 @@ def rotary_angles(positions: Tensor, width: int) -> Tensor:
 def grid_angles(grid: tuple[int, int, int], head_width: int) -> Tensor:
     """Angles [L, head width / 2] of every token of a (time, row, column) grid.
 
-    A third of the pairs turns with the row, a third with the column, and what remains with time, as the
-    released model was trained.
+    As in the released model, a third of the channel pairs encodes the row, a third the column, and the
+    remaining pairs the time.
     """
     side = 2 * (head_width // 6)
     axes = [
@@ -146,18 +151,25 @@ def grid_angles(grid: tuple[int, int, int], head_width: int) -> Tensor:
     ).flatten(0, 2)
 
 
+@dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines that turn neighbouring pairs of a head's channels.
+    """Rotary position embedding: rotates each pair of neighbouring channels of a head.
 
     Args:
-        angles: [tokens, head width / 2], or [B, tokens, head width / 2].
+        cosine: float32 [..., tokens, 1, head width]; both channels of a pair hold the same value.
+        sine: as `cosine`, negated for the first channel of each pair.
     """
 
-    def __init__(self, angles: Tensor, device: torch.device | None = None):
+    cosine: Tensor
+    sine: Tensor
+
+    @classmethod
+    def from_angles(cls, angles: Tensor, device: torch.device | None = None) -> "Rotation":
+        """Rotation by angles [tokens, head width / 2] or [B, tokens, head width / 2]."""
         angles = angles.unsqueeze(-2)
-        self.cosine = angles.cos().float().repeat_interleave(2, dim=-1).to(device)
+        cosine = angles.cos().float().repeat_interleave(2, dim=-1)
         sine = angles.sin().float()
-        self.sine = torch.stack((-sine, sine), dim=-1).flatten(-2).to(device)
+        return cls(cosine.to(device), torch.stack((-sine, sine), dim=-1).flatten(-2).to(device))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate [B, tokens, heads, head width] in float32; the type of `x` is kept."""
@@ -165,11 +177,11 @@ class Rotation:
         return (x.float() * self.cosine + swapped.float() * self.sine).type_as(x)
 
 
-def attention_to_regions(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
-    """How much every token attends to each region of the first latent frame, averaged over heads.
+def attention_per_region(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
+    """Attention of every token to each region of the first latent frame, averaged over region and heads.
 
-    One head at a time: the whole map of a released-size chunk would take gigabytes. The last of an odd number
-    of heads is not counted, as in the reference, which averages two halves.
+    Heads are processed one at a time: the full attention map of a released-size chunk takes gigabytes. With
+    an odd number of heads the last is ignored, as in the reference, which averages two halves.
 
     Args:
         query: [B, L, heads, head width], rotated.

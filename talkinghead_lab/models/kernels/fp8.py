@@ -9,13 +9,13 @@ FP8 = torch.float8_e4m3fn
 
 
 class QuantizedTokens(NamedTuple):
-    """Tokens […, width] in fp8 with a float32 scale each, […, 1], and the type that they had."""
+    """Tokens […, width] in fp8, one float32 scale per token […, 1], and the type before quantisation."""
 
     rows: Tensor
     scale: Tensor
     dtype: torch.dtype
 
 
-def multiplies_fp8(layer: nn.Module) -> bool:
-    """Whether a linear layer takes `QuantizedTokens` tokens."""
-    return getattr(layer, "multiplies_fp8", False)
+def uses_fp8_matmul(layer: nn.Module) -> bool:
+    """Whether a linear layer accepts `QuantizedTokens`."""
+    return getattr(layer, "uses_fp8_matmul", False)

@@ -1,6 +1,6 @@
-"""Layers of a block in fewer passes over the tokens, as operations that PyTorch's compiler leaves whole.
+"""Fused block layers as custom ops, opaque to torch.compile.
 
-For GPUs, bf16, and without gradients. The kernels are in `triton_rows` and need Triton.
+They need a GPU, bf16 and no gradients. The kernels in `triton_rows` need Triton.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
 
 @torch.library.custom_op("talkinghead_lab::linear_gelu", mutates_args=())
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU (tanh) of a linear layer […, in] → […, out], in the product's own epilogue."""
+    """GELU (tanh) of a linear layer […, in] → […, out], computed in the epilogue of the matmul."""
     rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
     return rows.unflatten(0, x.shape[:-1])
 
@@ -23,28 +23,29 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight))
 
 
-def gelu_rounded(x: Tensor) -> QuantizedTokens:
-    """GELU (tanh), rounded."""
-    rows, scale = _gelu_and_round(x)
+def quantized_gelu(x: Tensor) -> QuantizedTokens:
+    """GELU (tanh), quantised to fp8."""
+    rows, scale = _gelu_and_quantize(x)
     return QuantizedTokens(rows, scale, x.dtype)
 
 
 @torch.library.custom_op("talkinghead_lab::gelu_and_round", mutates_args=())
-def _gelu_and_round(x: Tensor) -> tuple[Tensor, Tensor]:
-    from talkinghead_lab.models.kernels.triton_rows import gelu_and_round
+def _gelu_and_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    from talkinghead_lab.models.kernels.triton_rows import gelu_and_quantize
 
-    return gelu_and_round(x)
+    return gelu_and_quantize(x)
 
 
-@_gelu_and_round.register_fake
+@_gelu_and_quantize.register_fake
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=FP8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
 
 
 class ResidualUpdate(NamedTuple):
-    """What a layer adds to its tokens, (out + offset) · gate, for the norm behind it to sum in one pass.
+    """The update (out + offset) · gate that a layer adds to the residual stream.
 
-    `out` is [B, L, D], `gate` float32 [B, 1, D], `offset` [D].
+    It stays unevaluated so that `add_and_norm` can add it in the pass of the next norm. `out` is [B, L, D],
+    `gate` float32 [B, 1, D], `offset` [D].
     """
 
     out: Tensor
@@ -52,19 +53,20 @@ class ResidualUpdate(NamedTuple):
     offset: Tensor | None = None
 
     def added_to(self, x: Tensor) -> Tensor:
+        """The sum of x [B, L, D] and the update, in the type of `x`."""
         out = self.out if self.offset is None else self.out + self.offset
         return (x + (out if self.gate is None else out * self.gate)).to(x.dtype)
 
 
 def add_and_norm(
-    x: Tensor, update: ResidualUpdate | None, weight: Tensor, bias: Tensor, eps: float, rounded: bool
+    x: Tensor, update: ResidualUpdate | None, weight: Tensor, bias: Tensor, eps: float, quantize: bool
 ) -> tuple[Tensor, Tensor | QuantizedTokens]:
-    """The sum of x [B, L, D] and an update, and its layer norm, in one pass."""
+    """The sum of x [B, L, D] and an update, and the layer norm of that sum, in one pass."""
     if update is None:
-        _, out, scale = _add_and_norm(x, None, None, None, weight, bias, eps, rounded)
+        _, out, scale = _add_and_norm(x, None, None, None, weight, bias, eps, quantize)
     else:
-        x, out, scale = _add_and_norm(x, *update, weight, bias, eps, rounded)
-    return x, QuantizedTokens(out, scale, x.dtype) if rounded else out
+        x, out, scale = _add_and_norm(x, *update, weight, bias, eps, quantize)
+    return x, QuantizedTokens(out, scale, x.dtype) if quantize else out
 
 
 @torch.library.custom_op("talkinghead_lab::add_and_norm", mutates_args=())
@@ -76,20 +78,20 @@ def _add_and_norm(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    rounded: bool,
+    quantize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from talkinghead_lab.models.kernels.triton_rows import add_and_norm
 
-    return add_and_norm(x, update, gate, offset, weight, bias, eps, rounded)
+    return add_and_norm(x, update, gate, offset, weight, bias, eps, quantize)
 
 
 @_add_and_norm.register_fake
 def _(x: Tensor, update: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, rounded = others
+    *_, quantize = others
     return (
         x.new_empty(0) if update is None else torch.empty_like(x),
-        torch.empty_like(x, dtype=FP8 if rounded else None),
-        x.new_empty((*x.shape[:-1], 1) if rounded else 0, dtype=torch.float32),
+        torch.empty_like(x, dtype=FP8 if quantize else None),
+        x.new_empty((*x.shape[:-1], 1) if quantize else 0, dtype=torch.float32),
     )
 
 
@@ -97,7 +99,7 @@ def _(x: Tensor, update: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, T
 def norm_and_rotate(
     x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int, factors: Tensor | None
 ) -> Tensor:
-    """RMS norm and rotary positions of [B, L, D] → [parts, B, L, D / parts]; times `factors`, in fp8."""
+    """RMS norm and rotary positions, [B, L, D] → [parts, B, L, D / parts]; `factors` scale heads for fp8."""
     from talkinghead_lab.models.kernels.triton_rows import norm_and_rotate
 
     return norm_and_rotate(x, weight, eps, cosine, sine, parts, factors)
@@ -113,7 +115,7 @@ def _(
 
 @torch.library.custom_op("talkinghead_lab::mean_and_extremes", mutates_args=())
 def mean_and_extremes(x: Tensor) -> Tensor:
-    """Mean, least and most over the tokens of [B, L, D], float32 [3, B, D]."""
+    """Mean, minimum and maximum over the tokens of [B, L, D], float32 [3, B, D]."""
     from talkinghead_lab.models.kernels.triton_rows import mean_and_extremes
 
     return mean_and_extremes(x)

@@ -1,10 +1,10 @@
-"""Attention whose products run in eight bits, which a Hopper GPU does at twice the rate of bf16.
+"""Attention with 8-bit matmuls, which a Hopper GPU runs at twice the rate of bf16.
 
-Two kernels: `flash3_fp8` rounds queries, keys and values to fp8 (e4m3) and needs the package fa3-fwd;
-`triton` rounds queries and keys to int8, which is nearer, and values to fp8. Both round the exponentials to
-fp8. Keys and values lose their mean over the tokens first, which most of their outliers share (SageAttention,
-arXiv 2410.02367 and 2411.10958): a softmax does not change when every key moves by one vector, and the mean
-of the values comes back with the weights, whose sum is one.
+Two kernels: `flash3_fp8` quantises queries, keys and values to fp8 (e4m3) and needs the package fa3-fwd;
+`triton` quantises queries and keys to int8, which is more precise, and values to fp8. Both quantise the
+exponentials to fp8. Keys and values are centred first: subtracting their mean over the tokens removes most
+outliers (SageAttention, arXiv 2410.02367 and 2411.10958). Centring is exact: adding one vector to every key
+does not change a softmax, and because its weights sum to one, the mean of the values is added to the result.
 """
 
 import math
@@ -17,47 +17,51 @@ from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.models.kernels.fused_ops import mean_and_extremes
 
 LARGEST = {FP8: torch.finfo(FP8).max, torch.int8: 127.0}
-# Exponentials lie in (0, 1]; raised by 2^8 they use the range of e4m3, whose largest number is 448.
-RAISED_BITS = 8.0
-# Rows of the Triton kernel's tensors are padded to its tiles.
+# Exponentials are in (0, 1]; times 2^8 they use the range of e4m3, whose maximum is 448.
+EXPONENTIAL_SHIFT = 8.0
+# The Triton kernel needs its tensors padded to this multiple of tokens.
 TILE = 128
 
 
 def attention_flash3_fp8(
-    query: Tensor, key: Tensor, value: Tensor, query_limit: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, query_bound: Tensor | None = None
 ) -> Tensor:
     """Attention over [B, tokens, heads, head width]; the result has the query's shape and the values' type.
 
-    On random normal tensors it is within 6 % of exact attention, relative to its norm. A `query_limit`
-    [heads] that no channel exceeds stands for the largest one: fp8 is as near far below its largest number.
-    A query in fp8 is one that was rounded by its limit.
+    On random normal tensors the relative error to exact attention, in norms, is below 6 %.
+
+    Args:
+        query: [B, L, heads, head width]; in fp8 if it is quantised already, with the scale of `query_bound`.
+        key, value: [B, N, heads, head width].
+        query_bound: upper bound of |query| per head, [heads], used in place of its maximum. A loose bound
+            costs no precision: the relative precision of fp8 hardly depends on the magnitude.
     """
-    if query_limit is None:
-        rounded_query, query_scale = quantize(query.float(), FP8, (1, 3))
+    if query_bound is None:
+        fp8_query, query_scale = quantize(query.float(), FP8, (1, 3))
     else:
-        limit = query_limit.view(1, 1, -1, 1).expand(len(query), -1, -1, -1)
-        query_scale = scale_for(limit, FP8)
-        rounded_query = query if query.dtype is FP8 else (query.float() / query_scale).to(FP8)
-    rounded_key, key_scale, _ = quantize_centred(key, FP8)
-    rounded_value, value_scale, mean = quantize_centred(value, FP8)
+        bound = query_bound.view(1, 1, -1, 1).expand(len(query), -1, -1, -1)
+        query_scale = scale_for(bound, FP8)
+        fp8_query = query if query.dtype is FP8 else (query.float() / query_scale).to(FP8)
+    fp8_key, key_scale, _ = quantize_centred(key, FP8)
+    fp8_value, value_scale, mean = quantize_centred(value, FP8)
     scales = [scale.flatten(1) for scale in (query_scale, key_scale, value_scale)]
-    out = _flash3_fp8(rounded_query, rounded_key, rounded_value, *scales)
+    out = _flash3_fp8(fp8_query, fp8_key, fp8_value, *scales)
     return (out.float() + mean).to(value.dtype)
 
 
 def attention_triton(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention over [B, tokens, heads, head width]; the result has the query's shape and type.
 
-    On random normal tensors it is within 4 % of exact attention, relative to its norm.
+    On random normal tensors the relative error to exact attention, in norms, is below 4 %.
     """
-    rounded_query, query_scale = quantize(query.float(), torch.int8, (3,))
-    rounded_key, key_scale, _ = quantize_centred(key, torch.int8)
-    rounded_value, value_scale, mean = quantize_centred(value, FP8)
+    int8_query, query_scale = quantize(query.float(), torch.int8, (3,))
+    int8_key, key_scale, _ = quantize_centred(key, torch.int8)
+    fp8_value, value_scale, mean = quantize_centred(value, FP8)
     out = _triton(
-        _padded(rounded_query),
-        _padded(rounded_key),
-        # The tensor cores take fp8 with the summed index innermost.
-        _padded(rounded_value.view(torch.int8)).permute(0, 2, 3, 1).contiguous().view(FP8),
+        _padded(int8_query),
+        _padded(int8_key),
+        # The tensor cores need fp8 operands with the summed index innermost.
+        _padded(fp8_value.view(torch.int8)).permute(0, 2, 3, 1).contiguous().view(FP8),
         _padded(query_scale).squeeze(-1).transpose(1, 2).contiguous(),
         key_scale.flatten(1),
         key.shape[1],
@@ -66,38 +70,41 @@ def attention_triton(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, stored: torch.dtype, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Round float32 to eight bits with one scale over `dims`, which stay with length 1: (rounded, scale)."""
-    return _rounded(x, x.abs().amax(dim=dims, keepdim=True), stored)
+    """Quantise float32 with one scale over `dims`: (8-bit tensor, scale with `dims` of length 1)."""
+    return _quantize_by(x, x.abs().amax(dim=dims, keepdim=True), stored)
 
 
 def quantize_centred(x: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Round [B, tokens, heads, head width] less its mean over the tokens: (rounded, scale a head, mean).
+    """Centre [B, tokens, heads, head width] over the tokens and quantise it.
 
-    The largest distance from the mean is known from the extremes: one pass gives all three.
+    Minimum and maximum bound the distance from the mean, so one pass yields all that the scale needs.
+
+    Returns:
+        The 8-bit tensor, its scale per head, and the mean that was subtracted.
     """
     if x.is_cuda:
-        mean, least, most = mean_and_extremes(x.flatten(2)).view(3, len(x), 1, *x.shape[2:])
+        mean, minimum, maximum = mean_and_extremes(x.flatten(2)).view(3, len(x), 1, *x.shape[2:])
         x = x.float()
     else:
         x = x.float()
-        mean, least, most = (of(dim=1, keepdim=True) for of in (x.mean, x.amin, x.amax))
-    farthest = torch.maximum(most - mean, mean - least)
-    return *_rounded(x - mean, farthest.amax(dim=3, keepdim=True), stored), mean
+        mean, minimum, maximum = (reduce(dim=1, keepdim=True) for reduce in (x.mean, x.amin, x.amax))
+    largest = torch.maximum(maximum - mean, mean - minimum)
+    return *_quantize_by(x - mean, largest.amax(dim=3, keepdim=True), stored), mean
 
 
-def _rounded(x: Tensor, largest: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
+def _quantize_by(x: Tensor, largest: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
     scale = scale_for(largest, stored)
     scaled = x / scale
     return (scaled.round() if stored is torch.int8 else scaled).to(stored), scale
 
 
 def scale_for(largest: Tensor, stored: torch.dtype) -> Tensor:
-    """What a largest number is divided by to become the largest of an eight-bit type."""
+    """The scale that maps `largest` to the maximum of an 8-bit type."""
     return largest.clamp(min=1e-12) / LARGEST[stored]
 
 
 def _padded(x: Tensor) -> Tensor:
-    """[B, tokens, …] with zeros up to whole tiles of tokens."""
+    """[B, tokens, …], padded with zeros to a multiple of `TILE` tokens."""
     return F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % TILE))
 
 
@@ -105,7 +112,7 @@ def _padded(x: Tensor) -> Tensor:
 def _flash3_fp8(
     query: Tensor, key: Tensor, value: Tensor, query_scale: Tensor, key_scale: Tensor, value_scale: Tensor
 ) -> Tensor:
-    """Attention of fp8 tensors with a scale a head, [B, heads]; bf16."""
+    """Attention of fp8 tensors with one scale per head, [B, heads]; returns bf16."""
     if query.device.type == "cpu":
         scale = (query_scale * key_scale / math.sqrt(query.shape[-1]))[..., None, None]
         out = _emulated(query, key, value.float().transpose(1, 2), scale)
@@ -120,9 +127,9 @@ def _flash3_fp8(
 def _triton(
     query: Tensor, key: Tensor, value: Tensor, query_scale: Tensor, key_scale: Tensor, tokens: int
 ) -> Tensor:
-    """Attention of padded tensors: int8 queries and keys, fp8 values [B, heads, head width, padded]; bf16.
+    """Attention of padded int8 queries and keys and fp8 values [B, heads, head width, padded]; returns bf16.
 
-    `query_scale` is [B, heads, padded], `key_scale` [B, heads]; the values' scale is left to the caller.
+    `query_scale` is [B, heads, padded], `key_scale` [B, heads]. The caller applies the scale of the values.
     """
     query_scale = query_scale / math.sqrt(query.shape[-1])
     if query.device.type == "cpu":
@@ -133,8 +140,8 @@ def _triton(
 
     query_scale = query_scale * math.log2(math.e)
     out = torch.empty_like(query, dtype=torch.bfloat16)
-    for entry, written in zip(zip(query, key, value, query_scale, key_scale, strict=True), out, strict=True):
-        attend(*entry, tokens, RAISED_BITS, written)
+    for entry, target in zip(zip(query, key, value, query_scale, key_scale, strict=True), out, strict=True):
+        attend(*entry, tokens, EXPONENTIAL_SHIFT, target)
     return out
 
 
@@ -145,9 +152,9 @@ def _(query: Tensor, *_: Tensor) -> Tensor:
 
 
 def _emulated(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
-    """The kernels' rounding in float32, for CPUs; `value` is [B, heads, tokens, head width]."""
+    """The kernels in float32 with their quantisation, for CPUs; `value` is [B, heads, tokens, head width]."""
     query, key = (x.float().transpose(1, 2) for x in (query, key))
     scores = query @ key.mT * scale
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
-    rounded = (weights * 2**RAISED_BITS).to(FP8).float() / 2**RAISED_BITS
-    return (rounded @ value / weights.sum(dim=-1, keepdim=True)).transpose(1, 2).contiguous()
+    fp8_weights = (weights * 2**EXPONENTIAL_SHIFT).to(FP8).float() / 2**EXPONENTIAL_SHIFT
+    return (fp8_weights @ value / weights.sum(dim=-1, keepdim=True)).transpose(1, 2).contiguous()

@@ -1,7 +1,7 @@
-"""A Hopper kernel for attention in eight bits: int8 queries and keys, fp8 weights and values.
+"""An 8-bit attention kernel for Hopper: int8 queries and keys, fp8 softmax weights and values. Needs Triton.
 
-Tiled online softmax (FlashAttention, arXiv 2205.14135) with the operands of SageAttention2 (arXiv
-2411.10958). Tiles arrive through descriptors of the tensor memory accelerator. Needs Triton.
+Tiled online softmax (FlashAttention, arXiv 2205.14135) with the operand types of SageAttention2 (arXiv
+2411.10958). Tiles are loaded through descriptors of the tensor memory accelerator.
 """
 
 import triton
@@ -9,28 +9,28 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# The fastest of fifteen settings on an H100. At most 168 registers a thread let three programs share a
-# multiprocessor: while one computes exponentials, another has the tensor cores.
+# The fastest of fifteen settings on an H100. With at most 168 registers per thread, three programs fit on a
+# multiprocessor: while one computes exponentials, another uses the tensor cores.
 ROWS, KEYS, WARPS, STAGES, REGISTERS = 64, 128, 4, 2, 168
 
 
 @triton.jit
-def _tile(scores, scale, highest, total, sums, value, RAISED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One tile of keys: fade what is there to the new maximum and add the tile's share."""
+def _tile(scores, scale, highest, total, sums, value, SHIFT: tl.constexpr):
+    """Rescale the running sums to the new maximum and add the contribution of one tile of keys."""
     new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
-    weights = tl.exp2(scores * scale[:, None] - (new_highest - RAISED)[:, None])
-    faded = tl.exp2(highest - new_highest)
-    total = total * faded + tl.sum(weights, 1)
-    sums = sums * faded[:, None]
-    # A product of its own, then an exact sum: fp8 tensor cores add to what is there with few bits.
+    weights = tl.exp2(scores * scale[:, None] - (new_highest - SHIFT)[:, None])
+    decay = tl.exp2(highest - new_highest)
+    total = total * decay + tl.sum(weights, 1)
+    sums = sums * decay[:, None]
+    # Not accumulated by the matmul itself: fp8 tensor cores accumulate with few bits.
     sums += tl.dot(weights.to(tl.float8e4nv), value.T)
     return new_highest, total, sums
 
 
 @triton.jit
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     queries, keys, values, outputs, query_scales, key_scales, tokens, rows_padded,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, RAISED: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     start, head = tl.program_id(0) * ROWS, tl.program_id(1)
     channel = head * WIDTH
@@ -40,32 +40,32 @@ def _attend(  # type: ignore[no-untyped-def]
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, WIDTH], tl.float32)
-    whole = tokens // KEYS * KEYS
-    for column in tl.range(0, whole, KEYS):
+    full = tokens // KEYS * KEYS
+    for column in tl.range(0, full, KEYS):
         scores = tl.dot(query, keys.load([column, channel]).T).to(tl.float32)
         value = values.load([channel, column])
-        highest, total, sums = _tile(scores, scale, highest, total, sums, value, RAISED)
-    if whole < tokens:
-        scores = tl.dot(query, keys.load([whole, channel]).T).to(tl.float32)
-        scores = tl.where((whole + tl.arange(0, KEYS))[None, :] < tokens, scores, float("-inf"))
-        value = values.load([channel, whole])
-        highest, total, sums = _tile(scores, scale, highest, total, sums, value, RAISED)
+        highest, total, sums = _tile(scores, scale, highest, total, sums, value, SHIFT)
+    if full < tokens:
+        scores = tl.dot(query, keys.load([full, channel]).T).to(tl.float32)
+        scores = tl.where((full + tl.arange(0, KEYS))[None, :] < tokens, scores, float("-inf"))
+        value = values.load([channel, full])
+        highest, total, sums = _tile(scores, scale, highest, total, sums, value, SHIFT)
     outputs.store([start, channel], (sums / total[:, None]).to(tl.bfloat16))
 
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, query_scale: Tensor, key_scale: Tensor, tokens: int,
-    raised_bits: float, out: Tensor,
+    exponential_shift: float, out: Tensor,
 ) -> None:  # fmt: skip
-    """Attention of one batch entry over tensors padded to whole tiles, written to `out`.
+    """Attention of one batch entry over tensors padded to full tiles, written to `out`.
 
     Args:
         query, key: int8, [padded, heads, head width].
         value: fp8, [heads, head width, padded], zero beyond `tokens`.
-        query_scale: float32 [heads, padded], with 1 / sqrt(head width) and log2(e) in it.
+        query_scale: float32 [heads, padded], including the factors 1 / sqrt(head width) and log2(e).
         key_scale: float32 [heads].
-        tokens: how many of the keys are tokens.
-        raised_bits: exponentials are multiplied by 2 to this before they are rounded.
+        tokens: number of keys without padding.
+        exponential_shift: exponentials are multiplied by 2 to this power before they are quantised.
         out: bf16, shaped as the query.
     """
     padded, heads, width = query.shape
@@ -77,6 +77,6 @@ def attend(
     ]
     _attend[(triton.cdiv(padded, ROWS), heads)](
         *descriptors, query_scale, key_scale, tokens, padded,
-        WIDTH=width, ROWS=ROWS, KEYS=KEYS, RAISED=raised_bits,
+        WIDTH=width, ROWS=ROWS, KEYS=KEYS, SHIFT=exponential_shift,
         num_warps=WARPS, num_stages=STAGES, maxnreg=REGISTERS,
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Triton kernels that read and write every row once, where compiled PyTorch reads it again or spills.
+"""Triton kernels that read and write each row once; compiled PyTorch would read it again or spill registers.
 
-A program holds a row in registers, or some channels of many rows. Needs Triton.
+One program holds a full row, or some channels of many rows. Needs Triton.
 """
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 from talkinghead_lab.models.kernels.fp8 import FP8
 
 LARGEST = tl.constexpr(torch.finfo(FP8).max)
-ROTATE_WARPS, NORM_WARPS, ROUND_WARPS = 4, 4, 16
-ROWS_OF_A_PART, ROWS_AT_ONCE, CHANNELS_AT_ONCE = 2048, 16, 128
+ROTATE_WARPS, NORM_WARPS, GELU_WARPS = 4, 4, 16
+# Of the reduction over tokens: rows per program, and the tile it reads at a time.
+ROWS_PER_PROGRAM, TILE_ROWS, TILE_CHANNELS = 2048, 16, 128
 
 
 @triton.jit
-def _store_rounded(x, row, outputs, scales, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Store a row, zero beyond its width, in eight bits with the scale that its largest number asks for."""
+def _store_quantized(x, row, outputs, scales, WIDTH: tl.constexpr):
+    """Quantise a row (zero beyond its width) by its largest magnitude; store it and its scale."""
     channel = tl.arange(0, x.shape[0])
     scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / LARGEST
     x = (x * (1.0 / scale)).to(outputs.dtype.element_ty)
@@ -26,7 +27,7 @@ def _store_rounded(x, row, outputs, scales, WIDTH: tl.constexpr):  # type: ignor
 
 
 @triton.jit
-def _add_and_norm(  # type: ignore[no-untyped-def]
+def _add_and_norm(
     rows, updates, gates, offsets, weights, biases, sums, outputs, scales, eps, tokens,
     WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +42,7 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
             update += tl.load(offsets + channel, inside, other=0.0).to(tl.float32)
         if gates is not None:
             update *= tl.load(gates + entry, inside, other=0.0)
-        # Rounded as between the layers of the plain path.
+        # To bf16 and back, as between the layers of the unfused path.
         x = (x + update).to(sums.dtype.element_ty)
         tl.store(sums + here, x, inside)
         x = x.to(tl.float32)
@@ -50,7 +51,7 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
     weight = tl.load(weights + entry, inside, other=0.0).to(tl.float32)
     x = x * weight + tl.load(biases + entry, inside, other=0.0).to(tl.float32)
     if scales is not None:
-        _store_rounded(x, row, outputs, scales, WIDTH)
+        _store_quantized(x, row, outputs, scales, WIDTH)
     else:
         tl.store(outputs + here, x.to(outputs.dtype.element_ty), inside)
 
@@ -63,34 +64,38 @@ def add_and_norm(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    rounded: bool,
+    quantize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """X + (update + offset) · gate, all [B, L, D], and its layer norm; without an update, `x` is normed.
+    """Add an update to x and take the layer norm: LayerNorm(x + (update + offset) · gate).
 
     Args:
+        x: [B, L, D].
+        update: [B, L, D]; None: the norm is that of `x`.
         gate: float32 [B, 1, D]; None: 1.
         offset: [D]; None: 0.
         weight, bias: of the norm, [D] or [B, 1, D].
-        rounded: round the norm to fp8, with a scale a token.
+        eps: added to the variance.
+        quantize: quantise the norm to fp8, with one scale per token.
 
     Returns:
-        The sum, the norm, and its scales, float32 [B, L, 1]; empty what was not asked for.
+        The sum, the norm, and the scales of a quantised norm, float32 [B, L, 1]. Without an update the sum is
+        empty, without quantisation the scales.
     """
     batch, tokens, width = x.shape
     summed = torch.empty_like(x) if update is not None else x.new_empty(0)
-    out = torch.empty_like(x, dtype=FP8 if rounded else None)
-    scale = x.new_empty((batch, tokens, 1) if rounded else 0, dtype=torch.float32)
+    out = torch.empty_like(x, dtype=FP8 if quantize else None)
+    scale = x.new_empty((batch, tokens, 1) if quantize else 0, dtype=torch.float32)
     gate = None if gate is None else gate.expand(batch, 1, width).contiguous()
     weight, bias = (vector.expand(batch, 1, width).contiguous() for vector in (weight, bias))
     _add_and_norm[(batch * tokens,)](
-        x, update, gate, offset, weight, bias, summed, out, scale if rounded else None, eps, tokens,
+        x, update, gate, offset, weight, bias, summed, out, scale if quantize else None, eps, tokens,
         WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=NORM_WARPS,
     )  # fmt: skip
     return summed, out, scale
 
 
 @triton.jit
-def _norm_and_rotate(  # type: ignore[no-untyped-def]
+def _norm_and_rotate(
     rows, weights, cosines, sines, factors, outputs, eps, tokens,
     WIDTH: tl.constexpr, HEAD: tl.constexpr, PAIRS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
@@ -99,19 +104,19 @@ def _norm_and_rotate(  # type: ignore[no-untyped-def]
     inside = channel < WIDTH
     x = tl.load(rows + row * WIDTH + channel, inside, other=0.0).to(tl.float32)
     x *= tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
-    # Rounded as between the layers of the plain path.
+    # To bf16 and back, as between the layers of the unfused path.
     x = x.to(rows.dtype.element_ty) * tl.load(weights + channel, inside, other=0.0)
     even, odd = tl.split(x.to(rows.dtype.element_ty).to(tl.float32).reshape(PAIRS, 2))
-    # Cosines and sines stand twice, for both channels of a pair; the sine of the second has its sign.
-    turned = (row % tokens) * HEAD + 2 * tl.arange(0, PAIRS) % HEAD + 1
-    cosine, sine = tl.load(cosines + turned), tl.load(sines + turned)
-    turned = tl.join(even * cosine - odd * sine, odd * cosine + even * sine).reshape(2 * PAIRS)
+    # The tables hold each pair's cosine and sine twice; the second sine has the positive sign.
+    entry = (row % tokens) * HEAD + 2 * tl.arange(0, PAIRS) % HEAD + 1
+    cosine, sine = tl.load(cosines + entry), tl.load(sines + entry)
+    rotated = tl.join(even * cosine - odd * sine, odd * cosine + even * sine).reshape(2 * PAIRS)
     if factors is not None:
-        turned *= tl.load(factors + channel // HEAD, inside, other=0.0)
+        rotated *= tl.load(factors + channel // HEAD, inside, other=0.0)
     place = row * WIDTH + channel
     if PART < WIDTH:
         place = (channel // PART * tl.num_programs(0) + row) * PART + channel % PART
-    tl.store(outputs + place, turned.to(outputs.dtype.element_ty), inside)
+    tl.store(outputs + place, rotated.to(outputs.dtype.element_ty), inside)
 
 
 def norm_and_rotate(
@@ -123,13 +128,15 @@ def norm_and_rotate(
     parts: int,
     factors: Tensor | None,
 ) -> Tensor:
-    """RMS norm over the whole width, then rotary positions: [B, L, D] → [parts, B, L, D / parts].
+    """RMS norm over the full width, then rotary positions: [B, L, D] → [parts, B, L, D / parts].
 
     Args:
+        x: [B, L, D].
         weight: [D], of the norm.
+        eps: added to the mean square.
         cosine, sine: float32 [L, 1, head width], as `Rotation` holds them.
-        parts: of the channels, which come to lie apart.
-        factors: float32 [heads] that bring the heads into the range of fp8, to round to it.
+        parts: number of equal parts the channels are split into; each part is contiguous.
+        factors: float32 [heads], scale each head to the range of fp8; None: the result is not quantised.
     """
     batch, tokens, width = x.shape
     stored = None if factors is None else FP8
@@ -143,57 +150,55 @@ def norm_and_rotate(
 
 
 @triton.jit
-def _gelu_and_round(  # type: ignore[no-untyped-def]
-    rows, outputs, scales, WIDTH: tl.constexpr, PADDED: tl.constexpr
-):
+def _gelu_and_quantize(rows, outputs, scales, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, PADDED)
     inside = channel < WIDTH
     x = tl.load(rows + row * WIDTH + channel, inside, other=0.0).to(tl.float32)
-    # (1 + tanh y) / 2 is the sigmoid of 2y: one exponential in place of a tanh.
+    # (1 + tanh y) / 2 = sigmoid(2y), and a sigmoid takes a single exponential.
     x *= tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    _store_rounded(x, row, outputs, scales, WIDTH)
+    _store_quantized(x, row, outputs, scales, WIDTH)
 
 
-def gelu_and_round(x: Tensor) -> tuple[Tensor, Tensor]:
-    """GELU (tanh) of […, width], rounded to fp8 with a scale a row: (rounded, float32 […, 1])."""
+def gelu_and_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU (tanh) of […, width], quantised to fp8 with one scale per row: (fp8, float32 scale […, 1])."""
     *rows, width = x.shape
     out, scale = torch.empty_like(x, dtype=FP8), x.new_empty(*rows, 1, dtype=torch.float32)
-    _gelu_and_round[(scale.numel(),)](
-        x, out, scale, WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=ROUND_WARPS
+    _gelu_and_quantize[(scale.numel(),)](
+        x, out, scale, WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=GELU_WARPS
     )
     return out, scale
 
 
 @triton.jit
-def _sums_and_extremes(  # type: ignore[no-untyped-def]
+def _sums_and_extremes(
     rows, outputs, tokens, channels,
-    ROWS: tl.constexpr, ROWS_AT_ONCE: tl.constexpr, CHANNELS_AT_ONCE: tl.constexpr,
+    ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    channel = tl.program_id(0) * CHANNELS_AT_ONCE + tl.arange(0, CHANNELS_AT_ONCE)[None, :]
+    channel = tl.program_id(0) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[None, :]
     part, entry = tl.program_id(1), tl.program_id(2)
-    total = tl.zeros((ROWS_AT_ONCE, CHANNELS_AT_ONCE), tl.float32)
-    least, most = total + float("inf"), total - float("inf")
-    for start in range(0, ROWS, ROWS_AT_ONCE):
-        row = part * ROWS + start + tl.arange(0, ROWS_AT_ONCE)[:, None]
-        # Beyond the last token stands the last one, which changes no extreme.
+    total = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
+    minimum, maximum = total + float("inf"), total - float("inf")
+    for start in range(0, ROWS, TILE_ROWS):
+        row = part * ROWS + start + tl.arange(0, TILE_ROWS)[:, None]
+        # Rows beyond the last token repeat it, which leaves minimum and maximum unchanged.
         here = (entry * tokens + tl.minimum(row, tokens - 1)).to(tl.int64) * channels + channel
         x = tl.load(rows + here, channel < channels, other=0.0).to(tl.float32)
         total += tl.where(row < tokens, x, 0.0)
-        least, most = tl.minimum(least, x), tl.maximum(most, x)
+        minimum, maximum = tl.minimum(minimum, x), tl.maximum(maximum, x)
     step = tl.num_programs(2) * tl.num_programs(1) * channels
     place = outputs + (entry * tl.num_programs(1) + part) * channels + channel
     tl.store(place, tl.sum(total, 0)[None, :], channel < channels)
-    tl.store(place + step, tl.min(least, 0)[None, :], channel < channels)
-    tl.store(place + 2 * step, tl.max(most, 0)[None, :], channel < channels)
+    tl.store(place + step, tl.min(minimum, 0)[None, :], channel < channels)
+    tl.store(place + 2 * step, tl.max(maximum, 0)[None, :], channel < channels)
 
 
 def mean_and_extremes(x: Tensor) -> Tensor:
-    """Mean, least and most over the tokens of [B, L, D], float32 [3, B, D]."""
+    """Mean, minimum and maximum over the tokens of [B, L, D], float32 [3, B, D]."""
     batch, tokens, width = x.shape
-    parts = triton.cdiv(tokens, ROWS_OF_A_PART)
-    sums, least, most = of_parts = x.new_empty(3, batch, parts, width, dtype=torch.float32)
-    _sums_and_extremes[(triton.cdiv(width, CHANNELS_AT_ONCE), parts, batch)](
-        x, of_parts, tokens, width, ROWS_OF_A_PART, ROWS_AT_ONCE, CHANNELS_AT_ONCE
+    parts = triton.cdiv(tokens, ROWS_PER_PROGRAM)
+    sums, minimum, maximum = partial = x.new_empty(3, batch, parts, width, dtype=torch.float32)
+    _sums_and_extremes[(triton.cdiv(width, TILE_CHANNELS), parts, batch)](
+        x, partial, tokens, width, ROWS_PER_PROGRAM, TILE_ROWS, TILE_CHANNELS
     )
-    return torch.stack((sums.sum(dim=1) / tokens, least.amin(dim=1), most.amax(dim=1)))
+    return torch.stack((sums.sum(dim=1) / tokens, minimum.amin(dim=1), maximum.amax(dim=1)))

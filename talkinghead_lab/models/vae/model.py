@@ -1,10 +1,10 @@
-"""The causal video autoencoder of Wan 2.1: a latent frame for the first video frame, then one for every four.
+"""The causal video autoencoder of Wan 2.1: one latent frame for the first video frame, then one per four.
 
-Every layer looks only backwards in time, so a video is worked through in pieces and memory does not grow with
-the number of frames.
+Every layer is causal in time, so a video is processed in pieces and memory does not grow with the number of
+frames.
 
-Architecture and latent statistics: Wan 2.1 (arXiv 2503.20314), weights `Wan2.1_VAE.pth`. Submodule names are
-the names of the released tensors.
+Architecture and latent statistics: Wan 2.1 (arXiv 2503.20314), weights `Wan2.1_VAE.pth`. Submodules have the
+names of the released tensors.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from talkinghead_lab.models.vae.layers import (
 
 RELEASED_FILE = "Wan2.1_VAE.pth"
 
-# The mean and the standard deviation of each of the 16 channels of the released latents (Wan 2.1, `WanVAE`).
+# Mean and standard deviation of the 16 channels of the released latents (Wan 2.1, `WanVAE`).
 RELEASED_LATENT_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
     *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
@@ -48,10 +48,10 @@ class VAEConfig:
     Args:
         dim: channels after the first convolution of the encoder.
         z_dim: latent channels C.
-        stage_dims: channels of each resolution, from the pixels down; the picture is halved between two.
+        stage_dims: channels at each resolution, from full resolution down; height and width halve in between.
         num_res_blocks: residual blocks of an encoder stage; a decoder stage has one more.
-        temporal_downsample: for each halving of the picture, whether time is halved as well.
-        latent_mean, latent_std: statistics of each latent channel, taken out by `encode`.
+        temporal_downsample: for each spatial halving, whether time is halved as well.
+        latent_mean, latent_std: statistics of each latent channel, by which `encode` normalises.
     """
 
     dim: int
@@ -65,7 +65,7 @@ class VAEConfig:
     def __post_init__(self) -> None:
         if len(self.temporal_downsample) != len(self.stage_dims) - 1:
             raise CheckpointError(
-                "`temporal_downsample` needs one entry between each two stages",
+                "`temporal_downsample` needs one entry between every two stages",
                 received=self.temporal_downsample,
                 allowed=f"{len(self.stage_dims) - 1} booleans",
             )
@@ -75,25 +75,25 @@ class VAEConfig:
                     f"`{name}` does not fit the {self.z_dim} latent channels of `conv2.weight`",
                     received=f"{len(getattr(self, name))} numbers",
                     allowed=f"{self.z_dim} numbers",
-                    remedy="Give them in the .json file beside the weights.",
+                    remedy="Set it in the .json file next to the weights.",
                 )
 
     @property
     def frames_per_latent(self) -> int:
-        """Video frames held by every latent frame but the first, which holds one."""
+        """Video frames per latent frame, except the first, which holds one."""
         return 2 ** sum(self.temporal_downsample)
 
     @property
     def pixels_per_latent(self) -> int:
-        """Height and width in pixels of one latent position."""
+        """Height and width of one latent position in pixels."""
         return 2 ** len(self.temporal_downsample)
 
     @classmethod
     def from_tensors(cls, shapes: Shapes, fields: Mapping[str, Any]) -> "VAEConfig":
-        """Read the sizes off the tensors of a checkpoint; `fields` may set the latents' statistics.
+        """Read the sizes from the tensors of a checkpoint; `fields` may set the latent statistics.
 
         Raises:
-            CheckpointError: a tensor that tells a size is missing, or the statistics do not fit the latents.
+            CheckpointError: a required tensor is missing, or the statistics do not fit the latents.
         """
         stages, temporal = _encoder_stages(shapes)
         return cls(
@@ -110,7 +110,7 @@ class VAEConfig:
 
 
 def _encoder_stages(shapes: Shapes) -> tuple[list[list[str]], list[bool]]:
-    """The residual blocks of each encoder stage by name, and whether time is halved after each stage."""
+    """Names of the residual blocks of each encoder stage, and whether time is halved after each stage."""
     stages: list[list[str]] = [[]]
     temporal: list[bool] = []
     for number in range(count_blocks(shapes, "encoder.downsamples.")):
@@ -124,25 +124,25 @@ def _encoder_stages(shapes: Shapes) -> tuple[list[list[str]], list[bool]]:
         if len(blocks) != len(stages[0]) or not blocks:
             raise CheckpointError(
                 f"stage {number} of `encoder.downsamples` lacks residual blocks or has too many",
-                received=f"{len(blocks)} against {len(stages[0])} in the first stage",
-                remedy=f"Check that the file is whole and has the layout of {RELEASED_FILE}.",
+                received=f"{len(blocks)}, but {len(stages[0])} in the first stage",
+                remedy=f"Check that the file is complete and has the layout of {RELEASED_FILE}.",
             )
     return stages, temporal
 
 
 def from_released(tensors: dict[str, Tensor], config: VAEConfig) -> dict[str, Tensor]:
-    """The modules carry the released names, so nothing is renamed."""
+    """The tensors unchanged: the modules have the released names."""
     return dict(tensors)
 
 
-def _middle(dim: int) -> nn.ModuleList:
+def _middle_blocks(dim: int) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
 
 
 class Encoder(nn.Module):
     """Frames [B, 3, F, H, W] to moments [B, 2C, T, h, w], piece by piece."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.conv1 = CausalConv3d(3, config.dim, (3, 3, 3))
         self.downsamples = nn.ModuleList()
@@ -153,14 +153,15 @@ class Encoder(nn.Module):
                 width = stage_dim
             if stage < len(config.temporal_downsample):
                 self.downsamples.append(Downsample(width, config.temporal_downsample[stage]))
-        self.middle = _middle(width)
+        self.middle = _middle_blocks(width)
         self.head = Head(width, 2 * config.z_dim)
 
     def layers(self) -> list[nn.Module]:
-        """The layers in the order in which they run."""
+        """The layers in the order they run."""
         return [self.conv1, *self.downsamples, *self.middle, self.head]
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        """One piece [B, 3, F, H, W] → [B, 2C, T, h, w]."""
         for layer in self.layers():
             x = layer(x, state)
         return x
@@ -169,11 +170,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents [B, C, T, h, w] to frames [B, 3, F, H, W], piece by piece."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         width = config.stage_dims[-1]
         self.conv1 = CausalConv3d(config.z_dim, width, (3, 3, 3))
-        self.middle = _middle(width)
+        self.middle = _middle_blocks(width)
         self.upsamples = nn.ModuleList()
         temporal = config.temporal_downsample[::-1]
         for stage, stage_dim in enumerate(config.stage_dims[::-1]):
@@ -186,6 +187,7 @@ class Decoder(nn.Module):
         self.head = Head(width, 3)
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        """One piece [B, C, T, h, w] → [B, 3, F, H, W]."""
         layers = [self.conv1, *self.middle, *self.upsamples, self.head]
         if x.shape[2] == 1:
             return depth_first(layers, x, state)
@@ -195,9 +197,9 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """The autoencoder. Inputs go to the weights' device and dtype piece by piece; results are float32."""
+    """The autoencoder. Inputs move to the weights' device and dtype piece by piece; results are float32."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
@@ -205,29 +207,29 @@ class VAE(nn.Module):
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
 
-    def decode_in(self, dtype: torch.dtype) -> "VAE":
-        """Have the weights that decode in another type than those that encode."""
+    def set_decoder_dtype(self, dtype: torch.dtype) -> "VAE":
+        """Convert only the weights that decode; returns this autoencoder."""
         self.conv2.to(dtype)
         self.decoder.to(dtype)
         return self
 
     def encode(self, video: Tensor, latents_per_piece: int = 1) -> Tensor:
-        """The normalised latent of a video: the posterior's mean, no sampling.
+        """The normalised latent of a video: the mean of the posterior, without sampling.
 
         Args:
             video: [B, 3, F, H, W] in [−1, 1]; F of the form 4n + 1, H and W multiples of 8 (released sizes).
-            latents_per_piece: latent frames worked on at once; more take more memory, and on a CPU more time.
+            latents_per_piece: latent frames per piece; more take more memory and, on a CPU, more time.
 
         Returns:
             [B, C, T, h, w], float32.
 
         Raises:
-            InvalidRequest: the video does not fill whole latents.
+            InvalidRequest: the number of frames, the height or the width has another form.
         """
         return self.normalise(self.posterior(video, latents_per_piece)[0])
 
     def posterior(self, video: Tensor, latents_per_piece: int = 1) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent, not normalised, each [B, C, T, h, w] in float32."""
+        """Mean and log-variance of the latent before normalisation, each [B, C, T, h, w], float32."""
         self._check_video(video.shape)
         if latents_per_piece == 1:
             return self._posterior_of_frames((frame, False) for frame in video.split(1, dim=2))
@@ -238,10 +240,10 @@ class VAE(nn.Module):
         )
 
     def encode_first_frame_then_zeros(self, image: Tensor, frames: int) -> Tensor:
-        """`encode` of a picture followed by frames − 1 frames of zeros, without working through all of them.
+        """`encode` of an image followed by frames − 1 frames of zeros, without processing all of them.
 
-        Layers settle from the pixels upwards, the costly ones within the first frames, and are not run again.
-        The result is that of the full encode.
+        The outputs of the layers become constant one after another, those of the costly first layers within a
+        few frames, and a constant layer is not run again. The result equals that of `encode`.
 
         Args:
             image: [B, 3, H, W] in [−1, 1].
@@ -257,9 +259,9 @@ class VAE(nn.Module):
         return self.normalise(self._posterior_of_frames(chain([(first, False)], rest))[0])
 
     def _posterior_of_frames(self, frames: Iterable[tuple[Tensor, bool]]) -> tuple[Tensor, Tensor]:
-        """`posterior` of frames [B, 3, 1, H, W], each with whether it equals the one before."""
+        """`posterior` of frames [B, 3, 1, H, W], each with whether it equals the previous one."""
         stream = FrameStream([*self.encoder.layers(), self.conv1])
-        moments = (stream.push(frame.to(self.conv1.weight), still) for frame, still in frames)
+        moments = (stream.push(frame.to(self.conv1.weight), repeated) for frame, repeated in frames)
         return _mean_and_log_variance(moment for moment in moments if moment is not None)
 
     def decode(self, latent: Tensor, latents_per_piece: int = 1) -> Tensor:
@@ -273,14 +275,14 @@ class VAE(nn.Module):
 
         Args:
             latent: [B, C, T, h, w].
-            latents_per_piece: latent frames worked on at once; more take more memory, and on a CPU more time.
-            clamp: limit the frames to [−1, 1]; training needs the gradient outside.
+            latents_per_piece: latent frames per piece; more take more memory and, on a CPU, more time.
+            clamp: clamp the frames to [−1, 1]; training turns it off to keep the gradients outside the range.
 
         Yields:
-            [B, 3, f, H, W], float32: f is 4 per latent frame, but 1 for the very first.
+            [B, 3, f, H, W], float32; f is 4 per latent frame, but 1 for the very first.
 
         Raises:
-            InvalidRequest: the latent has another number of channels than the network.
+            InvalidRequest: the latent has a different number of channels than the network.
         """
         if latent.ndim != 5 or latent.shape[1] != self.config.z_dim or 0 in latent.shape:
             raise InvalidRequest(
@@ -295,14 +297,14 @@ class VAE(nn.Module):
             yield frames.clamp(-1, 1) if clamp else frames
 
     def normalise(self, mean: Tensor) -> Tensor:
-        """The posterior's mean as the transformer takes it."""
-        centre, spread = self._statistics(mean)
-        return (mean.float() - centre) / spread
+        """Normalise the mean of the posterior for the transformer."""
+        latent_mean, latent_std = self._statistics(mean)
+        return (mean.float() - latent_mean) / latent_std
 
     def denormalise(self, latent: Tensor) -> Tensor:
         """The inverse of `normalise`."""
-        centre, spread = self._statistics(latent)
-        return latent.float() * spread + centre
+        latent_mean, latent_std = self._statistics(latent)
+        return latent.float() * latent_std + latent_mean
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.config.latent_mean, self.config.latent_std
@@ -313,7 +315,7 @@ class VAE(nn.Module):
         )
 
     def _pieces(self, video: Tensor, latents_per_piece: int) -> Iterator[Tensor]:
-        """Cut a video so that each piece but the first has `latents_per_piece` whole latent frames."""
+        """Split a video into pieces of `latents_per_piece` latent frames each."""
         step = self.config.frames_per_latent
         piece = _at_least_one(latents_per_piece) * step
         first = piece - step + 1
@@ -326,7 +328,7 @@ class VAE(nn.Module):
         is_video = len(shape) == 5 and shape[1] == 3 and min(shape) > 0
         if not is_video or (shape[2] - 1) % step or shape[3] % pixels or shape[4] % pixels:
             raise InvalidRequest(
-                "the autoencoder cannot cut this video into whole latents",
+                "the autoencoder cannot encode a video of this size",
                 received=list(shape),
                 allowed=f"[B, 3, F, H, W] with F = {step}n + 1, H and W multiples of {pixels}",
             )

@@ -1,4 +1,4 @@
-"""Attention to the recording: the folded products give what the plain ones give."""
+"""Attention to the audio: folding the projections changes nothing but rounding errors."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ FRAMES, FRAME_TOKENS, DIM, HEADS, AUDIO_DIM = 3, 40, 128, 2, 24
 
 @pytest.mark.parametrize("stored", [None, torch.int8, FP8])
 @pytest.mark.parametrize("audio_tokens", [4, 50])
-def test_folded_products_change_nothing_but_rounding(audio_tokens, stored):
-    """Many audio tokens would not make narrower products, and gradients want the layers as they are."""
+def test_folded_attention_matches_plain_attention(audio_tokens, stored):
+    """With many audio tokens, or with gradients, attention is not folded."""
     torch.manual_seed(0)
     layer = AudioCrossAttention(DIM, AUDIO_DIM, HEADS).requires_grad_(False)
     if stored is not None:

@@ -1,4 +1,4 @@
-"""The image encoder at tiny sizes: against transformers' own model, names, preprocessing, errors."""
+"""The image encoder at tiny sizes: comparison with transformers' model, names, preprocessing, errors."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ FIELDS = {"num_heads": 3}
 
 
 @pytest.fixture(scope="module")
-def whole() -> CLIPVisionModel:
-    """All of the image tower, as transformers builds it."""
+def full_model() -> CLIPVisionModel:
+    """The complete image tower of transformers."""
     torch.manual_seed(6)
     config = CLIPVisionConfig(
         hidden_size=24,
@@ -29,9 +29,9 @@ def whole() -> CLIPVisionModel:
 
 
 @pytest.fixture(scope="module")
-def released(whole: CLIPVisionModel) -> dict[str, torch.Tensor]:
-    """The tower's weights under the names of the released file, with other parts of that file."""
-    state = whole.state_dict()
+def released(full_model: CLIPVisionModel) -> dict[str, torch.Tensor]:
+    """The weights of the tower under the names of the released file, with other parts of that file."""
+    state = full_model.state_dict()
     tensors = {
         "visual.cls_embedding": state["embeddings.class_embedding"][None, None],
         "visual.pos_embedding": state["embeddings.position_embedding.weight"][None],
@@ -40,17 +40,17 @@ def released(whole: CLIPVisionModel) -> dict[str, torch.Tensor]:
         "log_scale": torch.zeros(()),
         "textual.blocks.0.attn.q.weight": torch.zeros(2, 2),
     }
-    for kind in ("weight", "bias"):
-        tensors[f"visual.pre_norm.{kind}"] = state[f"pre_layrnorm.{kind}"]
-        tensors[f"visual.post_norm.{kind}"] = state[f"post_layernorm.{kind}"]
+    for part in ("weight", "bias"):
+        tensors[f"visual.pre_norm.{part}"] = state[f"pre_layrnorm.{part}"]
+        tensors[f"visual.post_norm.{part}"] = state[f"post_layernorm.{part}"]
         for i in range(3):
             theirs, ours = f"visual.transformer.{i}", f"encoder.layers.{i}"
-            qkv = [state[f"{ours}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            tensors[f"{theirs}.attn.to_qkv.{kind}"] = torch.cat(qkv)
-            tensors[f"{theirs}.attn.proj.{kind}"] = state[f"{ours}.self_attn.out_proj.{kind}"]
+            qkv = [state[f"{ours}.self_attn.{letter}_proj.{part}"] for letter in "qkv"]
+            tensors[f"{theirs}.attn.to_qkv.{part}"] = torch.cat(qkv)
+            tensors[f"{theirs}.attn.proj.{part}"] = state[f"{ours}.self_attn.out_proj.{part}"]
             for old, new in (("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("mlp.0", "mlp.fc1")):
-                tensors[f"{theirs}.{old}.{kind}"] = state[f"{ours}.{new}.{kind}"]
-            tensors[f"{theirs}.mlp.2.{kind}"] = state[f"{ours}.mlp.fc2.{kind}"]
+                tensors[f"{theirs}.{old}.{part}"] = state[f"{ours}.{new}.{part}"]
+            tensors[f"{theirs}.mlp.2.{part}"] = state[f"{ours}.mlp.fc2.{part}"]
     return tensors
 
 
@@ -63,16 +63,16 @@ def model(released) -> ImageEncoder:
     return model
 
 
-def test_features_are_the_states_before_the_last_block(model, whole):
+def test_features_are_the_states_before_the_last_block(model, full_model):
     image = torch.randn(2, 3, 17, 29, generator=torch.Generator().manual_seed(7)).clamp(-1, 1)
-    states = whole(model.preprocess(image), output_hidden_states=True).hidden_states
+    states = full_model(model.preprocess(image), output_hidden_states=True).hidden_states
     assert len(states) == 4
     assert model(image).shape == (2, 10, 24)
     torch.testing.assert_close(model(image), states[-2])
     assert (model(image) - states[-1]).abs().max() > 0.1
 
 
-def test_pictures_are_resized_and_normalised(model):
+def test_images_are_resized_and_normalised(model):
     grey = model.preprocess(torch.zeros(1, 3, 40, 20))
     expected = [(0.5 - mean) / std for mean, std in zip(TINY.image_mean, TINY.image_std, strict=True)]
     torch.testing.assert_close(grey, torch.tensor(expected).view(1, 3, 1, 1).expand(1, 3, 12, 12))
@@ -82,7 +82,7 @@ def test_pictures_are_resized_and_normalised(model):
     torch.testing.assert_close(undone, same_size)
 
 
-def test_fused_projections_are_split_without_a_copy(released):
+def test_fused_projections_are_split_into_views(released):
     mapped = from_released(released, TINY)
     fused = released["visual.transformer.1.attn.to_qkv.weight"]
     key = mapped["vision.encoder.layers.1.self_attn.k_proj.weight"]
@@ -90,7 +90,7 @@ def test_fused_projections_are_split_without_a_copy(released):
     assert torch.equal(key, fused[24:48])
 
 
-def test_unused_parts_are_left_out_and_unknown_names_stay(released):
+def test_unused_parts_are_dropped_and_unknown_names_kept(released):
     odd = {
         "visual.transformer.0.attn.rotary": torch.zeros(1),
         "visual.adapter.weight": torch.zeros(1),
@@ -100,14 +100,14 @@ def test_unused_parts_are_left_out_and_unknown_names_stay(released):
     assert mapped.keys() == ImageEncoder(TINY).state_dict().keys() | odd.keys()
 
 
-def test_no_tensor_is_outside_the_checkpoint():
-    """What a module built without values would lack after loading."""
+def test_the_network_has_no_buffers():
+    """A module built on the meta device would never get the values of a buffer outside the checkpoint."""
     with torch.device("meta"):
         model = ImageEncoder(TINY)
     assert not dict(model.named_buffers())
 
 
-def test_weights_of_half_the_precision(model):
+def test_bfloat16_weights(model):
     half = ImageEncoder(TINY).eval()
     half.load_state_dict(model.state_dict())
     image = torch.zeros(1, 3, 12, 12)
@@ -116,7 +116,7 @@ def test_weights_of_half_the_precision(model):
     assert (features.float() - model(image)).norm() / model(image).norm() < 0.03
 
 
-def test_bad_checkpoints_are_refused(released):
+def test_inconsistent_checkpoints_are_refused(released):
     shapes = {name: tuple(tensor.shape) for name, tensor in released.items()}
     with pytest.raises(CheckpointError, match="24 channels for 16 heads"):
         ImageEncoderConfig.from_tensors(shapes, {})
@@ -128,6 +128,6 @@ def test_bad_checkpoints_are_refused(released):
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 4, 12, 12), (1, 3, 0, 12)])
-def test_what_is_no_picture_is_refused(model, shape: tuple[int, ...]):
+def test_tensors_of_other_shapes_are_refused(model, shape: tuple[int, ...]):
     with pytest.raises(InvalidRequest, match=r"\[B, 3, H, W\]"):
         model(torch.zeros(shape))

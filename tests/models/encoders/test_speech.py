@@ -1,4 +1,4 @@
-"""The speech encoder at tiny sizes: against transformers' own model, long recordings, names, errors."""
+"""The speech encoder at tiny sizes: comparison with transformers' model, long recordings, names, errors."""
 
 import pytest
 import torch
@@ -23,20 +23,20 @@ LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias"
 RATE = 16_000
 
 
-def theirs(kind: dict) -> Wav2Vec2Model:
+def reference_model(norm: dict) -> Wav2Vec2Model:
     torch.manual_seed(9)
-    model = Wav2Vec2Model(Wav2Vec2Config(**SIZES, **kind)).eval().requires_grad_(False)
+    model = Wav2Vec2Model(Wav2Vec2Config(**SIZES, **norm)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
-        # Their usual start gives states that hardly depend on the sound.
+        # With the default initialisation, the states hardly depend on the audio.
         if parameter.ndim > 1 and "conv_layers" not in name:
             torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 
-def build(network: Wav2Vec2Model, kind: dict) -> SpeechEncoder:
+def build(network: Wav2Vec2Model, norm: dict) -> SpeechEncoder:
     tensors = network.state_dict()
     config = SpeechEncoderConfig.from_tensors(
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, SIZES | kind
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, SIZES | norm
     )
     model = SpeechEncoder(config).eval().requires_grad_(False)
     model.load_state_dict(from_released(tensors, config))
@@ -45,93 +45,93 @@ def build(network: Wav2Vec2Model, kind: dict) -> SpeechEncoder:
 
 @pytest.fixture(scope="module")
 def model() -> SpeechEncoder:
-    return build(theirs(GROUP), GROUP)
+    return build(reference_model(GROUP), GROUP)
 
 
 def recording(seconds: float, seed: int = 10) -> Tensor:
-    """Noise whose loudness comes and goes."""
+    """Noise of varying loudness."""
     samples = int(seconds * RATE)
     loudness = torch.sin(torch.arange(samples) / RATE * 3.7).square() + 0.05
     return 0.1 * loudness * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", [GROUP, LAYER], ids=["group", "layer"])
-def test_states_are_those_of_transformers(kind: dict):
-    """With as many frames as features the interpolation is the identity."""
-    network, sound = theirs(kind), recording(1.3)
-    normalised = (sound - sound.mean()) / (sound.var(correction=0) + 1e-7).sqrt()
+@pytest.mark.parametrize("norm", [GROUP, LAYER], ids=["group", "layer"])
+def test_states_equal_those_of_transformers(norm: dict):
+    """With as many frames as features, the interpolation is the identity."""
+    network, audio = reference_model(norm), recording(1.3)
+    normalised = (audio - audio.mean()) / (audio.var(correction=0) + 1e-7).sqrt()
     result = network(normalised[None], output_hidden_states=True)
     states = torch.stack([*result.hidden_states[1:-1], result.last_hidden_state], dim=2)[0]
-    out = build(network, kind)(sound, len(states))
+    out = build(network, norm)(audio, len(states))
     assert out.shape == (64, 2, 16)
     torch.testing.assert_close(out, states, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [GROUP, LAYER], ids=["group", "layer"])
+@pytest.mark.parametrize("norm", [GROUP, LAYER], ids=["group", "layer"])
 @pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 47_999, 50_003])
-def test_pieces_give_the_features_of_the_whole(kind: dict, samples: int, monkeypatch):
-    network, sound = theirs(kind), recording(4)[:samples]
-    whole = network.feature_extractor(sound[None])[0]
+def test_pieces_give_the_features_of_the_full_recording(norm: dict, samples: int, monkeypatch):
+    network, audio = reference_model(norm), recording(4)[:samples]
+    expected = network.feature_extractor(audio[None])[0]
     monkeypatch.setattr(speech_encoder, "_FEATURES_PER_PIECE", 7)
     monkeypatch.setattr(speech_encoder, "_SAMPLES_PER_PIECE", 1234)
-    torch.testing.assert_close(build(network, kind)._features(sound), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(build(network, norm)._features(audio), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_are_one_for_each_frame(model: SpeechEncoder):
+def test_each_frame_has_one_row(model: SpeechEncoder):
     for seconds, frames in ((0.2, 5), (1.0, 25), (3.3, 82), (0.05, 1)):
         assert model(recording(seconds), frames).shape == (frames, 2, 16)
 
 
-def test_loudness_does_not_matter_where_recordings_are_normalised(model: SpeechEncoder):
+def test_normalisation_removes_the_loudness(model: SpeechEncoder):
     torch.testing.assert_close(model(0.02 * recording(1), 25), model(recording(1), 25), rtol=1e-3, atol=1e-3)
 
 
-def test_a_long_recording_is_near_the_undivided_one(model: SpeechEncoder):
-    sound, frames = recording(30), 750
-    whole = model(sound, frames)
-    divided = model(sound, frames, window_seconds=10, context_seconds=2)
-    assert divided.shape == whole.shape == (frames, 2, 16)
-    spread = (whole - whole.mean(dim=0)).norm() / frames**0.5
-    apart = (divided - whole).flatten(1).norm(dim=1) / spread
-    # All that differs is attention, which sees 12 to 14 of the 30 seconds.
-    assert 0 < apart.mean() < 0.05
-    assert apart.max() < 0.1
-    assert torch.equal(model(sound, frames, window_seconds=30), whole)
+def test_windows_change_the_rows_of_a_long_recording_only_slightly(model: SpeechEncoder):
+    audio, frames = recording(30), 750
+    one_window = model(audio, frames)
+    windows = model(audio, frames, window_seconds=10, context_seconds=2)
+    assert windows.shape == one_window.shape == (frames, 2, 16)
+    spread = (one_window - one_window.mean(dim=0)).norm() / frames**0.5
+    difference = (windows - one_window).flatten(1).norm(dim=1) / spread
+    # Only attention differs: it sees 12 to 14 of the 30 seconds.
+    assert 0 < difference.mean() < 0.05
+    assert difference.max() < 0.1
+    assert torch.equal(model(audio, frames, window_seconds=30), one_window)
 
 
-def test_windows_meet_without_a_seam():
-    """Where attention adds nothing, a row depends on its neighbourhood, and windows change nothing at all."""
-    network = theirs(GROUP)
+def test_windows_have_no_seams():
+    """Without attention a row depends only on its neighbourhood, and windows change nothing."""
+    network = reference_model(GROUP)
     for layer in network.encoder.layers:
         layer.attention.out_proj.weight.zero_()
-    model, sound = build(network, GROUP), recording(31.7)
-    whole = model(sound, 792)
-    divided = model(sound, 792, window_seconds=7, context_seconds=1)
-    torch.testing.assert_close(divided, whole, rtol=1e-4, atol=1e-5)
-    without_context = model(sound, 792, window_seconds=7, context_seconds=0)
-    differing = (without_context - whole).abs().amax(dim=(1, 2)) > 1e-3
+    model, audio = build(network, GROUP), recording(31.7)
+    one_window = model(audio, 792)
+    windows = model(audio, 792, window_seconds=7, context_seconds=1)
+    torch.testing.assert_close(windows, one_window, rtol=1e-4, atol=1e-5)
+    without_context = model(audio, 792, window_seconds=7, context_seconds=0)
+    differing = (without_context - one_window).abs().amax(dim=(1, 2)) > 1e-3
     assert 4 <= differing.sum() <= 4 * 8, "at four seams, within the positional convolution's reach"
 
 
 @pytest.mark.parametrize("seconds", [60.0, 60.04, 119.9, 601.0])
-def test_the_row_count_of_long_recordings_is_exact(model: SpeechEncoder, seconds: float):
+def test_long_recordings_have_one_row_per_frame(model: SpeechEncoder, seconds: float):
     frames = int(seconds * 25)
     states = model(recording(seconds), frames)
     assert states.shape == (frames, 2, 16)
     assert states.isfinite().all()
 
 
-def test_a_quiet_stretch_is_not_raised_to_the_loudness_of_the_rest(model: SpeechEncoder):
-    """The norm over time takes its statistics from the whole recording, whichever piece it is applied to."""
-    sound = recording(90)
-    sound[60 * RATE :] *= 1e-3
-    quiet = model._features(sound)[:, 70 * 50 :]
-    alone = model._features(sound[70 * RATE :])
+def test_a_quiet_passage_is_not_raised_to_the_loudness_of_the_rest(model: SpeechEncoder):
+    """The norm over time uses the statistics of the full recording for every piece."""
+    audio = recording(90)
+    audio[60 * RATE :] *= 1e-3
+    quiet = model._features(audio)[:, 70 * 50 :]
+    alone = model._features(audio[70 * RATE :])
     assert quiet.std() < 0.2 * alone.std()
 
 
-def test_names_of_pretraining_and_recognition_files():
-    network = theirs(GROUP)
+def test_names_of_pretraining_and_recognition_files_are_mapped():
+    network = reference_model(GROUP)
     plain = network.state_dict()
     old = {"original0": "weight_g", "original1": "weight_v"}
     released = {"quantizer.codevectors": torch.zeros(1), "project_hid.weight": torch.zeros(1)}
@@ -159,13 +159,13 @@ def test_names_of_pretraining_and_recognition_files():
     ],
 )
 def test_a_config_that_contradicts_the_tensors_is_refused(field: str, value: object, tensor: str):
-    shapes = {name: tuple(t.shape) for name, t in theirs(GROUP).state_dict().items()}
+    shapes = {name: tuple(t.shape) for name, t in reference_model(GROUP).state_dict().items()}
     with pytest.raises(CheckpointError, match=f"`{field}` of config.json contradicts the tensor `{tensor}"):
         SpeechEncoderConfig.from_tensors(shapes, SIZES | GROUP | {field: value})
 
 
-def test_sizes_that_do_not_fit_together_are_refused():
-    shapes = {name: tuple(t.shape) for name, t in theirs(GROUP).state_dict().items()}
+def test_inconsistent_sizes_are_refused():
+    shapes = {name: tuple(t.shape) for name, t in reference_model(GROUP).state_dict().items()}
     with pytest.raises(CheckpointError, match="16 channels for 5 heads"):
         SpeechEncoderConfig.from_tensors(shapes, SIZES | GROUP | {"num_attention_heads": 5})
     with pytest.raises(CheckpointError, match=r"`conv_stride`.*7 numbers"):
@@ -177,9 +177,9 @@ def test_sizes_that_do_not_fit_together_are_refused():
 
 def test_a_recording_shorter_than_one_feature_is_refused(model: SpeechEncoder):
     assert model.config.receptive_field == 400
-    for sound, frames in ((torch.zeros(399), 1), (torch.zeros(0), 1), (torch.zeros(2, 16_000), 25)):
+    for audio, frames in ((torch.zeros(399), 1), (torch.zeros(0), 1), (torch.zeros(2, 16_000), 25)):
         with pytest.raises(MediaError, match="too short"):
-            model(sound, frames)
+            model(audio, frames)
     with pytest.raises(MediaError, match="too short"):
         model(torch.zeros(16_000), 0)
 

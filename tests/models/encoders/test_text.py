@@ -1,4 +1,4 @@
-"""The text encoder at tiny sizes: tokenising, padding, names, quantised weights, errors."""
+"""The text encoder at tiny sizes: tokenisation, padding, names, quantised weights, errors."""
 
 import logging
 
@@ -26,7 +26,7 @@ WORDS = ["<pad>", "</s>", "<unk>", "a", "person", "talks", "to", "the", "camera"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a tokenizer of whole words that closes each text with </s>, as umT5's does."""
+    """A folder with a word-level tokenizer that, like umT5's, ends each text with </s>."""
     file = TokenizerFile(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     file.add_special_tokens(["<pad>", "</s>", "<unk>"])
     file.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -82,25 +82,24 @@ def test_rows_are_padded_to_the_text_length(folder):
     assert tokens.dropped == (0, 0)
 
 
-def test_a_text_that_is_too_long_keeps_its_closing_token_and_is_reported(folder):
+def test_a_truncated_text_keeps_its_closing_token_and_is_reported(folder):
     words = 10_000 * ["a", "person"]
     tokens = Tokenizer(folder, text_len=4)([" ".join(words), "a person talks"])
     assert tokens.ids.tolist() == [[3, 4, 3, 1], [3, 4, 5, 1]]
     assert tokens.dropped == (len(words) - 3, 0)
 
 
-def test_encode_logs_what_is_dropped(folder, model, caplog):
+def test_encode_logs_truncation(folder, model, caplog):
     with caplog.at_level(logging.WARNING):
         first, second = model.encode(["a person talks to the camera", "smiles"], Tokenizer(folder, 4))
     assert first.shape == (4, TINY.dim)
     assert second.shape == (2, TINY.dim)
     assert [record.getMessage() for record in caplog.records] == [
-        "A prompt has 3 tokens more than the 4 that are read; its end is dropped: "
-        "a person talks to the camera…"
+        "A prompt exceeds the limit by 3 tokens (limit: 4); its end is dropped: a person talks to the camera…"
     ]
 
 
-def test_padding_and_neighbours_change_nothing(folder, model):
+def test_padding_and_other_texts_do_not_change_a_text(folder, model):
     texts = ["a person talks to the camera", "", "smiles"]
     together = model.encode(texts, Tokenizer(folder, 20))
     for text, row in zip(texts, together, strict=True):
@@ -118,13 +117,13 @@ def test_released_names_are_all_mapped(model):
     assert all(mapped[name].data_ptr() == tensor.data_ptr() for name, tensor in model.state_dict().items())
 
 
-def test_unknown_names_stay(model):
+def test_unknown_names_are_kept(model):
     odd = {"blocks.0.cross_attn.q.weight": torch.zeros(1), "head.weight": torch.zeros(1)}
     assert from_released(odd, TINY) == odd
 
 
 @pytest.mark.parametrize("stored", [torch.int8, torch.float8_e4m3fn])
-def test_quantised_weights_act_as_their_dequantised_values(model, stored: torch.dtype):
+def test_quantised_weights_give_the_states_of_their_dequantised_values(model, stored: torch.dtype):
     quantised, plain = TextEncoder(TINY).eval(), TextEncoder(TINY).eval()
     quantised.load_state_dict(model.state_dict())
     quantize_linears(quantised, stored)
@@ -146,12 +145,12 @@ def test_files_of_other_networks_are_refused(model):
         TextEncoderConfig.from_tensors(shapes | {"blocks.0.pos_embedding.embedding.weight": (8, 5)}, {})
 
 
-def test_tokenizers_that_cannot_be_used_are_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no such tokenizer.*google/umt5-xxl"):
+def test_unusable_tokenizers_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"tokenizer not found.*google/umt5-xxl"):
         Tokenizer(tmp_path, 8)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model"')
     with pytest.raises(CheckpointError, match="cannot be read"):
         Tokenizer(tmp_path, 8)
     TokenizerFile(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match="knows no <pad>"):
+    with pytest.raises(CheckpointError, match="has no token <pad>"):
         Tokenizer(tmp_path, 8)

@@ -1,4 +1,4 @@
-"""Kernels that read every row once give what the layers in their place give; they run on Hopper GPUs."""
+"""The row-wise Triton kernels match the layers they replace; they run on Hopper GPUs."""
 
 from types import ModuleType
 
@@ -32,29 +32,29 @@ def triton_rows() -> ModuleType:
     return triton_rows
 
 
-def test_norm_and_rotate_gives_what_the_layers_give(triton_rows):
+def test_norm_and_rotate_matches_the_layers(triton_rows):
     torch.manual_seed(0)
-    rotation = Rotation(grid_angles((2, 3, 5), 128), DEVICE)
+    rotation = Rotation.from_angles(grid_angles((2, 3, 5), 128), DEVICE)
     norm = RMSNorm(384, 1e-6).cuda().bfloat16()
     norm.weight.data.uniform_(0.5, 1.5)
     x = torch.randn(2, 30, 384, device=DEVICE).bfloat16()
     plain = rotation(norm(x).unflatten(-1, (3, 128)))
     arguments = x, norm.weight, norm.eps, rotation.cosine, rotation.sine
     for parts in (1, 3):
-        turned = triton_rows.norm_and_rotate(*arguments, parts, None)
-        assert relative_error(turned.movedim(0, 2).flatten(2).float(), plain.flatten(2).float()) < 0.003
-    limits = plain.float().abs().amax(dim=(0, 1, 3))
-    factors = 1 / scale_for(limits, FP8)
-    turned = triton_rows.norm_and_rotate(*arguments, 1, factors)[0].unflatten(-1, (3, 128)).float()
-    assert turned.abs().amax(dim=(0, 1, 3)).tolist() == [torch.finfo(FP8).max] * 3
-    rounded = quantize(plain.float(), FP8, (0, 1, 3))[0]
-    assert relative_error(turned, rounded.float()) < 0.01
+        rotated = triton_rows.norm_and_rotate(*arguments, parts, None)
+        assert relative_error(rotated.movedim(0, 2).flatten(2).float(), plain.flatten(2).float()) < 0.003
+    bounds = plain.float().abs().amax(dim=(0, 1, 3))
+    factors = 1 / scale_for(bounds, FP8)
+    rotated = triton_rows.norm_and_rotate(*arguments, 1, factors)[0].unflatten(-1, (3, 128)).float()
+    assert rotated.abs().amax(dim=(0, 1, 3)).tolist() == [torch.finfo(FP8).max] * 3
+    quantized = quantize(plain.float(), FP8, (0, 1, 3))[0]
+    assert relative_error(rotated, quantized.float()) < 0.01
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("added", ["nothing", "out", "gate", "gate and offset"])
-def test_add_and_norm_gives_what_the_layers_give(triton_rows, added, rounded, batch):
+def test_add_and_norm_matches_the_layers(triton_rows, added, quantized, batch):
     torch.manual_seed(0)
     x, out = torch.randn(2, batch, 30, 1000, device=DEVICE).bfloat16()
     gate, shift, scale = torch.randn(batch, 6, 1000, device=DEVICE)[:, :3].split(1, dim=1)
@@ -72,49 +72,51 @@ def test_add_and_norm_gives_what_the_layers_give(triton_rows, added, rounded, ba
         (1 + scale, shift, layer_norm(expected_sum, plain, (shift, scale))),
     ):
         summed, normed, scales = triton_rows.add_and_norm(
-            x, *(update or (None, None, None)), weight, bias, norm.eps, rounded
+            x, *(update or (None, None, None)), weight, bias, norm.eps, quantized
         )
         if update is not None:
             assert relative_error(summed.float(), expected_sum.float()) < 3e-4
-        if rounded:
+        if quantized:
             rows, expected_scales = quantize_rows(expected.flatten(0, 1), FP8)
             expected = (rows.float() * expected_scales).view_as(expected)
             normed = normed.float() * scales
-        assert relative_error(normed.float(), expected.float()) < (0.02 if rounded else 0.005)
+        assert relative_error(normed.float(), expected.float()) < (0.02 if quantized else 0.005)
 
 
-def test_mean_and_extremes_are_those_of_all_tokens(triton_rows):
+def test_mean_and_extremes_cover_all_tokens(triton_rows):
     torch.manual_seed(0)
-    x = torch.randn(2, triton_rows.ROWS_OF_A_PART + 70, 200, device=DEVICE).bfloat16() + 1
-    mean, least, most = triton_rows.mean_and_extremes(x)
+    x = torch.randn(2, triton_rows.ROWS_PER_PROGRAM + 70, 200, device=DEVICE).bfloat16() + 1
+    mean, minimum, maximum = triton_rows.mean_and_extremes(x)
     torch.testing.assert_close(mean, x.float().mean(dim=1), rtol=1e-5, atol=1e-5)
-    assert torch.equal(least, x.float().amin(dim=1)) and torch.equal(most, x.float().amax(dim=1))
+    assert torch.equal(minimum, x.float().amin(dim=1))
+    assert torch.equal(maximum, x.float().amax(dim=1))
 
 
-def test_gelu_and_round_gives_what_the_layers_give(triton_rows):
+def test_gelu_and_quantize_matches_the_layers(triton_rows):
     torch.manual_seed(0)
     wide = torch.randn(60, 1000, device=DEVICE).bfloat16()
-    rows, scale = triton_rows.gelu_and_round(wide)
+    rows, scale = triton_rows.gelu_and_quantize(wide)
     plain_rows, plain_scale = quantize_rows(F.gelu(wide.float(), approximate="tanh"), FP8)
     assert relative_error(rows.float() * scale, plain_rows.float() * plain_scale) < 0.01
 
 
-@pytest.mark.parametrize("kind", ["sdpa", "flash3_fp8"])
+@pytest.mark.parametrize("kernel", ["sdpa", "flash3_fp8"])
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_the_whole_network_with_kernels_gives_what_it_gives_without(precision, kind):
+def test_the_network_gives_the_same_velocity_with_and_without_triton_kernels(precision, kernel):
     size = SIZES["tiny"]
-    if kind not in (kinds := [name for name in KERNELS if KERNELS[name].runs_on(DEVICE)]):
-        pytest.skip(f"runs {kinds}")
+    if not KERNELS[kernel].runs_on(DEVICE):
+        pytest.skip(f"needs {KERNELS[kernel].requirement}")
     dit = random_dit(size.dit, DEVICE, torch.bfloat16)
     if precision == "fp8":
         quantize_linears(dit.get_submodule("blocks"), FP8)
         multiply_fp8(dit.get_submodule("blocks"))
     conditions, latent = random_conditions(dit, size.grid, DEVICE), random_latent(size, DEVICE)
-    dit.use_attention(kind, DEVICE)
+    dit.use_attention(kernel, DEVICE)
     velocities = []
-    for has_kernels in (True, False):
+    for has_triton_kernels in (True, False):
         for block in dit.blocks:
-            block.self_attn.has_kernels = block.cross_attn.has_kernels = has_kernels
+            block.self_attn.has_triton_kernels = has_triton_kernels
+            block.cross_attn.has_triton_kernels = has_triton_kernels
         with torch.inference_mode():
             velocities.append(velocity(dit, latent, conditions))
     assert 0 < relative_error(*velocities) < 0.02

@@ -1,4 +1,4 @@
-"""The video autoencoder at tiny sizes: pieces, causality, the short cut over zeros, gradients, errors."""
+"""The video autoencoder at tiny sizes: pieces, causality, encoding of zeros, gradients, errors."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def build(config: VAEConfig = TINY) -> VAE:
     torch.manual_seed(1)
     model = VAE(config)
     for name, parameter in model.named_parameters():
-        # Attention starts without effect; give it one.
+        # Attention is initialised to have no effect.
         if name.endswith("proj.weight"):
             torch.nn.init.normal_(parameter, std=0.3)
     return model.eval().requires_grad_(False)
@@ -54,7 +54,7 @@ def test_shapes(model: VAE):
     assert [piece.shape[2] for piece in model.decode_pieces(latent(6), 2)] == [5, 8, 8]
 
 
-def test_a_convolution_over_stacked_frames_is_the_same_sum():
+def test_a_convolution_over_stacked_frames_equals_the_3d_convolution():
     torch.manual_seed(11)
     layer = CausalConv3d(5, 7, (3, 3, 3))
     x = torch.randn(2, 5, 4, 6, 8)
@@ -69,19 +69,20 @@ def test_a_convolution_over_stacked_frames_is_the_same_sum():
 def test_the_norm_has_a_gradient_at_zero():
     norm, x = RMSNorm(4), torch.zeros(1, 4, 1, 2, 2, requires_grad=True)
     norm(x).sum().backward()
-    assert x.grad is not None and x.grad.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
     scaled = norm(torch.full((1, 4, 1, 2, 2), -3.0))
     torch.testing.assert_close(scaled, torch.full((1, 4, 1, 2, 2), -1.0))
 
 
 @pytest.mark.parametrize("latents_per_piece", [2, 3, 100])
-def test_the_size_of_the_pieces_changes_nothing(model: VAE, latents_per_piece: int):
+def test_the_piece_size_does_not_change_the_result(model: VAE, latents_per_piece: int):
     torch.testing.assert_close(model.encode(video(29), latents_per_piece), model.encode(video(29)))
     torch.testing.assert_close(model.decode(latent(7), latents_per_piece), model.decode(latent(7)))
 
 
 @pytest.mark.parametrize("frame", [0, 1, 8, 13])
-def test_a_latent_sees_no_later_frame(model: VAE, frame: int):
+def test_a_latent_does_not_depend_on_later_frames(model: VAE, frame: int):
     before, changed = model.encode(video(17)), video(17)
     changed[:, :, frame] += 0.5
     after, first_changed = model.encode(changed), (frame + 3) // 4
@@ -90,7 +91,7 @@ def test_a_latent_sees_no_later_frame(model: VAE, frame: int):
 
 
 @pytest.mark.parametrize("position", [0, 1, 3])
-def test_a_frame_sees_no_later_latent(model: VAE, position: int):
+def test_a_frame_does_not_depend_on_later_latents(model: VAE, position: int):
     before, changed = model.decode(latent(5)), latent(5)
     changed[:, :, position] += 0.5
     after, first_changed = model.decode(changed), max(0, 4 * position - 3)
@@ -99,38 +100,38 @@ def test_a_frame_sees_no_later_latent(model: VAE, position: int):
 
 
 @pytest.mark.parametrize("frames", [1, 5, 81, 161])
-def test_a_picture_and_zeros_are_encoded_as_if_in_full(model: VAE, frames: int):
-    picture = video(1)[:, :, 0]
-    whole = torch.zeros(1, 3, frames, 16, 24)
-    whole[:, :, 0] = picture
-    encoded = model.encode_first_frame_then_zeros(picture, frames)
-    assert torch.equal(encoded, model.encode(whole))
-    longer = model.encode_first_frame_then_zeros(picture, frames + 8)
-    assert torch.equal(encoded, longer[:, :, : encoded.shape[2]]), "a chunk takes a longer one's start"
+def test_the_shortcut_for_an_image_and_zeros_equals_the_full_encode(model: VAE, frames: int):
+    image = video(1)[:, :, 0]
+    full = torch.zeros(1, 3, frames, 16, 24)
+    full[:, :, 0] = image
+    encoded = model.encode_first_frame_then_zeros(image, frames)
+    assert torch.equal(encoded, model.encode(full))
+    longer = model.encode_first_frame_then_zeros(image, frames + 8)
+    assert torch.equal(encoded, longer[:, :, : encoded.shape[2]]), "a prefix of the longer encode"
 
 
-def test_one_frame_at_a_time_is_encoded_at_full_size(model: VAE):
-    seen = []
+def test_encoding_processes_one_frame_at_a_time_at_full_resolution(model: VAE):
+    frames = []
     first = model.encoder.downsamples[0]
-    hook = first.register_forward_hook(lambda layer, inputs, _: seen.append(inputs[0].shape[2]))
+    hook = first.register_forward_hook(lambda layer, inputs, _: frames.append(inputs[0].shape[2]))
     model.encode(video(9))
-    assert seen == [1] * 9
+    assert frames == [1] * 9
     hook.remove()
 
 
-def test_one_frame_at_a_time_is_decoded_at_full_size(model: VAE):
-    """Of a latent frame's four; so the memory that decoding takes is a frame's."""
-    seen = []
+def test_decoding_processes_one_frame_at_a_time_at_full_resolution(model: VAE):
+    """So decoding takes the memory of one frame, not of the four that a latent frame holds."""
+    frames = []
     head = model.decoder.head
-    hook = head.register_forward_hook(lambda layer, inputs, _: seen.append(inputs[0].shape[2]))
-    whole = torch.cat(list(model.decode_pieces(latent(3), 3)), dim=2)
-    assert seen == [9]
-    torch.testing.assert_close(model.decode(latent(3)), whole)
-    assert seen[1:] == [1] * 9
+    hook = head.register_forward_hook(lambda layer, inputs, _: frames.append(inputs[0].shape[2]))
+    in_one_piece = torch.cat(list(model.decode_pieces(latent(3), 3)), dim=2)
+    assert frames == [9]
+    torch.testing.assert_close(model.decode(latent(3)), in_one_piece)
+    assert frames[1:] == [1] * 9
     hook.remove()
 
 
-def test_settled_layers_are_not_run_again(model: VAE):
+def test_layers_with_constant_output_are_not_run_again(model: VAE):
     frames = dict.fromkeys(model.encoder.layers(), 0)
 
     def count(layer, inputs, _):
@@ -141,16 +142,16 @@ def test_settled_layers_are_not_run_again(model: VAE):
     for hook in hooks:
         hook.remove()
     counts, frames_joined = [], 1
-    for layer, seen in frames.items():
-        counts.append(seen * frames_joined)
+    for layer, processed in frames.items():
+        counts.append(processed * frames_joined)
         if getattr(layer, "time_conv", None) is not None:
             frames_joined *= 2
-    assert counts[0] == 4, "the picture, zeros that are remembered, zeros that change nothing any more"
-    assert counts == sorted(counts), "layers settle from the pixels upwards"
+    assert counts[0] == 4, "the image, zeros that change the state, zeros that do not"
+    assert counts == sorted(counts), "outputs become constant from the first layer on"
     assert counts[-1] < 160, "of 401"
 
 
-def test_nothing_is_kept_between_calls_nor_between_interleaved_ones(model: VAE):
+def test_interleaved_calls_do_not_affect_each_other(model: VAE):
     alone = [model.decode(latent(3, seed)) for seed in (1, 2)]
     one, two = (model.decode_pieces(latent(3, seed)) for seed in (1, 2))
     pairs = list(zip(one, two, strict=True))
@@ -158,8 +159,8 @@ def test_nothing_is_kept_between_calls_nor_between_interleaved_ones(model: VAE):
         assert torch.equal(torch.cat([pair[i] for pair in pairs], dim=2), alone[i])
 
 
-def test_memory_does_not_grow_with_the_frames(model: VAE):
-    def remembered(pieces: int) -> CausalState:
+def test_the_state_does_not_grow_with_the_frames(model: VAE):
+    def state_after(pieces: int) -> CausalState:
         state: CausalState = {}
         for frames in [1] + [4] * pieces:
             model.encoder(video(frames), state)
@@ -168,16 +169,16 @@ def test_memory_does_not_grow_with_the_frames(model: VAE):
     def shapes(state: CausalState) -> dict[torch.nn.Module, list[torch.Size]]:
         return {layer: [frame.shape for frame in past] for layer, past in state.items()}
 
-    few, many = remembered(2), remembered(9)
+    few, many = state_after(2), state_after(9)
     assert shapes(few) == shapes(many)
     for layer, past in many.items():
         assert len(past) <= 2
         for frame in past:
             assert frame.shape[2] == 1
-            assert frame.untyped_storage().nbytes() == frame.nbytes, f"{layer} keeps its whole piece alive"
+            assert frame.untyped_storage().nbytes() == frame.nbytes, f"{layer} keeps the full piece allocated"
 
 
-def test_statistics_are_taken_out_and_put_back(model: VAE):
+def test_normalise_and_denormalise_use_the_statistics(model: VAE):
     mean, log_variance = model.posterior(video(5))
     assert mean.shape == log_variance.shape == (1, 3, 2, 2, 3)
     expected = torch.stack([(mean[:, c] - TINY.latent_mean[c]) / TINY.latent_std[c] for c in range(3)], dim=1)
@@ -185,7 +186,7 @@ def test_statistics_are_taken_out_and_put_back(model: VAE):
     torch.testing.assert_close(model.denormalise(model.normalise(mean)), mean)
 
 
-def test_frames_are_clamped_unless_asked_otherwise(model: VAE):
+def test_frames_are_clamped_by_default(model: VAE):
     far = 100 * latent(2)
     raw = torch.cat(list(model.decode_pieces(far, clamp=False)), dim=2)
     assert raw.abs().max() > 1
@@ -202,11 +203,12 @@ def test_gradients_reach_every_weight():
     frames = torch.cat(list(model.decode_pieces(model.normalise(sample), 3, clamp=False)), dim=2)
     ((frames - clip).square().mean() + log_variance.square().mean()).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_gradients_do_not_depend_on_the_pieces():
+def test_gradients_do_not_depend_on_the_piece_size():
     def gradient(latents_per_piece: int) -> Tensor:
         model = build().requires_grad_(True)
         frames = torch.cat(list(model.decode_pieces(latent(4), latents_per_piece, clamp=False)), dim=2)
@@ -216,12 +218,12 @@ def test_gradients_do_not_depend_on_the_pieces():
     assert (gradient(1) - gradient(4)).norm() / gradient(4).norm() < 1e-4
 
 
-def test_weights_of_half_the_precision():
-    """bfloat16 keeps 8 bits; norms are still taken in float32 and results come in float32."""
-    whole, half = build(), build().to(torch.bfloat16)
+def test_bfloat16_weights():
+    """bfloat16 has 8 significant bits; norms are computed in float32, and results are float32."""
+    full, half = build(), build().to(torch.bfloat16)
     for out, reference in (
-        (half.encode(video(9)), whole.encode(video(9))),
-        (half.decode(latent(3)), whole.decode(latent(3))),
+        (half.encode(video(9)), full.encode(video(9))),
+        (half.decode(latent(3)), full.decode(latent(3))),
     ):
         assert out.dtype == torch.float32
         assert (out - reference).norm() / reference.norm() < 0.03
@@ -244,7 +246,7 @@ def test_weights_of_half_the_precision():
         ),
     ],
 )
-def test_sizes_are_read_off_the_tensors(config: VAEConfig):
+def test_sizes_are_read_from_the_tensors(config: VAEConfig):
     shapes = {name: tuple(tensor.shape) for name, tensor in build(config).state_dict().items()}
     statistics = {"latent_mean": list(config.latent_mean), "latent_std": list(config.latent_std)}
     assert VAEConfig.from_tensors(shapes, statistics) == config
@@ -255,13 +257,13 @@ def test_sizes_are_read_off_the_tensors(config: VAEConfig):
     assert build(config).decode(encoded).shape == clip.shape
 
 
-def test_released_statistics_are_the_default_and_only_for_their_own_channels():
+def test_released_statistics_are_the_default_for_16_channels_only():
     shapes = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
     with pytest.raises(CheckpointError, match=r"latent_mean.*16 numbers; allowed: 3 numbers"):
         VAEConfig.from_tensors(shapes, {})
 
 
-def test_tensors_of_another_network_are_named():
+def test_tensors_of_other_networks_are_named_in_errors():
     shapes = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
     statistics = {"latent_mean": TINY.latent_mean, "latent_std": TINY.latent_std}
     incomplete = {name: shape for name, shape in shapes.items() if name != "conv2.weight"}
@@ -277,18 +279,18 @@ def test_tensors_of_another_network_are_named():
 @pytest.mark.parametrize(
     "shape", [(1, 3, 4, 16, 24), (1, 3, 5, 16, 20), (1, 3, 0, 16, 24), (1, 1, 5, 16, 24), (3, 5, 16, 24)]
 )
-def test_a_video_that_does_not_fill_latents_is_refused(model: VAE, shape: tuple[int, ...]):
+def test_a_video_of_unsuitable_size_is_refused(model: VAE, shape: tuple[int, ...]):
     with pytest.raises(InvalidRequest, match=r"F = 4n \+ 1, H and W multiples of 8"):
         model.encode(torch.zeros(shape))
 
 
-def test_other_bad_input(model: VAE):
+def test_other_invalid_arguments(model: VAE):
     with pytest.raises(InvalidRequest, match=r"\[B, 3, T, h, w\]"):
         model.decode(torch.zeros(1, 4, 2, 2, 3))
     with pytest.raises(InvalidRequest, match="latents_per_piece"):
         model.encode(video(5), latents_per_piece=0)
     with pytest.raises(InvalidRequest, match="latents_per_piece"):
         model.decode(latent(2), latents_per_piece=0)
-    for picture, frames in ((video(1)[:, :, 0], 80), (video(1)[:, :, 0], -3), (video(1)[0, :, 0], 81)):
+    for image, frames in ((video(1)[:, :, 0], 80), (video(1)[:, :, 0], -3), (video(1)[0, :, 0], 81)):
         with pytest.raises(InvalidRequest, match="F = 4n"):
-            model.encode_first_frame_then_zeros(picture, frames)
+            model.encode_first_frame_then_zeros(image, frames)
