@@ -79,7 +79,7 @@ FILL = """
 import resource, signal, sys
 from pathlib import Path
 from talkinghead_lab.errors import OutputError
-from talkinghead_lab.files import LOCK, atomic_path, locked
+from talkinghead_lab.foundation.files import LOCK, atomic_path, locked
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     with atomic_path(Path(sys.argv[1]) / "big.bin") as temporary:
@@ -101,7 +101,7 @@ def test_no_space_is_an_output_error_and_leaves_nothing(tmp_path):
 HOLD_A_LOCK = """
 import sys, time
 from pathlib import Path
-from talkinghead_lab.files import locked
+from talkinghead_lab.foundation.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -147,7 +147,7 @@ COUNT_UNDER_A_LOCK = """
 import sys, time
 from pathlib import Path
 from talkinghead_lab.errors import OutputError
-from talkinghead_lab.files import locked
+from talkinghead_lab.foundation.files import locked
 folder, counter, left = Path(sys.argv[1]), Path(sys.argv[2]), 50
 while left:
     try:

@@ -233,7 +233,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from talkinghead_lab.errors import OutputError
-from talkinghead_lab.video import join_videos, write_video
+from talkinghead_lab.media.video import join_videos, write_video
 noise = np.random.default_rng(0).integers(0, 256, (30, 48, 64, 3)).astype(np.uint8)
 whole = Path(sys.argv[1]) / "whole.mp4"
 write_video(whole, [noise], np.zeros((1, 10), np.float32), 30, {})
@@ -268,7 +268,7 @@ def test_a_folder_without_write_right_is_named(tmp_path):
 LONG = """
 import resource, sys
 import numpy as np
-from talkinghead_lab.video import write_video
+from talkinghead_lab.media.video import write_video
 block = np.random.default_rng(0).integers(0, 256, (25, 64, 96, 3)).astype(np.uint8)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_video(sys.argv[1] + "/short.mp4", (block for _ in range(8)), np.zeros((1, 10), np.float32), 200, {})
@@ -353,7 +353,7 @@ def test_what_lay_in_memory_before_does_not_change_the_bytes(tmp_path):
     """With a pattern of glibc's own in all memory that is handed out, another one for each process."""
     script = """
 import sys, numpy
-from talkinghead_lab.video import write_video
+from talkinghead_lab.media.video import write_video
 noise = numpy.random.default_rng(0)
 still, change = noise.integers(0, 200, (1, 160, 160, 3)), noise.integers(0, 10, (30, 160, 160, 3))
 frames = (still + change + numpy.arange(30)[:, None, None, None]).astype(numpy.uint8)

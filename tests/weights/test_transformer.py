@@ -48,6 +48,6 @@ def test_settings_are_as_they_were_once_weights_are_read():
 
 
 def test_what_takes_longest_to_import_waits_until_weights_are_read():
-    told = "import sys, talkinghead_lab.pipeline; print(sys.modules.keys() & {'transformers', 'scipy'})"
+    told = "import sys, talkinghead_lab.pipeline.pipeline; print(sys.modules.keys() & {'transformers', 'scipy'})"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
