@@ -148,24 +148,6 @@ def test_variables_and_parameters_name_the_folders(files, monkeypatch, tmp_path)
     assert checkpoints.locate(two).infinitetalk == adapters / "multi" / "infinitetalk.safetensors"
 
 
-def test_inventory_tells_whole_from_broken(files, tmp_path):
-    (tmp_path / "wav2vec_dir").mkdir()
-    request = GenerationParams(
-        audio_path="a",
-        image_path="b",
-        checkpoint="released",
-        ckpt_dir=str(files.wan),
-        wav2vec_dir=str(tmp_path / "wav2vec_dir"),
-        infinitetalk_dir=str(files.infinitetalk),
-    )
-    states = {row["network"]: row["state"] for row in checkpoints.inventory(request)}
-    assert states["transformer and audio adapter"] == states["video autoencoder"] == "whole"
-    assert "no such weight file" in states["speech encoder"]
-    os.truncate(files.infinitetalk, 1000)
-    states = {row["network"]: row["state"] for row in checkpoints.inventory(request)}
-    assert "damaged" in states["transformer and audio adapter"]
-
-
 def test_quantised_text_encoder_is_found_beside_the_quantised_transformer(files, tmp_path):
     outputs, case = golden.load("t5")
     plain = golden.parameters("t5", case["params"])
