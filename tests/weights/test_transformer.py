@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from talkinghead_lab.training.networks import build_untrained, write_checkpoint
+from talkinghead_lab.training.networks import build_untrained, vocabulary
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.transformer import importing, load_transformer
+from talkinghead_lab.weights.writing import write_checkpoint
 
 CPU = torch.device("cpu")
 
 
 def test_an_offloaded_transformer_lets_go_of_its_files(request_for, tmp_path):
     """Stored in the type that it computes in, so that nothing is copied for another reason."""
-    write_checkpoint(tmp_path, build_untrained(0), torch.float32)
+    write_checkpoint(tmp_path, build_untrained(0), vocabulary(), torch.float32)
     folders = {name: str(tmp_path / name) for name in checkpoints.RELEASED_REPOSITORIES}
     params = request_for(device="cpu", precision="fp32", **folders)
     files = checkpoints.locate(params)
@@ -48,6 +49,8 @@ def test_settings_are_as_they_were_once_weights_are_read():
 
 
 def test_what_takes_longest_to_import_waits_until_weights_are_read():
-    told = "import sys, talkinghead_lab.pipeline.pipeline; print(sys.modules.keys() & {'transformers', 'scipy'})"
+    told = (
+        "import sys, talkinghead_lab.pipeline.pipeline; print(sys.modules.keys() & {'transformers', 'scipy'})"
+    )
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
