@@ -1,11 +1,13 @@
+import fcntl
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from talkinghead_lab.errors import OutputError
-from talkinghead_lab.foundation.files import LOCK, atomic_path, locked
+from talkinghead_lab.foundation.files import LOCK, NO_LOCKS, atomic_path, locked
 
 
 def names_in(folder):
@@ -137,10 +139,40 @@ def test_the_lock_of_a_killed_process_does_not_count(holder, tmp_path):
 
 
 def test_within_a_process_too_only_one_call_writes(tmp_path):
-    with locked(tmp_path), pytest.raises(OutputError, match=f"process {os.getpid()}"), locked(tmp_path):
-        pytest.fail("the block must not run")
+    with locked(tmp_path):
+        with pytest.raises(OutputError, match=f"process {os.getpid()}"), locked(tmp_path):
+            pytest.fail("the block must not run")
+        with ThreadPoolExecutor(1) as thread:
+            refused = thread.submit(locked(tmp_path).__enter__).exception()
+        assert isinstance(refused, OutputError)
     with locked(tmp_path):
         assert names_in(tmp_path) == [LOCK]
+
+
+def test_another_thread_may_release_the_lock(tmp_path):
+    lock = locked(tmp_path)
+    lock.__enter__()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lock.__exit__, None, None, None).result()
+    with locked(tmp_path):
+        assert names_in(tmp_path) == [LOCK]
+
+
+@pytest.mark.parametrize("error", NO_LOCKS)
+def test_a_file_system_without_locks_gives_no_protection_and_no_error(tmp_path, monkeypatch, error):
+    def flock(descriptor, operation):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path), locked(tmp_path):
+        assert names_in(tmp_path) == [LOCK]
+    assert names_in(tmp_path) == []
+
+
+def test_locking_makes_no_folder(tmp_path):
+    with pytest.raises(OutputError, match="must exist and be writable"), locked(tmp_path / "no"):
+        pytest.fail("the block must not run")
+    assert names_in(tmp_path) == []
 
 
 COUNT_UNDER_A_LOCK = """
