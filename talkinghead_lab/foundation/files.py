@@ -116,11 +116,11 @@ def _cannot_write(final: Path, error: OSError) -> OutputError:
 def locked(folder: Path) -> Iterator[None]:
     """Lock a folder against every other call, in this process or another, while the block runs.
 
-    Does not wait. The operating system releases the lock when the process ends, even if it is killed, so a lock
-    file that is left behind blocks nobody. A file system without locks gives no protection.
+    Does not wait. The operating system releases the lock when the process ends, even if it is killed, so
+    a lock file that is left behind blocks nobody. A file system without locks gives no protection.
 
     Raises:
-        OutputError: another call holds the lock (the error names its process), or the folder is not writable.
+        OutputError: another call holds the lock, with its process; or the folder is not writable.
     """
     path = folder / LOCK
     # Not thread-local, so that a generator may be closed in another thread. A soft lock would survive a kill.

@@ -1,8 +1,11 @@
 """What a loaded transformer leaves behind, and what is imported while it is read."""
 
 import gc
+import queue
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 
 from talkinghead_lab.training.networks import build_untrained, vocabulary
 from talkinghead_lab.weights import checkpoints
-from talkinghead_lab.weights.transformer import importing, load_transformer
+from talkinghead_lab.weights.transformer import SWITCH_INTERVAL, importing, load_transformer
 from talkinghead_lab.weights.writing import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -37,14 +40,57 @@ def mapped_files() -> str:
     return Path("/proc/self/maps").read_text()
 
 
-def test_settings_are_as_they_were_once_weights_are_read():
-    def settings() -> tuple[bool, float, int]:
-        return gc.isenabled(), sys.getswitchinterval(), torch.get_num_threads()
+@pytest.fixture
+def eight_threads():
+    """PyTorch uses eight threads, in new Python threads too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
 
-    usual = settings()
-    with pytest.raises(KeyError), importing():
-        assert not gc.isenabled() and sys.getswitchinterval() < usual[1]
-        raise KeyError
+
+def settings() -> tuple[bool, float, int]:
+    return gc.isenabled(), sys.getswitchinterval(), torch.get_num_threads()
+
+
+def test_an_error_while_loading_restores_the_settings_of_the_process(eight_threads):
+    usual, loading = settings(), []
+
+    def fail():
+        with importing():
+            loading.append(settings())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert loading == [(False, pytest.approx(SWITCH_INTERVAL), 2)]
+    assert settings() == usual
+
+
+@pytest.mark.parametrize("first_to_finish", [0, 1])
+def test_loads_in_two_threads_share_the_settings_and_the_last_restores_them(eight_threads, first_to_finish):
+    usual, loading = settings(), (False, pytest.approx(SWITCH_INTERVAL), 2)
+    finish = [threading.Event(), threading.Event()]
+    started = queue.SimpleQueue()
+
+    def load(finish):
+        with importing():
+            started.put(settings())
+            finish.wait()
+        return settings()
+
+    with ThreadPoolExecutor(2) as threads:
+        loads = []
+        for number in range(2):
+            loads.append(threads.submit(load, finish[number]))
+            assert started.get() == loading
+        finish[first_to_finish].set()
+        loads[first_to_finish].result()
+        assert settings()[:2] == loading[:2], "the other load still runs"
+        finish[1 - first_to_finish].set()
+        assert loads[1 - first_to_finish].result() == usual
+        # The threads of the pool go on, so they show what each load left behind.
+        assert {threads.submit(settings).result() for _ in range(8)} == {usual}
     assert settings() == usual
 
 
