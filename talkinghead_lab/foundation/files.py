@@ -1,4 +1,4 @@
-"""Atomic files, written under a temporary name and linked into place, and folders with a single writer."""
+"""Atomic files, and folders with a single writer."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from talkinghead_lab.errors import OutputError
 
-# EFBIG is what a limit on file sizes answers, EDQUOT a quota: for the reader the remedy is the same.
+# EFBIG comes from a limit on file sizes, EDQUOT from a quota; the remedy is the same.
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # some network file systems
 LOCK = ".lock"
@@ -21,13 +21,13 @@ LOCK = ".lock"
 
 @contextmanager
 def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `final`; it becomes `final` when the block ends without an exception.
+    """Yield a temporary path in the folder of `final`; it is renamed to `final` if the block succeeds.
 
-    The temporary file exists already, is hidden, has the suffix of `final`, and is gone after any exception,
+    The temporary file already exists, is hidden and has the suffix of `final`. Any exception removes it,
     Ctrl-C included.
 
     Raises:
-        OutputError: `final` exists and may not be overwritten, its folder is not writable, or space ran out.
+        OutputError: `final` exists and `overwrite` is off, its folder is not writable, or no space is left.
     """
     final = Path(final)
     temporary = final.with_name(f".{secrets.token_hex(8)}.partial{final.suffix}")
@@ -41,7 +41,7 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         yield temporary
         _publish(temporary, final, overwrite)
     except OSError as error:
-        # An error of another kind may stem from what the block read, and keeps its own name.
+        # Other errors may come from what the block read, so they keep their type.
         if error.errno in NO_SPACE:
             raise _cannot_write(final, error) from error
         raise
@@ -50,7 +50,7 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
 
 
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
-    """Give a finished file its final name; a link, unlike a rename, never replaces what is there."""
+    """Give a complete file its final name; a link, unlike a rename, never replaces an existing file."""
     try:
         _sync(temporary)
         if overwrite:
@@ -74,7 +74,7 @@ def _link(temporary: Path, final: Path) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Whether a name is taken, by a dangling link too; a name that cannot be is an OSError."""
+    """Whether a name is taken, also by a dangling link; raises OSError for an impossible name."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def _sync(path: Path) -> None:
 
 def _already_there(final: Path) -> OutputError:
     return OutputError(
-        "the output exists already and is not overwritten",
+        "the output already exists and is not overwritten",
         received=str(final),
         remedy="Choose another name, or move the file away.",
     )

@@ -202,7 +202,7 @@ def test_the_request_is_read_back_from_the_file(tmp_path):
 def test_an_existing_video_is_kept(tmp_path):
     path = written(tmp_path / "a.mp4")
     before = path.read_bytes()
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         written(path, 3)
     assert path.read_bytes() == before
 
