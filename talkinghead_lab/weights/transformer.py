@@ -1,4 +1,4 @@
-"""The transformer as a request wants it: with its LoRAs, in its precision, resident or ready to stream."""
+"""Load the transformer of a request: with its LoRAs, in its precision, resident or ready to stream."""
 
 import importlib
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.foundation.process_wide import process_wide
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.offload.requirements import STREAMED_BLOCKS
-from talkinghead_lab.offload.streamed_blocks import stream
+from talkinghead_lab.offload.streamed_blocks import StreamedBlocks, stream
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.lora import merge_lora
@@ -24,8 +25,8 @@ from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize
 from talkinghead_lab.weights.reading import convert
 
 BLOCKS = STREAMED_BLOCKS["transformer"]
-# Compiling takes up to half a minute; networks narrower than this, the embedded one above all, run in less.
-NARROWEST_COMPILED = 1024
+# Compilation takes up to half a minute; narrower networks, such as the bundled model, finish a run in less.
+MIN_COMPILED_DIM = 1024
 BACKGROUND_IMPORTS = (
     "transformers.models.umt5.modeling_umt5",
     "transformers.models.clip.modeling_clip",
@@ -74,7 +75,7 @@ def importing() -> Iterator[None]:
 def load_transformer(
     params: GenerationParams, files: checkpoints.CheckpointFiles, device: torch.device, offloaded: bool
 ) -> DiT:
-    """Read the transformer; `offloaded` leaves it in host memory, its blocks page-locked, ready to stream.
+    """Load the transformer; if `offloaded`, into host memory with page-locked blocks, ready to stream.
 
     Raises:
         CheckpointError: see `checkpoints` and `lora`.
@@ -82,7 +83,7 @@ def load_transformer(
     compute, stored = compute_type(params.precision, device), stored_type(params.precision, device)
     if checkpoints.quantization_map(files.infinitetalk) is not None:
         stored = None
-    # Where blocks are finished one by one, their weights stay in their files until it is their turn.
+    # Offloaded blocks are converted one at a time, so their weights stay in the mapped files until then.
     dtype = None if offloaded and not params.loras else compute
     dit = checkpoints.load_dit(files, dtype, torch.device("cpu") if offloaded else device)
     for lora in params.loras:
@@ -98,8 +99,9 @@ def load_transformer(
 
 
 def _let_go_of_files(dit: DiT) -> None:
-    """Copy what does not stream: a single small tensor in a mapped file keeps the whole file in memory."""
-    streamed = {id(tensor) for tensor in dit.get_submodule(BLOCKS).large_tensors()}  # type: ignore[operator]
+    """Copy the tensors that do not stream: one small mapped tensor keeps its complete file in memory."""
+    blocks = cast(StreamedBlocks, dit.get_submodule(BLOCKS))
+    streamed = {id(tensor) for tensor in blocks.large_tensors()}
     for tensor in chain(dit.parameters(), dit.buffers()):
         if id(tensor) not in streamed:
             tensor.data = tensor.data.clone()
@@ -109,8 +111,8 @@ def _use_what_the_device_has(dit: DiT, params: GenerationParams, device: torch.d
     dit.use_attention(params.attention, device)
     if has_fp8(device):
         multiply_fp8(dit)
-    # For two speakers, attention to their regions loops over the heads: too long a graph.
-    pays = device.type == "cuda" and dit.config.dim >= NARROWEST_COMPILED and params.speakers == 1
+    # For two speakers, attention to their regions loops over the heads, so the graph is too long.
+    pays = device.type == "cuda" and dit.config.dim >= MIN_COMPILED_DIM and params.speakers == 1
     if pays if params.compile_blocks is None else params.compile_blocks:
         dit.compile_blocks()
 

@@ -1,4 +1,4 @@
-"""The inventory names broken networks."""
+"""The inventory finds broken networks."""
 
 import os
 

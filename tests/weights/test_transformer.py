@@ -1,4 +1,4 @@
-"""What a loaded transformer leaves behind, and what is imported while it is read."""
+"""Loading the transformer: memory it holds, settings it restores, and imports in the background."""
 
 import gc
 import queue
@@ -19,8 +19,8 @@ from talkinghead_lab.weights.writing import write_checkpoint
 CPU = torch.device("cpu")
 
 
-def test_an_offloaded_transformer_lets_go_of_its_files(request_for, tmp_path):
-    """Stored in the type that it computes in, so that nothing is copied for another reason."""
+def test_an_offloaded_transformer_keeps_no_file_mapped(request_for, tmp_path):
+    """The stored type is the compute type, so that no tensor is copied only for its conversion."""
     write_checkpoint(tmp_path, build_untrained(0), vocabulary(), torch.float32)
     folders = {name: str(tmp_path / name) for name in checkpoints.RELEASED_REPOSITORIES}
     params = request_for(device="cpu", precision="fp32", **folders)
@@ -36,7 +36,7 @@ def test_an_offloaded_transformer_lets_go_of_its_files(request_for, tmp_path):
 
 
 def mapped_files() -> str:
-    """All files that are mapped into this process."""
+    """The memory map of this process."""
     return Path("/proc/self/maps").read_text()
 
 
@@ -94,9 +94,9 @@ def test_loads_in_two_threads_share_the_settings_and_the_last_restores_them(eigh
     assert settings() == usual
 
 
-def test_what_takes_longest_to_import_waits_until_weights_are_read():
-    told = (
+def test_the_slowest_imports_wait_until_weights_are_read():
+    program = (
         "import sys, talkinghead_lab.pipeline.pipeline; print(sys.modules.keys() & {'transformers', 'scipy'})"
     )
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
