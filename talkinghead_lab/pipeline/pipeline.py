@@ -17,7 +17,7 @@ from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.models.encoders.text import TextEncoder, Tokenizer
 from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.offload.requirements import STREAMED_BLOCKS, Requirements, StageMemory, requirements
-from talkinghead_lab.offload.residency import handle_out_of_memory, visit
+from talkinghead_lab.offload.residency import handle_out_of_memory, within_budget
 from talkinghead_lab.offload.streamed_blocks import stream
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
@@ -115,7 +115,9 @@ class Pipeline:
 
     def use(self, network: nn.Module, need: StageMemory | None = None) -> AbstractContextManager[object]:
         """Have a network on the device for a while; without its `need`, streamed blocks stay on the host."""
-        return nullcontext() if self.budget is None else visit(network, self.device, self.budget, need)
+        return (
+            nullcontext() if self.budget is None else within_budget(network, self.device, self.budget, need)
+        )
 
     def encode(
         self,
