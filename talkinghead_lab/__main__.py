@@ -141,7 +141,7 @@ def run_sweep(options: argparse.Namespace) -> int:
 
 def run_fetch(options: argparse.Namespace) -> None:
     """Download the released weights and print the environment variables to set."""
-    from talkinghead_lab.weights.checkpoints import fetch_released
+    from talkinghead_lab.weights.download import fetch_released
 
     for variable, folder in fetch_released(options.folder).items():
         print(f"export {variable}={folder}")

@@ -1,24 +1,24 @@
-"""Named errors: each says what was received, what is allowed and what to do next."""
+"""Named errors: each states what was received, what is allowed and what to do next."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class TalkingHeadError(Exception):
-    """A problem that its reader can mend.
+    """Base class for errors the user can fix.
 
     Args:
         problem: what is wrong, as a phrase.
         received: the offending value, shown with `repr` unless it is a string.
-        allowed: the values or the range that would have been accepted.
-        remedy: the next thing to do, as a sentence.
+        allowed: the accepted values or range.
+        remedy: what to do next, as a sentence.
     """
 
     exit_code = 1
 
     def __init__(
         self, problem: str, *, received: object = None, allowed: str | None = None, remedy: str | None = None
-    ):
+    ) -> None:
         self.problem, self.received, self.allowed, self.remedy = problem, received, allowed, remedy
         message = problem
         if received is not None:
@@ -29,9 +29,26 @@ class TalkingHeadError(Exception):
 
 
 class InvalidRequest(TalkingHeadError, ValueError):
-    """A parameter is unknown, out of range or contradicts another."""
+    """A parameter is unknown, out of range or contradicts another.
+
+    Args:
+        problem, received, allowed, remedy: see `TalkingHeadError`.
+        field: name of the parameter, where the error is about one.
+    """
 
     exit_code = 2
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        received: object = None,
+        allowed: str | None = None,
+        remedy: str | None = None,
+        field: str | None = None,
+    ) -> None:
+        super().__init__(problem, received=received, allowed=allowed, remedy=remedy)
+        self.field = field
 
 
 class MediaError(TalkingHeadError):
@@ -41,13 +58,13 @@ class MediaError(TalkingHeadError):
 
 
 class CheckpointError(TalkingHeadError):
-    """A weight file is missing, damaged, or does not fit the network it is for."""
+    """A weight file is missing, damaged or does not fit its network."""
 
     exit_code = 2
 
 
 class OutputError(TalkingHeadError):
-    """A result cannot be written: no space, no permission, or something is already there."""
+    """A result cannot be written: no space, no permission, or the name is taken."""
 
 
 class MissingExtra(TalkingHeadError, ImportError):
@@ -55,17 +72,17 @@ class MissingExtra(TalkingHeadError, ImportError):
 
 
 class OutOfMemory(TalkingHeadError, MemoryError):
-    """The memory of the device did not suffice. What the work held there has been given back."""
+    """The device ran out of memory. The failed work no longer holds any of it."""
 
 
 class Stopped(TalkingHeadError):
-    """The run was stopped on request; what is finished stays on disk."""
+    """The run was stopped on request; finished parts stay on disk."""
 
     exit_code = 130
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """A remedy sentence with the known name closest to `name`, or the whole list where none is close."""
+    """A remedy sentence with the known name closest to `name`, or all known names if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean `{close[0]}`?" if close else "Known names: " + ", ".join(known) + "."

@@ -26,10 +26,11 @@ def cache_of_its_own(tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of seeded random weights in the released layout: every file that a real one has."""
-    from talkinghead_lab.training.networks import build_untrained, write_checkpoint
+    from talkinghead_lab.training.networks import build_untrained, vocabulary
+    from talkinghead_lab.weights.writing import write_checkpoint
 
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(folder, build_untrained(0))
+    write_checkpoint(folder, build_untrained(0), vocabulary())
     return folder
 
 

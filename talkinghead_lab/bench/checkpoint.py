@@ -14,8 +14,9 @@ from talkinghead_lab.models.encoders.image import ImageEncoder
 from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.models.encoders.text import TextEncoder
 from talkinghead_lab.models.vae.model import VAE
-from talkinghead_lab.training.networks import Networks, write_checkpoint
+from talkinghead_lab.training.networks import vocabulary
 from talkinghead_lab.weights.checkpoints import RELEASED_REPOSITORIES, TRANSFORMER
+from talkinghead_lab.weights.writing import Networks, write_checkpoint
 
 # Most bytes of a file of the transformer: seven of them in bf16, as many as are released.
 SHARD_BYTES = 5 * 10**9
@@ -36,7 +37,7 @@ def random_checkpoint(folder: Path, size: Size) -> dict[str, str]:
                 SpeechEncoder(size.speech),
             )
         unfinished = folder.with_name(f"{folder.name}.unfinished")
-        write_checkpoint(unfinished, networks, STORED, save=_write_shards)
+        write_checkpoint(unfinished, networks, vocabulary(), STORED, save=_write_shards)
         unfinished.rename(folder)
     return {"checkpoint": "released"} | {name: str(folder / name) for name in RELEASED_REPOSITORIES}
 

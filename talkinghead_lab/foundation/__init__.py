@@ -1,1 +1,1 @@
-"""Files, shapes and devices."""
+"""Files, shapes, devices and other basics that every folder may import."""

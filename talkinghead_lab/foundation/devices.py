@@ -1,4 +1,4 @@
-"""Devices: which one a request means, what it computes in, and its memory when it runs out."""
+"""Devices: choosing one, its compute types and its memory."""
 
 import os
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import torch
 from talkinghead_lab.errors import InvalidRequest
 
 GIB = 2**30
-# What PyTorch's allocators and the libraries below it say, on a GPU and on a CPU.
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+# Messages of PyTorch's allocators and of the libraries below, on GPUs and CPUs.
+OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,36 +40,36 @@ def pick_device(name: str) -> torch.device:
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:
-    """The type that the transformer computes in: as asked, else bf16 on a GPU and fp32 on a CPU."""
+    """The type the transformer computes in: as requested, otherwise bf16 on a GPU and fp32 on a CPU."""
     if precision in ("fp32", "bf16"):
         return torch.float32 if precision == "fp32" else torch.bfloat16
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def decode_type(compute: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type that frames are decoded in, for a transformer that computes in `compute`.
+    """The type the VAE decodes frames in, for a transformer that computes in `compute`.
 
-    On a GPU fp16, unless that is fp32: it rounds as the GPU's products of fp32 do (TF32), in half the memory;
-    bf16 would cost some pixels three of 255 steps. Wan2GP decodes so by default.
+    On a GPU this is fp16 unless `compute` is fp32. fp16 has the precision of TF32 matmuls in half the memory;
+    with bf16 some pixels differ by 3 of 255 levels. Wan2GP defaults to fp16, too.
     """
     return torch.float16 if device.type == "cuda" and compute != torch.float32 else torch.float32
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: PyTorch has a class for GPUs, on a CPU it raises a plain RuntimeError."""
+    """Whether an allocation failed; on a CPU, PyTorch raises a plain RuntimeError for that."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY_MESSAGES)
 
 
 def empty_cache(device: torch.device) -> None:
-    """Return memory that nothing uses any more to the device, for other programs and stages."""
+    """Return cached, unused memory to the device, for other programs and stages."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def available_bytes(device: torch.device) -> int:
-    """What this process can have of a device: what is free, and on a GPU what PyTorch holds already."""
+    """Bytes this process can use on a device: free memory, and on a GPU what PyTorch already reserves."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return psutil.virtual_memory().available
@@ -77,7 +77,7 @@ def available_bytes(device: torch.device) -> int:
 
 @contextmanager
 def allocator_limit(device: torch.device, limit: int | None) -> Iterator[None]:
-    """Let PyTorch keep at most `limit` bytes of a GPU; there it gives cached memory back, then fails."""
+    """Limit PyTorch to `limit` bytes of a GPU; at the limit it frees its cache, then fails."""
     if limit is None or device.type != "cuda":
         yield
         return

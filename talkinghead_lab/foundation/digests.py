@@ -1,4 +1,4 @@
-"""Digests of large files that change seldom: computed once, then known by path, size, times and inode."""
+"""Digests of large files that rarely change, cached by path, size, times and inode."""
 
 import hashlib
 import json
@@ -12,28 +12,28 @@ from talkinghead_lab.foundation.paths import user_cache_folder
 
 
 def sha256_of_file(path: Path) -> str:
-    """Digest of a file's bytes."""
+    """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def known_sha256(path: Path, folder: Path | None = None) -> str:
-    """Digest of a file's bytes, read from the cache where path, size, times and inode are those of before.
+    """SHA-256 of a file's bytes, from the cache if path, size, times and inode are unchanged.
 
     Args:
         path: the file.
-        folder: where digests are kept; unset: `digests` in `user_cache_folder()`. One that cannot be written
-            costs time, never the answer.
+        folder: the cache; unset: `digests` in `user_cache_folder()`. If it is not writable, every call reads
+            the file.
     """
     path, folder = path.resolve(), folder or user_cache_folder() / "digests"
     state = path.stat()
-    # The time of the last change of state catches a file whose time of modification was set back.
+    # ctime detects a changed file whose mtime was set back.
     facts = [str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev]
     entry = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(entry.read_text(encoding="utf-8"))
         if known["facts"] == facts:
-            return known["sha256"]
+            return str(known["sha256"])
     digest = sha256_of_file(path)
     with suppress(OSError, OutputError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,5 +43,5 @@ def known_sha256(path: Path, folder: Path | None = None) -> str:
 
 
 def combined(parts: Iterable[object]) -> str:
-    """One digest of values that JSON can hold."""
+    """One SHA-256 of values that JSON can represent."""
     return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()

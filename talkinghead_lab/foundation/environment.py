@@ -1,4 +1,4 @@
-"""The machine and software of a run: what can explain that two machines give different bytes."""
+"""The hardware and software of a run, which can explain different bytes on two machines."""
 
 import os
 import platform
@@ -19,9 +19,9 @@ GIB = 2**30
 
 
 def describe() -> dict[str, Any]:
-    """Versions, hardware and determinism settings as plain values; None for what this machine does not have.
+    """Versions, hardware and determinism settings as plain values; None if the machine lacks something.
 
-    Memory is in GiB. Asking for the GPU initialises CUDA where there is one.
+    Memory is in GiB. Initialises CUDA if there is a GPU.
     """
     return {
         "talkinghead_lab": __version__,
@@ -41,7 +41,7 @@ def describe() -> dict[str, Any]:
 
 
 def free_space(folder: str | Path = ".") -> dict[str, float]:
-    """GiB free now in host memory, on the disk of `folder` and, where there is one, on the current GPU."""
+    """Free GiB of host memory, of the disk that holds `folder` and of the current GPU, if there is one."""
     free = {
         "memory_free_gib": psutil.virtual_memory().available / GIB,
         "disk_free_gib": shutil.disk_usage(folder).free / GIB,
@@ -52,9 +52,9 @@ def free_space(folder: str | Path = ".") -> dict[str, float]:
 
 
 def git_state(folder: Path) -> str | None:
-    """Commit of the checkout that holds `folder`, with `-dirty` where files differ; None outside of one."""
+    """Commit of the checkout that tracks `folder`, with `-dirty` if files differ; None if there is none."""
     if not _output("git", "-C", str(folder), "ls-files", "."):
-        return None  # no checkout, or a checkout that only happens to lie around an installed package
+        return None  # not in a checkout, or installed inside somebody else's
     return _output("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
@@ -70,12 +70,12 @@ def _gpu() -> dict[str, Any]:
         "gpu_memory_gib": round(properties.total_memory / GIB, 1),
         "driver": driver.splitlines()[0] if driver else None,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]  # PyTorch has no types for it
     }
 
 
 def _processor() -> str:
-    """The processor's model, which decides the order of floating-point sums in CPU kernels."""
+    """The processor's model; CPU kernels choose the order of floating-point sums by it."""
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.exists():
         for line in cpu_info.read_text().splitlines():
@@ -85,7 +85,7 @@ def _processor() -> str:
 
 
 def _usable_cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than the machine has."""
+    """Cores this process may use; in a container these can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -97,7 +97,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints, without its trailing newline; None where it is missing or fails."""
+    """The output of a command, stripped; None if it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,21 +1,19 @@
-"""Files that appear whole or not at all: written beside their final name, synced, then linked into place.
-Folders that one call at a time may write.
-"""
+"""Atomic files, and folders with a single writer."""
 
 import errno
-import fcntl
 import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from talkinghead_lab.errors import OutputError
 
-# EFBIG is what a limit on file sizes answers, EDQUOT a quota: for the reader the remedy is the same.
+# EFBIG comes from a limit on file sizes, EDQUOT from a quota; the remedy is the same.
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # some network file systems
 LOCK = ".lock"
@@ -23,13 +21,13 @@ LOCK = ".lock"
 
 @contextmanager
 def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `final`; it becomes `final` when the block ends without an exception.
+    """Yield a temporary path in the folder of `final`; it is renamed to `final` if the block succeeds.
 
-    The temporary file exists already, is hidden, has the suffix of `final`, and is gone after any exception,
+    The temporary file already exists, is hidden and has the suffix of `final`. Any exception removes it,
     Ctrl-C included.
 
     Raises:
-        OutputError: `final` exists and may not be overwritten, its folder is not writable, or space ran out.
+        OutputError: `final` exists and `overwrite` is off, its folder is not writable, or no space is left.
     """
     final = Path(final)
     temporary = final.with_name(f".{secrets.token_hex(8)}.partial{final.suffix}")
@@ -43,7 +41,7 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         yield temporary
         _publish(temporary, final, overwrite)
     except OSError as error:
-        # An error of another kind may stem from what the block read, and keeps its own name.
+        # Other errors may come from what the block read, so they keep their type.
         if error.errno in NO_SPACE:
             raise _cannot_write(final, error) from error
         raise
@@ -52,7 +50,7 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
 
 
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
-    """Give a finished file its final name; a link, unlike a rename, never replaces what is there."""
+    """Give a complete file its final name; a link, unlike a rename, never replaces an existing file."""
     try:
         _sync(temporary)
         if overwrite:
@@ -76,7 +74,7 @@ def _link(temporary: Path, final: Path) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Whether a name is taken, by a dangling link too; a name that cannot be is an OSError."""
+    """Whether a name is taken, also by a dangling link; raises OSError for an impossible name."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -94,7 +92,7 @@ def _sync(path: Path) -> None:
 
 def _already_there(final: Path) -> OutputError:
     return OutputError(
-        "the output exists already and is not overwritten",
+        "the output already exists and is not overwritten",
         received=str(final),
         remedy="Choose another name, or move the file away.",
     )
@@ -116,54 +114,47 @@ def _cannot_write(final: Path, error: OSError) -> OutputError:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep every other call, in this process or another, from writing a folder while the block runs.
+    """Lock a folder against every other call, in this process or another, while the block runs.
 
-    The system itself lets the lock go when its process ends, even killed, so none is ever stale; what lies
-    there then is an empty shell that the next call takes. A file system without locks gives none.
+    Does not wait. The operating system releases the lock when the process ends, even if it is killed, so
+    a lock file that is left behind blocks nobody. A file system without locks gives no protection.
 
     Raises:
-        OutputError: another call holds the lock, with its process; or the folder cannot be written.
+        OutputError: another call holds the lock, with its process; or the folder is not writable.
     """
     path = folder / LOCK
+    # Not thread-local, so that a generator may be closed in another thread. A soft lock would survive a kill.
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
-        file = _acquire(path)
+        folder.stat()  # FileLock would create a missing folder
+        lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"the folder is being written by {_holder(path)}",
+            received=str(folder),
+            remedy="Wait for it, stop it, or choose another folder.",
+        ) from None
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        if error.errno not in NO_LOCKS:
+            raise _cannot_write(path, error) from error
     try:
+        _write_holder(path)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who opened it before finds it gone, and tries again
-        file.close()
+        # Unlinked while still locked: FileLock refuses a file that has lost its name since it was opened.
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _acquire(path: Path) -> TextIO:
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            file.close()
-            raise OutputError(
-                f"the folder is being written by {holder}",
-                received=str(path.parent),
-                remedy="Wait for it, stop it, or choose another folder.",
-            ) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        if _is_still_there(file, path):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%F %T}")
-            file.flush()
-            return file
-        file.close()
-
-
-def _is_still_there(file: TextIO, path: Path) -> bool:
-    """Whether an open file is the one of that name; its last holder may have removed it."""
+def _write_holder(path: Path) -> None:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%F %T}")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _holder(path: Path) -> str:
+    """The process that a lock file names; it is empty or gone for a moment while the lock changes hands."""
+    with suppress(OSError, ValueError):
+        return path.read_text(encoding="utf-8") or "another process"
+    return "another process"

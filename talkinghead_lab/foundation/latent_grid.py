@@ -1,8 +1,8 @@
-"""Frame ↔ latent ↔ token arithmetic, and the symbols that every shape in this package is written with.
+"""Conversions between frames, latents and tokens, and the symbols used for shapes in this package.
 
 | symbol | meaning |
 | --- | --- |
-| B | batch; 1 unless a docstring says otherwise |
+| B | batch; 1 unless stated otherwise |
 | C | latent channels (16 in the released VAE) |
 | F | video frames, 25 per second; 4n + 1 in a chunk |
 | H, W | height and width in pixels |
@@ -38,22 +38,27 @@ class LatentGrid:
 
     @property
     def latent_frames(self) -> int:
+        """Latent frames T."""
         return latent_frames(self.frames)
 
     @property
     def latent_height(self) -> int:
+        """Latent height h."""
         return self.height // PIXELS_PER_LATENT
 
     @property
     def latent_width(self) -> int:
+        """Latent width w."""
         return self.width // PIXELS_PER_LATENT
 
     @property
     def tokens_per_frame(self) -> int:
+        """Tokens S of one latent frame."""
         return (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN)
 
     @property
     def tokens(self) -> int:
+        """Tokens L of the chunk."""
         return self.latent_frames * self.tokens_per_frame
 
     def latent_shape(self, channels: int) -> tuple[int, int, int, int]:
@@ -62,15 +67,15 @@ class LatentGrid:
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames T that hold `frames` video frames: the first alone, then four each."""
+    """T for `frames` video frames: one latent frame for the first, then one for every four."""
     return 1 + (frames - 1) // FRAMES_PER_LATENT
 
 
 def is_whole_chunk(frames: int) -> bool:
-    """Whether `frames` fills its latent frames exactly (1, 5, 9, …, 81, …)."""
+    """Whether `frames` video frames fill their latent frames exactly (1, 5, 9, …, 81, …)."""
     return frames >= 1 and (frames - 1) % FRAMES_PER_LATENT == 0
 
 
 def whole_chunk(frames: int) -> int:
-    """The fewest frames that fill two or more latent frames exactly and hold `frames` frames."""
+    """The smallest chunk that holds `frames` frames and fills at least two latent frames exactly."""
     return 1 + FRAMES_PER_LATENT * max(1, -(-(frames - 1) // FRAMES_PER_LATENT))

@@ -1,4 +1,4 @@
-"""Where things are: the project folder, the shipped samples, the user's cache."""
+"""The project folder, the bundled samples and the user's cache."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ from talkinghead_lab.errors import MediaError, nearest_name
 
 
 def user_cache_folder() -> Path:
-    """Where the package keeps what it can compute again: TALKINGHEAD_CACHE, else below XDG_CACHE_HOME."""
+    """The folder for cached results: TALKINGHEAD_CACHE, otherwise a folder in XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("TALKINGHEAD_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talkinghead_lab"
@@ -20,16 +20,16 @@ SAMPLES_FOLDER = EMBEDDED_FOLDER / "samples"
 
 
 def project_folder() -> Path:
-    """What relative paths start from: the working directory, or its parent where that is `notebooks/`."""
+    """The base of relative paths: the working directory, or its parent if that is `notebooks/`."""
     here = Path.cwd()
     return here.parent if here.name == "notebooks" else here
 
 
 def local_file(value: str) -> Path:
-    """The file that a request's path names; `sample:NAME` is a file that ships with the package.
+    """The file a path of a request names; `sample:NAME` is a file bundled with the package.
 
     Raises:
-        MediaError: no such sample, no such file, not a file, or no right to read it.
+        MediaError: no such sample or file, not a regular file, or not readable.
     """
     if value.startswith(SAMPLE_PREFIX):
         samples = {file.stem: file for file in SAMPLES_FOLDER.iterdir() if file.is_file()}
@@ -40,12 +40,12 @@ def local_file(value: str) -> Path:
     path = Path(value)
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # among them a folder that may not be entered, and a null byte
+    except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or error
         remedy = "Check the path and the working directory."
         raise MediaError(f"no such file ({reason})", received=value[:500], remedy=remedy) from None
     if not stat.S_ISREG(mode) or not os.access(path, os.R_OK):
         raise MediaError(
-            "not a file that can be read", received=value, remedy="Check its kind and its rights."
+            "not a file that can be read", received=value, remedy="Check its type and permissions."
         )
     return path

@@ -1,1 +1,1 @@
-"""Pixels and sound, in and out."""
+"""Read and write images, video and sound."""

@@ -1,4 +1,4 @@
-"""Recordings in: 16 kHz speech at −23 LUFS for the speech encoder, 48 kHz sound for the video."""
+"""Read recordings: 16 kHz speech at −23 LUFS for the speech encoder, 48 kHz sound for the video."""
 
 import hashlib
 import math
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 
-SAMPLE_RATE = 16_000  # the rate that the released wav2vec2 was trained at
+SAMPLE_RATE = 16_000  # the training rate of the released wav2vec2
 SOUNDTRACK_RATE = 48_000
-SPEECH_LOUDNESS = -23.0  # LUFS, EBU R 128; the level at which the released pipeline embeds speech
-LONGEST_SECONDS = 2 * 60 * 60
-LARGEST_DAMAGE = 0.1  # of all packets; players skip a few damaged ones, noise taken for a format has many
+SPEECH_LOUDNESS = -23.0  # LUFS, EBU R 128; the level of speech in the released pipeline
+MAX_SECONDS = 2 * 60 * 60
+# Share of packets. Media players skip a few damaged ones; noise that is mistaken for a format has many.
+MAX_DAMAGE = 0.1
 
 Wave = NDArray[np.float32]
 Mix = Literal["para", "add"]
@@ -80,31 +81,33 @@ def _as_speech(track: "ResampledTrack") -> Wave:
     return normalize_loudness(track.wave()[0]).astype(np.float32)
 
 
-def normalize_loudness(wave: NDArray, lufs: float = SPEECH_LOUDNESS) -> NDArray[np.float64]:
+def normalize_loudness(wave: NDArray[np.floating], lufs: float = SPEECH_LOUDNESS) -> NDArray[np.float64]:
     """Scale a 16 kHz mono recording to an integrated loudness (ITU-R BS.1770-4, gated).
 
-    Recordings shorter than the meter's block of 0.4 s are measured on a repeated copy. What lies below the
-    meter's gate (−70 LUFS), silence above all, is returned unchanged: there is no speech to bring to a level.
+    A recording shorter than the meter's block of 0.4 s is measured on a repeated copy. A recording below the
+    meter's gate (−70 LUFS), such as silence, is returned unchanged: it contains no speech.
     """
-    import pyloudnorm  # brings scipy's filters, which take a second; it is there once networks are loaded
+    import pyloudnorm  # imports scipy, which takes a second; loading the networks imports it earlier
 
     meter = pyloudnorm.Meter(SAMPLE_RATE)
     block = math.ceil(meter.block_size * SAMPLE_RATE)
-    wave = np.asarray(wave, dtype=np.float64)
-    loudness = meter.integrated_loudness(wave if len(wave) >= block else np.resize(wave, block))
-    return wave * 10 ** ((lufs - loudness) / 20) if math.isfinite(loudness) else wave
+    samples = np.asarray(wave, dtype=np.float64)
+    loudness = meter.integrated_loudness(samples if len(samples) >= block else np.resize(samples, block))
+    return samples * 10 ** ((lufs - loudness) / 20) if math.isfinite(loudness) else samples
 
 
-def frame_count(wave: NDArray) -> int:
-    """Whole video frames that a 16 kHz recording lasts, at least one."""
+def frame_count(wave: NDArray[np.floating]) -> int:
+    """Complete video frames in a 16 kHz recording, at least one."""
     return max(1, len(wave) * FRAMES_PER_SECOND // SAMPLE_RATE)
 
 
 def mix_speakers(first: Wave, second: Wave, mix: Mix) -> tuple[Wave, Wave]:
-    """Lay two recordings [..., samples] on one time line; both come back equally long.
+    """Place two recordings [..., samples] on one timeline, padded with silence to equal length.
 
     Args:
-        mix: `para`: both from the start, the shorter followed by silence; `add`: the second after the first.
+        first: the first speaker.
+        second: the second speaker.
+        mix: `para`: both start at 0; `add`: the second starts when the first ends.
     """
     samples_first, samples_second = first.shape[-1], second.shape[-1]
     if mix == "add":
@@ -114,9 +117,9 @@ def mix_speakers(first: Wave, second: Wave, mix: Mix) -> tuple[Wave, Wave]:
 
 
 def mix_soundtracks(first: Wave, second: Wave, mix: Mix) -> Wave:
-    """Sum two sound tracks [channels, samples]; turned down where the sum would clip and neither part did."""
+    """Sum two sound tracks [channels, samples]; scaled down if the sum clips but neither part did."""
     first, second = mix_speakers(first, second, mix)
-    total = first + second  # mono plays on both channels of stereo
+    total = first + second  # broadcasts mono to both channels of stereo
     loudest_part = max(1.0, np.abs(first).max(initial=0), np.abs(second).max(initial=0))
     return total * np.float32(min(1.0, loudest_part / max(np.abs(total).max(initial=0), 1e-9)))
 
@@ -179,17 +182,17 @@ def _fill(path: Path, source: str | BinaryIO, *tracks: ResampledTrack) -> None:
                     track.add(frame, stream.channels, path)
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError(
-            f"not a recording that can be read ({getattr(error, 'strerror', None) or error})",
+            f"the recording cannot be read ({getattr(error, 'strerror', None) or error})",
             received=str(path),
             allowed="sound or video files such as wav, flac, mp3, m4a, ogg, mp4, mkv",
-            remedy="Play the file to see whether it is whole, or convert it to wav.",
+            remedy="Check that the file plays, or convert it to wav.",
         ) from error
     if not tracks[0].samples:
         raise _no_sound(path)
 
 
 def _frames(container: InputContainer, path: Path) -> Iterator[AudioFrame]:
-    """Decode as a player does: a damaged packet is skipped, too many of them are an error."""
+    """Decode like a media player: skip damaged packets; too many of them are an error."""
     packets = damaged = 0
     for packet in container.demux(container.streams.audio[0]):
         packets += 1
@@ -197,34 +200,34 @@ def _frames(container: InputContainer, path: Path) -> Iterator[AudioFrame]:
             yield from packet.decode()
         except av.error.FFmpegError:
             damaged += 1
-    if damaged > max(1, LARGEST_DAMAGE * packets):
+    if damaged > max(1, MAX_DAMAGE * packets):
         raise MediaError(
             "the recording is damaged",
             received=f"{path}, {damaged} of {packets} packets unreadable",
-            allowed=f"up to {LARGEST_DAMAGE:.0%}",
-            remedy="Fetch or export the file again.",
+            allowed=f"up to {MAX_DAMAGE:.0%}",
+            remedy="Download or export the file again.",
         )
 
 
 def _check(block: Wave, seconds: float, path: Path) -> None:
     if not np.isfinite(block).all():
         raise MediaError(
-            f"the recording holds samples that are not numbers (NaN or infinity) before {seconds:.2f} s",
+            f"the recording contains NaN or infinity before {seconds:.2f} s",
             received=str(path),
             remedy="Export it again, for example as 16-bit wav.",
         )
-    if seconds > LONGEST_SECONDS:
+    if seconds > MAX_SECONDS:
         raise MediaError(
             "the recording is too long",
             received=str(path),
-            allowed=f"up to {LONGEST_SECONDS // 3600} hours",
-            remedy="Cut it into parts.",
+            allowed=f"up to {MAX_SECONDS // 3600} hours",
+            remedy="Split it into parts.",
         )
 
 
 def _no_sound(path: Path) -> MediaError:
     return MediaError(
-        "there is no sound in the file",
+        "the file contains no sound",
         received=str(path),
-        remedy="Name a recording, or a video with a sound track.",
+        remedy="Choose a recording, or a video with a sound track.",
     )

@@ -1,31 +1,31 @@
-"""Matches the colours of a video to a reference picture (Reinhard et al. 2001, in CIE Lab)."""
+"""Match the colours of a video to a reference image."""
 
 import torch
 from torch import Tensor
 
-# sRGB primaries at white point D65, 2° observer (IEC 61966-2-1), with the digits that scikit-image uses.
+# sRGB primaries at white point D65, 2° observer (IEC 61966-2-1), to the precision of scikit-image.
 XYZ_FROM_RGB = (
     (0.412453, 0.357580, 0.180423),
     (0.212671, 0.715160, 0.072169),
     (0.019334, 0.119193, 0.950227),
 )
 WHITE_XYZ = (0.95047, 1.0, 1.08883)
-FRAMES_AT_ONCE = 4  # Lab copies of a whole chunk would take several times its own memory
+FRAMES_AT_ONCE = 4  # Lab copies of a complete chunk would take several times its memory
 
 
 def match_colors(video: Tensor, reference: Tensor, strength: float = 1.0) -> Tensor:
     """Give every frame the colour statistics of a reference (Reinhard et al. 2001, in CIE Lab).
 
-    Each frame's L, a and b get the reference's mean and standard deviation; the result is blended with the
-    frame. Works in slices of frames, so that memory beyond the result stays small.
+    Shifts and scales each frame's L, a and b to the reference's mean and standard deviation, then blends the
+    result with the frame. Processes a few frames at a time to limit memory.
 
     Args:
         video: [3, F, H, W] in [-1, 1].
         reference: [3, H, W] in [-1, 1].
-        strength: 0 leaves the video as it is, 1 matches fully.
+        strength: weight of the result, from 0 (unchanged video) to 1.
 
     Returns:
-        [3, F, H, W] in [-1, 1], of the video's type and on its device.
+        [3, F, H, W] in [-1, 1], with the video's type and device.
     """
     if strength == 0:
         return video
@@ -36,7 +36,7 @@ def match_colors(video: Tensor, reference: Tensor, strength: float = 1.0) -> Ten
         frames = _unit_range(video[:, start : start + FRAMES_AT_ONCE])
         lab = lab_from_rgb(frames)
         own_mean, own_deviation = _statistics(lab)
-        # A channel without variation has nothing to stretch and takes the reference's mean.
+        # A constant channel has nothing to scale and gets the reference's mean.
         gain = torch.where(own_deviation > 0, deviation / own_deviation, 0.0)
         corrected = _rgb_from_lab((lab - own_mean) * gain + mean)
         matched[:, start : start + FRAMES_AT_ONCE] = torch.lerp(frames, corrected, strength) * 2 - 1
@@ -54,7 +54,7 @@ def _statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lab_from_rgb(rgb: Tensor) -> Tensor:
-    """SRGB in [0, 1] to CIE Lab, channels first (CIE 15; sRGB curve of IEC 61966-2-1)."""
+    """Convert sRGB in [0, 1] to CIE Lab, channels first (CIE 15; sRGB curve of IEC 61966-2-1)."""
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = torch.einsum("xc,c...->x...", rgb.new_tensor(XYZ_FROM_RGB), linear)
     ratio = xyz / rgb.new_tensor(WHITE_XYZ).view(3, *[1] * (rgb.ndim - 1))
@@ -63,7 +63,7 @@ def lab_from_rgb(rgb: Tensor) -> Tensor:
 
 
 def _rgb_from_lab(lab: Tensor) -> Tensor:
-    """The way back; colours outside sRGB are clipped to [0, 1]."""
+    """Convert CIE Lab to sRGB, clipped to [0, 1]."""
     lightness, green_red, blue_yellow = lab
     y = (lightness + 16) / 116
     root = torch.stack([green_red / 500 + y, y, (y - blue_yellow / 200).clamp(min=0)])

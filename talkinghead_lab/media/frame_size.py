@@ -1,4 +1,4 @@
-"""The frame size that a picture gets, and fitting the picture to it."""
+"""Choose a frame size for an image and fit the image to it."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-# (width, height) of the released model's frames: multiples of 64, about 627² and 960² pixels.
+# (width, height) of the released model's frames: multiples of 64 with about 627² and 960² pixels.
 RELEASED_SIZES = {
     "infinitetalk-480": (
         *((1216, 320), (1024, 384), (896, 448), (768, 512), (704, 576), (640, 640), (576, 704), (512, 768)),
@@ -40,15 +40,15 @@ RELEASED_SIZES = {
 
 
 def nearest_size(width: int, height: int, resolution: str) -> tuple[int, int]:
-    """The released frame size (width, height) whose shape is nearest to a picture's.
+    """The released frame size (width, height) whose aspect ratio is nearest to an image's.
 
-    Shapes are compared as height / width, the released ones rounded to two digits as in the released tables.
+    Compares height / width; released ratios are rounded to two digits, as in the released tables.
     """
     return min(RELEASED_SIZES[resolution], key=lambda size: abs(round(size[1] / size[0], 2) - height / width))
 
 
 def fit(image: Image.Image, width: int, height: int) -> Tensor:
-    """Scale a picture to cover a frame and cut its centre out: uint8 [3, H, W]."""
+    """Scale an image to cover a frame and crop its centre: uint8 [3, H, W]."""
     covering = covering_size(image.size, (width, height))
     scaled = torch.from_numpy(np.array(image.resize(covering, Image.Resampling.BILINEAR)))
     top, left = crop_start(covering[1], height), crop_start(covering[0], width)
@@ -56,11 +56,11 @@ def fit(image: Image.Image, width: int, height: int) -> Tensor:
 
 
 def covering_size(source: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the smallest copy of the source that covers the frame."""
+    """(width, height) of the source, scaled to just cover the frame."""
     scale = max(frame[1] / source[1], frame[0] / source[0])
     return math.ceil(scale * source[0]), math.ceil(scale * source[1])
 
 
 def crop_start(length: int, kept: int) -> int:
-    """Where a centred crop begins; halves go to the even neighbour, as in torchvision's `center_crop`."""
+    """Start of a centred crop, rounded half to even as in torchvision's `center_crop`."""
     return round((length - kept) / 2)

@@ -1,4 +1,4 @@
-"""Pictures: reading a portrait, the frame size it gets, cropping, speaker masks and colour matching."""
+"""Read portraits."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from talkinghead_lab.errors import MediaError
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-SHORTEST_SIDE = 16
-LARGEST_PIXELS = 80_000_000  # decodes into 240 MB
-WIDEST_SHAPE = 8  # twice the widest released frame; a wider picture would be cropped to a sliver
+MIN_SIDE = 16
+MAX_PIXELS = 80_000_000  # 240 MB decoded
+MAX_ASPECT_RATIO = 8  # about twice that of the widest released frame; little of a wider image would be left
 
 
 def read_portrait(path: str | Path) -> Image.Image:
-    """Read a picture upright, as 8-bit RGB.
+    """Read an image upright, as 8-bit RGB.
 
-    EXIF rotation is applied, transparency laid on white and 16 bits scaled to 8; an animation gives its first
-    frame.
+    Applies EXIF rotation, puts transparency on white and scales 16 bits to 8. Of an animation, reads the
+    first frame.
 
     Raises:
-        MediaError: not a picture, damaged, or of a size or shape that no frame can be cut from.
+        MediaError: not an image, damaged, or an unusable size or shape.
     """
     path = Path(path)
     try:
@@ -31,18 +31,18 @@ def read_portrait(path: str | Path) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, str(error)) from error
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+    except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise MediaError(
-            f"not a picture that can be read ({reason})",
+            f"the image cannot be read ({reason})",
             received=str(path),
             allowed=f"{', '.join(PICTURE_FORMATS)}, or a video to dub",
-            remedy="Open it in a picture viewer and save it as PNG.",
+            remedy="Open it in an image viewer and save it as PNG.",
         ) from error
 
 
 def is_picture(path: str | Path) -> bool:
-    """Whether the content of a file is that of a still or animated picture."""
+    """Whether a file contains a still or animated image, whatever its name."""
     try:
         with Image.open(path, formats=PICTURE_FORMATS):
             return True
@@ -53,36 +53,36 @@ def is_picture(path: str | Path) -> bool:
 
 
 def check_size(width: int, height: int, path: Path) -> None:
-    """Refuse sizes and shapes that no frame can be cut from.
+    """Refuse unusable sizes and shapes.
 
     Raises:
-        MediaError: too small, too large, or too far from square.
+        MediaError: too small, too large, or too narrow.
     """
     received = f"{path}, {width}x{height}"
-    if min(width, height) < SHORTEST_SIDE:
+    if min(width, height) < MIN_SIDE:
         raise MediaError(
-            "the picture is too small",
+            "the image is too small",
             received=received,
-            allowed=f"at least {SHORTEST_SIDE} pixels a side",
-            remedy="Choose a picture in which the face can be seen.",
+            allowed=f"at least {MIN_SIDE} pixels per side",
+            remedy="Choose an image in which the face is visible.",
         )
-    if max(width, height) > WIDEST_SHAPE * min(width, height):
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise MediaError(
-            "the picture is too long and narrow",
+            "the image is too narrow",
             received=received,
-            allowed=f"sides of at most {WIDEST_SHAPE} to 1",
+            allowed=f"an aspect ratio of at most {MAX_ASPECT_RATIO} to 1",
             remedy="Crop it around the person.",
         )
-    if width * height > LARGEST_PIXELS:
+    if width * height > MAX_PIXELS:
         raise _too_large(path, f"{width}x{height}")
 
 
 def _too_large(path: Path, found: str) -> MediaError:
     return MediaError(
-        "the picture is too large",
+        "the image is too large",
         received=f"{path}, {found}",
-        allowed=f"up to {LARGEST_PIXELS // 1_000_000} million pixels",
-        remedy="Scale it down; frames have at most a million.",
+        allowed=f"up to {MAX_PIXELS // 1_000_000} million pixels",
+        remedy="Scale it down; frames have at most one million pixels.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the person is seen: a still portrait, or a driving video that is dubbed."""
+"""Reference media, which show the speaker: a portrait, or a driving video to dub."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -17,13 +17,13 @@ from PIL import Image
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.media.image import check_size, is_picture, read_portrait
 
-# Demuxers that draw text files and unknown bytes as moving pictures.
+# Demuxers that render text files and unknown bytes as video.
 TEXT_ART_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
-TIME_TOLERANCE = 0.001  # seconds; sums of times are not exact, and some containers round to milliseconds
+TIME_TOLERANCE = 0.001  # seconds; floating-point sums are inexact, and some containers round to milliseconds
 
 
 class ReferenceMedia(Protocol):
-    """What reference frames are taken from."""
+    """A source of reference images."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -31,53 +31,56 @@ class ReferenceMedia(Protocol):
         ...
 
     def frame_at(self, seconds: float) -> Image.Image:
-        """The RGB picture on screen at a time; beyond the end, the last one."""
+        """The RGB image shown at a time; after the end, the last one."""
         ...
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """A still picture: the same at every time."""
+    """A still image."""
 
     image: Image.Image
 
     @property
     def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
         return self.image.size
 
     def frame_at(self, seconds: float) -> Image.Image:
+        """The image, at any time."""
         return self.image
 
 
 class DrivingVideo:
-    """A video of any frame rate, read by time; between two reads nothing is held open or in memory.
+    """A video of any frame rate, indexed by time; the file is open only during a read.
 
     Raises:
-        MediaError: nothing in it can be decoded, or no frame can be cut from its size or shape.
+        MediaError: no frame can be decoded, or an unusable size or shape.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with open_video(self.path) as (container, stream):
             first = next(timed_frames(container, stream), None)
             if first is None:
-                raise _unreadable(self.path, "no frame in it")
+                raise _unreadable(self.path, "no frames")
             self._start, frame = first
             self._size = _upright(frame, stream.sample_aspect_ratio).size
         check_size(*self._size, self.path)
 
     @property
     def size(self) -> tuple[int, int]:
+        """(width, height) in square pixels, upright."""
         return self._size
 
     def frame_at(self, seconds: float) -> Image.Image:
-        """The frame on screen `seconds` after the first one; beyond the end, the last one.
+        """The frame shown `seconds` after the first one; after the end, the last one.
 
         Raises:
-            MediaError: the file can no longer be decoded.
+            MediaError: the file cannot be decoded any more.
         """
         target = self._start + max(0.0, seconds) + TIME_TOLERANCE
-        # Where there is no index to seek by, or a wrong one, the way leads from the first frame.
+        # If the index is missing or wrong, decode from the first frame.
         picture = self._shown(target, seek=True) or self._shown(target, seek=False)
         if picture is None:
             raise _unreadable(self.path, f"no frame at {seconds:.2f} s")
@@ -93,16 +96,16 @@ class DrivingVideo:
 
 
 def open_reference(path: str | Path) -> ReferenceMedia:
-    """A portrait or a driving video, told apart by content.
+    """Open a portrait or a driving video, distinguished by content.
 
     Raises:
-        MediaError: neither, or one that cannot be used.
+        MediaError: neither of them, or not usable.
     """
     return DrivingVideo(path) if is_video(path) else Portrait(read_portrait(path))
 
 
 def is_video(path: str | Path) -> bool:
-    """Whether a file holds moving pictures; animated pictures count as pictures, cover art does not count."""
+    """Whether a file is a video; animated images and cover art do not count."""
     if is_picture(path):
         return False
     try:
@@ -114,24 +117,24 @@ def is_video(path: str | Path) -> bool:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file at its first stream of pictures.
+    """Open a file and its first video stream.
 
     Raises:
         MediaError: there is none, or decoding fails while the file is open.
     """
     try:
-        # Playlists may name further files; none but this one is to be opened.
+        # A playlist may name further sources; only this file is opened.
         options = {"protocol_whitelist": "file"}
         with av.open(str(path), "r", options=options, metadata_errors="replace") as container:
             if not container.streams.video or container.format.name in TEXT_ART_FORMATS:
-                raise _unreadable(path, "no moving pictures in it")
+                raise _unreadable(path, "no video stream")
             yield container, container.streams.video[0]
     except (av.error.FFmpegError, ValueError) as error:
         raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
-    """Decode (seconds, frame) in the order of presentation; damaged packets are skipped, as players do."""
+    """Decode (seconds, frame) in presentation order; skips damaged packets like a media player."""
     stream.thread_type = "AUTO"
     step = float(1 / (stream.average_rate or 25))
     time = -step
@@ -152,8 +155,8 @@ def _last_until(target: float, frames: Iterable[tuple[float, VideoFrame]]) -> Vi
 
 
 def _upright(frame: VideoFrame, pixel_shape: Fraction | None) -> Image.Image:
-    """RGB in square pixels, with the rotation applied that cameras only note."""
-    picture = frame.to_image()
+    """The frame as RGB in square pixels, with the rotation of its metadata applied."""
+    picture: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]  # PyAV has no types for it
     if pixel_shape and pixel_shape != 1:
         picture = picture.resize((max(1, round(picture.width * pixel_shape)), picture.height))
     return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
@@ -161,8 +164,8 @@ def _upright(frame: VideoFrame, pixel_shape: Fraction | None) -> Image.Image:
 
 def _unreadable(path: Path, reason: str) -> MediaError:
     return MediaError(
-        f"not a video that can be read ({reason})",
+        f"the video cannot be read ({reason})",
         received=str(path),
         allowed="video files such as mp4, mov, mkv, webm",
-        remedy="Play it to see whether it is whole, or convert it to mp4.",
+        remedy="Check that it plays, or convert it to mp4.",
     )

@@ -1,4 +1,4 @@
-"""Where each of two speakers is in the frame."""
+"""Masks of the two speakers in the frame."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_LATENT
 from talkinghead_lab.media.frame_size import covering_size, crop_start
 
-HALF_MARGIN = 0.05  # of a default speaker mask: what is left free on each side of its half of the picture
+HALF_MARGIN = 0.05  # margin of a default mask on each side of its half of the image
 
 
 def speaker_masks(
@@ -18,19 +18,19 @@ def speaker_masks(
     boxes: Sequence[tuple[int, int, int, int]] | None,
     frame_size: tuple[int, int],
 ) -> Tensor:
-    """Where each of two speakers is, after the frame was cut from its source.
+    """Masks of the two speakers in the frame that is cropped from a source image.
 
     Args:
-        source_size: (width, height) of the source picture.
-        boxes: [left, top, right, bottom] in source pixels, for the first and the second speaker; none: each
-            gets half of the picture, less a margin of 5 % a side.
+        source_size: (width, height) of the source image.
+        boxes: [left, top, right, bottom] in source pixels, for the first and the second speaker; None: each
+            gets half of the image, less a margin of 5 % per side.
         frame_size: (W, H) of the frame.
 
     Returns:
         float32 [3, h, w] of zeros and ones: first speaker, second speaker, background.
 
     Raises:
-        InvalidRequest: nothing of a speaker's box is left in the frame.
+        InvalidRequest: a speaker's box is outside the frame.
     """
     covering = covering_size(source_size, frame_size)
     speakers = []
@@ -40,10 +40,10 @@ def speaker_masks(
         mask = torch.outer(rows, columns)
         if not mask.any():
             raise InvalidRequest(
-                f"nothing of the box of speaker {number} is left in the frame",
+                f"the box of speaker {number} is outside the frame",
                 received=[left, top, right, bottom],
-                allowed="[left, top, right, bottom] in pixels of the picture, {}x{}".format(*source_size),
-                remedy="The frame is the centre of the scaled picture, {}x{}.".format(*frame_size),
+                allowed="[left, top, right, bottom] in pixels of the image, {}x{}".format(*source_size),
+                remedy="The frame is the {}x{} centre of the scaled image.".format(*frame_size),
             )
         speakers.append(mask)
     background = 1 - torch.stack(speakers).amax(dim=0)
@@ -58,9 +58,10 @@ def _halves(width: int, height: int) -> list[tuple[int, int, int, int]]:
 
 
 def _kept_span(start: int, stop: int, source: int, covering: int, frame: int) -> Tensor:
-    """One axis of a box, [frame / 8] of zeros and ones: scaled, cropped and brought to latents.
+    """One axis of a box at latent resolution, [frame / 8] of zeros and ones: scaled, cropped, downsampled.
 
-    A box is the product of its axes and nearest neighbour keeps it one: no mask of the source's size is made.
+    A box is the outer product of its axes, also after nearest-neighbour scaling, so no mask of the source's
+    size is needed.
     """
     span = torch.zeros(1, 1, source)
     span[..., max(0, start) : stop] = 1

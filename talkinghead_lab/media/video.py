@@ -1,4 +1,4 @@
-"""Videos out and back in: one H.264 and AAC encode, its facts, its frames and a contact sheet of them."""
+"""Write videos as H.264 and AAC, and read their properties, frames and contact sheets."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,21 +28,22 @@ from talkinghead_lab.media.reference import DrivingVideo, open_video, timed_fram
 Frames = NDArray[np.uint8]
 
 SAMPLES_PER_FRAME = SOUNDTRACK_RATE // FRAMES_PER_SECOND
-# The bytes of an encode depend on the number of threads, with threads by slice on their timing too: so the
-# number is fixed, and they are by frame. A key frame every two seconds keeps jumping about quick.
-# Macroblock tree reads memory that x264 has not written, so that bytes change with what lay there before.
+# A key frame every two seconds keeps seeking fast. Macroblock tree (mbtree) reads uninitialised memory in
+# x264, which makes the output depend on earlier contents of that memory.
 H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(2 * FRAMES_PER_SECOND), "mbtree": "0"}
+# The output depends on the number of threads, and with slice threads on their timing, too. So the number is
+# fixed and the threads are frame threads.
 H264_THREADS = 4
 AAC_BITS_PER_CHANNEL = 128_000
-# The default search for quantisers overshoots at the start: a tone of 0.5 came back with peaks of 1.03.
+# The default quantiser search overshoots at the start: a tone of amplitude 0.5 had decoded peaks of 1.03.
 AAC_OPTIONS = {"aac_coder": "fast"}
-# Without `bitexact`, here and for AAC, the libraries' versions are written into the file.
+# Without `bitexact`, here and for AAC, the file contains the versions of the libraries.
 MP4_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact"}
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a video file holds. `faststart`: its index comes first, so that it plays while it loads."""
+    """Properties of a video file; with `faststart` the index comes first, for playback during download."""
 
     width: int
     height: int
@@ -53,10 +54,10 @@ class VideoFacts:
     faststart: bool
 
 
-class _Voice:
-    """The sound track of a video that is being written, or of a silent one."""
+class _SoundTrack:
+    """The sound track of a video that is being written; does nothing for a silent video."""
 
-    def __init__(self, container: OutputContainer, sound: NDArray[np.float32] | None):
+    def __init__(self, container: OutputContainer, sound: NDArray[np.float32] | None) -> None:
         self.container, self.sound = container, sound
         if sound is not None:
             layout = {1: "mono", 2: "stereo"}[len(sound)]
@@ -66,12 +67,13 @@ class _Voice:
             self.stream.bit_rate = len(sound) * AAC_BITS_PER_CHANNEL
             self.stream.codec_context.flags |= Flags.bitexact
 
-    def speak(self, number: int) -> None:
-        """Write what is heard during one video frame."""
+    def write_frame(self, number: int) -> None:
+        """Write the sound of one video frame."""
         if self.sound is not None:
             self.container.mux(self.stream.encode(_audio_frame(self.sound, number)))
 
-    def end(self) -> None:
+    def finish(self) -> None:
+        """Flush the encoder."""
         if self.sound is not None:
             self.container.mux(self.stream.encode(None))
 
@@ -83,57 +85,57 @@ def write_video(
     frame_count: int,
     metadata: Mapping[str, str],
 ) -> None:
-    """Encode an mp4 of 25 frames a second, block by block: H.264 (yuv420p, BT.709) and AAC, index first.
+    """Encode an mp4 with 25 frames per second, block by block: H.264 (yuv420p, BT.709) and AAC, index first.
 
-    Equal input gives equal bytes. The file appears under its name when it is whole, and replaces none.
+    Equal input gives equal bytes. The file appears under its name when complete and never replaces another.
 
     Args:
-        path: where the mp4 goes; its folder exists.
+        path: the mp4 file; its folder exists.
         frames: blocks of RGB frames, uint8 [n, H, W, 3] with even H and W.
-        sound: [1 or 2 channels, samples] at 48 kHz in [-1, 1]; cut, or followed by silence, to the
-            picture's length. None: a silent video.
-        frame_count: how many frames all blocks hold.
-        metadata: tags that mp4 knows, such as `title` and `comment`; it drops others.
+        sound: [1 or 2 channels, samples] at 48 kHz in [-1, 1], cut or padded with silence to the duration
+            of the frames. None: a silent video.
+        frame_count: total number of frames in all blocks.
+        metadata: tags that mp4 supports, such as `title` and `comment`; others are dropped.
 
     Raises:
-        OutputError: the file exists, its folder is not writable, or space ran out.
-        ValueError: the blocks hold other than `frame_count` frames.
+        OutputError: the file exists, its folder is not writable, or no space is left.
+        ValueError: the blocks do not hold `frame_count` frames.
     """
     blocks = iter(frames)
     first = next(blocks, None)
     if first is None:
-        raise ValueError(f"0 frames came, {frame_count} were announced")
+        raise ValueError(f"received 0 frames, expected {frame_count}")
     with (
         atomic_path(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container,
     ):
         container.metadata.update(metadata)
-        picture, voice = _picture_stream(container, first.shape), _Voice(container, sound)
+        picture, sound_track = _picture_stream(container, first.shape), _SoundTrack(container, sound)
         pixels = itertools.chain.from_iterable(itertools.chain([first], blocks))
         number = -1
         for number, frame in enumerate(pixels):
             container.mux(picture.encode(_video_frame(frame, number)))
-            voice.speak(number)
+            sound_track.write_frame(number)
         container.mux(picture.encode(None))
-        voice.end()
+        sound_track.finish()
         if number + 1 != frame_count:
-            raise ValueError(f"{number + 1} frames came, {frame_count} were announced")
+            raise ValueError(f"received {number + 1} frames, expected {frame_count}")
 
 
 def join_videos(
     path: str | Path, parts: Sequence[Path], sound: NDArray[np.float32], metadata: Mapping[str, str]
 ) -> None:
-    """Lay videos made by `write_video` end to end under one sound track; no picture is encoded again.
+    """Concatenate videos made by `write_video` and add a sound track, without encoding frames again.
 
-    The joined picture decodes to exactly the parts' frames.
+    The result decodes to exactly the frames of the parts.
 
     Args:
-        path: where the mp4 goes; its folder exists.
+        path: the mp4 file; its folder exists.
         parts: silent videos of one frame size, in order.
-        sound, metadata: as for `write_video`.
+        sound, metadata: see `write_video`.
 
     Raises:
-        OutputError: as `write_video`.
+        OutputError: see `write_video`.
     """
     with (
         atomic_path(path) as temporary,
@@ -143,27 +145,27 @@ def join_videos(
         with open_video(parts[0]) as (_, template):
             picture = container.add_stream_from_template(template)
             reorder_depth = template.codec_context.reorder_depth
-        voice, frames = _Voice(container, sound), 0
+        sound_track, frames = _SoundTrack(container, sound), 0
         for part in parts:
             start = frames
             for packet, ticks in _packets(part):
-                # Packets come in the order of decoding, and how far ahead of its picture a part starts to
-                # decode differs between parts of a few frames: one distance for all keeps the times in order.
+                # Packets come in decoding order. How far decoding starts ahead of presentation differs
+                # between short parts; the same distance for all keeps the decoding times increasing.
                 packet.pts = cast(int, packet.pts) + start * ticks
                 packet.dts = (frames - reorder_depth) * ticks
                 packet.stream = picture
                 container.mux(packet)
-                voice.speak(frames)
+                sound_track.write_frame(frames)
                 frames += 1
-        voice.end()
+        sound_track.finish()
 
 
-def _packets(part: Path) -> Iterator[tuple[Packet, int]]:
-    """(packet, length of a frame in the packet's units of time) of a video's picture."""
+def _packets(part: Path) -> Iterator[tuple["Packet[VideoStream]", int]]:
+    """(packet, duration of a frame in the packet's time base) of a video."""
     with open_video(part) as (source, stream):
         ticks = int(1 / (FRAMES_PER_SECOND * cast(Fraction, stream.time_base)))
         for packet in source.demux(stream):
-            if packet.dts is not None:  # the end of the stream has none
+            if packet.dts is not None:  # None marks the end of the stream
                 yield packet, ticks
 
 
@@ -188,7 +190,7 @@ def _video_frame(pixels: Frames, number: int) -> VideoFrame:
 
 
 def _audio_frame(sound: NDArray[np.float32], number: int) -> AudioFrame:
-    """The sound that is heard during one video frame."""
+    """The sound of one video frame."""
     start = number * SAMPLES_PER_FRAME
     heard = sound[:, start : start + SAMPLES_PER_FRAME].astype(np.float32).clip(-1, 1)
     padded = np.pad(heard, ((0, 0), (0, SAMPLES_PER_FRAME - heard.shape[1])))
@@ -199,21 +201,21 @@ def _audio_frame(sound: NDArray[np.float32], number: int) -> AudioFrame:
 
 
 def probe(path: str | Path) -> VideoFacts:
-    """Read an mp4's facts from its index, without decoding.
+    """Read the properties of an mp4 from its index, without decoding.
 
     Raises:
         MediaError: not a video.
     """
     path = Path(path)
     with open_video(path) as (container, stream):
-        voice = next(iter(container.streams.audio), None)
+        sound = next(iter(container.streams.audio), None)
         return VideoFacts(
             width=stream.width,
             height=stream.height,
             frame_count=stream.frames,
             duration_seconds=_seconds(stream),
-            audio_seconds=_seconds(voice) if voice else 0.0,
-            codecs=tuple(found.codec_context.name for found in (stream, voice) if found),
+            audio_seconds=_seconds(sound) if sound else 0.0,
+            codecs=tuple(found.codec_context.name for found in (stream, sound) if found),
             faststart=_index_first(path),
         )
 
@@ -223,7 +225,7 @@ def _seconds(stream: VideoStream | AudioStream) -> float:
 
 
 def _index_first(path: Path) -> bool:
-    """Whether `moov` comes before `mdat` among the boxes of an mp4 (ISO/IEC 14496-12, 4.2)."""
+    """Whether the box `moov` of an mp4 precedes `mdat` (ISO/IEC 14496-12, 4.2)."""
     with path.open("rb") as file:
         while len(header := file.read(8)) == 8:
             size, kind = int.from_bytes(header[:4]), header[4:]
@@ -280,7 +282,7 @@ def evenly_spaced_numbers(frames: int, count: int) -> list[int]:
 
 
 def evenly_spaced(path: str | Path, count: int) -> list[tuple[float, Image.Image]]:
-    """(seconds, frame) at `count` times from the first frame of a 25 fps mp4 to the last, read by seeking.
+    """(seconds, frame) at `count` evenly spaced times from the first to the last frame of a 25 fps mp4.
 
     Raises:
         MediaError: not a video.
@@ -292,7 +294,7 @@ def evenly_spaced(path: str | Path, count: int) -> list[tuple[float, Image.Image
 def contact_sheet(
     frames: Iterable[tuple[float, Image.Image]], columns: int = 4, frame_width: int = 320
 ) -> Image.Image:
-    """Lay (seconds, frame) pairs out in rows, each with its time under it."""
+    """Arrange (seconds, frame) pairs in rows, each with its time below."""
     pictures = list(frames)
     height = round(frame_width * pictures[0][1].height / pictures[0][1].width)
     font = ImageFont.load_default(size=14)

@@ -1,1 +1,1 @@
-"""Weights that visit the device."""
+"""Memory requirements, and weights that are on the device only while in use."""

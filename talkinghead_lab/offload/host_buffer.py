@@ -13,29 +13,29 @@ logger = logging.getLogger(__name__)
 
 
 class HostBuffer:
-    """Bytes in host memory, page-locked once `lock` has run: the GPU reads them at the full speed of the bus.
+    """Bytes in host memory; once `lock` has page-locked them, the GPU reads them at full bus speed.
 
-    Not `pin_memory`, whose allocator rounds up to a power of two; and filled before it is locked, so that all
-    threads take part in touching the pages.
+    Replaces `pin_memory`, whose allocator rounds sizes up to a power of two. Fill the buffer before locking
+    it, so that all threads share the page faults.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(AttributeError, OSError):  # a kernel without them locks small pages, more slowly
+        with suppress(AttributeError, OSError):  # without huge pages, locking is slower
             pages.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = torch.frombuffer(pages, dtype=torch.uint8)
 
     def lock(self, device: torch.device) -> None:
-        """Lock the pages for this device; where the system refuses, copies are slower and it is logged."""
+        """Page-lock the buffer for a device; if the system refuses, log it: copies are slower then."""
         if device.type != "cuda":
             return
-        runtime: Any = torch.cuda.cudart()
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # PyTorch has no types for it
         with torch.cuda.device(device):
             status = runtime.cudaHostRegister(self.bytes.data_ptr(), len(self.bytes), 0)
         if int(status):
             logger.warning("Host memory cannot be page-locked (CUDA error %s): offloading is slower.", status)
             return
-        # The bytes are an argument so that they outlive the lock.
+        # The finalizer holds the bytes, so they outlive the lock.
         weakref.finalize(self, _unlock, runtime, self.bytes)
 
 

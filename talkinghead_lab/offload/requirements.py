@@ -1,8 +1,8 @@
-"""How much memory a request takes, stage by stage: one arithmetic for plans, for offloading and for errors.
+"""Model of the memory a request needs, stage by stage, for plans, offloading and error messages.
 
-A stage needs the weights of its network and some multiple of its largest activation. Weights follow from the
-shapes of their tensors, which are read without the values. The multiples are fitted to measured profiles and
-lie in `memory_coefficients.json`; where `measured_on` is empty they are estimates.
+A stage needs the weights of its network and a multiple of its largest activation. The size of the weights
+follows from their shapes, which are known without loading them. The multiples in `memory_coefficients.json`
+are fitted to measured profiles; where `measured_on` is empty, they are estimates.
 """
 
 import json
@@ -30,17 +30,17 @@ NETWORK_OF_STAGE = {
     "sampling": "transformer",
     "decode": "video autoencoder",
 }
-# Where the blocks of the two networks lie that are too large for a small GPU; the others visit as a whole.
+# Block lists of the two networks that are too large for a small GPU; other networks move as one.
 STREAMED_BLOCKS = {"transformer": "blocks", "text encoder": "encoder.block"}
-TEXT_TOKENS = 512  # of a prompt at most, in the released model
+TEXT_TOKENS = 512  # longest prompt of the released model
 FLOAT_BYTES = 4
-# On a GPU what PyTorch holds in pieces that nothing uses comes to this much of a stage's work.
+# Fragmentation of PyTorch's GPU allocator, as a share of a stage's activation memory.
 FRAGMENTED = 1 / 3
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Bytes of a network on a device: of one of its blocks, how many can stream, and all the rest."""
+    """Bytes of a network on a device: `blocks` streamable blocks of `block` bytes, and `fixed` others."""
 
     fixed: int
     block: int = 0
@@ -48,7 +48,7 @@ class NetworkSize:
 
     @classmethod
     def of(cls, network: nn.Module, blocks: str | None = None) -> "NetworkSize":
-        """Read the sizes off a network, which may be on the meta device; `blocks` names what can stream."""
+        """Sizes of a network, which may be on the meta device; `blocks` is the name of its list of blocks."""
         tensors = list(chain(network.parameters(), network.buffers()))
         if blocks is None:
             return cls(sum(tensor.nbytes for tensor in tensors))
@@ -59,24 +59,25 @@ class NetworkSize:
 
     @property
     def total(self) -> int:
+        """Bytes of all weights."""
         return self.fixed + self.blocks * self.block
 
     @property
     def smallest(self) -> int:
-        """What must be on the device at once while blocks stream."""
+        """Bytes on the device while all blocks stream."""
         return self.fixed + min(SLOTS, self.blocks) * self.block
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """What one stage takes, in bytes.
+    """Memory of one stage, in bytes.
 
     Args:
-        network: its name.
-        size: its weights.
-        unit: its largest activation.
-        extra: what is held besides for certain: residuals of the step cache, frames that are gathered.
-        work: all besides the weights, by the fitted model, with the pieces that nothing uses.
+        network: name of its network.
+        size: weights of its network.
+        unit: largest activation.
+        extra: other memory of known size: residuals of the step cache, collected frames.
+        work: everything but the weights according to the fitted model, with fragmentation and `extra`.
     """
 
     network: str
@@ -87,14 +88,15 @@ class StageMemory:
 
     @property
     def smallest(self) -> int:
+        """Bytes while all blocks stream."""
         return self.size.smallest + self.work
 
     def room(self, limit: int) -> int:
-        """Bytes that `limit` leaves for blocks."""
+        """Bytes left for blocks within `limit`."""
         return max(0, limit - self.size.fixed - self.work)
 
     def held(self, limit: int) -> int:
-        """Bytes of weights that are on the device within `limit`, slots included."""
+        """Bytes of weights on the device within `limit`, slots included."""
         resident = resident_blocks(self.room(limit), self.size.block, self.size.blocks)
         slots = SLOTS if resident < self.size.blocks else 0
         return self.size.fixed + (resident + slots) * self.size.block
@@ -102,13 +104,13 @@ class StageMemory:
 
 @dataclass(frozen=True)
 class Requirements:
-    """The needs of a request on a kind of device, in bytes.
+    """Memory requirements of a request on a type of device, in bytes.
 
     Args:
-        needs: by stage.
-        outside: what the libraries and the driver hold beside PyTorch's tensors.
-        kept: keys and values of the conditions, which are only kept where everything is resident.
-        measured_on: the machine whose profiles the work was fitted to; None: estimates.
+        needs: memory by stage.
+        outside: memory of the driver and of libraries, apart from PyTorch's tensors.
+        kept: cached keys and values of the conditions; they are cached only if everything is resident.
+        measured_on: the machine whose profiles the model was fitted to; None: estimates.
     """
 
     needs: Mapping[str, StageMemory]
@@ -118,29 +120,30 @@ class Requirements:
 
     @property
     def weights(self) -> dict[str, int]:
+        """Bytes of each network's weights."""
         return {need.network: need.size.total for need in self.needs.values()}
 
     @property
     def work(self) -> int:
-        """Of the stage that takes most."""
+        """Memory besides weights of the largest stage, with cached keys and values."""
         return max(need.work for need in self.needs.values()) + self.kept
 
     @property
     def resident(self) -> int:
-        """With all networks on the device."""
+        """Memory with all networks on the device."""
         return self.outside + sum(self.weights.values()) + self.work
 
     @property
     def smallest(self) -> int:
-        """The smallest budget that runs: networks visit in turn, blocks stream."""
+        """The smallest feasible budget: one network at a time on the device, with all blocks streamed."""
         return self.outside + max(need.smallest for need in self.needs.values())
 
     def known(self, stage: str, budget: int | None) -> dict[str, float]:
-        """The part of a stage's memory that follows from shapes, and the unit of the rest, in GiB.
+        """The part of a stage's memory that follows from shapes, and its largest activation, in GiB.
 
         Args:
-            stage: nothing is known of one that the model leaves out.
-            budget: in bytes of device memory; None: all weights stay there.
+            stage: the result is empty for a stage without a model.
+            budget: bytes of device memory; None: all weights are resident.
         """
         if stage not in self.needs:
             return {}
@@ -151,10 +154,10 @@ class Requirements:
         return {"held_gib": held / GIB, "extra_gib": need.extra / GIB, "unit_gib": need.unit / GIB}
 
     def check(self, budget: int) -> None:
-        """Refuse a budget that cannot even hold what must be on the device at once.
+        """Refuse a budget that cannot hold the weights that must be on the device together.
 
         Raises:
-            InvalidRequest: with the smallest budget.
+            InvalidRequest: the budget is too small; the error names the smallest one.
         """
         if budget < self.outside + max(need.size.smallest for need in self.needs.values()):
             raise InvalidRequest(
@@ -174,8 +177,9 @@ class Requirements:
 
 @cache
 def coefficients(kind: str) -> dict[str, Any]:
-    """The fitted model of one kind of device, cuda or cpu."""
-    return json.loads(COEFFICIENTS_FILE.read_text(encoding="utf-8"))[kind]
+    """Coefficients of the memory model for a type of device, `cuda` or `cpu`."""
+    fitted: dict[str, Any] = json.loads(COEFFICIENTS_FILE.read_text(encoding="utf-8"))[kind]
+    return fitted
 
 
 def requirements(
@@ -186,15 +190,15 @@ def requirements(
     caches_steps: bool,
     fitted: Mapping[str, Any] | None = None,
 ) -> Requirements:
-    """What a request takes.
+    """Compute the memory requirements of a request.
 
     Args:
-        networks: by the names in `NETWORK_OF_STAGE`; on the meta device they need no memory.
-        device: only its kind matters.
+        networks: by the names in `NETWORK_OF_STAGE`; on the meta device they take no memory.
+        device: only its type matters.
         grid: of one chunk.
-        seconds: of the recording.
-        caches_steps: whether the step cache keeps residuals.
-        fitted: coefficients; unset: the shipped ones.
+        seconds: duration of the recording.
+        caches_steps: whether the step cache stores residuals.
+        fitted: coefficients of the memory model; unset: the bundled ones.
     """
     fitted = fitted or coefficients(device.type)
     sizes = {name: NetworkSize.of(network, STREAMED_BLOCKS.get(name)) for name, network in networks.items()}
@@ -206,7 +210,7 @@ def requirements(
         model = fitted["stages"][stage]
         extra = 0
         if stage == "sampling" and caches_steps:
-            extra = 3 * unit  # a residual for each guidance branch
+            extra = 3 * unit  # one residual per guidance branch
         if stage == "decode" and device.type == "cpu":
             extra = chunk_bytes(grid)
         work = round(pieces * (model["base_gib"] * GIB + model["activations"] * unit)) + extra
@@ -216,30 +220,31 @@ def requirements(
 
 
 def chunk_bytes(grid: LatentGrid) -> int:
-    """Bytes of a chunk's frames, which are gathered in host memory."""
+    """Bytes of a chunk's frames as float32 in host memory."""
     return 3 * FLOAT_BYTES * grid.frames * grid.height * grid.width
 
 
 def largest_activation(stage: str, network: Any, grid: LatentGrid, seconds: float) -> int:
-    """Bytes of the activation that a stage has most of: the unit in which its work is counted."""
+    """Bytes of the largest activation of a stage, the unit of its fitted memory."""
     config = network.config
     if stage == "sampling":
-        return grid.tokens * config.dim * network.dtype.itemsize
+        return int(grid.tokens * config.dim * network.dtype.itemsize)
     weights = network.conv2 if stage == "decode" else network
     element = next(weights.parameters()).element_size()
     if stage in ("vae_encode", "decode"):
-        # Frames of a latent frame; at full size the autoencoder is `dim` channels wide.
-        return config.frames_per_latent * grid.height * grid.width * config.dim * element
+        # The frames of one latent frame; at full resolution the autoencoder has `dim` channels.
+        return int(config.frames_per_latent * grid.height * grid.width * config.dim * element)
     if stage == "text":
-        return 2 * TEXT_TOKENS * config.ffn_dim * element  # prompt and negative prompt
+        return int(2 * TEXT_TOKENS * config.ffn_dim * element)  # prompt and negative prompt
     if stage == "image":
-        return (1 + (config.image_size // config.patch_size) ** 2) * config.ffn_dim * element
+        return int((1 + (config.image_size // config.patch_size) ** 2) * config.ffn_dim * element)
     frames = seconds * config.sampling_rate / config.conv_stride[0]
-    return round(frames * config.conv_dim[0] * element)
+    size: float = frames * config.conv_dim[0] * element
+    return round(size)
 
 
 def _keys_and_values(transformer: Any, grid: LatentGrid) -> int:
-    """Bytes of every block's keys and values: two prompts, the picture, recording and silence."""
+    """Bytes of all blocks' keys and values: two prompts, the image, audio and silence."""
     config = transformer.config
     tokens = 2 * config.text_len + 257 + 2 * grid.latent_frames * config.audio_tokens
-    return 2 * config.num_layers * tokens * config.dim * transformer.dtype.itemsize
+    return int(2 * config.num_layers * tokens * config.dim * transformer.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""What is on the device when: networks visit for their stage; a stage that fails leaves nothing behind."""
+"""Moves networks to the device for one stage, and frees the device when memory runs out."""
 
 import gc
 import traceback
@@ -25,16 +25,17 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def visit(
+def within_budget(
     network: nn.Module, device: torch.device, budget: int, need: StageMemory | None = None
 ) -> Iterator[None]:
-    """Have a network on the device for one stage, within a budget of bytes; then give all memory back.
+    """Move a network to the device for one stage and free the memory afterwards.
 
     Args:
         network: in host memory.
-        device: where it visits.
-        budget: what the whole process may take of the device.
-        need: of the stage; the room that it leaves is for blocks. None: streamed blocks stay on the host.
+        device: where it runs.
+        budget: bytes of device memory for the process.
+        need: memory of the stage, which decides how much is left for streamed blocks. None: they stay on the
+            host.
     """
     limit = budget - round(coefficients(device.type)["outside_gib"] * GIB)
     room = None if need is None else need.room(limit)
@@ -48,17 +49,17 @@ def visit(
 def handle_out_of_memory(
     work: Callable[[], Result], device: torch.device, plan: Callable[[], Requirements], budget: int | None
 ) -> Result:
-    """Do some work; where memory runs out, leave the device clean and say what would fit.
+    """Call `work`; if memory runs out, free the device and report a budget that would fit.
 
     Raises:
-        OutOfMemory: with the numbers of the plan.
+        OutOfMemory: the error contains the figures of the plan.
     """
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # The frames of the traceback hold the tensors of the failed work.
+        # The frames of the traceback keep the tensors of the failed work alive.
         traceback.clear_frames(error.__traceback__)
         reason = str(error).split(". ")[0]
     gc.collect()
@@ -67,20 +68,20 @@ def handle_out_of_memory(
 
 
 def out_of_memory(device: torch.device, reason: str, plan: Requirements, budget: int | None) -> OutOfMemory:
-    """The error for memory that ran out, with the budget that would fit."""
+    """The error for a device that ran out of memory, with a budget that would fit."""
     available = available_bytes(device)
     fitting = _fitting_budget(plan, available, budget) if device.type == "cuda" else None
     limit = "" if budget is None else f" within a budget of {budget / GIB:.2f} GiB"
-    remedy = "Ask for fewer pixels (frame_size) or shorter chunks (chunk_frames), or free memory."
+    remedy = "Reduce frame_size or chunk_frames, or free memory."
     return OutOfMemory(
-        f"the memory of {device} did not suffice{limit} ({reason})",
+        f"{device} ran out of memory{limit} ({reason})",
         received=f"{available / GIB:.2f} GiB available; {plan}",
         remedy=remedy if fitting is None else f"Set vram_budget_gib to {fitting / GIB:.1f}.",
     )
 
 
 def _fitting_budget(plan: Requirements, available: int, budget: int | None) -> int | None:
-    """The budget to try next: what is available, or a quarter more than was too small; None: none fits."""
+    """The budget to try next: the available memory, or 1.25 times the last budget; None: none fits."""
     least = plan.smallest if budget is None else max(plan.smallest, budget * 5 // 4)
     if least > available:
         return None
@@ -92,12 +93,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @contextmanager
 def on_device(network: Network, device: torch.device, room: int | None = None) -> Iterator[Network]:
-    """Lend a network that lies in host memory to a device; afterwards nothing of it is left there.
+    """Move a network from host memory to a device while the block runs.
 
     Args:
-        network: its weights on the CPU.
-        device: where it is to run.
-        room: bytes that streamed blocks may take besides; None leaves them on the host.
+        network: its weights are on the CPU.
+        device: where it runs.
+        room: bytes for streamed blocks, in addition to the rest; None leaves them on the host.
     """
     streams = [module for module in network.modules() if isinstance(module, StreamedBlocks)]
     streamed = {id(tensor) for blocks in streams for tensor in blocks.large_tensors()}

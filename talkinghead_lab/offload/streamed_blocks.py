@@ -1,10 +1,10 @@
-"""Networks that visit the device only while they are used, and blocks that stream to it one by one.
+"""Blocks that stream from host memory to the device one by one.
 
-The copies run on a stream of their own, from page-locked host memory into a few fixed buffers ("slots") on
-the device, while earlier blocks compute; events order the two streams and nothing waits on the host. Plain
-PyTorch rather than the hooks of diffusers (group offloading) or accelerate: those allocate device memory in
-every step, lock each tensor by itself, which PyTorch rounds up to a power of two, and act inside `forward`,
-where `torch.compile` traces them. Here the loop over the blocks is the only place that knows.
+Copies run on their own CUDA stream, from page-locked host memory into a few fixed buffers ("slots") on the
+device, while earlier blocks compute. Events order the two streams; the host never waits. This is plain
+PyTorch instead of the hooks of diffusers (group offloading) or accelerate: those allocate device memory in
+every step, page-lock each tensor separately, which PyTorch rounds up to a power of two, and run inside
+`forward`, where `torch.compile` traces them. Here only the loop over the blocks is involved.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,25 +20,25 @@ from torch import Tensor, nn
 from talkinghead_lab.offload.host_buffer import HostBuffer
 
 SLOTS = 2
-# Smaller tensors (biases, norms, modulation) stay on the device with the rest of the network: a thousandth of
-# a released block.
+# Smaller tensors (biases, norms, modulation) stay on the device with the rest of the network; together they
+# are a thousandth of a released block.
 STREAMED_ELEMENTS = 2**15
-ALIGNMENT = 256  # bytes, as the CUDA allocator gives: kernels choose their vector width by it
+ALIGNMENT = 256  # bytes, like the CUDA allocator; kernels choose their vector width by it
 
 
 def large_tensors(block: nn.Module, streamed_elements: int = STREAMED_ELEMENTS) -> list[Tensor]:
-    """The parameters and buffers of a block that stream, in a fixed order."""
+    """The parameters and buffers of a block that are large enough to stream, in a fixed order."""
     tensors = chain(block.parameters(), block.buffers())
     return [tensor for tensor in tensors if tensor.numel() >= streamed_elements]
 
 
 def slot_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes that tensors take in a slot, each beginning on an aligned address."""
+    """Bytes of tensors in a slot, with each at an aligned address."""
     return sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)
 
 
 def views_into(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Consecutive parts of a byte buffer with the shapes and types of other tensors."""
+    """Consecutive views into a byte buffer with the shapes and types of the tensors `like`."""
     views, start = [], 0
     for tensor in like:
         part = buffer[start : start + tensor.nbytes]
@@ -49,7 +49,7 @@ def views_into(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass
 class _BlockWeights:
-    """The large tensors of one block, where their values lie, and the copy on the device if one stays."""
+    """The large tensors of one block, with their values on the host and, if it is resident, on the device."""
 
     tensors: list[Tensor]
     host: list[Tensor]
@@ -58,7 +58,7 @@ class _BlockWeights:
 
     @classmethod
     def of(cls, block: nn.Module, streamed_elements: int, page_locked: bool) -> "_BlockWeights":
-        """Gather a block's weights into one host buffer, or leave them where they are (files, mostly)."""
+        """Copy a block's weights into one host buffer, or leave them in place, mostly in mapped files."""
         tensors = large_tensors(block, streamed_elements)
         host = [tensor.data for tensor in tensors]
         if not page_locked:
@@ -82,7 +82,7 @@ class _BlockWeights:
 
 @dataclass
 class _Slot:
-    """A buffer on the device that holds one block at a time, and the two events that guard it."""
+    """A device buffer for one block at a time, and the events that tell when it is filled and free."""
 
     buffer: Tensor
     filled: Any
@@ -91,21 +91,22 @@ class _Slot:
 
 
 class StreamedBlocks(nn.ModuleList):
-    """Blocks whose large weights lie in host memory and reach the device just before their turn.
+    """Blocks whose large weights are in host memory and are copied to the device just before use.
 
-    A loop over it yields every block ready to run, `for block in blocks`; a block's weights are only on the
-    device until the loop goes on. The next ones are copied meanwhile, after the last the first ones again.
-    Names and values of parameters stay those of the plain list, the parameters the same objects: quantised
-    weights stream as they are, and a compiled block sees other addresses but the same shapes.
+    `for block in blocks` yields every block ready to run; its weights are on the device until the next
+    iteration. The next blocks are copied at the same time, and after the last block the first ones for the
+    next loop. Only one loop may run at a time. Parameters stay the same objects with the same names and
+    values as in a plain list: quantised weights stream in their stored type, and a compiled block sees new
+    addresses but the same shapes.
 
-    Between `open` and `close` it takes device memory, at other times none. One loop at a time.
+    Uses device memory only between `open` and `close`.
 
     Args:
-        blocks: with all their weights on the CPU; nothing may replace a parameter afterwards.
-        device: where they run. On the CPU the same copies are made, within host memory.
-        streamed_elements: smaller tensors are left to `on_device`.
+        blocks: all their weights are on the CPU; nothing may replace a parameter afterwards.
+        device: where they run. On a CPU, the same copies are made within host memory.
+        streamed_elements: smaller tensors do not stream; `on_device` moves them.
         page_locked: copy the weights into page-locked memory; False streams them from where they are, which
-            suits a network that runs once.
+            suits a network that runs only once.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class StreamedBlocks(nn.ModuleList):
         device: torch.device,
         streamed_elements: int = STREAMED_ELEMENTS,
         page_locked: bool = True,
-    ):
+    ) -> None:
         super().__init__()
         self.device = device
         self._runtime = torch.get_device_module(device)
@@ -134,7 +135,7 @@ class StreamedBlocks(nn.ModuleList):
                 lock.result()
 
     def large_tensors(self) -> list[Tensor]:
-        """Every tensor that streams."""
+        """All tensors that stream."""
         return [tensor for weights in self._weights for tensor in weights.tensors]
 
     @property
@@ -143,7 +144,7 @@ class StreamedBlocks(nn.ModuleList):
         return max(weights.bytes for weights in self._weights)
 
     def open(self, room: int) -> None:
-        """Take `room` bytes of the device, or less, but two blocks at least; what blocks fit stay there."""
+        """Allocate up to `room` bytes on the device, at least the slots; blocks that fit become resident."""
         self.close()
         resident = resident_blocks(room, self.block_bytes, len(self))
         stay = evenly_spread(resident, len(self))
@@ -156,13 +157,13 @@ class StreamedBlocks(nn.ModuleList):
             for _ in range(SLOTS if self._streamed else 0):
                 buffer = torch.empty(self.block_bytes, dtype=torch.uint8, device=self.device)
                 self._slots.append(_Slot(buffer, self._runtime.Event(), self._runtime.Event()))
-        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else torch.cpu.Stream()
+        self._copies = _stream(self.device)
         self._refill()
 
     def close(self) -> None:
-        """Give the device memory back."""
+        """Free the device memory."""
         if self._slots:
-            # Freed slots may be handed to kernels of this stream, which copies under way must not overtake.
+            # Wait for pending copies; otherwise the allocator may reuse memory that is still being written.
             self._runtime.current_stream(self.device).wait_stream(self._copies)
         for weights in self._weights:
             weights.kept = None
@@ -171,7 +172,7 @@ class StreamedBlocks(nn.ModuleList):
 
     def __iter__(self) -> Iterator[nn.Module]:
         if self._streamed and self._position % len(self._streamed):
-            self._refill()  # a loop that was left early
+            self._refill()  # the last loop was left early
         streamed = set(self._streamed)
         for index, block in enumerate(super().__iter__()):
             if index not in streamed:
@@ -184,7 +185,7 @@ class StreamedBlocks(nn.ModuleList):
 
     @contextmanager
     def _in_slot(self, index: int) -> Iterator[None]:
-        """The weights of the block whose turn it is, in the slot that was filled with them."""
+        """Point a block's weights to the slot that holds them while the block runs."""
         slot, weights = self._slots[self._position % SLOTS], self._weights[index]
         compute = self._runtime.current_stream(self.device)
         compute.wait_event(slot.filled)
@@ -196,7 +197,7 @@ class StreamedBlocks(nn.ModuleList):
             slot.free.record(compute)
 
     def _refill(self) -> None:
-        """Begin again with the first block that streams."""
+        """Fill the slots with the first blocks that stream."""
         self._position = 0
         for slot in self._slots:
             slot.free.record(self._runtime.current_stream(self.device))
@@ -204,7 +205,7 @@ class StreamedBlocks(nn.ModuleList):
             self._fetch(position)
 
     def _fetch(self, position: int) -> None:
-        """Begin to copy a block into the slot of its position; positions count on from loop to loop."""
+        """Start to copy a block into the slot of its position; positions continue from loop to loop."""
         weights = self._weights[self._streamed[position % len(self._streamed)]]
         slot = self._slots[position % SLOTS]
         with torch.inference_mode(False), self._runtime.stream(self._copies):
@@ -215,8 +216,15 @@ class StreamedBlocks(nn.ModuleList):
             slot.filled.record(self._copies)
 
 
+def _stream(device: torch.device) -> Any:
+    """A stream for copies; on a CPU, PyTorch's placeholder for one."""
+    if device.type != "cuda":
+        return torch.cpu.Stream()
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch has no types for it
+
+
 def resident_blocks(room: int, block_bytes: int, blocks: int) -> int:
-    """How many of some blocks can stay in `room` bytes beside the slots that the others stream through."""
+    """How many of `blocks` blocks can be resident in `room` bytes, next to the slots for the others."""
     if room >= blocks * block_bytes:
         return blocks
     fitting = max(0, room // max(block_bytes, 1) - SLOTS)
@@ -224,7 +232,7 @@ def resident_blocks(room: int, block_bytes: int, blocks: int) -> int:
 
 
 def evenly_spread(count: int, places: int) -> set[int]:
-    """`count` of the numbers below `places`, evenly spread: between two copies there is time to compute."""
+    """`count` evenly spread numbers below `places`; spread blocks leave time to compute between copies."""
     return {(2 * number + 1) * places // (2 * count) for number in range(count)}
 
 
@@ -235,9 +243,9 @@ def stream(
     finish: Callable[[nn.Module], None] = lambda block: None,
     page_locked: bool = True,
 ) -> None:
-    """Let the list of blocks that a dotted name says stream to a device; see `StreamedBlocks`.
+    """Replace the list of blocks with a dotted name by `StreamedBlocks`.
 
-    `finish` is called with each block before its weights are gathered, so that converting or quantising a
+    `finish` is called with each block before its weights are copied, so that converting or quantising a
     network takes the memory of one block.
     """
     parent, _, name = blocks.rpartition(".")

@@ -19,7 +19,7 @@ from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.models.encoders.text import TextEncoder, Tokenizer
 from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.offload.requirements import STREAMED_BLOCKS, Requirements, StageMemory
-from talkinghead_lab.offload.residency import handle_out_of_memory, visit
+from talkinghead_lab.offload.residency import handle_out_of_memory, within_budget
 from talkinghead_lab.offload.streamed_blocks import stream
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
@@ -158,7 +158,9 @@ class Pipeline:
 
     def use(self, network: nn.Module, memory: StageMemory | None = None) -> AbstractContextManager[object]:
         """Hold a network on the device; without the stage's `memory`, streamed blocks stay on the host."""
-        return nullcontext() if self.budget is None else visit(network, self.device, self.budget, memory)
+        if self.budget is None:
+            return nullcontext()
+        return within_budget(network, self.device, self.budget, memory)
 
     def encode(
         self,

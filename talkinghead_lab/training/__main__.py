@@ -15,9 +15,10 @@ import torch
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
-from talkinghead_lab.training.networks import build_untrained, write_checkpoint
+from talkinghead_lab.training.networks import build_untrained, vocabulary
 from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Settings, Training, within
 from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.writing import write_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     untrained.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.command == "untrained":
-        write_checkpoint(options.folder, build_untrained(options.seed))
+        write_checkpoint(options.folder, build_untrained(options.seed), vocabulary())
         return
     if options.command == "evaluate":
         _evaluate(options)

@@ -18,10 +18,11 @@ from talkinghead_lab.params import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.sampling.chunks import audio_windows, plan_chunks
 from talkinghead_lab.training.avatar import Motion, render
 from talkinghead_lab.training.dataset import Clip, ClipMaker
-from talkinghead_lab.training.networks import FRAME_SIZE, Networks
+from talkinghead_lab.training.networks import FRAME_SIZE
 from talkinghead_lab.training.sounds import augment
 from talkinghead_lab.training.train_speech import embed
 from talkinghead_lab.training.train_vae import WHOLE, from_bytes, to_bytes
+from talkinghead_lab.weights.writing import Networks
 
 CHUNK_FRAMES, MOTION_FRAMES = 81, 9
 VIDEO_FRAMES = 2 * CHUNK_FRAMES - MOTION_FRAMES

@@ -26,7 +26,7 @@ from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus
 from talkinghead_lab.training.data import LATENTS_AT_ONCE, VIDEO_FRAMES, with_mask
 from talkinghead_lab.training.dataset import ClipMaker
-from talkinghead_lab.training.networks import FRAME_SIZE, TEXT_TOKENS, Networks
+from talkinghead_lab.training.networks import FRAME_SIZE, TEXT_TOKENS
 from talkinghead_lab.training.scores import (
     LARGEST_LAG,
     background_drift,
@@ -42,6 +42,7 @@ from talkinghead_lab.training.train_speech import embed
 from talkinghead_lab.training.train_vae import draw_clips, reconstruction_psnr, to_bytes
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.lora import merge_lora
+from talkinghead_lab.weights.writing import Networks
 
 Table = dict[str, dict[str, float]]
 OBEYED = ("nodding", "shaking", "left", "right", "up", "leaning")

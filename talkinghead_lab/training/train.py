@@ -14,9 +14,8 @@ from talkinghead_lab.training.dataset import ClipMaker
 from talkinghead_lab.training.networks import (
     FRAME_SIZE,
     TEXT_TOKENS,
-    Networks,
     build_untrained,
-    write_checkpoint,
+    vocabulary,
 )
 from talkinghead_lab.training.schedule import Budget, Run
 from talkinghead_lab.training.train_dit import train_dit
@@ -25,6 +24,7 @@ from talkinghead_lab.training.train_speech import train_speech
 from talkinghead_lab.training.train_vae import PHASES, Phase, draw_clips, reconstruction_psnr, train_vae
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.checkpoints import CheckpointFiles
+from talkinghead_lab.weights.writing import Networks, write_checkpoint
 
 LORA = "fast-lora.safetensors"
 STAGES = ("speech", "vae", "dit", "lora")
@@ -119,7 +119,7 @@ class Training:
         networks, settings = self._networks(), self.settings
         encoder, batch = networks.speech_encoder, settings.speech_batch
         run = train_speech(encoder, self.corpus, settings.speech, settings.seed, batch, folder=self.folder)
-        write_checkpoint(self.weights, networks)
+        write_checkpoint(self.weights, networks, vocabulary())
         return run
 
     def vae(self) -> Run:
@@ -132,14 +132,14 @@ class Training:
             self._maker("test"), min(32, settings.vae_clips), settings.vae_clip_frames, FRAME_SIZE
         )
         run.note(-1, unseen_decibels=reconstruction_psnr(vae, unseen))
-        write_checkpoint(self.weights, networks)
+        write_checkpoint(self.weights, networks, vocabulary())
         return run
 
     def dit(self) -> Run:
         networks, settings = self._networks(), self.settings
         batch = settings.dit_batch
         run = train_dit(networks, self.videos, settings.dit, settings.seed, batch, folder=self.folder)
-        write_checkpoint(self.weights, networks)
+        write_checkpoint(self.weights, networks, vocabulary())
         return run
 
     def lora(self) -> Run:

@@ -9,8 +9,8 @@ from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.kernels.attention import Rotation
 from talkinghead_lab.sampling.euler import TRAINED_TIMESTEPS
 from talkinghead_lab.training.data import Batch, Videos
-from talkinghead_lab.training.networks import Networks
 from talkinghead_lab.training.schedule import Budget, Run, dice
+from talkinghead_lab.weights.writing import Networks
 
 TRAINED_SHIFT = 3.0
 # Share of the training after which narrators are heard: first lips are learned, then how far to trust a

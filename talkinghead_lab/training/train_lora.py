@@ -13,9 +13,9 @@ from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
 from talkinghead_lab.training.data import Videos
-from talkinghead_lab.training.networks import Networks
 from talkinghead_lab.training.schedule import Budget, Run
 from talkinghead_lab.training.train_dit import Examples
+from talkinghead_lab.weights.writing import Networks
 
 RANK = 32
 # Of the prompt and the recording: those of the preset without the LoRA.

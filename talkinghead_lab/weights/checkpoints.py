@@ -1,15 +1,15 @@
-"""Finding the files of a checkpoint, and building the networks that they are for.
+"""Find the files of a checkpoint and build its networks.
 
-The embedded and the released checkpoint have one layout:
+The embedded and the released checkpoint have the same layout:
 
     CKPT_DIR/           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE, models_t5_…,
                         models_clip_…, google/umt5-xxl/ (tokenizer)
     WAV2VEC_DIR/        config.json, model.safetensors
     INFINITETALK_DIR/   single/infinitetalk.safetensors, multi/infinitetalk.safetensors; or one file: the
-                        adapter, or a whole quantised transformer with its .json map beside it
+                        adapter, or a complete quantised transformer with a .json map of the same stem
 
-Weights named without suffix are `.safetensors` or `.pth`; a `.json` of the same stem may supply what tensor
-shapes cannot tell (head counts, latent statistics).
+Weight files without a suffix above are `.safetensors` or `.pth`. A `.json` of the same stem may hold what
+tensor shapes do not show (head counts, latent statistics).
 """
 
 import json
@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +31,7 @@ from talkinghead_lab.models.encoders import image as image_encoder
 from talkinghead_lab.models.encoders import speech as speech_encoder
 from talkinghead_lab.models.encoders import text as text_encoder
 from talkinghead_lab.models.vae import model as vae
-from talkinghead_lab.weights.quantization import from_released_quantized, prepare_for_quantized
+from talkinghead_lab.weights.quantization import from_released_quantized, insert_quantized_layers
 from talkinghead_lab.weights.reading import load_strict, read_tensors, shapes_of
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -52,7 +51,7 @@ RELEASED_REPOSITORIES = {
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where one checkpoint lies: the Wan2.1 folder, the wav2vec2 folder, the InfiniteTalk file."""
+    """Paths of one checkpoint: the Wan2.1 folder, the wav2vec2 folder and the InfiniteTalk file."""
 
     wan: Path
     wav2vec2: Path
@@ -114,7 +113,7 @@ def _adapter_file(path: Path, speakers: int) -> Path:
 
 
 def read_shards(folder: Path, stem: str = TRANSFORMER) -> dict[str, Tensor]:
-    """Tensors of one file or of all its shards, by the index where there is one."""
+    """Read the tensors of a file or of all its shards; an index, if there is one, lists the shards."""
     tensors: dict[str, Tensor] = {}
     for file in _shards(folder, stem):
         tensors |= read_tensors(file)
@@ -147,7 +146,7 @@ def _check_shards_complete(files: list[Path]) -> None:
 
 
 def weight_files(files: CheckpointFiles) -> dict[str, Path]:
-    """Every file that the loaders below read, by a name that does not tell where the checkpoint lies.
+    """Every file that the loaders below read, by a name that does not depend on the checkpoint's location.
 
     Raises:
         CheckpointError: a weight file is missing.
@@ -160,15 +159,16 @@ def weight_files(files: CheckpointFiles) -> dict[str, Path]:
     named = {f"wan/{path.relative_to(files.wan)}": path for path in wan}
     named |= {f"wav2vec2/{path.name}": path for path in speech}
     named |= {f"infinitetalk/{path.name}": path for path in (files.infinitetalk, *quantised_text)}
-    beside = {f"{name.rpartition('.')[0]}.json": path.with_suffix(".json") for name, path in named.items()}
-    return dict(sorted((named | {name: path for name, path in beside.items() if path.is_file()}).items()))
+    sidecars = {f"{name.rpartition('.')[0]}.json": path.with_suffix(".json") for name, path in named.items()}
+    return dict(sorted((named | {name: path for name, path in sidecars.items() if path.is_file()}).items()))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot be read as JSON ({error})", received=str(path)) from None
+    return fields
 
 
 def _weights_file(folder: Path, stem: str) -> Path:
@@ -180,14 +180,14 @@ def _weights_file(folder: Path, stem: str) -> Path:
     )
 
 
-def _fields_beside(path: Path) -> dict[str, Any]:
-    beside = path.with_suffix(".json")
-    return _read_json(beside) if beside.is_file() else {}
+def _sidecar_fields(path: Path) -> dict[str, Any]:
+    sidecar = path.with_suffix(".json")
+    return _read_json(sidecar) if sidecar.is_file() else {}
 
 
 def quantization_map(infinitetalk: Path) -> dict[str, Any] | None:
-    """The map beside a quantised transformer, or None where the file is a plain adapter."""
-    fields = _fields_beside(infinitetalk)
+    """The layers of a quantised transformer file, or None if the file is a plain adapter."""
+    fields = _sidecar_fields(infinitetalk)
     return fields if fields and all(isinstance(kinds, dict) for kinds in fields.values()) else None
 
 
@@ -200,10 +200,10 @@ def _build(
     device: torch.device | str,
     quantised: Mapping[str, Any] | None = None,
 ) -> Network:
-    """A network of these sizes with these weights; `quantised` maps its eight-bit layers."""
+    """Build a network on the meta device and load its weights; `quantised` maps its 8-bit layers."""
     with torch.device("meta"):
         model = network(config)
-        prepare_for_quantized(model, quantised or {})
+        insert_quantized_layers(model, quantised or {})
     load_strict(model, tensors, source, dtype, device)
     return model
 
@@ -215,9 +215,9 @@ def transformer_width(files: CheckpointFiles) -> int | None:
 
 
 def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> DiT:
-    """The transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file that holds both.
+    """Load the transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file with both.
 
-    Without a `dtype` its weights stay as they are stored.
+    Without a `dtype`, weights keep their stored type.
     """
     fields = _read_json(files.wan / "config.json")
     quantised = quantization_map(files.infinitetalk)
@@ -231,20 +231,20 @@ def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.de
 
 
 def load_vae(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> vae.VAE:
-    """The video autoencoder."""
+    """Load the video autoencoder."""
     path = _weights_file(files.wan, VAE)
     tensors = read_tensors(path)
-    config = vae.VAEConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    config = vae.VAEConfig.from_tensors(shapes_of(tensors), _sidecar_fields(path))
     return _build(vae.VAE, config, vae.from_released(tensors, config), path.name, dtype, device)
 
 
 def load_image_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> image_encoder.ImageEncoder:
-    """CLIP's image tower."""
+    """Load the image tower of CLIP."""
     path = _weights_file(files.wan, IMAGE_ENCODER)
     tensors = read_tensors(path)
-    config = image_encoder.ImageEncoderConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    config = image_encoder.ImageEncoderConfig.from_tensors(shapes_of(tensors), _sidecar_fields(path))
     named = image_encoder.from_released(tensors, config)
     return _build(image_encoder.ImageEncoder, config, named, path.name, dtype, device)
 
@@ -252,7 +252,7 @@ def load_image_encoder(
 def load_text_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> text_encoder.TextEncoder:
-    """umT5; the quantised one where it lies beside a quantised transformer."""
+    """Load umT5; the quantised file, if there is one next to a quantised transformer."""
     maps = sorted(files.infinitetalk.parent.glob("t5_map_*.json"))
     if maps and quantization_map(files.infinitetalk) is not None:
         path = maps[0].with_name(maps[0].name.replace("t5_map_", "t5_")).with_suffix(".safetensors")
@@ -260,20 +260,20 @@ def load_text_encoder(
     else:
         path, kinds = _weights_file(files.wan, TEXT_ENCODER), {}
         tensors = read_tensors(path)
-    config = text_encoder.TextEncoderConfig.from_tensors(shapes_of(tensors), _fields_beside(path))
+    config = text_encoder.TextEncoderConfig.from_tensors(shapes_of(tensors), _sidecar_fields(path))
     named, quantised = (text_encoder.from_released(part, config) for part in (tensors, kinds))
     return _build(text_encoder.TextEncoder, config, named, path.name, dtype, device, quantised)
 
 
 def load_tokenizer(files: CheckpointFiles, text_len: int) -> text_encoder.Tokenizer:
-    """The text encoder's tokenizer."""
+    """Load the text encoder's tokenizer."""
     return text_encoder.Tokenizer(files.wan / TOKENIZER, text_len)
 
 
 def load_speech_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> speech_encoder.SpeechEncoder:
-    """wav2vec2."""
+    """Load wav2vec2."""
     path = _weights_file(files.wav2vec2, "model")
     tensors = read_tensors(path)
     fields = _read_json(files.wav2vec2 / "config.json")
@@ -283,26 +283,6 @@ def load_speech_encoder(
     config = speech_encoder.SpeechEncoderConfig.from_tensors(shapes_of(tensors), fields)
     named = speech_encoder.from_released(tensors, config)
     return _build(speech_encoder.SpeechEncoder, config, named, path.name, dtype, device)
-
-
-def fetch_released(folder: Path) -> dict[str, Path]:
-    """Download the released weights; returns the environment variables that name them.
-
-    Only what the pipeline reads is taken. What is there already is checked and not downloaded again.
-    """
-    from huggingface_hub import snapshot_download
-
-    wanted = {
-        "ckpt_dir": ["config.json", f"{TRANSFORMER}*", f"{VAE}*", "models_*", f"{TOKENIZER}/*"],
-        "wav2vec_dir": ["*.json", "*.bin", "*.safetensors"],
-        "infinitetalk_dir": ["single/*", "multi/*"],
-    }
-    variables = {}
-    for field, repository in RELEASED_REPOSITORIES.items():
-        target = folder / repository.rpartition("/")[2]
-        snapshot_download(repository, local_dir=target, allow_patterns=wanted[field])
-        variables[field.upper()] = target
-    return variables
 
 
 # How each network is loaded. Planning, loading and the inventory all walk this table.
@@ -326,26 +306,3 @@ def load_network(
         CheckpointError: a file is missing or damaged, or does not fit the network.
     """
     return NETWORKS[name](files, torch.float32 if name in FLOAT32_NETWORKS else compute, device)
-
-
-def inventory(checkpoint: str, speakers: int, folders: Mapping[str, str | None]) -> list[dict[str, str]]:
-    """Check a checkpoint's networks: a row each, with the next thing to do where one cannot be loaded.
-
-    Checks every tensor's name and shape and every file's length. Reads no weight. Arguments as for `locate`.
-    """
-    try:
-        files = locate(checkpoint, speakers, folders)
-    except CheckpointError as error:
-        return [{"network": "all", "state": f"{error.problem}", "next": error.remedy or ""}]
-    loaders: dict[str, Callable[[], object]] = {
-        name: partial(load_network, name, files, torch.bfloat16, "meta") for name in NETWORKS
-    }
-    loaders["tokenizer"] = partial(load_tokenizer, files, 1)
-    rows = []
-    for network, load in loaders.items():
-        try:
-            load()
-            rows.append({"network": network, "state": "whole", "next": ""})
-        except CheckpointError as error:
-            rows.append({"network": network, "state": str(error), "next": error.remedy or ""})
-    return rows

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): reading the formats in use and merging them into weights."""
+"""Read low-rank adapters (LoRA, arXiv 2106.09685) in the common formats and merge them into weights."""
 
 import logging
 import re
@@ -38,10 +38,10 @@ def merge_lora(model: nn.Module, path: Path, strength: float) -> int:
     The low-rank update is strength · alpha / rank · up @ down (alpha defaults to the rank).
 
     Returns:
-        How many weights were changed. Keys that match no layer are logged.
+        The number of changed weights. Keys that match no layer are logged.
 
     Raises:
-        CheckpointError: unreadable, half a pair, a shape that does not fit, or nothing that matches.
+        CheckpointError: unreadable file, incomplete low-rank pair, wrong shape, or no matching key.
     """
     updates, unmatched_keys = _by_layer(model, _read(path))
     changed = 0
@@ -93,15 +93,15 @@ def _without_prefix(name: str) -> str:
 
 
 def _deltas(layer: str, parts: dict[str, Tensor], path: Path) -> list[tuple[str, Tensor]]:
-    """(parameter name, what to add at strength 1) for one layer, float32."""
+    """(parameter name, float32 update at strength 1) of one layer."""
     deltas = []
     if ("down" in parts) != ("up" in parts):
-        raise CheckpointError(f"{path.name} holds half of a low-rank pair", received=layer)
+        raise CheckpointError(f"{path.name} holds only half of a low-rank pair", received=layer)
     if "down" in parts:
         down, up = parts["down"].float(), parts["up"].float()
         if down.shape[0] != up.shape[1]:
             raise CheckpointError(
-                f"the low-rank pair of {layer} in {path.name} has two ranks",
+                f"the low-rank pair of {layer} in {path.name} has two different ranks",
                 received=f"{down.shape[0]} and {up.shape[1]}",
             )
         scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
@@ -134,7 +134,7 @@ def _add(model: nn.Module, name: str, delta: Tensor, strength: float, path: Path
 
 
 def _holder(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module and attribute that `LAYER.weight` names, where a layer may be a bare parameter."""
+    """The module and attribute that `LAYER.weight` names; LAYER may also be a bare parameter."""
     layer, _, attribute = name.rpartition(".")
     parent, _, leaf = layer.rpartition(".")
     if leaf in dict(model.get_submodule(parent).named_parameters(recurse=False)):

@@ -1,6 +1,6 @@
-"""Eight-bit linear layers, made here or read from released quantised checkpoints.
+"""8-bit linear layers, quantised here or read from released quantised checkpoints.
 
-int8 is storage alone: it is multiplied in the input's type. fp8 is multiplied in fp8 where the GPU can.
+int8 is weight-only: matmuls are in the input's type. With fp8, matmuls are in fp8 if the GPU supports it.
 """
 
 import logging
@@ -18,51 +18,51 @@ from talkinghead_lab.models.kernels.fp8 import FP8
 logger = logging.getLogger(__name__)
 
 PRECISION_TYPES = {"fp8": FP8, "int8": torch.int8}
-# The first GPUs that multiply fp8 (Ada); rows of their own scale need it too.
+# Compute capability of the first GPUs with fp8 matmuls (Ada); row-wise scales need it, too.
 FIRST_FP8_CAPABILITY = (8, 9)
-# Names that the released `.json` maps use (optimum-quanto) and what they store.
+# Stored types by their names in the released `.json` maps (optimum-quanto).
 RELEASED_TYPES = {"qint8": torch.int8, "qfloat8_e4m3fn": FP8, "qfloat8": FP8}
 
-# Layers of a block whose rounding costs the most precision, since their branches have no gate. They store
-# int8, which is nearer, and multiply in the input's type. Only one of them, the output of attention to text
-# and picture, is slower for it: the others multiply what is made once a chunk, or are folded into it.
+# Layers of a block whose quantisation costs the most precision, because their branches have no gate. They
+# store int8, which is more precise, and compute in the input's type. That slows down only one of them, the
+# output layer of the cross-attention to text and image: the others run once per chunk, or are folded into it.
 INT8_LAYERS = re.compile(r"cross_attn\.(?!q$)")
 
 
 def quantize_linears(module: nn.Module, stored: torch.dtype) -> None:
-    """Replace every linear layer below `module` by a quantised one, one at a time; see `INT8_LAYERS`."""
+    """Quantise every linear layer of `module`, one at a time; `INT8_LAYERS` always become int8."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear):
-            nearest = torch.int8 if INT8_LAYERS.search(name) else stored
-            weight, scale = quantize_rows(layer.weight.detach(), nearest)
+            layer_type = torch.int8 if INT8_LAYERS.search(name) else stored
+            weight, scale = quantize_rows(layer.weight.detach(), layer_type)
             replace_module(
                 module, name, QuantizedLinear(weight, scale, None if layer.bias is None else layer.bias.data)
             )
 
 
 def stored_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type that `precision` stores linear weights in, None where it does not quantise.
+    """The stored type of linear weights for a `precision`; None if it does not quantise.
 
-    A GPU that does not multiply fp8 gets int8: as small, and nearer to the trained weights.
+    A GPU without fp8 matmuls gets int8, which has the same size and is closer to the trained weights.
     """
     stored = PRECISION_TYPES.get(precision)
     if stored is FP8 and device.type == "cuda" and not has_fp8(device):
         logger.warning(
-            "%s does not multiply fp8: weights are stored as int8", torch.cuda.get_device_name(device)
+            "%s has no fp8 matmuls: weights are stored as int8", torch.cuda.get_device_name(device)
         )
         return torch.int8
     return stored
 
 
 def has_fp8(device: torch.device) -> bool:
-    """Whether a device is a GPU that multiplies fp8."""
+    """Whether a device is a GPU with fp8 matmuls."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_FP8_CAPABILITY
 
 
 def multiply_fp8(module: nn.Module) -> int:
-    """Let the layers below `module` that store fp8 also multiply in fp8; returns how many do.
+    """Switch the fp8 layers of `module` to fp8 matmuls; returns their number.
 
-    Those of released fp8 checkpoints that are `INT8_LAYERS` are multiplied in the input's type.
+    `INT8_LAYERS` that a released fp8 checkpoint stores in fp8 keep computing in the input's type.
     """
     layers = [
         layer
@@ -74,19 +74,19 @@ def multiply_fp8(module: nn.Module) -> int:
     return len(layers)
 
 
-def prepare_for_quantized(module: nn.Module, quantization_map: Mapping[str, Any]) -> None:
-    """Put quantised layers where a released map says, ready for `load_strict`.
+def insert_quantized_layers(module: nn.Module, quantization_map: Mapping[str, Any]) -> None:
+    """Replace the linear layers that a released map names by quantised ones, ready for `load_strict`.
 
     Raises:
-        CheckpointError: the map names no linear layer of this network, or a kind that is not weight-only.
+        CheckpointError: the map names an unknown layer, or a quantisation that is not weight-only.
     """
     linears = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     for name, kinds in quantization_map.items():
         if name not in linears:
-            raise CheckpointError("the quantisation map names a layer that this network lacks", received=name)
+            raise CheckpointError("the quantisation map names a layer that the network lacks", received=name)
         if kinds.get("weights") not in RELEASED_TYPES or kinds.get("activations", "none") != "none":
             raise CheckpointError(
-                f"layer {name} is quantised in a way that is not supported",
+                f"the quantisation of layer {name} is not supported",
                 received=kinds,
                 allowed=f"weights one of {', '.join(RELEASED_TYPES)}; activations none",
             )
@@ -97,7 +97,7 @@ def prepare_for_quantized(module: nn.Module, quantization_map: Mapping[str, Any]
 
 
 def from_released_quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Released names of quantised tensors → ours; the activation scales of weight-only files are not used."""
+    """Rename released quantised tensors to our names; drops activation scales, which are unused here."""
     renamed = {}
     for name, tensor in tensors.items():
         if name.endswith((".input_scale", ".output_scale")):
@@ -107,6 +107,6 @@ def from_released_quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:
-    """Put another module in the place that a dotted name says."""
+    """Replace the submodule with a dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(root.get_submodule(parent), child, new)

@@ -1,4 +1,4 @@
-"""Reading weight files without a second copy, and giving their tensors to networks, strictly."""
+"""Read weight files without a second copy and load their tensors into networks, strictly."""
 
 import pickle
 from collections.abc import Mapping
@@ -13,37 +13,38 @@ from torch import Tensor, nn
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.offload.host_buffer import HostBuffer
 
-STAGE_BYTES = 2**26
+BUFFER_BYTES = 2**26
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors` or `.pth` file, mapped from disk rather than copied.
+    """All tensors of a `.safetensors` or `.pth` file, memory-mapped rather than copied.
 
     Raises:
-        CheckpointError: missing, truncated or damaged, or a `.pth` that holds anything but tensors.
+        CheckpointError: missing, truncated or damaged, or a `.pth` that holds more than tensors.
     """
     if not path.is_file():
         raise CheckpointError("no such weight file", received=str(path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             "the file holds more than tensors and was not opened",
             received=str(path),
-            remedy="It could run code. Take the released file, or convert one you trust to safetensors.",
+            remedy="It could run code. Use the released file, or convert a file you trust to safetensors.",
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError) as error:
         raise CheckpointError(
-            f"the weight file is damaged or cut short ({error})",
+            f"the weight file is damaged or truncated ({error})",
             received=str(path),
             remedy="Download it again.",
         ) from None
+    return tensors
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, by name."""
+    """Shapes of tensors, by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -54,10 +55,10 @@ def load_strict(
     dtype: torch.dtype | None,
     device: torch.device | str,
 ) -> None:
-    """Give a module built on the meta device its weights; floating ones are converted to `dtype`.
+    """Load weights into a module on the meta device, with floating-point weights converted to `dtype`.
 
     Raises:
-        CheckpointError: a missing, unexpected or misshapen tensor, which it names.
+        CheckpointError: a tensor is missing, unexpected or misshapen; the error names it.
     """
     expected = shapes_of(module.state_dict())
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -73,24 +74,24 @@ def load_strict(
             raise CheckpointError(
                 f"{source}: {len(names)} tensors are {problem}",
                 received=f"{first}{shapes}" + (" and others" if len(names) > 1 else ""),
-                remedy="The file is for another model, or incomplete.",
+                remedy="The file is incomplete or belongs to another model.",
             )
     upload = Upload(torch.device(device))
     for name, tensor in tensors.items():
-        _assign(module, name, upload(tensor, _held_type(name, tensor, dtype)))
+        _assign(module, name, upload(tensor, _loaded_type(name, tensor, dtype)))
     module.eval().requires_grad_(False)
 
 
 def convert(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the floating weights of a loaded module where they lie, by the rule of `load_strict`."""
+    """Convert the floating-point weights of a loaded module in place, by the rule of `load_strict`."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        tensor.data = tensor.data.to(_held_type(name, tensor, dtype))
+        tensor.data = tensor.data.to(_loaded_type(name, tensor, dtype))
 
 
-def _held_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """The type that a weight is held in; eight-bit weights, their scales and integers keep their own."""
-    own = tensor.element_size() == 1 or name.endswith("scale") or not tensor.is_floating_point()
-    return tensor.dtype if dtype is None or own else dtype
+def _loaded_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type of a loaded weight; 8-bit weights, their scales and integers keep their stored type."""
+    keeps_type = tensor.element_size() == 1 or name.endswith("scale") or not tensor.is_floating_point()
+    return tensor.dtype if dtype is None or keeps_type else dtype
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -103,39 +104,38 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 class Upload:
-    """Brings tensors to a device, converted on the way; to another than the CPU through two locked buffers.
+    """Copies tensors to a device and converts their type; to a GPU through two page-locked buffers.
 
-    While one buffer is on its way, all threads read the next part of the file and convert it: no part of the
-    weights is in host memory twice, and the bus works beside the processor.
+    While one buffer is being copied, all threads read and convert the next part of the file. Copy and reading
+    overlap, and no part of the weights is in host memory twice.
     """
 
-    def __init__(self, device: torch.device, stage_bytes: int = STAGE_BYTES):
-        self.device, self.stage_bytes, self.parts = device, stage_bytes, 0
-        self.stages: list[tuple[HostBuffer, Any]] = []
+    def __init__(self, device: torch.device, buffer_bytes: int = BUFFER_BYTES) -> None:
+        self.device, self.buffer_bytes, self.parts = device, buffer_bytes, 0
+        self.buffers: list[tuple[HostBuffer, Any]] = []
 
     def __call__(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """The tensor as `dtype` on the device; on the CPU the tensor itself where it has that type."""
+        """The tensor as `dtype` on the device; on the CPU the tensor itself if it already has that type."""
         if self.device.type in ("cpu", "meta"):
             return tensor.to(self.device, dtype)
         uploaded = torch.empty(tensor.shape, dtype=dtype, device=self.device)
-        elements = self.stage_bytes // dtype.itemsize
-        for target, source in zip(
-            uploaded.flatten().split(elements), tensor.flatten().split(elements), strict=True
-        ):
+        elements = self.buffer_bytes // dtype.itemsize
+        targets, sources = (torch.split(t.flatten(), elements) for t in (uploaded, tensor))
+        for target, source in zip(targets, sources, strict=True):
             self.send(target, source)
         return uploaded
 
     def send(self, target: Tensor, source: Tensor) -> None:
-        """Begin to copy at most `stage_bytes`."""
-        if not self.stages:
+        """Start to copy a part of at most `buffer_bytes`."""
+        if not self.buffers:
             runtime = torch.get_device_module(self.device)
-            self.stages = [(HostBuffer(self.stage_bytes), runtime.Event()) for _ in range(2)]
-            for buffer, _ in self.stages:
+            self.buffers = [(HostBuffer(self.buffer_bytes), runtime.Event()) for _ in range(2)]
+            for buffer, _ in self.buffers:
                 buffer.lock(self.device)
-        buffer, sent = self.stages[self.parts % 2]
+        buffer, sent = self.buffers[self.parts % 2]
         self.parts += 1
         sent.synchronize()
-        staged = buffer.bytes[: target.nbytes].view(target.dtype)
-        staged.copy_(source)
-        target.copy_(staged, non_blocking=True)
+        converted = buffer.bytes[: target.nbytes].view(target.dtype)
+        converted.copy_(source)
+        target.copy_(converted, non_blocking=True)
         sent.record(torch.get_device_module(self.device).current_stream(self.device))

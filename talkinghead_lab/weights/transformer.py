@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
+from typing import cast
 
 import torch
 from torch import nn
 
 from talkinghead_lab.foundation.imports import gc_disabled
+from talkinghead_lab.foundation.process_wide import process_wide
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.offload.requirements import STREAMED_BLOCKS
-from talkinghead_lab.offload.streamed_blocks import stream
+from talkinghead_lab.offload.streamed_blocks import StreamedBlocks, stream
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.lora import merge_lora
@@ -21,37 +23,48 @@ from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize
 from talkinghead_lab.weights.reading import convert
 
 BLOCKS = STREAMED_BLOCKS["transformer"]
-IMPORTED_MEANWHILE = (
+BACKGROUND_IMPORTS = (
     "transformers.models.umt5.modeling_umt5",
     "transformers.models.clip.modeling_clip",
     "transformers.models.wav2vec2.modeling_wav2vec2",
     "pyloudnorm",
 )
-# Seconds that a thread which is asked for the interpreter keeps it. Reading gives it away with every tensor,
-# and would wait 5 ms each time to have it back from the imports.
-TURN = 1e-5
-# The part of PyTorch's threads that reads meanwhile. With one for every core, the import is in the way of one
-# of them and the others wait for that: on 16 cores, 16 threads read 9 GB/s in place of 60, and 4 read 17.
-READERS = 1 / 4
+# GIL switch interval in seconds while loading. Reading a tensor releases the GIL and would wait the default
+# 5 ms each time until the imports hand it back.
+SWITCH_INTERVAL = 1e-5
+# The share of PyTorch's threads that reads. With a thread on every core, the import delays one of them and
+# the others wait for it: on 16 cores, 16 threads read 9 GB/s instead of 60, and 4 read 17.
+READER_SHARE = 1 / 4
+
+
+@process_wide
+@contextmanager
+def _short_switch_interval() -> Iterator[int]:
+    """Shorten the GIL switch interval; yields the number of threads that PyTorch used before."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import what encoders are built from meanwhile: it takes longer than reading the transformer.
+    """Import the encoders' libraries in a background thread; that takes longer than reading the transformer.
 
-    What fails here fails again, and is told, where an encoder is built.
+    An import that fails here fails again, and is reported, when the encoder is built. Loads may overlap.
     """
-    turn, threads = sys.getswitchinterval(), torch.get_num_threads()
-    sys.setswitchinterval(TURN)
-    torch.set_num_threads(max(1, round(threads * READERS)))
-    try:
-        with gc_disabled(), ThreadPoolExecutor(1) as thread:
-            for module in IMPORTED_MEANWHILE:
-                thread.submit(importlib.import_module, module)
-            yield
-    finally:
-        sys.setswitchinterval(turn)
-        torch.set_num_threads(threads)
+    with _short_switch_interval() as threads:
+        # OpenMP keeps the number for each thread that calls PyTorch, so every load sets and restores its own.
+        torch.set_num_threads(max(1, round(threads * READER_SHARE)))
+        try:
+            with gc_disabled(), ThreadPoolExecutor(1) as background:
+                for module in BACKGROUND_IMPORTS:
+                    background.submit(importlib.import_module, module)
+                yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 @importing()
@@ -82,8 +95,9 @@ def load_transformer(settings: LoadSettings) -> DiT:
 
 
 def _let_go_of_files(dit: DiT) -> None:
-    """Copy what does not stream: a single small tensor in a mapped file keeps the whole file in memory."""
-    streamed = {id(tensor) for tensor in dit.get_submodule(BLOCKS).large_tensors()}  # type: ignore[operator]
+    """Copy the tensors that do not stream: one small mapped tensor keeps its complete file in memory."""
+    blocks = cast(StreamedBlocks, dit.get_submodule(BLOCKS))
+    streamed = {id(tensor) for tensor in blocks.large_tensors()}
     for tensor in chain(dit.parameters(), dit.buffers()):
         if id(tensor) not in streamed:
             tensor.data = tensor.data.clone()

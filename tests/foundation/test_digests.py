@@ -1,4 +1,4 @@
-"""Digests are those of the bytes, and are taken again when a file changes."""
+"""Cached digests follow the files."""
 
 import os
 from hashlib import sha256
@@ -6,7 +6,7 @@ from hashlib import sha256
 from talkinghead_lab.foundation import digests
 
 
-def test_a_digest_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+def test_a_digest_is_cached_until_the_file_changes(tmp_path, monkeypatch):
     file, cache = tmp_path / "weights", tmp_path / "cache"
     file.write_bytes(b"first")
     read = []
@@ -16,12 +16,12 @@ def test_a_digest_is_kept_until_the_file_changes(tmp_path, monkeypatch):
         assert digests.known_sha256(file, cache) == sha256(b"first").hexdigest()
     assert len(read) == 1
     before = file.stat()
-    file.write_bytes(b"other")  # as long as before, and with the time of before
+    file.write_bytes(b"other")  # same size, and below the same mtime
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert digests.known_sha256(file, cache) == sha256(b"other").hexdigest()
 
 
-def test_a_damaged_or_unwritable_cache_costs_only_time(tmp_path):
+def test_a_damaged_or_unwritable_cache_does_not_change_the_digest(tmp_path):
     file, cache = tmp_path / "weights", tmp_path / "cache"
     file.write_bytes(b"first")
     digests.known_sha256(file, cache)

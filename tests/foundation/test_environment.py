@@ -1,4 +1,4 @@
-"""What is said about the machine is true, plain and the same twice."""
+"""The description of the machine is correct, serialisable and repeatable."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def git(folder, *arguments):
     return done.stdout.strip()
 
 
-def test_the_description_is_plain_true_and_the_same_twice():
+def test_the_description_is_serialisable_correct_and_repeatable():
     facts = environment.describe()
     assert facts == environment.describe() == json.loads(json.dumps(facts))
     assert facts["talkinghead_lab"] == talkinghead_lab.__version__
@@ -39,14 +39,14 @@ def test_a_changed_setting_changes_the_description():
     assert changed == {"deterministic_algorithms"}
 
 
-def test_free_space_is_what_the_system_says(tmp_path):
+def test_free_space_matches_the_system(tmp_path):
     disk = os.statvfs(tmp_path)
     free = environment.free_space(tmp_path)
     assert abs(free["disk_free_gib"] - disk.f_bavail * disk.f_frsize / 2**30) < 1
     assert 0 < free["memory_free_gib"] <= environment.describe()["memory_gib"]
 
 
-def test_git_state_is_the_commit_and_tells_a_changed_file(tmp_path):
+def test_git_state_is_the_commit_and_marks_a_changed_file(tmp_path):
     assert environment.git_state(tmp_path) is None
     git(tmp_path, "init", "--quiet")
     assert environment.git_state(tmp_path) is None

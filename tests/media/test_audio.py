@@ -1,3 +1,5 @@
+"""Reading recordings in many formats, and refusing files that are none."""
+
 import math
 
 import av
@@ -26,7 +28,7 @@ def tone(seconds, rate=SAMPLE_RATE, hertz=440.0, level=0.1):
 
 
 def write_with_av(path, wave, rate, codec, *, with_picture=False):
-    """[channels, samples] into any container that PyAV writes, with or without a picture."""
+    """Write [channels, samples] into any container that PyAV supports, with or without a video stream."""
     with av.open(str(path), "w") as container:
         sound = container.add_stream(codec, rate=rate, layout="stereo" if len(wave) == 2 else "mono")
         if with_picture:
@@ -43,7 +45,7 @@ def write_with_av(path, wave, rate, codec, *, with_picture=False):
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
-def test_speech_is_what_librosa_reads_normalised(tmp_path, rate):
+def test_speech_equals_librosas_with_normalised_loudness(tmp_path, rate):
     noise = np.random.default_rng(rate).normal(scale=0.05, size=(rate + 17, 2)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", noise, rate, subtype="FLOAT")
     expected, _ = librosa.load(tmp_path / "a.wav", sr=SAMPLE_RATE)
@@ -56,7 +58,8 @@ def test_speech_is_what_librosa_reads_normalised(tmp_path, rate):
 def test_sound_files_keep_length_pitch_and_level(tmp_path, name):
     soundfile.write(tmp_path / name, tone(1.0, 44100), 44100)
     speech = read_speech(tmp_path / name)
-    assert len(speech) == pytest.approx(SAMPLE_RATE, abs=1200)  # mp3 keeps padding, ogg loses its first block
+    # mp3 keeps its padding, ogg drops its first block.
+    assert len(speech) == pytest.approx(SAMPLE_RATE, abs=1200)
     assert np.abs(np.fft.rfft(speech, SAMPLE_RATE)).argmax() == 440
     assert pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(speech) == pytest.approx(-23, abs=0.3)
     sound = read_soundtrack(tmp_path / name)
@@ -83,7 +86,7 @@ def test_surround_is_mixed_down(tmp_path):
     assert read_speech(tmp_path / "a.wav").shape == (8000,)
 
 
-def test_the_soundtrack_is_the_recording_itself(tmp_path):
+def test_the_sound_track_equals_the_recording(tmp_path):
     wave = np.random.default_rng(0).uniform(-0.9, 0.9, size=(SOUNDTRACK_RATE, 2)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wave, SOUNDTRACK_RATE, subtype="FLOAT")
     sound = read_soundtrack(tmp_path / "a.wav")
@@ -96,7 +99,7 @@ def test_silence_stays_silence(tmp_path):
     assert np.array_equal(read_speech(tmp_path / "a.wav"), np.zeros(SAMPLE_RATE, np.float32))
 
 
-def test_clipped_recordings_work(tmp_path):
+def test_a_clipped_recording_is_read(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.clip(tone(1.0, level=4.0), -1, 1), SAMPLE_RATE)
     speech = read_speech(tmp_path / "a.wav")
     assert pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(speech) == pytest.approx(-23, abs=1e-3)
@@ -125,11 +128,11 @@ def test_loudness_meets_its_target():
     ("samples", "frames"),
     [(1, 1), (639, 1), (640, 1), (1279, 1), (1280, 2), (3200, 5), (640 * 29, 29), (9_600_000, 15_000)],
 )
-def test_frames_are_the_whole_ones(samples, frames):
+def test_only_complete_frames_count(samples, frames):
     assert frame_count(np.zeros(samples, np.float32)) == frames
 
 
-def test_mixing_lays_speakers_on_one_time_line():
+def test_mixing_places_both_speakers_on_one_timeline():
     first, second = np.full(3, 1.0, np.float32), np.full(5, 2.0, np.float32)
     together = mix_speakers(first, second, "para")
     assert [list(wave) for wave in together] == [[1, 1, 1, 0, 0], [2, 2, 2, 2, 2]]
@@ -147,7 +150,7 @@ def test_soundtracks_sum_without_clipping():
     np.testing.assert_allclose(in_turn, [[0.8] * 4 + [0.6] * 2] * 2, rtol=1e-6)
 
 
-def test_a_truncated_recording_gives_what_is_there(tmp_path):
+def test_a_truncated_recording_yields_what_is_left(tmp_path):
     soundfile.write(tmp_path / "whole.mp3", tone(4.0), SAMPLE_RATE)
     whole = (tmp_path / "whole.mp3").read_bytes()
     (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
@@ -155,7 +158,7 @@ def test_a_truncated_recording_gives_what_is_there(tmp_path):
 
 
 def overwrite_a_part(path, share):
-    """Fill `share` of a file with noise, from a third of it on."""
+    """Overwrite `share` of a file with noise, starting after a third."""
     content = bytearray(path.read_bytes())
     start, length = len(content) // 3, int(share * len(content))
     content[start : start + length] = np.random.default_rng(0).bytes(length)
@@ -201,7 +204,7 @@ NO_RECORDINGS = [
 
 
 @pytest.mark.parametrize("name", NO_RECORDINGS)
-def test_what_is_no_recording_is_named(tmp_path, name):
+def test_the_error_names_a_file_that_is_no_recording(tmp_path, name):
     files_that_are_no_recordings(tmp_path)
     for read in (read_speech, read_soundtrack):
         with pytest.raises(MediaError, match=name) as caught:
@@ -210,17 +213,17 @@ def test_what_is_no_recording_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_samples_that_are_not_numbers_are_named_with_their_time(tmp_path, bad):
+def test_the_error_names_the_time_of_nan_or_infinity(tmp_path, bad):
     wave = tone(1.0)
     wave[12_000] = bad
     soundfile.write(tmp_path / "a.wav", wave, SAMPLE_RATE, subtype="FLOAT")
     for read in (read_speech, read_soundtrack):
-        with pytest.raises(MediaError, match=r"NaN or infinity\) before 0\.[789]"):
+        with pytest.raises(MediaError, match=r"NaN or infinity before 0\.[789]"):
             read(tmp_path / "a.wav")
 
 
-def test_recordings_past_the_limit_are_refused_before_they_fill_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(audio, "LONGEST_SECONDS", 1)
+def test_a_recording_over_the_limit_is_refused_while_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MAX_SECONDS", 1)
     soundfile.write(tmp_path / "a.wav", tone(1.0), SAMPLE_RATE)
     assert len(read_speech(tmp_path / "a.wav")) == SAMPLE_RATE
     soundfile.write(tmp_path / "b.wav", tone(1.2), SAMPLE_RATE)

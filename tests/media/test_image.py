@@ -1,3 +1,5 @@
+"""Reading portraits, choosing frame sizes, speaker masks and colour matching."""
+
 import math
 
 import numpy as np
@@ -50,7 +52,7 @@ def test_exif_rotation_is_applied(tmp_path, orientation, turn):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
-def test_transparency_is_laid_on_white(tmp_path, mode):
+def test_transparency_becomes_white(tmp_path, mode):
     pixels = np.zeros((SIDE, SIDE, 4), np.uint8)
     pixels[:16, :, 3] = 255
     if mode == "P":
@@ -84,13 +86,13 @@ def test_other_modes(tmp_path, mode):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
-def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
+def test_an_animation_is_read_as_its_first_frame(tmp_path, name):
     frames = [Image.new("RGB", (SIDE, SIDE), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
     assert read_portrait(tmp_path / name).getpixel((5, 5))[0] > 240
 
 
-def test_the_smallest_and_the_longest_pictures_still_work(tmp_path):
+def test_images_at_the_limits_are_read(tmp_path):
     for size in ((16, 16), (128, 16), (16, 128)):
         Image.new("RGB", size).save(tmp_path / "a.png")
         assert read_portrait(tmp_path / "a.png").size == size
@@ -108,7 +110,7 @@ def cut(path, kept):
         ("text.png", lambda path: path.write_text("no picture"), "unknown format"),
         ("noise.jpg", lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), "unknown format"),
         ("cut.jpg", lambda path: cut(path, 1500), "truncated"),
-        ("cut.png", lambda path: cut(path, 200), "not a picture that can be read"),
+        ("cut.png", lambda path: cut(path, 200), "the image cannot be read"),
         ("float.tiff", lambda path: Image.new("F", (SIDE, SIDE), 0.5).save(path), "no known range"),
         (
             "dot.png",
@@ -120,7 +122,7 @@ def cut(path, kept):
         (
             "strip.png",
             lambda path: Image.new("RGB", (1000, 100)).save(path),
-            "too long and narrow: .*1000x100",
+            "too narrow: .*1000x100",
         ),
         (
             "large.png",
@@ -130,7 +132,7 @@ def cut(path, kept):
         ("bomb.png", lambda path: Image.new("1", (20_000, 20_000)).save(path), "too large"),
     ],
 )
-def test_bad_pictures_are_named(tmp_path, name, write, message):
+def test_the_error_names_an_unusable_image(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(MediaError, match=message) as caught:
         read_portrait(tmp_path / name)
@@ -138,7 +140,7 @@ def test_bad_pictures_are_named(tmp_path, name, write, message):
     assert caught.value.remedy
 
 
-# The keys of the released tables, height / width.
+# Keys of the released tables: height / width.
 RELEASED_RATIOS = {
     "infinitetalk-480": "0.26 0.38 0.50 0.67 0.82 1.00 1.22 1.50 1.86 2.00 2.50 2.83 3.60 3.80 4.00",
     "infinitetalk-720": "0.22 0.29 0.36 0.45 0.55 0.63 0.76 0.88 1.00 1.14 1.31 1.50 1.58 1.82 1.91 "
@@ -173,8 +175,8 @@ def test_fit_covers_the_frame_and_keeps_its_centre(source):
     assert out[1, 24].float().mean() == pytest.approx(127, abs=8)
 
 
-def masks_by_resizing_whole_pictures(source, boxes, frame):
-    """What the released pipeline does to masks: nearest resize to cover, centre crop, nearest to latents."""
+def masks_of_the_released_pipeline(source, boxes, frame):
+    """The masks of the released pipeline: scaled to cover, cropped at the centre, scaled to latents."""
     (width, height), (frame_width, frame_height) = source, frame
     people = torch.zeros(2, height, width)
     for person, (left, top, right, bottom) in zip(people, boxes, strict=True):
@@ -190,12 +192,12 @@ def masks_by_resizing_whole_pictures(source, boxes, frame):
 
 @pytest.mark.parametrize("source", [(333, 217), (100, 100), (217, 333), (1024, 576)])
 @pytest.mark.parametrize("frame", [(96, 64), (64, 96), (128, 128)])
-def test_masks_follow_the_frame(source, frame):
+def test_masks_are_scaled_and_cropped_like_the_frame(source, frame):
     width, height = source
     boxes = [(width // 5, height // 4, width // 2, height - 5), (width // 2, 0, width, height // 2)]
     masks = speaker_masks(source, boxes, frame)
     assert masks.dtype == torch.float32
-    assert torch.equal(masks, masks_by_resizing_whole_pictures(source, boxes, frame))
+    assert torch.equal(masks, masks_of_the_released_pipeline(source, boxes, frame))
 
 
 def test_boxes_are_left_top_right_bottom():
@@ -206,20 +208,20 @@ def test_boxes_are_left_top_right_bottom():
     assert torch.equal(masks, expected)
 
 
-def test_default_masks_are_the_halves_less_five_percent():
+def test_default_masks_are_halves_with_a_margin_of_five_percent():
     masks = speaker_masks((800, 400), None, (800, 400))
     boxes = [(20, 20, 380, 380), (420, 20, 780, 380)]
-    assert torch.equal(masks, masks_by_resizing_whole_pictures((800, 400), boxes, (800, 400)))
+    assert torch.equal(masks, masks_of_the_released_pipeline((800, 400), boxes, (800, 400)))
     assert torch.equal(masks.sum(0), torch.ones(50, 100))
 
 
 @pytest.mark.parametrize("box", [(900, 0, 1000, 50), (0, 0, 3, 400)])
-def test_a_speaker_outside_the_frame_is_named(box):
-    with pytest.raises(InvalidRequest, match=r"speaker 2 is left in the frame: .*; allowed: .*800x400"):
+def test_the_error_names_a_speaker_outside_the_frame(box):
+    with pytest.raises(InvalidRequest, match=r"speaker 2 is outside the frame: .*; allowed: .*800x400"):
         speaker_masks((800, 400), [(300, 0, 500, 400), box], (400, 400))
 
 
-def test_matched_frames_have_the_references_colours():
+def test_matched_frames_have_the_colours_of_the_reference():
     draw = torch.Generator().manual_seed(0)
     video = torch.rand(3, 11, 24, 32, generator=draw) * 0.6 - 0.6
     reference = torch.rand(3, 24, 32, generator=draw) * 0.5 - 0.1
@@ -231,7 +233,7 @@ def test_matched_frames_have_the_references_colours():
     assert (again - matched).abs().max() < 0.02
 
 
-def test_strength_blends():
+def test_strength_blends_linearly():
     draw = torch.Generator().manual_seed(1)
     video, reference = torch.rand(3, 3, 8, 8, generator=draw), torch.rand(3, 8, 8, generator=draw) - 0.5
     full, half = match_colors(video, reference, 1.0), match_colors(video, reference, 0.5)
@@ -239,13 +241,13 @@ def test_strength_blends():
     torch.testing.assert_close(half, (full + video) / 2)
 
 
-def test_a_flat_frame_takes_the_references_mean_colour():
+def test_a_uniform_frame_gets_the_mean_colour_of_the_reference():
     reference = torch.tensor([0.5, -0.2, 0.1])[:, None, None].expand(3, 8, 8)
     matched = match_colors(torch.zeros(3, 2, 8, 8), reference, 1.0)
     torch.testing.assert_close(matched, reference[:, None].expand(3, 2, 8, 8), atol=1e-3, rtol=0)
 
 
-def test_values_beyond_the_range_count_as_its_ends():
+def test_values_outside_the_range_are_clamped():
     draw = torch.Generator().manual_seed(3)
     video, reference = 3 * torch.randn(3, 2, 8, 8, generator=draw), torch.rand(3, 8, 8, generator=draw)
     clamped = match_colors(video.clamp(-1, 1), reference, 0.7)
@@ -253,7 +255,7 @@ def test_values_beyond_the_range_count_as_its_ends():
     assert clamped.abs().max() <= 1
 
 
-def test_each_frame_is_matched_by_itself():
+def test_each_frame_is_matched_separately():
     draw = torch.Generator().manual_seed(2)
     video, reference = torch.rand(3, 10, 8, 8, generator=draw), torch.rand(3, 8, 8, generator=draw)
     whole = match_colors(video, reference, 1.0)

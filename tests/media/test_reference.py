@@ -1,3 +1,5 @@
+"""Driving videos are indexed by time; portraits and videos are told apart by content."""
+
 import struct
 import subprocess
 from fractions import Fraction
@@ -21,7 +23,7 @@ NEARLY_LOSSLESS = {
 
 
 def write_numbered(path, count=20, rate=Fraction(25), codec="libx264", times=None, gop=5):
-    """A video whose n-th frame is grey of level STEP · n; `times` in milliseconds makes the rate vary."""
+    """Write a video whose frame n has grey level STEP · n; `times` in milliseconds make the rate variable."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options={"g": str(gop)} | NEARLY_LOSSLESS[codec])
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -60,14 +62,14 @@ def test_frames_are_found_by_time_at_any_rate(tmp_path, name, rate, codec):
         assert number_at(video, seconds) == min(19, int(seconds * rate + Fraction(1, 50)))
 
 
-def test_frames_that_come_at_uneven_times(tmp_path):
+def test_frames_are_found_by_time_at_a_variable_rate(tmp_path):
     times = [0, 20, 150, 160, 400, 1000]
     video = DrivingVideo(write_numbered(tmp_path / "a.mkv", count=6, rate=Fraction(50), times=times))
     found = [number_at(video, seconds) for seconds in (0.0, 0.1, 0.15, 0.39, 0.4, 0.99, 1.0)]
     assert found == [0, 1, 2, 3, 4, 4, 5]
 
 
-def test_beyond_the_end_the_last_frame_stays(tmp_path):
+def test_after_the_end_the_last_frame_is_shown(tmp_path):
     for name in ("a.mp4", "a.mkv", "a.mov"):
         video = DrivingVideo(write_numbered(tmp_path / name))
         assert number_at(video, 0.76) == number_at(video, 0.9) == number_at(video, 1000.0) == 19
@@ -77,7 +79,7 @@ def test_beyond_the_end_the_last_frame_stays(tmp_path):
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.ts", "mpeg2video"), ("a.h264", "libx264"), ("a.m2v", "mpeg2video")]
 )
-def test_streams_that_cannot_be_searched_are_read_from_the_start(tmp_path, name, codec):
+def test_streams_without_an_index_are_read_from_the_start(tmp_path, name, codec):
     video = DrivingVideo(write_numbered(tmp_path / name, codec=codec))
     assert [number_at(video, n / 25) for n in (0, 3, 7, 19)] == [0, 3, 7, 19]
 
@@ -89,7 +91,7 @@ def test_time_counts_from_the_first_frame(tmp_path):
     assert [number_at(video, n / 25) for n in range(20)] == list(range(20))
 
 
-def test_damage_in_the_middle_is_passed_over(tmp_path):
+def test_a_damaged_packet_is_skipped(tmp_path):
     path = write_numbered(tmp_path / "a.mp4")
     with av.open(str(path)) as container:
         packet = list(container.demux(video=0))[8]
@@ -103,7 +105,7 @@ def test_damage_in_the_middle_is_passed_over(tmp_path):
     assert number_at(video, 0.76) == 19
 
 
-def noted_rotation(path, matrix):
+def set_rotation(path, matrix):
     """Change the display matrix of an mp4's track header (ISO/IEC 14496-12, 8.3.2)."""
     content = bytearray(path.read_bytes())
     matrix_at = content.index(b"tkhd") + 44
@@ -123,7 +125,7 @@ ONE, TURNED = (
 
 @pytest.mark.skipif(not Path("/usr/bin/ffmpeg").exists(), reason="compares with the ffmpeg program")
 @pytest.mark.parametrize("turn", TURNED)
-def test_noted_rotation_is_applied_as_ffmpeg_does(tmp_path, turn):
+def test_rotation_metadata_is_applied_like_ffmpeg(tmp_path, turn):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -133,7 +135,7 @@ def test_noted_rotation_is_applied_as_ffmpeg_does(tmp_path, turn):
         for _ in range(2):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
-    noted_rotation(path, [*(ONE * entry for entry in TURNED[turn]), 0, 0, 1 << 30])
+    set_rotation(path, [*(ONE * entry for entry in TURNED[turn]), 0, 0, 1 << 30])
     command = ["/usr/bin/ffmpeg", "-v", "error", "-i", path, "-frames:v", "1", tmp_path / "shown.png"]
     subprocess.run(command, check=True)
     expected = Image.open(tmp_path / "shown.png")
@@ -142,7 +144,7 @@ def test_noted_rotation_is_applied_as_ffmpeg_does(tmp_path, turn):
     assert np.abs(np.asarray(video.frame_at(0)).astype(int) - np.asarray(expected)).max() <= 8
 
 
-def test_pixels_that_are_not_square_are_stretched(tmp_path):
+def test_non_square_pixels_are_scaled(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -154,7 +156,7 @@ def test_pixels_that_are_not_square_are_stretched(tmp_path):
     assert DrivingVideo(path).size == (85, HEIGHT)
 
 
-def test_content_and_not_the_name_tells_videos_from_pictures(tmp_path):
+def test_content_not_the_name_tells_videos_from_images(tmp_path):
     write_numbered(tmp_path / "video.mp4").rename(tmp_path / "video.png")
     assert is_video(tmp_path / "video.png")
     assert isinstance(open_reference(tmp_path / "video.png"), DrivingVideo)
@@ -167,13 +169,13 @@ def test_content_and_not_the_name_tells_videos_from_pictures(tmp_path):
     assert portrait.frame_at(0.0).getpixel((0, 0)) == portrait.frame_at(9.0).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_animations_are_pictures(tmp_path):
+def test_an_animation_is_an_image(tmp_path):
     frames = [Image.new("RGB", (40, 30), color) for color in ("red", "blue", "lime")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert not is_video(tmp_path / "a.gif")
 
 
-def test_a_recording_with_cover_art_is_no_video(tmp_path):
+def test_a_recording_with_cover_art_is_not_a_video(tmp_path):
     path = tmp_path / "a.mp3"
     with av.open(str(path), "w") as container:
         sound = container.add_stream("mp3", rate=44100, layout="mono")
@@ -191,7 +193,7 @@ def test_a_recording_with_cover_art_is_no_video(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["text.txt", "weights.bin", "empty.mp4", "cut.mp4", "missing.mp4", "."])
-def test_what_is_neither_is_named(tmp_path, name):
+def test_the_error_names_a_file_that_is_neither(tmp_path, name):
     write_numbered(tmp_path / "cut.mp4")
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "cut.mp4").read_bytes()[:400])
     (tmp_path / "text.txt").write_text("words\n" * 500)
@@ -202,7 +204,7 @@ def test_what_is_neither_is_named(tmp_path, name):
         open_reference(tmp_path / name)
 
 
-def test_a_video_cut_short_shows_what_is_there(tmp_path):
+def test_a_truncated_video_shows_what_is_left(tmp_path):
     whole = write_numbered(tmp_path / "whole.ts", codec="mpeg2video").read_bytes()
     (tmp_path / "cut.ts").write_bytes(whole[: len(whole) // 2])
     video = DrivingVideo(tmp_path / "cut.ts")

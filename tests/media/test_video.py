@@ -1,3 +1,5 @@
+"""Writing, joining and reading videos."""
+
 import json
 import os
 import shutil
@@ -26,7 +28,7 @@ WIDTH, HEIGHT = 64, 48
 
 
 def moving_blocks(count, block=7):
-    """Blocks of frames in which a smooth pattern moves; every frame differs from every other."""
+    """Blocks of frames with a smooth moving pattern; all frames differ."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     for start in range(0, count, block):
         yield np.stack(
@@ -51,7 +53,7 @@ def written(path, count=10, sound=None, metadata=None):
 
 @pytest.mark.parametrize("count", [1, 2, 5, 81, 130])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_sound_is_exactly_as_long_as_the_picture(tmp_path, count, channels):
+def test_sound_and_frames_have_exactly_the_same_duration(tmp_path, count, channels):
     for name, seconds in (("short", count / 50), ("long", count / 25 + 1), ("none", 0.0)):
         path = written(tmp_path / f"{name}.mp4", count, tone(seconds, channels))
         assert probe(path) == VideoFacts(
@@ -101,7 +103,7 @@ def test_ffprobe_and_pyav_agree(tmp_path, count):
 
 
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
-def test_faststart_as_ffprobe_traces_it(tmp_path):
+def test_faststart_agrees_with_ffprobe(tmp_path):
     path = written(tmp_path / "first.mp4")
     command = ["ffprobe", "-v", "trace", str(path)]
     trace = subprocess.run(command, capture_output=True, text=True, check=True).stderr
@@ -115,7 +117,7 @@ def test_faststart_as_ffprobe_traces_it(tmp_path):
     assert not probe(tmp_path / "last.mp4").faststart
 
 
-def test_boxes_with_long_sizes_are_passed_over(tmp_path):
+def test_boxes_with_64_bit_sizes_are_skipped(tmp_path):
     path = written(tmp_path / "a.mp4")
     content = path.read_bytes()
     moov = content.index(b"moov") - 4
@@ -124,7 +126,7 @@ def test_boxes_with_long_sizes_are_passed_over(tmp_path):
     assert probe(path).faststart
 
 
-def test_frames_come_back_in_order_and_close(tmp_path):
+def test_decoded_frames_are_in_order_and_close_to_the_originals(tmp_path):
     path = written(tmp_path / "a.mp4", 60)
     expected = np.concatenate(list(moving_blocks(60))).astype(int)
     for found, frame in zip(read_frames(path), expected, strict=True):
@@ -132,7 +134,7 @@ def test_frames_come_back_in_order_and_close(tmp_path):
         assert np.abs(found - frame).mean() < 4
 
 
-def test_colours_are_bt709_and_not_only_called_so(tmp_path):
+def test_colours_are_encoded_as_bt709(tmp_path):
     red, green, blue = 200, 30, 60
     block = np.full((3, HEIGHT, WIDTH, 3), (red, green, blue), np.uint8)
     write_video(tmp_path / "a.mp4", [block], tone(0.1), 3, {})
@@ -145,7 +147,7 @@ def test_colours_are_bt709_and_not_only_called_so(tmp_path):
     assert np.abs(first.astype(int) - (red, green, blue)).max() <= 4
 
 
-def test_sound_lines_up_with_the_picture_to_the_sample(tmp_path):
+def test_sound_is_in_sync_to_the_sample(tmp_path):
     sound = np.zeros((1, 2 * SOUNDTRACK_RATE), np.float32)
     sound[0, SOUNDTRACK_RATE] = 1.0
     path = written(tmp_path / "a.mp4", 50, sound)
@@ -174,18 +176,18 @@ def test_equal_input_gives_equal_bytes(tmp_path):
     assert first == second == (tmp_path / "c.mp4").read_bytes()
     assert b"Lavf" not in first
     assert b"Lavc" not in first
-    # Threads by slice give other bytes now and then, so no comparison shows them for sure.
+    # Slice threads change the bytes only sometimes, so a comparison could miss them.
     assert b" threads=4 " in first
     assert b" sliced_threads=0 " in first
 
 
-def test_sound_beyond_full_scale_is_cut_off(tmp_path):
+def test_sound_beyond_full_scale_is_clipped(tmp_path):
     loud = read_soundtrack(written(tmp_path / "a.mp4", 25, 10 * tone(1.0)))
     square = read_soundtrack(written(tmp_path / "b.mp4", 25, (10 * tone(1.0)).clip(-1, 1)))
     assert np.array_equal(loud, square)
 
 
-def test_the_request_is_read_back_from_the_file(tmp_path):
+def test_the_request_can_be_read_from_the_file(tmp_path):
     params = GenerationParams(
         audio_path="/recordings/наука.wav",
         image_path="/portraits/face.png",
@@ -199,10 +201,10 @@ def test_the_request_is_read_back_from_the_file(tmp_path):
     assert GenerationParams.from_video(path) == params
 
 
-def test_an_existing_video_is_kept(tmp_path):
+def test_an_existing_video_is_not_overwritten(tmp_path):
     path = written(tmp_path / "a.mp4")
     before = path.read_bytes()
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         written(path, 3)
     assert path.read_bytes() == before
 
@@ -213,18 +215,18 @@ def interrupted_blocks(exception):
 
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, RuntimeError])
-def test_stopping_leaves_nothing(tmp_path, exception):
+def test_an_interrupted_video_leaves_no_file(tmp_path, exception):
     with pytest.raises(exception):
         write_video(tmp_path / "a.mp4", interrupted_blocks(exception), tone(1), 50, {})
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("announced", [9, 11])
-def test_a_wrong_number_of_frames_is_no_video(tmp_path, announced):
-    with pytest.raises(ValueError, match="0 frames came"):
-        write_video(tmp_path / "a.mp4", [], tone(1), announced, {})
-    with pytest.raises(ValueError, match=f"10 frames came, {announced} were announced"):
-        write_video(tmp_path / "a.mp4", moving_blocks(10), tone(1), announced, {})
+@pytest.mark.parametrize("expected", [9, 11])
+def test_a_wrong_number_of_frames_is_an_error(tmp_path, expected):
+    with pytest.raises(ValueError, match=f"received 0 frames, expected {expected}"):
+        write_video(tmp_path / "a.mp4", [], tone(1), expected, {})
+    with pytest.raises(ValueError, match=f"received 10 frames, expected {expected}"):
+        write_video(tmp_path / "a.mp4", moving_blocks(10), tone(1), expected, {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -250,7 +252,7 @@ except OutputError as error:
 """
 
 
-def test_no_space_at_any_moment_is_named_and_leaves_nothing(tmp_path):
+def test_a_full_disk_at_any_time_is_an_error_and_leaves_no_file(tmp_path):
     command = [sys.executable, "-c", FILL, str(tmp_path)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(lines) == 4
@@ -259,7 +261,7 @@ def test_no_space_at_any_moment_is_named_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_write_right_is_named(tmp_path):
+def test_the_error_names_a_folder_that_is_not_writable(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="must exist and be writable"):
         written(tmp_path / "locked" / "a.mp4")
@@ -286,7 +288,7 @@ def test_memory_does_not_grow_with_length(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no video" * 100])
-def test_what_is_no_video_is_named(tmp_path, content):
+def test_the_error_names_a_file_that_is_no_video(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(MediaError, match=r"a\.mp4"):
         probe(tmp_path / "a.mp4")
@@ -294,7 +296,7 @@ def test_what_is_no_video_is_named(tmp_path, content):
         next(read_frames(tmp_path / "a.mp4"))
 
 
-def test_evenly_spaced_frames_reach_from_first_to_last(tmp_path):
+def test_evenly_spaced_frames_include_the_first_and_the_last(tmp_path):
     path = written(tmp_path / "a.mp4", 61)
     frames = evenly_spaced(path, 4)
     assert [seconds for seconds, _ in frames] == pytest.approx([0, 0.8, 1.6, 2.4])
@@ -305,7 +307,7 @@ def test_evenly_spaced_frames_reach_from_first_to_last(tmp_path):
 
 
 @pytest.mark.parametrize("counts", [(31, 8, 1), (1, 2, 3, 4, 5), (2, 50, 1, 1), (1,)])
-def test_joined_parts_are_the_parts_frame_for_frame(tmp_path, counts):
+def test_a_joined_video_has_exactly_the_frames_of_its_parts(tmp_path, counts):
     parts = [tmp_path / f"{number}.mp4" for number in range(len(counts))]
     for part, count in zip(parts, counts, strict=True):
         write_video(part, moving_blocks(count), None, count, {})
@@ -325,7 +327,7 @@ def test_joined_parts_are_the_parts_frame_for_frame(tmp_path, counts):
 
 
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
-def test_ffprobe_finds_nothing_odd_in_a_joined_video(tmp_path):
+def test_ffprobe_reports_no_warning_for_a_joined_video(tmp_path):
     parts = [written(tmp_path / f"{count}.mp4", count) for count in (13, 3, 20)]
     join_videos(tmp_path / "joined.mp4", parts, tone(1), {})
     picture, voice = ffprobe(tmp_path / "joined.mp4")["streams"]
@@ -335,7 +337,7 @@ def test_ffprobe_finds_nothing_odd_in_a_joined_video(tmp_path):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
 
 
-def test_the_contact_sheet_shows_every_frame_over_its_time():
+def test_the_contact_sheet_shows_every_frame_above_its_time():
     frames = [(n / 2, Image.new("RGB", (WIDTH, HEIGHT), (0, 0, 40 * n))) for n in range(5)]
     sheet = np.asarray(contact_sheet(frames, columns=3, frame_width=128))
     height = 96
@@ -349,8 +351,8 @@ def test_the_contact_sheet_shows_every_frame_over_its_time():
     assert (sheet[8 + height + 30 :, 8 + 2 * 136 :] == 255).all()
 
 
-def test_what_lay_in_memory_before_does_not_change_the_bytes(tmp_path):
-    """With a pattern of glibc's own in all memory that is handed out, another one for each process."""
+def test_uninitialised_memory_does_not_change_the_bytes(tmp_path):
+    """glibc fills allocated memory with a different pattern in each process."""
     script = """
 import sys, numpy
 from talkinghead_lab.media.video import write_video

@@ -1,4 +1,4 @@
-"""The arithmetic of memory, against figures that can be counted by hand."""
+"""The memory model against figures that can be counted by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ PUBLISHED = Path(__file__).parents[2] / "outputs" / "published"
 
 
 class Stack(nn.Module):
-    """A layer of 100 floats and four blocks of 200 x 200 floats with a bias each."""
+    """A layer with 100 floats, and four blocks with a weight of 200 x 200 floats and a bias each."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(nn.Linear(200, 200) for _ in range(4))
 
 
-def test_a_network_is_its_blocks_and_the_rest():
+def test_the_size_of_a_network_is_its_blocks_and_the_rest():
     with torch.device("meta"):
         size = NetworkSize.of(Stack(), "blocks")
     block = 160_000  # bytes; a multiple of the alignment
@@ -38,7 +38,7 @@ def test_a_network_is_its_blocks_and_the_rest():
     assert NetworkSize.of(Stack()).total == size.total
 
 
-def test_what_was_planned_without_weights_is_what_is_loaded(request_for):
+def test_a_plan_without_weights_equals_the_requirements_of_the_loaded_networks(request_for):
     for precision in ("auto", "int8"):
         params = request_for(device="cpu", precision=precision, vram_budget_gib=64)
         loaded = Pipeline.load(params)
@@ -48,7 +48,7 @@ def test_what_was_planned_without_weights_is_what_is_loaded(request_for):
         assert loaded.dit.blocks.block_bytes == plan.needs["sampling"].size.block
 
 
-def test_needs_grow_with_pixels_frames_and_the_step_cache(request_for):
+def test_requirements_grow_with_pixels_frames_and_the_step_cache(request_for):
     def work(stage, size=(32, 32), **changes):
         resolved = resolved_for(request_for(device="cpu", **changes))
         return planned(replace(resolved, frame_size=size)).needs[stage].work
@@ -58,12 +58,12 @@ def test_needs_grow_with_pixels_frames_and_the_step_cache(request_for):
     more = coefficients("cpu")["stages"]["sampling"]["activations"] * unit
     assert work("sampling", (64, 32)) - work("sampling") == pytest.approx(more, abs=2)
     assert work("sampling", step_cache_threshold=0.1) - work("sampling") == 3 * unit
-    frames = 4 * 3 * 32 * 32 * 4  # four frames more, of three floats a pixel
+    frames = 4 * 3 * 32 * 32 * 4  # four more frames, with three floats per pixel
     assert work("decode", chunk_frames=13) - work("decode") == frames
     assert work("decode", (64, 64)) > work("decode")
 
 
-def test_budgets_follow_from_the_needs_of_the_stages(request_for):
+def test_budgets_follow_from_the_stages(request_for):
     plan = planned(resolved_for(request_for(device="cpu")))
     assert plan.resident == plan.outside + sum(plan.weights.values()) + plan.work
     assert plan.smallest < plan.resident
@@ -71,14 +71,14 @@ def test_budgets_follow_from_the_needs_of_the_stages(request_for):
     for resident in range(need.size.blocks - SLOTS):
         limit = need.size.smallest + need.work + resident * need.size.block
         assert need.held(limit) + need.work == limit
-    assert need.held(need.smallest) == need.size.smallest, "in the smallest budget all blocks stream"
+    assert need.held(need.smallest) == need.size.smallest, "the smallest budget streams all blocks"
     assert need.held(need.size.total + need.work) == need.size.total
     plan.check(plan.smallest)
     with pytest.raises(InvalidRequest, match="about"):
         plan.check(round(0.001 * GIB))
 
 
-def test_on_a_gpu_a_stage_has_room_for_pieces_that_nothing_uses(request_for):
+def test_on_a_gpu_a_stage_includes_fragmentation(request_for):
     resolved = resolved_for(request_for(device="cpu"))
     on_a_gpu = replace(
         resolved.networks, device=torch.device("cuda"), compute=torch.bfloat16, decode=torch.float16
@@ -89,16 +89,16 @@ def test_on_a_gpu_a_stage_has_room_for_pieces_that_nothing_uses(request_for):
     assert need.work == round((1 + FRAGMENTED) * used)
 
 
-def test_the_model_foresees_what_was_measured_on_a_gpu():
+def test_the_model_predicts_measured_peaks_of_a_gpu():
     table = profile.read(PUBLISHED / "h100" / "profile.json")
     runs = profile.foreseen(table, coefficients("cuda"))
     assert len(runs) > 5
-    # What is shipped is fitted to plain norms, as other GPUs have them: a Hopper GPU's kernels take less.
+    # The bundled coefficients are fitted to plain norms, which other GPUs use; Hopper's fused ones need less.
     assert runs["error"].is_between(0, 0.12).all()
     assert profile.left_out(table)["error"].abs().max() < 0.04
 
 
-def test_every_stage_has_coefficients_for_both_kinds_of_device():
+def test_every_stage_has_coefficients_for_both_types_of_device():
     for kind in ("cpu", "cuda"):
         model = coefficients(kind)
         assert set(model) == {"measured_on", "outside_gib", "stages"}

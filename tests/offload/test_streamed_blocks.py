@@ -1,4 +1,4 @@
-"""Streamed blocks give the bits of blocks that stay, and take the room that they are told."""
+"""Streamed blocks compute the same bits as resident ones and stay within their memory."""
 
 import copy
 import weakref
@@ -36,7 +36,7 @@ BLOCKS = 5
 
 
 class Block(nn.Module):
-    """A linear layer beside a shortcut."""
+    """A linear layer with a residual connection."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks in a row, and a layer that is not of the row."""
+    """A sequence of blocks after another layer."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ def room_for(blocks: StreamedBlocks, resident: int) -> int:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("page_locked", [True, False])
 @pytest.mark.parametrize("resident", [0, 1, 2, BLOCKS])
-def test_several_forwards_equal_the_plain_ones(plain, device, resident, page_locked):
+def test_several_forward_passes_equal_the_plain_ones(plain, device, resident, page_locked):
     streamed = streamed_copy(plain, device, page_locked=page_locked)
     x = torch.randn(3, 64).to(device)
     with (
@@ -96,7 +96,7 @@ def test_several_forwards_equal_the_plain_ones(plain, device, resident, page_loc
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_loop_that_was_left_early_is_begun_again(plain, device):
+def test_a_loop_that_is_left_early_can_start_again(plain, device):
     streamed, x = streamed_copy(plain, device), torch.randn(3, 64).to(device)
     with on_device(streamed, torch.device(device), 0):
         for index, block in enumerate(streamed.blocks):
@@ -108,7 +108,7 @@ def test_a_loop_that_was_left_early_is_begun_again(plain, device):
     assert torch.equal(got, plain.to(device)(x))
 
 
-def test_what_streams_keeps_its_names_values_and_identity(plain):
+def test_streamed_parameters_keep_names_values_and_identity(plain):
     before = {name: id(parameter) for name, parameter in plain.named_parameters()}
     values = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
     stream(plain, "blocks", torch.device("cpu"))
@@ -118,7 +118,7 @@ def test_what_streams_keeps_its_names_values_and_identity(plain):
     assert all(torch.equal(tensor, values[name]) for name, tensor in plain.state_dict().items())
 
 
-def test_weights_are_only_in_a_slot_while_it_is_their_turn(plain):
+def test_weights_are_in_a_slot_only_while_their_block_runs(plain):
     streamed = streamed_copy(plain, "cpu")
     host = [block.linear.weight.data_ptr() for block in streamed.blocks]
     slots = set()
@@ -131,18 +131,18 @@ def test_weights_are_only_in_a_slot_while_it_is_their_turn(plain):
 
 
 @pytest.mark.parametrize("stored", [torch.int8, torch.float8_e4m3fn])
-def test_quantised_weights_stream_as_they_are(plain, stored):
+def test_quantised_weights_stream_in_their_stored_type(plain, stored):
     quantize_linears(plain.blocks, stored)
     streamed, x = streamed_copy(plain, "cpu"), torch.randn(3, 64)
     sizes = slot_bytes([torch.empty(64 * 64, dtype=torch.uint8), torch.empty(64), torch.empty(64)])
-    assert streamed.blocks.block_bytes == sizes, "weights take a byte each; scale and bias four"
+    assert streamed.blocks.block_bytes == sizes, "a weight takes one byte; a scale or bias four"
     with on_device(streamed, torch.device("cpu"), 0):
         assert torch.equal(streamed(x), plain(x))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_compiled_blocks_take_the_addresses_of_slots(plain, device):
-    """Not compiled again for each block: what changes are addresses, on which nothing is specialised."""
+def test_compiled_blocks_accept_the_addresses_of_slots(plain, device):
+    """Blocks differ only in addresses, on which compiled code does not specialise, so it compiles once."""
     streamed = streamed_copy(plain, device)
     compiled = []
 
@@ -159,7 +159,7 @@ def test_compiled_blocks_take_the_addresses_of_slots(plain, device):
     assert all(torch.equal(out, plain.to(device)(x)) for out in got)
 
 
-def test_no_more_than_one_block_is_in_host_memory_twice(plain):
+def test_at_most_one_block_is_in_host_memory_twice(plain):
     sources = []
     for block in plain.blocks:
         values = np.zeros((64, 512), dtype=np.float32)
@@ -170,7 +170,7 @@ def test_no_more_than_one_block_is_in_host_memory_twice(plain):
     stream(
         plain, "blocks", torch.device("cpu"), lambda block: held.append(sum(s() is not None for s in sources))
     )
-    assert held == [5, 4, 3, 2, 1], "when a block's turn comes, the ones before have left where they were"
+    assert held == [5, 4, 3, 2, 1], "earlier blocks have been moved and their first copy freed"
     assert all(source() is None for source in sources)
 
 
@@ -179,7 +179,7 @@ def test_small_tensors_stay_with_the_network(plain):
     assert {tuple(tensor.shape) for tensor in blocks.large_tensors()} == {(64, 64)}
 
 
-def test_the_room_decides_how_many_blocks_stay():
+def test_the_available_memory_decides_how_many_blocks_are_resident():
     assert resident_blocks(room=10, block_bytes=1, blocks=10) == 10
     assert resident_blocks(room=9, block_bytes=1, blocks=10) == 7
     assert resident_blocks(room=0, block_bytes=1, blocks=10) == 0
@@ -192,7 +192,7 @@ def test_the_room_decides_how_many_blocks_stay():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["plain", "int8"])
-def test_a_transformer_gives_the_same_bits(device, kind):
+def test_a_streamed_transformer_computes_the_same_bits(device, kind):
     dit: DiT = build_untrained(0).dit.eval().requires_grad_(False)
     if kind == "int8":
         quantize_linears(dit.get_submodule("blocks"), torch.int8)
@@ -214,7 +214,7 @@ def test_a_transformer_gives_the_same_bits(device, kind):
             assert torch.equal(dit(latent, condition, times, [text], image, audio), expected)
 
 
-def test_encoders_of_transformers_stream_too():
+def test_encoders_stream_too():
     text = TextEncoder(TextEncoderConfig(50, 64, 16, 4, 128, 4, 32)).eval()
     image = build_untrained(0).image_encoder.eval()
     ids, mask = torch.randint(3, 50, (2, 6)), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
@@ -231,12 +231,12 @@ def test_encoders_of_transformers_stream_too():
         with on_device(text, torch.device("cpu"), 0), on_device(image, torch.device("cpu"), 0):
             assert all(torch.equal(a, b) for a, b in zip(text(ids, mask), hidden, strict=True))
             assert torch.equal(image(picture), seen)
-            assert [blocks._position for blocks in used] == [4, 3], "every block went through a slot"
+            assert [blocks._position for blocks in used] == [4, 3], "every block used a slot"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_device_holds_no_more_than_the_room(plain):
+def test_device_memory_stays_within_the_given_room(plain):
     streamed, device = streamed_copy(plain, "cuda"), torch.device("cuda")
     room = room_for(streamed.blocks, 1)
     torch.cuda.synchronize()

@@ -91,7 +91,7 @@ def test_memory_that_runs_out_is_reported_and_the_next_try_succeeds(request_for,
     chunk = generator.resolved.chunks[0]
     failure = Failure(pipeline.dit.blocks[3], call=2)
     with pytest.raises(
-        OutOfMemory, match=r"did not suffice.*planned GiB.*resident.*offloaded.*sampling"
+        OutOfMemory, match=r"ran out of memory.*planned GiB.*resident.*offloaded.*sampling"
     ) as caught:
         generator.generate(chunk)
     gc.collect()

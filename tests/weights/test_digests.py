@@ -1,10 +1,10 @@
-"""Every file that decides a checkpoint counts."""
+"""Digests of weight files."""
 
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights.digests import weight_digests
 
 
-def test_every_weight_file_counts(request_for):
+def test_every_weight_file_has_a_digest(request_for):
     digests = weight_digests(checkpoint_files(request_for()))
     assert {"wan/config.json", "wan/Wan2.1_VAE.safetensors", "wav2vec2/config.json"} <= set(digests)
     assert any(name.startswith("wan/google/umt5-xxl/") for name in digests)

@@ -1,4 +1,4 @@
-"""LoRA formats, and files that do not fit."""
+"""LoRA formats; files that do not fit are errors."""
 
 import logging
 
@@ -48,19 +48,19 @@ DOWN, UP = torch.randn(3, 6), torch.randn(8, 3)
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "diffusion_model.", "transformer.", "base_model.model."])
-def test_formats(merge, prefix, down, up):
+def test_all_key_formats(merge, prefix, down, up):
     model = merge({f"{prefix}blocks.0.ffn.0.{down}": DOWN, f"{prefix}blocks.0.ffn.0.{up}": UP}, 0.5)
     torch.testing.assert_close(change(model, "blocks.0.ffn.0.weight"), 0.5 * UP @ DOWN)
 
 
-def test_underscored_names(merge):
+def test_names_with_underscores_instead_of_dots(merge):
     model = merge(
         {"lora_unet_blocks_0_ffn_0.lora_down.weight": DOWN, "lora_unet_blocks_0_ffn_0.lora_up.weight": UP}
     )
     torch.testing.assert_close(change(model, "blocks.0.ffn.0.weight"), UP @ DOWN)
 
 
-def test_alpha_scales_by_rank(merge):
+def test_alpha_is_divided_by_the_rank(merge):
     layer = "blocks.0.ffn.0"
     model = merge(
         {f"{layer}.lora_A.weight": DOWN, f"{layer}.lora_B.weight": UP, f"{layer}.alpha": torch.tensor(6.0)}
@@ -68,7 +68,7 @@ def test_alpha_scales_by_rank(merge):
     torch.testing.assert_close(change(model, f"{layer}.weight"), 2.0 * UP @ DOWN)
 
 
-def test_differences_of_weight_bias_and_bare_parameter(merge):
+def test_full_rank_updates_of_weights_biases_and_bare_parameters(merge):
     weight, bias, bare = torch.randn(6, 8), torch.randn(6), torch.randn(1, 6)
     model = merge(
         {"blocks.0.ffn.1.diff": weight, "blocks.0.ffn.1.diff_b": bias, "modulation.diff": bare}, 2.0
@@ -84,7 +84,7 @@ def test_convolution(merge):
     torch.testing.assert_close(change(model, "patch.weight").flatten(1), up.flatten(1) @ down.flatten(1))
 
 
-def test_two_files_add_up(tmp_path):
+def test_updates_of_several_merges_add_up(tmp_path):
     save_file({"blocks.0.ffn.1.diff_b": torch.ones(6)}, tmp_path / "a.safetensors")
     model = Tiny()
     assert merge_lora(model, tmp_path / "a.safetensors", 1.0) == 1
@@ -92,7 +92,7 @@ def test_two_files_add_up(tmp_path):
     torch.testing.assert_close(change(model, "blocks.0.ffn.1.bias"), torch.full((6,), 1.25))
 
 
-def test_strangers_are_reported(merge, caplog):
+def test_unmatched_keys_are_logged(merge, caplog):
     with caplog.at_level(logging.WARNING):
         merge({"blocks.0.ffn.1.diff_b": torch.ones(6), "blocks.9.ffn.1.diff_b": torch.ones(6)})
     assert "blocks.9.ffn.1.diff_b" in caplog.text
@@ -106,16 +106,16 @@ def test_strangers_are_reported(merge, caplog):
         ({"blocks.0.ffn.0.diff": torch.ones(5, 5)}, "does not fit"),
         (
             {"blocks.0.ffn.0.lora_A.weight": DOWN, "blocks.0.ffn.0.lora_B.weight": torch.ones(8, 2)},
-            "two ranks",
+            "two different ranks",
         ),
     ],
 )
-def test_files_that_do_not_fit(merge, tensors, message):
+def test_a_file_that_does_not_fit_is_an_error(merge, tensors, message):
     with pytest.raises(CheckpointError, match=message):
         merge(tensors)
 
 
-def test_unreadable_file(tmp_path):
+def test_an_unreadable_file_is_an_error(tmp_path):
     (tmp_path / "lora.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
         merge_lora(Tiny(), tmp_path / "lora.safetensors", 1.0)

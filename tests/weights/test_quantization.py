@@ -1,4 +1,4 @@
-"""Eight-bit weights: how near they are, and what a map may ask for."""
+"""8-bit weights: their error, and the supported quantisation maps."""
 
 import pytest
 import torch
@@ -8,28 +8,29 @@ from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear, quantize_rows
 from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
 from talkinghead_lab.weights.quantization import (
+    insert_quantized_layers,
     multiply_fp8,
-    prepare_for_quantized,
     quantize_linears,
     stored_type,
 )
 
-# Half a step of 254 levels over a row's range; three mantissa bits round to 1 part in 16.
-ROUNDING = {torch.int8: 0.5 / 127, torch.float8_e4m3fn: 1 / 16}
+# Largest error relative to a row's maximum: int8 half of one of 254 steps, fp8 with 3 mantissa bits 1/16.
+MAX_ERROR = {torch.int8: 0.5 / 127, torch.float8_e4m3fn: 1 / 16}
 
 
-@pytest.mark.parametrize("stored", ROUNDING)
-def test_rows_round_trip_within_the_rounding(stored):
+@pytest.mark.parametrize("stored", MAX_ERROR)
+def test_dequantised_rows_are_within_the_quantisation_error(stored):
     torch.manual_seed(0)
     weight = torch.randn(64, 96) * torch.logspace(-3, 3, 64)[:, None]
     data, scale = quantize_rows(weight, stored)
-    assert data.dtype is stored and scale.shape == (64, 1)
+    assert data.dtype is stored
+    assert scale.shape == (64, 1)
     error = (data.float() * scale - weight).abs() / weight.abs().amax(dim=1, keepdim=True)
-    assert error.max() <= ROUNDING[stored] * 1.001
+    assert error.max() <= MAX_ERROR[stored] * 1.001
 
 
-@pytest.mark.parametrize("stored", ROUNDING)
-def test_quantised_network_is_near(stored):
+@pytest.mark.parametrize("stored", MAX_ERROR)
+def test_a_quantised_network_has_a_small_error(stored):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(96, 128), nn.GELU(), nn.Linear(128, 32, bias=False))
     x = torch.randn(10, 96)
@@ -53,9 +54,9 @@ def test_zero_rows_stay_zero():
         ({"0": {"weights": "qint8", "activations": "qint8"}}, "not supported"),
     ],
 )
-def test_maps_that_cannot_be_followed(kinds, message):
+def test_an_unsupported_map_is_an_error(kinds, message):
     with pytest.raises(CheckpointError, match=message):
-        prepare_for_quantized(nn.Sequential(nn.Linear(2, 2)), kinds)
+        insert_quantized_layers(nn.Sequential(nn.Linear(2, 2)), kinds)
 
 
 def quantised(x_type: torch.dtype = torch.float32) -> tuple[nn.Linear, QuantizedLinear]:
@@ -64,44 +65,45 @@ def quantised(x_type: torch.dtype = torch.float32) -> tuple[nn.Linear, Quantized
     return linear, QuantizedLinear(*quantize_rows(linear.weight.detach(), FP8), linear.bias.detach())
 
 
-def test_fp8_products_scale_every_row_of_the_input():
-    """Rows a million times apart come out equally near; one scale for all would lose the small ones."""
+def test_fp8_matmuls_scale_every_row_of_the_input():
+    """Rows of very different size have the same relative error; a common scale would lose the small ones."""
     linear, layer = quantised()
     assert multiply_fp8(nn.Sequential(layer)) == 1
     x = torch.randn(3, 5, 96) * torch.logspace(-3, 3, 5)[:, None]
     plain, out = (nn.functional.linear(x, linear.weight), layer(x) - linear.bias)
     errors = (out - plain).norm(dim=-1) / plain.norm(dim=-1)
-    assert out.shape == (3, 5, 64) and errors.max() < 0.07
+    assert out.shape == (3, 5, 64)
+    assert errors.max() < 0.07
 
 
-def test_tokens_that_are_rounded_already_give_the_same():
+def test_tokens_quantised_beforehand_give_the_same_result():
     _, layer = quantised()
     multiply_fp8(nn.Sequential(layer))
     x = torch.randn(3, 5, 96)
     rows, scale = quantize_rows(x.flatten(0, 1), FP8)
-    rounded = QuantizedTokens(rows.view(3, 5, 96), scale.view(3, 5, 1), x.dtype)
-    assert torch.equal(layer(rounded), layer(x))
+    quantised_tokens = QuantizedTokens(rows.view(3, 5, 96), scale.view(3, 5, 1), x.dtype)
+    assert torch.equal(layer(quantised_tokens), layer(x))
 
 
-def test_int8_layers_never_multiply_fp8():
+def test_int8_layers_get_no_fp8_matmuls():
     network = nn.Sequential(nn.Linear(8, 8))
     quantize_linears(network, torch.int8)
     assert multiply_fp8(network) == 0
 
 
 @pytest.mark.parametrize(("capability", "stored"), [((9, 0), FP8), ((8, 9), FP8), ((8, 6), torch.int8)])
-def test_a_gpu_without_fp8_stores_int8_and_says_so(monkeypatch, caplog, capability, stored):
+def test_a_gpu_without_fp8_stores_int8_and_logs_it(monkeypatch, caplog, capability, stored):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an older GPU")
     assert stored_type("fp8", torch.device("cuda")) is stored
-    assert ("an older GPU does not multiply fp8" in caplog.text) is (stored is torch.int8)
+    assert ("an older GPU has no fp8 matmuls" in caplog.text) is (stored is torch.int8)
     assert stored_type("bf16", torch.device("cuda")) is None
     assert stored_type("fp8", torch.device("cpu")) is FP8
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_multiplies_as_the_cpu_emulates():
+def test_fp8_matmuls_on_a_gpu_match_their_emulation_on_a_cpu():
     _, layer = quantised(torch.bfloat16)
     multiply_fp8(nn.Sequential(layer))
     x = torch.randn(7, 96).bfloat16()

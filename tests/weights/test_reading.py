@@ -1,4 +1,4 @@
-"""Tensors reach a device whole and converted, through buffers that are smaller than they are."""
+"""Tensors reach a device complete and converted, through buffers that are smaller than they are."""
 
 import pytest
 import torch
@@ -8,34 +8,37 @@ from tests.offload.test_streamed_blocks import DEVICES
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("stored, dtype", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)])
-def test_parts_are_sent_one_after_the_other_through_two_buffers(device, stored, dtype):
-    upload = Upload(torch.device(device), stage_bytes=1024)
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
+)
+def test_parts_are_sent_in_order_through_two_buffers(device, stored, dtype):
+    upload = Upload(torch.device(device), buffer_bytes=1024)
     source = torch.randn(2000).to(stored)
     target = torch.empty(2000, dtype=dtype, device=device)
     for start in range(0, 2000, 512):
         upload.send(target[start : start + 512], source[start : start + 512])
     assert torch.equal(target.cpu(), source.to(dtype))
-    assert upload.parts == 4 and len(upload.stages) == 2
+    assert upload.parts == 4
+    assert len(upload.buffers) == 2
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.int8, torch.float8_e4m3fn])
 def test_an_upload_equals_a_plain_copy(stored):
-    upload = Upload(torch.device("cuda"), stage_bytes=4096)
+    upload = Upload(torch.device("cuda"), buffer_bytes=4096)
     for shape in ((), (3,), (129, 77), (2, 3, 50, 50)):
         tensor = (10 * torch.randn(shape)).to(stored)
         dtype = torch.bfloat16 if tensor.is_floating_point() and tensor.element_size() > 1 else stored
         assert torch.equal(upload(tensor, dtype).cpu().float(), tensor.to(dtype).float())
 
 
-def test_on_a_cpu_a_tensor_of_the_right_type_is_not_copied():
+def test_on_a_cpu_a_tensor_that_has_the_type_is_not_copied():
     tensor = torch.randn(5)
     assert Upload(torch.device("cpu"))(tensor, torch.float32).data_ptr() == tensor.data_ptr()
 
 
-def test_converting_leaves_eight_bit_weights_and_scales_as_they_are():
+def test_conversion_keeps_the_type_of_8_bit_weights_and_scales():
     layer = torch.nn.Linear(4, 4).requires_grad_(False)
     layer.register_buffer("scale", torch.ones(4, 1))
     layer.register_buffer("stored", torch.ones(4, dtype=torch.int8))

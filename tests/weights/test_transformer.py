@@ -1,8 +1,11 @@
-"""What a loaded transformer leaves behind, and what is imported while it is read."""
+"""Loading the transformer: memory it holds, settings it restores, and imports in the background."""
 
 import gc
+import queue
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +13,17 @@ import pytest
 import torch
 
 from talkinghead_lab.pipeline.request import load_settings
-from talkinghead_lab.training.networks import build_untrained, write_checkpoint
+from talkinghead_lab.training.networks import build_untrained, vocabulary
 from talkinghead_lab.weights import checkpoints
-from talkinghead_lab.weights.transformer import importing, load_transformer
+from talkinghead_lab.weights.transformer import SWITCH_INTERVAL, importing, load_transformer
+from talkinghead_lab.weights.writing import write_checkpoint
 
 CPU = torch.device("cpu")
 
 
-def test_an_offloaded_transformer_lets_go_of_its_files(request_for, tmp_path):
-    """Stored in the type that it computes in, so that nothing is copied for another reason."""
-    write_checkpoint(tmp_path, build_untrained(0), torch.float32)
+def test_an_offloaded_transformer_keeps_no_file_mapped(request_for, tmp_path):
+    """The stored type is the compute type, so that no tensor is copied only for its conversion."""
+    write_checkpoint(tmp_path, build_untrained(0), vocabulary(), torch.float32)
     folders = {name: str(tmp_path / name) for name in checkpoints.RELEASED_REPOSITORIES}
     params = request_for(device="cpu", precision="fp32", **folders)
     settings = load_settings(params)
@@ -34,24 +38,67 @@ def test_an_offloaded_transformer_lets_go_of_its_files(request_for, tmp_path):
 
 
 def mapped_files() -> str:
-    """All files that are mapped into this process."""
+    """The memory map of this process."""
     return Path("/proc/self/maps").read_text()
 
 
-def test_settings_are_as_they_were_once_weights_are_read():
-    def settings() -> tuple[bool, float, int]:
-        return gc.isenabled(), sys.getswitchinterval(), torch.get_num_threads()
+@pytest.fixture
+def eight_threads():
+    """PyTorch uses eight threads, in new Python threads too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
 
-    usual = settings()
-    with pytest.raises(KeyError), importing():
-        assert not gc.isenabled() and sys.getswitchinterval() < usual[1]
-        raise KeyError
+
+def settings() -> tuple[bool, float, int]:
+    return gc.isenabled(), sys.getswitchinterval(), torch.get_num_threads()
+
+
+def test_an_error_while_loading_restores_the_settings_of_the_process(eight_threads):
+    usual, loading = settings(), []
+
+    def fail():
+        with importing():
+            loading.append(settings())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert loading == [(False, pytest.approx(SWITCH_INTERVAL), 2)]
     assert settings() == usual
 
 
-def test_what_takes_longest_to_import_waits_until_weights_are_read():
-    told = (
+@pytest.mark.parametrize("first_to_finish", [0, 1])
+def test_loads_in_two_threads_share_the_settings_and_the_last_restores_them(eight_threads, first_to_finish):
+    usual, loading = settings(), (False, pytest.approx(SWITCH_INTERVAL), 2)
+    finish = [threading.Event(), threading.Event()]
+    started = queue.SimpleQueue()
+
+    def load(finish):
+        with importing():
+            started.put(settings())
+            finish.wait()
+        return settings()
+
+    with ThreadPoolExecutor(2) as threads:
+        loads = []
+        for number in range(2):
+            loads.append(threads.submit(load, finish[number]))
+            assert started.get() == loading
+        finish[first_to_finish].set()
+        loads[first_to_finish].result()
+        assert settings()[:2] == loading[:2], "the other load still runs"
+        finish[1 - first_to_finish].set()
+        assert loads[1 - first_to_finish].result() == usual
+        # The threads of the pool go on, so they show what each load left behind.
+        assert {threads.submit(settings).result() for _ in range(8)} == {usual}
+    assert settings() == usual
+
+
+def test_the_slowest_imports_wait_until_weights_are_read():
+    program = (
         "import sys, talkinghead_lab.pipeline.pipeline; print(sys.modules.keys() & {'transformers', 'scipy'})"
     )
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
