@@ -34,7 +34,7 @@ from talkinghead_lab.params import GenerationParams, read_yaml
 from talkinghead_lab.runs.folder import RECORD
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.runs.worker import OF_LOADING, Job
-from talkinghead_lab.sweeps.processes import run_here
+from talkinghead_lab.sweeps.processes import run_on_this_machine
 from talkinghead_lab.sweeps.ray_cluster import run_on_ray
 
 PARTS = ("base", "axes", "seeds", "portraits", "recordings")
@@ -93,7 +93,8 @@ class Sweep:
 
     def reduced(self, frames: int = 25) -> "Sweep":
         """The same question in little, to see that all works: the ends of each axis, one portrait and
-        recording, at most two seeds, one second in one chunk."""
+        recording, at most two seeds, one second in one chunk.
+        """
         ends = {name: _ends(axis) for name, axis in self.axes.items()}
         base = {**self.base, "max_frames": frames, "chunk_frames": frames}
         return Sweep(base, ends, self.seeds[:2], self.portraits[:1], self.recordings[:1])
@@ -210,7 +211,7 @@ def run_sweep(
             if ray_address is not None and waiting:
                 run_on_ray(waiting, ray_address, bar.update)
             else:
-                run_here(waiting, workers, bar.update)
+                run_on_this_machine(waiting, workers, bar.update)
         table = results(sweep, folder)
         _write(folder / "results.csv", table.write_csv().encode())
         with atomic_path(folder / "results.parquet", overwrite=True) as temporary:

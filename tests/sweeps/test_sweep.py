@@ -2,11 +2,16 @@
 
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import polars
+import psutil
 import pytest
 import torch
 import yaml
@@ -15,6 +20,7 @@ from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest, OutputError
 from talkinghead_lab.foundation.files import locked
 from talkinghead_lab.runs.worker import Failure, Job
+from talkinghead_lab.sweeps import processes
 from talkinghead_lab.sweeps.sweep import Sweep, results, run_sweep
 
 FAST = {"loras": [{"path": "sample:fast-lora"}], "text_guide_scale": 1.0, "audio_guide_scale": 1.0}
@@ -119,7 +125,8 @@ def test_a_sweep_makes_a_table_and_skips_what_is_finished(sweep, tmp_path):
     assert table["state"].to_list() == ["finished"] * 4
     assert table["text_guide_scale"].to_list() == [1.0, 1.0, 3.0, 3.0]
     assert table["seed"].to_list() == [1, 2, 1, 2]
-    assert table["sharpness"].null_count() == 0 and table["seconds_per_frame"].min() > 0
+    assert table["sharpness"].null_count() == 0
+    assert table["seconds_per_frame"].min() > 0
     assert table["lip_correlation"].null_count() == 4
     assert all("lip_correlation: no reader of photographed faces" in why for why in table["not_taken"])
     assert polars.read_parquet(tmp_path / "results.parquet").equals(table)
@@ -184,9 +191,7 @@ def test_two_workers_give_what_one_gives_though_one_is_killed(parts, tmp_path):
 
 def kill_a_worker_at_work(folder) -> None:
     """SIGKILL one child of this process once a cell has begun."""
-    import psutil
-
-    while not list(folder.glob("cells/*/request.yaml")):
+    while not cells_begun(folder):
         time.sleep(0.01)
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # a child of another test may just have ended
@@ -195,12 +200,70 @@ def kill_a_worker_at_work(folder) -> None:
                 return
 
 
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [("4,6", ["4", "6", "4"]), (None, ["0", "1", "0"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b", "GPU-a"])],
+)
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch, visible, devices):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [processes.visible_device(number) for number in range(3)] == devices
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_running_cells_unfinished(parts, tmp_path):
+    base = parts["base"] | {"diffusion_steps": 1000}
+    sweep = Sweep.from_parts(parts | {"base": base})
+    path, out = tmp_path / "sweep.yaml", tmp_path / "out"
+    path.write_text(sweep.to_yaml())
+    command = [
+        sys.executable,
+        "-m",
+        "talkinghead_lab",
+        "sweep",
+        str(path),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+    ]
+    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    shell = psutil.Popen(
+        command, env=os.environ | root, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(begun := cells_begun(out)) < 2:
+        assert time.monotonic() < deadline
+        assert shell.poll() is None
+        time.sleep(0.02)
+    processes = [shell, *shell.children(recursive=True)]
+    os.killpg(shell.pid, signal.SIGINT)  # as a terminal does, to every process of the command
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert len(processes) >= 3
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert shell.returncode == 130
+    errors = shell.stderr.read()
+    assert "Stopped" in errors
+    assert "Traceback" not in errors
+    assert "leaked" not in errors
+    assert results(sweep, out)["state"].to_list() == ["missing"] * 4
+    assert cells_begun(out) == begun
+    assert list(out.glob("cells/*.error.json")) == []
+
+
+def cells_begun(folder) -> list[Path]:
+    return sorted(folder.glob("cells/*/request.yaml"))
+
+
 def test_the_shell(sweep, tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
     path.write_text(Sweep(sweep.base, {}, (1,)).to_yaml())
     assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["finished"] == 1 and told["failed"] == 0
+    assert told["finished"] == 1
+    assert told["failed"] == 0
     assert polars.read_csv(told["table"]).height == 1
 
 
