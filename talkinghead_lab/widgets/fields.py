@@ -85,7 +85,7 @@ class Control(widgets.VBox):
         widget: instead of the one that the field's type asks for.
     """
 
-    def __init__(self, name: str, changed: Changed, widget: Any = None):
+    def __init__(self, name: str, changed: Changed, widget: Any = None) -> None:
         self.name, self.field = name, GenerationParams.model_fields[name]
         self.kind, self.optional = _kind(self.field)
         self._set_from_outside: tuple[Any, Any] | None = None  # (shown, value)

@@ -29,7 +29,7 @@ OnRun = Callable[[PastRun], None]
 class Card(widgets.VBox):
     """One run."""
 
-    def __init__(self, run: PastRun, compare: Callable[[], None], use: OnRun, go_on: OnRun):
+    def __init__(self, run: PastRun, compare: Callable[[], None], use: OnRun, go_on: OnRun) -> None:
         self.run = run
         self.compare = widgets.ToggleButton(description="Compare", disabled=not run.finished)
         self.compare.tooltip = "shows this video beside the others that are chosen"
@@ -62,7 +62,7 @@ class Gallery(widgets.VBox):
         go_on: called with an unfinished run that is to be continued.
     """
 
-    def __init__(self, folder: Path, compare: Callable[[], None], use: OnRun, go_on: OnRun):
+    def __init__(self, folder: Path, compare: Callable[[], None], use: OnRun, go_on: OnRun) -> None:
         self.folder, self._calls = folder, (compare, use, go_on)
         self.runs: list[PastRun] = []
         self.cards: dict[tuple[Path, bool], Card] = {}

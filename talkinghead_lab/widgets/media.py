@@ -40,7 +40,7 @@ class MediaPicker(widgets.VBox):
 
     value = Unicode()
 
-    def __init__(self, kind: Kind, folder: Path | None = None):
+    def __init__(self, kind: Kind, folder: Path | None = None) -> None:
         self.kind, self.folder = kind, folder or project_folder() / "shared"
         self.look = widgets.HTML()
         self.look.add_class(f"thl-{kind}")

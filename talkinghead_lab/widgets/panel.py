@@ -40,7 +40,7 @@ class TuningPanel(widgets.VBox):
 
     def __init__(
         self, params: GenerationParams, folder: str | Path = "outputs", media_folder: Path | None = None
-    ):
+    ) -> None:
         super().__init__()
         self.folder = project_folder() / folder
         self.thread = GenerationThread.of_this_process()

@@ -24,7 +24,7 @@ class Settings(widgets.VBox):
         media_folder: whose files are offered, and where uploads go; unset: `shared/` of the project.
     """
 
-    def __init__(self, params: GenerationParams, changed: Changed, media_folder: Path | None = None):
+    def __init__(self, params: GenerationParams, changed: Changed, media_folder: Path | None = None) -> None:
         self._changed: Changed | None = None
         self._loading = True
         self.loaded = params

@@ -62,7 +62,8 @@ def test_a_third_axis_gives_panels_of_one_scale(two_methods):
 def test_curves_with_bands(table):
     figure = sweeps.curves(table, "audio_guide_scale", "quality", "text_guide_scale")
     first, second = figure.axes[0].lines
-    assert first.get_ydata().tolist() == [31, 41] and second.get_ydata().tolist() == [32, 42]
+    assert first.get_ydata().tolist() == [31, 41]
+    assert second.get_ydata().tolist() == [32, 42]
     band = figure.axes[0].collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(31 - 2.484, abs=1e-3)
 
@@ -129,7 +130,8 @@ def test_a_long_label_stays_above_its_own_video(table, tmp_path):
     longer = table.with_columns(audio_guide_scale=polars.lit("a method with quite a long name"))
     path = grid_video(longer, tmp_path, "audio_guide_scale", "text_guide_scale", width=160)
     label = next(video.read_frames(path))[:22]
-    assert label[:, :150].min() < 100 and label[:, 157:].min() > 200
+    assert label[:, :150].min() < 100
+    assert label[:, 157:].min() > 200
 
 
 def test_a_figure_is_saved_for_print_and_for_the_web(table, tmp_path):

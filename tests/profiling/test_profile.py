@@ -68,7 +68,8 @@ def test_a_profile_that_was_made_elsewhere_is_read_back(tmp_path):
     table.write_csv(tmp_path / "profile.csv")
     rows = [{name: value for name, value in row.items() if value is not None} for row in table.to_dicts()]
     (tmp_path / "profile.json").write_text(json.dumps(rows))
-    assert read(tmp_path / "profile.csv").equals(table) and read(tmp_path / "profile.json").equals(table)
+    assert read(tmp_path / "profile.csv").equals(table)
+    assert read(tmp_path / "profile.json").equals(table)
     (tmp_path / "other.json").write_text('{"run": "a"}')
     for name in ("other.json", "nowhere.json"):
         with pytest.raises(InvalidRequest, match=r"no profile can be read.*" + name):

@@ -53,9 +53,11 @@ def test_a_bad_value_is_told_and_generates_nothing(panel_for, name, typed, told)
     assert panel.generate_button.disabled
     assert "thl-wrong" in panel.settings[name]._dom_classes
     panel.generate()
-    assert panel.thread.busy is False and panel.runs == []
+    assert panel.thread.busy is False
+    assert panel.runs == []
     panel.settings[name].value = before
-    assert panel.complaint.value == "" and not panel.generate_button.disabled
+    assert panel.complaint.value == ""
+    assert not panel.generate_button.disabled
 
 
 def test_two_videos_are_a_history_of_two_that_can_be_compared(panel_for):
@@ -64,7 +66,8 @@ def test_two_videos_are_a_history_of_two_that_can_be_compared(panel_for):
     result = panel.wait()
     assert result.frame_count == 25
     assert [clip["content"] for clip in panel.player.clips] == [result.video_path.read_bytes()]
-    assert panel.status.value.startswith("Finished in") and panel.bar.value == 1.0
+    assert panel.status.value.startswith("Finished in")
+    assert panel.bar.value == 1.0
     panel.settings["seed"].widget.value = "43"
     panel.generate()
     second = panel.wait()
@@ -82,10 +85,12 @@ def test_many_clicks_begin_one_video(panel_for):
     panel = panel_for(max_frames=9)
     for _ in range(5):
         panel.generate_button.click()
-    assert panel.generate_button.disabled and not panel.stop_button.disabled
+    assert panel.generate_button.disabled
+    assert not panel.stop_button.disabled
     panel.wait()
     assert len(panel.runs) == 1
-    assert not panel.generate_button.disabled and panel.stop_button.disabled
+    assert not panel.generate_button.disabled
+    assert panel.stop_button.disabled
 
 
 def test_chunks_are_shown_with_their_sound_as_they_are_finished_and_stop_leaves_them(panel_for, tmp_path):
@@ -96,16 +101,19 @@ def test_chunks_are_shown_with_their_sound_as_they_are_finished_and_stop_leaves_
     seen = tmp_path / "seen.mp4"
     seen.write_bytes(panel.player.clips[0]["content"])
     facts = probe(seen)
-    assert facts.codecs == ("h264", "aac") and facts.frame_count in (9, 13, 17, 21)
+    assert facts.codecs == ("h264", "aac")
+    assert facts.frame_count in (9, 13, 17, 21)
     panel.stop_button.click()
     assert panel.stop_button.disabled
     assert panel.wait() is None
     assert panel.status.value.startswith("Stopped")
     (run,) = panel.runs
-    assert not run.finished and run.parts
+    assert not run.finished
+    assert run.parts
     panel.gallery.cards[run.folder, False].go_on.click()
     result = panel.wait()
-    assert result.run_dir == run.folder and result.frame_count == 25
+    assert result.run_dir == run.folder
+    assert result.frame_count == 25
     assert yaml.safe_load((run.folder / "run.json").read_text())["chunks_of_earlier_calls"] >= 1
 
 
@@ -116,7 +124,8 @@ def test_a_video_that_is_stopped_at_once_leaves_nothing(panel_for, monkeypatch):
     panel.generate()
     panel.stop()
     panel.wait()
-    assert panel.status.value == "Stopped before anything was made." and panel.runs == []
+    assert panel.status.value == "Stopped before anything was made."
+    assert panel.runs == []
 
 
 def test_of_a_long_run_only_the_newest_chunks_are_shown(panel_for, monkeypatch, tmp_path):
@@ -138,8 +147,10 @@ def test_a_failure_is_told_in_words_and_the_next_video_is_made(panel_for):
     panel.generate()
     with pytest.raises(TalkingHeadError, match="no such file"):
         panel.wait()
-    assert "no such file" in panel.status.value and "nowhere.png" in panel.status.value
-    assert panel.bar.bar_style == "danger" and panel.runs == []
+    assert "no such file" in panel.status.value
+    assert "nowhere.png" in panel.status.value
+    assert panel.bar.bar_style == "danger"
+    assert panel.runs == []
     panel.settings["image_path"].widget.value = "sample:portrait"
     panel.settings["device"].widget.value = "cuda:99"
     panel.generate()
@@ -156,7 +167,8 @@ def test_what_nobody_foresaw_is_told_with_its_place(panel_for, monkeypatch):
     panel.generate()
     with pytest.raises(TalkingHeadError, match="ZeroDivisionError"):
         panel.wait()
-    assert "<details>" in panel.status.value and "Traceback" in panel.status.value
+    assert "<details>" in panel.status.value
+    assert "Traceback" in panel.status.value
 
 
 def test_a_panel_that_is_opened_again_meets_the_video_under_way(panel_for):
@@ -164,12 +176,14 @@ def test_a_panel_that_is_opened_again_meets_the_video_under_way(panel_for):
     first.generate()
     second = panel_for(diffusion_steps=20)
     assert second.thread is first.thread
-    assert second.generate_button.disabled and not second.stop_button.disabled
+    assert second.generate_button.disabled
+    assert not second.stop_button.disabled
     second.generate()
     wait_for(lambda: second.thread.job.progress is not None, second)
     second.stop_button.click()
     second.wait()
-    assert len(second.runs) == 1 and second.status.value.startswith("Stopped")
+    assert len(second.runs) == 1
+    assert second.status.value.startswith("Stopped")
     threads = [thread for thread in threading.enumerate() if isinstance(thread, GenerationThread)]
     assert len(threads) == 1
 
@@ -200,7 +214,8 @@ def test_in_a_notebook_the_panel_looks_after_the_thread_by_itself(panel_for):
         raise TimeoutError
 
     panel = asyncio.run(generate_and_sleep())
-    assert len(panel.player.clips) == 1 and not panel.generate_button.disabled
+    assert len(panel.player.clips) == 1
+    assert not panel.generate_button.disabled
 
 
 def test_what_is_saved_is_the_same_request_and_nothing_is_overwritten(panel_for, project):
@@ -229,7 +244,9 @@ def test_the_shell_takes_what_is_saved(panel_for, project):
 def test_presets_are_the_files_that_hold_a_request(panel_for, project):
     panel = panel_for(seed=5)
     names = [name for name, _ in panel.preset.options]
-    assert "embedded" in names and "infinitetalk-480" in names and "sweep-cfg" not in names
+    assert "embedded" in names
+    assert "infinitetalk-480" in names
+    assert "sweep-cfg" not in names
     panel.save()
     assert panel.preset.options[-1] == ("tuned", str(project / "outputs" / "params" / "tuned.yaml"))
     panel.preset.value = dict(panel.preset.options)["embedded-fast"]
