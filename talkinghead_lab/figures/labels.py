@@ -117,19 +117,20 @@ def axis_label(name: str) -> str:
 
 def title(name: str) -> str:
     """A name with its unit, capitalised."""
-    return _capitalised(axis_label(name))
+    return capitalised(axis_label(name))
 
 
 def measure_title(measure: str) -> str:
     """A measure's name, unit and better direction, capitalised."""
     direction = DIRECTIONS.get(KINDS[measure][1], "") if measure in KINDS else ""
-    return _capitalised(_with_notes(readable_name(measure), unit_of(measure), direction))
+    return capitalised(_with_notes(readable_name(measure), unit_of(measure), direction))
+
+
+def capitalised(name: str) -> str:
+    """A name with a capital first letter; the others stay as they are."""
+    return name[0].upper() + name[1:]
 
 
 def _with_notes(name: str, *notes: str) -> str:
     given = ", ".join(filter(None, notes))
     return f"{name} ({given})" if given else name
-
-
-def _capitalised(name: str) -> str:
-    return name[0].upper() + name[1:]
