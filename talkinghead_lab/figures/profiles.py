@@ -29,28 +29,28 @@ def timeline(table: polars.DataFrame, run: int = 0) -> NotebookFigure:
         InvalidRequest: the run is not in the table, or it failed.
     """
     column = peak_column(table)
-    visits = table.filter(polars.col("run") == run).drop_nulls([column]).sort("started")
-    if visits.is_empty():
+    stages = table.filter(polars.col("run") == run).drop_nulls([column]).sort("started")
+    if stages.is_empty():
         raise InvalidRequest("no finished run with this number", received=run)
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(10, 3.2), layout="constrained")
         axes = figure.add_subplot()
         shown: dict[str, str] = {}
-        for visit in visits.iter_rows(named=True):
-            color = shown.setdefault(visit["stage"], STAGE_COLORS.get(visit["stage"], UNKNOWN_STAGE_COLOR))
-            place = {"x": visit["started"], "width": visit["seconds"], "align": "edge", "color": color}
-            axes.bar(height=visit[column], alpha=0.55, linewidth=0, **place)
-            axes.bar(height=visit["held_gib"] or 0, linewidth=0, **place)
-        _finish(axes, visits, shown, column)
+        for stage in stages.iter_rows(named=True):
+            color = shown.setdefault(stage["stage"], STAGE_COLORS.get(stage["stage"], UNKNOWN_STAGE_COLOR))
+            bar = {"x": stage["started"], "width": stage["seconds"], "align": "edge", "color": color}
+            axes.bar(height=stage[column], alpha=0.55, linewidth=0, **bar)
+            axes.bar(height=stage["held_gib"] or 0, linewidth=0, **bar)
+        _finish(axes, stages, shown, column)
     return figure
 
 
-def _finish(axes: Axes, visits: polars.DataFrame, shown: dict[str, str], column: str) -> None:
+def _finish(axes: Axes, stages: polars.DataFrame, shown: dict[str, str], column: str) -> None:
     kind = "GPU memory, allocated" if column == "peak_gpu_gib" else "host memory of the process"
-    axes.set(xlabel="time (s)", ylabel=f"{kind} (GiB)", xlim=(0, None), title=visits["setting"][0])
+    axes.set(xlabel="time (s)", ylabel=f"{kind} (GiB)", xlim=(0, None), title=stages["setting"][0])
     handles = [
-        matplotlib.patches.Patch(color=color, label=STAGE_NAMES.get(stage, stage))
-        for stage, color in shown.items()
+        matplotlib.patches.Patch(color=color, label=STAGE_NAMES.get(name, name))
+        for name, color in shown.items()
     ]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
 

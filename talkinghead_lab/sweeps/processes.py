@@ -114,7 +114,7 @@ def visible_device(number: int) -> str | None:
 def _serve(connection: Connection, gpu: str | None, workers: int) -> None:
     """Main loop of a worker process: run each job received, on one GPU or on a share of the cores."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent stops this one
-    tqdm.set_lock(threading.RLock())  # the default is a semaphore too, which a killed process would leak
+    tqdm.set_lock(threading.RLock())  # a killed process would leak the semaphore of the default lock
     if gpu is None:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     else:
