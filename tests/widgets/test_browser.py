@@ -322,7 +322,7 @@ def test_the_panel_fits_and_follows_the_theme(opened, theme, tmp_path):
         )
         cut = page.evaluate(
             """() => [...document.querySelectorAll('.thl-panel :is(button, input, select)')].filter(part => {
-                const box = part.getBoundingClientRect(), around = part.closest('.thl-panel');
+                const box = part.getBoundingClientRect(), around = part.closest('.thl-group, .thl-panel');
                 return box.width && box.right > around.getBoundingClientRect().right + 1;
             }).map(part => part.className)"""
         )
