@@ -85,7 +85,7 @@ def test_on_a_gpu_a_stage_has_room_for_pieces_that_nothing_uses(request_for):
 
 def test_the_model_foresees_what_was_measured_on_a_gpu():
     table = profile.read(PUBLISHED / "h100" / "profile.json")
-    runs = profile.foreseen(table, coefficients("cuda"))
+    runs = profile.predicted_peaks(table, coefficients("cuda"))
     assert len(runs) > 5
     # What is shipped is fitted to plain norms, as other GPUs have them: a Hopper GPU's kernels take less.
     assert runs["error"].is_between(0, 0.12).all()
