@@ -1,1 +1,1 @@
-"""Pictures of results."""
+"""Figures and tables of results."""

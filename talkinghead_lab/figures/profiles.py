@@ -1,4 +1,4 @@
-"""Figures of a profile: memory over the time of a run, and the memory model against what was measured."""
+"""Figures of a profile: memory over time, and predicted against measured peaks."""
 
 import matplotlib
 import numpy as np
@@ -14,48 +14,52 @@ STAGE_COLORS = {
     "vae_encode": "#c05621", "sampling": "#2b6cb0", "decode": "#2f855a", "mux": "#4a5568",
     "measure": "#cbd5e0",
 }  # fmt: skip
-UNKNOWN_STAGE = "#e2e8f0"
+STAGE_NAMES = {"vae_encode": "VAE encode"}  # the others are shown as they are
+UNKNOWN_STAGE_COLOR = "#e2e8f0"
 
 
 def timeline(table: polars.DataFrame, run: int = 0) -> NotebookFigure:
-    """Peak memory of every visit to a stage, as wide as it took; the darker part is weights.
+    """Peak memory over the time of a run, one bar per stage; the darker part is weights.
 
     Args:
-        table: of `profiles.profile`.
-        run: which of its runs.
+        table: from `profiling.profile.profile`.
+        run: number of the run in the table.
 
     Raises:
-        InvalidRequest: that run is not in the table, or failed.
+        InvalidRequest: the run is not in the table, or it failed.
     """
     column = peak_column(table)
-    visits = table.filter(polars.col("run") == run).drop_nulls([column]).sort("started")
-    if visits.is_empty():
+    stages = table.filter(polars.col("run") == run).drop_nulls([column]).sort("started")
+    if stages.is_empty():
         raise InvalidRequest("no finished run with this number", received=run)
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(10, 3.2), layout="constrained")
         axes = figure.add_subplot()
         shown: dict[str, str] = {}
-        for visit in visits.iter_rows(named=True):
-            color = shown.setdefault(visit["stage"], STAGE_COLORS.get(visit["stage"], UNKNOWN_STAGE))
-            place = {"x": visit["started"], "width": visit["seconds"], "align": "edge", "color": color}
-            axes.bar(height=visit[column], alpha=0.55, linewidth=0, **place)
-            axes.bar(height=visit["held_gib"] or 0, linewidth=0, **place)
-        _finish(axes, visits, shown, column)
+        for stage in stages.iter_rows(named=True):
+            color = shown.setdefault(stage["stage"], STAGE_COLORS.get(stage["stage"], UNKNOWN_STAGE_COLOR))
+            bar = {"x": stage["started"], "width": stage["seconds"], "align": "edge", "color": color}
+            axes.bar(height=stage[column], alpha=0.55, linewidth=0, **bar)
+            axes.bar(height=stage["held_gib"] or 0, linewidth=0, **bar)
+        _finish(axes, stages, shown, column)
     return figure
 
 
-def _finish(axes: Axes, visits: polars.DataFrame, shown: dict[str, str], column: str) -> None:
+def _finish(axes: Axes, stages: polars.DataFrame, shown: dict[str, str], column: str) -> None:
     kind = "GPU memory, allocated" if column == "peak_gpu_gib" else "host memory of the process"
-    axes.set(xlabel="time (s)", ylabel=f"{kind} (GiB)", xlim=(0, None), title=visits["setting"][0])
-    handles = [matplotlib.patches.Patch(color=color, label=stage) for stage, color in shown.items()]
+    axes.set(xlabel="time (s)", ylabel=f"{kind} (GiB)", xlim=(0, None), title=stages["setting"][0])
+    handles = [
+        matplotlib.patches.Patch(color=color, label=STAGE_NAMES.get(name, name))
+        for name, color in shown.items()
+    ]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
 
 
-def predicted_beside_measured(peaks: polars.DataFrame) -> NotebookFigure:
-    """Each run's peak as the model foresaw it, against the measured one.
+def predicted_against_measured(peaks: polars.DataFrame) -> NotebookFigure:
+    """Predicted against measured peak memory, a point per run.
 
     Args:
-        peaks: of `profiles.foreseen` or `profiles.left_out`.
+        peaks: from `profiling.profile.predicted_peaks` or `cross_validated_peaks`.
     """
     measured, predicted = peaks["measured_gib"].to_numpy(), peaks["predicted_gib"].to_numpy()
     with matplotlib.rc_context(STYLE):
@@ -70,7 +74,7 @@ def predicted_beside_measured(peaks: polars.DataFrame) -> NotebookFigure:
             ylabel="predicted peak (GiB)",
             xlim=ends,
             ylim=ends,
-            title="Memory, foreseen and measured",
+            title="Peak memory, predicted and measured",
         )
         axes.legend(loc="upper left")
     return figure

@@ -1,4 +1,4 @@
-"""Figures and tables for notebooks and papers: what goes into a run, what comes out of it."""
+"""Figures and tables of a run: its inputs and its video."""
 
 import html
 import io
@@ -34,11 +34,11 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "white", "axes.facecolor": "white", "svg.fonttype": "none",
 }  # fmt: skip
 SCREEN_DPI = 96
-MOST_COLUMNS = 1500  # of a waveform: more than a printed page resolves
+WAVEFORM_COLUMNS = 1500  # of a waveform; more than a printed page resolves
 
 
 class NotebookFigure(Figure):
-    """A figure that a notebook shows sharply when it is a cell's last value; pyplot is not involved."""
+    """A figure that a notebook shows at twice the screen resolution, without pyplot."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         picture = io.BytesIO()
@@ -48,10 +48,10 @@ class NotebookFigure(Figure):
 
 
 def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:
-    """The portrait as the networks get it, and what each speaker says when, with the borders of the chunks.
+    """The portrait as the networks receive it, and each speaker's waveform with the chunk borders.
 
     Raises:
-        MediaError: the picture or a recording cannot be used.
+        MediaError: the picture or a recording cannot be read.
     """
     voices = _voices(params)
     with matplotlib.rc_context(STYLE):
@@ -72,7 +72,7 @@ def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:
 
 
 def frames_with_sound(result: GenerationResult, frames: int = 9) -> NotebookFigure:
-    """Frames of a finished video above the loudness of its sound, on one time axis."""
+    """Frames of a finished video above the loudness of its sound, on a shared time axis."""
     duration = result.duration_seconds
     video = open_reference(result.video_path)
     frames = min(frames, result.frame_count)
@@ -93,7 +93,7 @@ def frames_with_sound(result: GenerationResult, frames: int = 9) -> NotebookFigu
 
 
 def table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> HTML:
-    """Rows with the same keys as an HTML table; one mapping becomes two columns."""
+    """Rows with equal keys as an HTML table; a single mapping becomes a table of two columns."""
     if isinstance(rows, Mapping):
         rows = [{"": name, "value": value} for name, value in rows.items()]
     head = "".join(f"<th style='text-align:left'>{_escaped(name)}</th>" for name in rows[0]) if rows else ""
@@ -101,7 +101,8 @@ def table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> HTML:
         "".join(f"<td style='text-align:left'>{_escaped(row[name])}</td>" for name in rows[0]) for row in rows
     ]
     body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    document = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return HTML(document)  # type: ignore[no-untyped-call]  # IPython is not annotated
 
 
 def _escaped(value: object) -> str:
@@ -109,7 +110,7 @@ def _escaped(value: object) -> str:
 
 
 def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
-    """Each speaker's recording on the video's time line, [samples] at 48 kHz."""
+    """Each speaker's recording on the time axis of the video, [samples] at 48 kHz."""
     first = audio.read_soundtrack(local_file(params.audio_path)).mean(axis=0)
     if params.second_audio_path is None:
         return [first]
@@ -133,17 +134,19 @@ def _draw_portrait(axes: Axes, params: GenerationParams) -> None:
 
 
 def _draw_waveform(axes: Axes, wave: NDArray[np.float32], color: str) -> None:
-    """The range of samples in every column of the plot, so that no peak is lost."""
-    columns = np.array_split(wave, min(MOST_COLUMNS, len(wave)))
+    """Draw minimum and maximum of the samples in each column of the plot, so that no peak is lost."""
+    columns = np.array_split(wave, min(WAVEFORM_COLUMNS, len(wave)))
     seconds = np.linspace(0, len(wave) / audio.SOUNDTRACK_RATE, len(columns))
     low, high = (np.array([end(column) for column in columns]) for end in (np.min, np.max))
     axes.fill_between(seconds, low, high, color=color, linewidth=0.4)
     loudest = 1.08 * max(high.max(), -low.min(), 0.01)
-    axes.set(title="Recording", ylabel="amplitude", xlim=(0, seconds[-1]), ylim=(-loudest, loudest))
+    axes.set(
+        title="Recording", ylabel="amplitude (of full scale)", xlim=(0, seconds[-1]), ylim=(-loudest, loudest)
+    )
 
 
 def _mark_chunks(panels: Sequence[Axes], params: GenerationParams, seconds: float) -> None:
-    """A line where each chunk after the first adds its first new frame; beyond `max_frames` all is pale."""
+    """Mark the first new frame of every chunk after the first; fade the audio beyond `max_frames`."""
     frames = max(1, math.floor(seconds * FRAMES_PER_SECOND))
     used = min(frames, params.max_frames or frames)
     chunks = plan_chunks(used, params.chunk_frames, params.motion_frame)
@@ -159,7 +162,7 @@ def _mark_chunks(panels: Sequence[Axes], params: GenerationParams, seconds: floa
 
 
 def _stacked_axes(figure: Figure, inches: tuple[float, float]) -> tuple[Axes, Axes]:
-    """Two axes as wide as the figure, of exactly these heights, so that pictures in them keep their shape."""
+    """Two axes as wide as the figure, of exactly these heights, so that pictures keep their aspect ratio."""
     width, height = figure.get_size_inches()
     left, right, bottom, gap = 0.65, 0.15, 0.5, 0.1
     lower = (left / width, bottom / height, (width - left - right) / width, inches[1] / height)
@@ -168,7 +171,7 @@ def _stacked_axes(figure: Figure, inches: tuple[float, float]) -> tuple[Axes, Ax
 
 
 def _draw_strip(axes: Axes, pictures: Sequence[Image.Image], duration: float) -> None:
-    """Pictures side by side, each centred on its own time."""
+    """Draw pictures side by side, each centred on its time."""
     step = duration / len(pictures)
     for number, picture in enumerate(pictures):
         extent = ((number + 0.01) * step, (number + 0.99) * step, 0, 1)
@@ -178,10 +181,10 @@ def _draw_strip(axes: Axes, pictures: Sequence[Image.Image], duration: float) ->
 
 
 def _draw_loudness(axes: Axes, wave: NDArray[np.float32]) -> None:
-    """Root mean square of the sound during each video frame, in dB below full scale."""
+    """Draw the RMS level of the sound during each video frame, in dBFS."""
     samples = audio.SOUNDTRACK_RATE // FRAMES_PER_SECOND
-    whole = len(wave) // samples * samples
-    power = np.square(wave[:whole].reshape(-1, samples)).mean(axis=1)
+    used = len(wave) // samples * samples
+    power = np.square(wave[:used].reshape(-1, samples)).mean(axis=1)
     level = 10 * np.log10(np.maximum(power, 1e-6))
     seconds = (np.arange(len(level)) + 0.5) / FRAMES_PER_SECOND
     axes.fill_between(seconds, -60, level, color=SPEAKER_COLORS[0], alpha=0.85, linewidth=0)

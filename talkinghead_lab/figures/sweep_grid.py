@@ -1,4 +1,4 @@
-"""A sweep's videos side by side in one."""
+"""The videos of a sweep as one grid video."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import polars
 from PIL import Image, ImageDraw, ImageFont
 
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.figures.labels import axis_values, described
+from talkinghead_lab.figures.labels import axis_values, cell_label
 from talkinghead_lab.figures.runs import INK
 from talkinghead_lab.media import audio, video
 from talkinghead_lab.sweeps.statistics import PAIRED_BY
@@ -21,15 +21,16 @@ LABEL_HEIGHT = 22  # pixels above each video
 def grid_video(
     table: polars.DataFrame, folder: str | Path, x: str, y: str | None = None, width: int = 160
 ) -> Path:
-    """One labelled video of a sweep's videos side by side, `grid.mp4`, with the sound of the first.
+    """Write `grid.mp4`: the sweep's videos side by side with labels, and the sound of the first.
 
-    Of several seeds, portraits or recordings the first of the table is shown. A video that ends before the
-    others keeps its last frame.
+    Only the first seed, portrait and recording of the table are shown. A shorter video holds its last
+    frame.
 
     Args:
-        table: of `sweeps.results`.
-        folder: of the sweep; a grid that is there is replaced.
-        x, y: axes of the sweep: what differs from left to right, and from bottom to top.
+        table: from `sweeps.sweep.results`.
+        folder: folder of the sweep; an existing grid is replaced.
+        x: axis of the sweep from left to right.
+        y: axis of the sweep from bottom to top.
         width: of each video in pixels, even.
 
     Raises:
@@ -39,9 +40,8 @@ def grid_video(
     finished = table.filter(polars.col("state") == "finished")
     if finished.is_empty():
         raise InvalidRequest("no run is finished")
-    repeats = [name for name in PAIRED_BY if name in table.columns]
     first = finished.row(0, named=True)
-    for name in repeats:
+    for name in set(PAIRED_BY).intersection(table.columns):
         finished = finished.filter(polars.col(name).eq_missing(first[name]))
     axes = [axis for axis in (x, y) if axis]
     columns, rows = axis_values(finished, x), axis_values(finished, y) if y else [None]
@@ -64,13 +64,13 @@ def grid_video(
 def _tile(
     cell: dict[str, Any] | None, folder: Path, axes: list[str], size: tuple[int, int]
 ) -> Iterator[Image.Image]:
-    """Frames of one video with its label above, the last one for ever; grey where there is no video."""
+    """Frames of one video below its label, the last one repeated forever; grey if there is no video."""
     blank = Image.new("RGB", (size[0], size[1] + LABEL_HEIGHT), "white")
     if cell is None:
         blank.paste("#cbd5e0", (0, LABEL_HEIGHT, size[0], size[1] + LABEL_HEIGHT))
         yield from itertools.repeat(blank)
         return
-    label = described(cell, axes)
+    label = cell_label(cell, axes)
     ImageDraw.Draw(blank).text((4, 4), label, fill=INK, font=_font(label, size[0] - 8))
     picture = blank
     for pixels in video.read_frames(folder / cell["video_path"]):
@@ -81,7 +81,7 @@ def _tile(
 
 
 def _font(label: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The largest font of at most 12 pixels in which a label is no wider; 6 at the least."""
+    """The largest font, 12 to 6 pixels, in which a label fits the width."""
     fonts = [ImageFont.load_default(size=size) for size in range(12, 5, -1)]
     return next((font for font in fonts if font.getlength(label) <= width), fonts[-1])
 

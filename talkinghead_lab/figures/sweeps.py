@@ -1,4 +1,4 @@
-"""Figures of a sweep's table: heat maps, curves with bands, quality against time, paired differences."""
+"""Figures of a sweep's results: heat maps, curves, quality against time, paired differences."""
 
 import itertools
 from collections.abc import Mapping
@@ -15,15 +15,23 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.figures.labels import axis_values, described, measure_title, unit_of, value_label, words
+from talkinghead_lab.figures.labels import (
+    axis_label,
+    axis_values,
+    cell_label,
+    measure_title,
+    readable_name,
+    unit_of,
+    value_label,
+)
 from talkinghead_lab.figures.runs import INK, STYLE, NotebookFigure
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.sweeps.statistics import Interval, means, pareto_front
 
-COLORS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
+GROUP_COLORS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 PALE = "#a0aec0"
-PAPER_DPI = 300
+PRINT_DPI = 300
 
 
 def heat_map(
@@ -34,17 +42,17 @@ def heat_map(
     panels: str | None = None,
     interval: Interval = "t",
 ) -> NotebookFigure:
-    """Mean of a measure for each pair of axis values, with half the width of its 95 % interval below.
+    """Mean of a measure for each pair of axis values, with half the width of its 95 % interval below it.
 
     Args:
-        table: of `sweeps.results`.
+        table: from `sweeps.sweep.results`.
         x, y: axes of the sweep.
-        measure: a column.
-        panels: a third axis, with a map for each of its values.
-        interval: how the intervals are made; see `comparisons.Estimate`.
+        measure: a column of the table.
+        panels: a third axis; one map per value.
+        interval: method of the intervals; see `sweeps.statistics.Estimate`.
 
     Raises:
-        InvalidRequest: no such column, or no finished run has the measure.
+        InvalidRequest: the table has no such column, or no finished run has the measure.
     """
     found = _means(table, [*_given(panels), y, x], measure, interval)
     columns, rows = axis_values(found, x), axis_values(found, y)
@@ -58,10 +66,11 @@ def heat_map(
             cells = found.filter(polars.col(panels).eq_missing(title)) if panels else found
             image = _draw_map(axes, cells, (x, columns), (y, rows), scale)
             axes.set_title("" if panels is None else value_label(title), fontsize=9, loc="center")
-            axes.set_xlabel(words(x))
-        grid[0].set_ylabel(words(y))
+            axes.set_xlabel(axis_label(x))
+        grid[0].set_ylabel(axis_label(y))
         figure.suptitle(measure_title(measure), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-        figure.colorbar(image, ax=grid.tolist(), pad=0.02, aspect=14).outline.set_visible(False)
+        bar = figure.colorbar(image, ax=grid.tolist(), pad=0.02, aspect=14, label=axis_label(measure))
+        bar.outline.set_visible(False)
         _add_note(figure, found, "± half the 95 % interval")
     return figure
 
@@ -76,7 +85,7 @@ def _draw_map(
     (x, columns), (y, rows) = across, up
     grid = np.full((len(rows), len(columns)), np.nan)
     spread = np.ptp([scale.vmin, scale.vmax]) or 1.0
-    decimals = int(np.clip(1 - np.floor(np.log10(spread)), 0, 6))  # two digits of what differs
+    decimals = int(np.clip(1 - np.floor(np.log10(spread)), 0, 6))  # two significant digits of the range
     for cell in cells.iter_rows(named=True):
         place = columns.index(cell[x]), rows.index(cell[y])
         grid[place[::-1]] = cell["mean"]
@@ -101,9 +110,9 @@ def curves(
     panels: str | None = None,
     interval: Interval = "t",
 ) -> NotebookFigure:
-    """Mean of a measure along a numeric axis with a band of its 95 % interval, a line for each group.
+    """Mean of a measure along a numeric axis, with its 95 % interval as a band.
 
-    Args and errors as for `heat_map`; `group` is another axis.
+    Arguments and errors are those of `heat_map`; `group` is another axis with one line per value.
     """
     found = _means(table, [*_given(panels), *_given(group), x], measure, interval)
     titles = axis_values(found, panels) if panels else [None]
@@ -113,18 +122,18 @@ def curves(
         grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
         for axes, title in zip(grid, titles, strict=True):
             inside = found.filter(polars.col(panels).eq_missing(title)) if panels else found
-            for color, value in zip(itertools.cycle(COLORS), groups, strict=False):
+            for color, value in zip(itertools.cycle(GROUP_COLORS), groups, strict=False):
                 line = inside.filter(polars.col(group).eq_missing(value)) if group else inside
                 _draw_curve(axes, line.sort(x), x, color, value_label(value))
             _mark_values(axes, axis_values(found, x))
-            heading = "" if panels is None else f"{words(panels)} {value_label(title)}"
+            heading = "" if panels is None else f"{readable_name(panels)} {value_label(title)}"
             axes.set_title(heading, fontsize=9, loc="center", fontweight="normal")
-            axes.set_xlabel(words(x))
-        grid[0].set_ylabel(unit_of(measure) or words(measure))
+            axes.set_xlabel(axis_label(x))
+        grid[0].set_ylabel(axis_label(measure))
         figure.suptitle(measure_title(measure), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
         if group is not None:
             handles, names = grid[0].get_legend_handles_labels()
-            figure.legend(handles, names, title=words(group), loc="outside right center", fontsize=8)
+            figure.legend(handles, names, title=axis_label(group), loc="outside right center", fontsize=8)
         _add_note(figure, found, "band: 95 % interval")
     return figure
 
@@ -138,7 +147,7 @@ def _draw_curve(axes: Axes, line: polars.DataFrame, x: str, color: str, label: s
 
 
 def _mark_values(axes: Axes, values: list[Any]) -> None:
-    """Ticks at the values that were run; doublings lie evenly."""
+    """Put ticks at the values of the sweep; use a log scale if their ratios are equal."""
     ratios = {after / before for before, after in itertools.pairwise(values) if before > 0}
     if len(values) > 2 and len(ratios) == 1:
         axes.set_xscale("log")
@@ -154,18 +163,19 @@ def quality_against_time(
     cost: str = "seconds_per_frame",
     interval: Interval = "t",
 ) -> NotebookFigure:
-    """A point for each combination of the axes, means of both measures, and the line of those that no other
-    one beats in both; a legend names these. What is better in `quality` is known of each measure.
+    """Mean quality against mean cost, a point per combination of the axes, with the Pareto front.
+
+    The legend names the points on the front. The measure itself defines whether higher quality is better.
 
     Args:
-        table: of `sweeps.results`.
-        axes_of_sweep: what varies.
-        quality, cost: columns.
-        group: the axis that colours tell apart.
-        interval: how the intervals are made; see `comparisons.Estimate`.
+        table: from `sweeps.sweep.results`.
+        axes_of_sweep: all axes of the sweep.
+        quality, cost: columns of the table.
+        group: the axis shown by colour.
+        interval: method of the intervals; see `sweeps.statistics.Estimate`.
 
     Raises:
-        InvalidRequest: no such column, or no finished run has both measures.
+        InvalidRequest: the table has no such column, or no finished run has both measures.
     """
     costs = means(table, axes_of_sweep, cost).select(*axes_of_sweep, polars.col("mean").alias("cost"))
     points = _means(table, axes_of_sweep, quality, interval).join(costs, on=axes_of_sweep, nulls_equal=True)
@@ -175,49 +185,48 @@ def quality_against_time(
         figure = NotebookFigure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
         axes.step(front["cost"], front["mean"], where="post", color=INK, linewidth=0.9, zorder=1)
-        for color, value in zip(itertools.cycle(COLORS), groups, strict=False):
+        for color, value in zip(itertools.cycle(GROUP_COLORS), groups, strict=False):
             inside = points.filter(polars.col(group).eq_missing(value)) if group else points
             _draw_points(axes, inside, color, value_label(value) if group else None)
         names = [_front_label(axes, point, n, axes_of_sweep) for n, point in enumerate(front.to_dicts(), 1)]
-        axes.set(xlabel=f"{words(cost)} ({unit_of(cost)})", ylabel=words(quality), ylim=_span(points["mean"]))
+        axes.set(xlabel=axis_label(cost), ylabel=axis_label(quality), ylim=_span(points["mean"]))
         axes.set_xlim(0, 1.08 * max(points["cost"]))
-        axes.set_title(measure_title(quality) + " against time")
+        axes.set_title(f"{measure_title(quality)} against {readable_name(cost)}")
         blank = [Line2D([], [], linestyle="none")] * len(names)
         shown, labels = axes.get_legend_handles_labels()
         figure.legend(
             [*shown, *blank], [*labels, *names], loc="outside right center", fontsize=7.5, labelspacing=0.7
         )
-        _add_note(figure, points, "bar: 95 % interval; line: what nothing beats in both")
+        _add_note(figure, points, "bar: 95 % interval; line: Pareto front")
     return figure
 
 
 def _draw_points(axes: Axes, points: polars.DataFrame, color: str, label: str | None) -> None:
-    reach = points.drop_nulls("low")
-    arms = [reach["mean"] - reach["low"], reach["high"] - reach["mean"]]
-    axes.errorbar(reach["cost"], reach["mean"], arms, fmt="none", ecolor=color, alpha=0.35, linewidth=0.8)
+    known = points.drop_nulls("low")
+    arms = [known["mean"] - known["low"], known["high"] - known["mean"]]
+    axes.errorbar(known["cost"], known["mean"], arms, fmt="none", ecolor=color, alpha=0.35, linewidth=0.8)
     axes.scatter(points["cost"], points["mean"], s=20, color=color, label=label, zorder=3, linewidth=0)
 
 
 def _front_label(axes: Axes, point: dict[str, Any], number: int, axes_of_sweep: list[str]) -> str:
-    """Number a point of the front; what the number stands for."""
+    """Number a point of the front; return its entry for the legend."""
     axes.annotate(
         str(number), (point["cost"], point["mean"]), (5, 4), textcoords="offset points", fontsize=8,
         fontweight="bold",
     )  # fmt: skip
-    return f"{number}  {described(point, axes_of_sweep)}"
+    return f"{number}  {cell_label(point, axes_of_sweep)}"
 
 
 def differences(found: polars.DataFrame, measure: str, base: Mapping[str, Any]) -> NotebookFigure:
-    """A row for each combination: its paired difference from the base and the 95 % interval, pale where that
-    spans zero.
+    """Paired difference of each combination from the base with its 95 % interval, pale if that spans zero.
 
     Args:
-        found: of `comparisons.paired_differences`.
-        measure: what differs.
-        base: what it was called with.
+        found: from `sweeps.statistics.paired_differences`.
+        measure: the measure that was compared.
+        base: the base that was passed to `paired_differences`.
 
     Raises:
-        InvalidRequest: there is no difference to show.
+        InvalidRequest: `found` is empty.
     """
     rows = found.drop_nulls("mean").to_dicts()[::-1]
     if not rows:
@@ -226,18 +235,18 @@ def differences(found: polars.DataFrame, measure: str, base: Mapping[str, Any]) 
         figure = NotebookFigure(figsize=(6.8, 1.2 + 0.17 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for number, row in enumerate(rows):
-            sure = row["low"] is not None and row["low"] * row["high"] > 0
-            color = COLORS[0] if sure else PALE
+            significant = row["low"] is not None and row["low"] * row["high"] > 0
+            color = GROUP_COLORS[0] if significant else PALE
             if row["low"] is not None:
                 axes.hlines(number, row["low"], row["high"], color=color, linewidth=1.6)
             axes.plot(row["mean"], number, "o", color=color, markersize=4)
         axes.axvline(0, color=INK, linewidth=0.8)
         unit = f" ({unit_of(measure)})" if unit_of(measure) else ""
-        axes.set_yticks(range(len(rows)), [described(row, [*base]) for row in rows], fontsize=7.5)
+        axes.set_yticks(range(len(rows)), [cell_label(row, [*base]) for row in rows], fontsize=7.5)
         axes.tick_params(axis="y", length=0)
         axes.set(
             ylim=(-0.7, len(rows) - 0.3),
-            xlabel=f"difference from {described(base, [*base])}{unit}",
+            xlabel=f"difference from {cell_label(base, [*base])}{unit}",
         )
         axes.set_title(measure_title(measure) + ", paired", x=0, loc="left")
         axes.grid(axis="x", color="#e2e8f0", linewidth=0.6)
@@ -255,24 +264,24 @@ def _means(
     return found
 
 
-def _add_note(figure: Figure, found: polars.DataFrame, what: str, of: str = "runs each") -> None:
-    """Say below a figure how its intervals are made, and of how many runs."""
-    kinds = {"t": "Student's t", "bootstrap": "BCa bootstrap"}
+def _add_note(figure: Figure, found: polars.DataFrame, meaning: str, counted: str = "runs each") -> None:
+    """Write the method of the intervals and the number of runs below a figure."""
+    methods = {"t": "Student's t", "bootstrap": "BCa bootstrap"}
     fewest, most = np.quantile(found["count"], (0, 1)).astype(int)
     counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    text = f"{what} ({kinds[found['interval'][0]]}), {counts} {of}"
+    text = f"{meaning} ({methods[found['interval'][0]]}), {counts} {counted}"
     height = 0.17 / figure.get_size_inches()[1]
     figure.get_layout_engine().set(rect=(0, height, 1, 1 - height))  # type: ignore[union-attr, call-arg]
     figure.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=6.5, color="#718096")
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write a figure as PNG of 300 dpi and as SVG, replacing earlier ones; their paths."""
+    """Write a figure as NAME.png (300 dpi) and NAME.svg, replacing earlier ones, and return both paths."""
     paths = [Path(folder) / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for path in paths:
         with atomic_path(path, overwrite=True) as temporary, matplotlib.rc_context(STYLE):
             figure.savefig(
-                temporary, dpi=PAPER_DPI, metadata={"Date": None} if path.suffix == ".svg" else None
+                temporary, dpi=PRINT_DPI, metadata={"Date": None} if path.suffix == ".svg" else None
             )
     return paths
 
@@ -282,7 +291,7 @@ def _given(axis: str | None) -> list[str]:
 
 
 def _span(values: polars.Series) -> tuple[float, float]:
-    """A little more than the range of means: intervals of few runs would leave them no room."""
+    """Limits a little beyond the range of the means; wide intervals of few runs are cut off."""
     low, high = np.quantile(values, (0, 1))
     margin = 0.3 * (high - low) or 1.0
     return low - margin, high + margin

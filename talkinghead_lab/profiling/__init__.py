@@ -1,1 +1,1 @@
-"""What a run costs."""
+"""Time and memory of runs, and the fitted memory model."""

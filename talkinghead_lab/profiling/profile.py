@@ -1,7 +1,6 @@
-"""Profiles of whole runs: where time and memory went, and the memory model that is fitted to them.
+"""Profiles of complete runs: time and memory per stage, and the memory model fitted to them.
 
-A run is profiled in a process of its own, whose memory nothing else has touched. On a machine without a GPU
-the memory is the host's.
+Each run has a process of its own, whose memory nothing else has used. Without a GPU, host memory is profiled.
 """
 
 import itertools
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars
+from numpy.typing import NDArray
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation import environment
@@ -34,24 +34,24 @@ SCHEMA = {
 
 
 def combinations(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every combination of the values of some parameters."""
+    """Every combination of the parameter values, as one mapping per run."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def profile(
     base: GenerationParams, settings: Sequence[Mapping[str, Any]], folder: str | Path
 ) -> polars.DataFrame:
-    """Make a run for each setting and tell what every visit to a stage took.
+    """Run the request once per setting and measure time and peak memory of every stage.
 
     Args:
         base: the request.
-        settings: what to change in it, one mapping a run.
-        folder: gets a folder for each run, and the table as `profile.csv`. Finished runs are not made again.
+        settings: fields to change in the request, one mapping per run.
+        folder: receives a folder per run, and the table as `profile.csv`. Finished runs are not repeated.
 
     Returns:
-        A row for each visit: `run`, `setting`, `device`, `machine`, `stage`, `started` and `seconds`; peaks
-        in GiB; and what the memory model needs: `held_gib` (weights there), `extra_gib`, `unit_gib` (largest
-        activation). A run that fails is one row with its `error`.
+        A row each time a stage ran: `run`, `setting`, `device`, `machine`, `stage`, `started` and `seconds`;
+        peaks in GiB; and the inputs of the memory model: `held_gib` (weights on the device), `extra_gib`,
+        `unit_gib` (largest activation). A failed run is one row with its `error`.
     """
     folder = Path(folder)
     rows: list[dict[str, Any]] = []
@@ -77,18 +77,18 @@ def _profile_one(
             yield common | {"error": done.stderr.strip().splitlines()[-1]}
             return
     plan = planned(resolve(params, read_inputs(params)))
-    # On a CPU the streamed copies are in the same memory as what they are copied from.
+    # On a CPU, streamed blocks are in the same memory as their source, so a budget has no effect.
     gib = params.vram_budget_gib if device == "cuda" else None
     budget = None if gib is None else round(gib * GIB)
-    for visit in read_record(run_dir)["timeline"]:
-        yield common | visit | plan.known(visit["stage"], budget)
+    for stage in read_record(run_dir)["timeline"]:
+        yield common | stage | plan.known(stage["stage"], budget)
 
 
 def read(file: str | Path) -> polars.DataFrame:
-    """The table of a profile that was made elsewhere: a JSON list of rows, or what `profile` wrote.
+    """Read a profile made elsewhere: a JSON list of rows, or the CSV file that `profile` wrote.
 
     Raises:
-        InvalidRequest: there is no such file, or it is no profile.
+        InvalidRequest: the file does not exist or is not a profile.
     """
     file = Path(file)
     try:
@@ -99,40 +99,41 @@ def read(file: str | Path) -> polars.DataFrame:
             raise ValueError("not a list of rows")
         return polars.DataFrame(rows, schema=SCHEMA)
     except (OSError, ValueError, polars.exceptions.PolarsError) as error:
-        raise InvalidRequest(f"no profile can be read ({error})", received=str(file)) from None
+        raise InvalidRequest(f"the profile cannot be read ({error})", received=str(file)) from None
 
 
 def this_machine() -> str:
-    """What the memory of a profile depends on: the GPU, or without one the processor."""
+    """The GPU, or without one the processor: peaks are comparable only on the same one."""
     described = environment.describe()
     return str(described.get("gpu") or described["cpu"] or "this machine")
 
 
 def label(setting: Mapping[str, Any]) -> str:
-    """A setting in one line, without what is unset."""
-    told = [f"{name.replace('_', ' ')} {value}" for name, value in setting.items() if value is not None]
-    return ", ".join(told) or "as it is"
+    """A setting in one line, without the fields that are None."""
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in setting.items() if value is not None]
+    return ", ".join(words) or "as it is"
 
 
 def peak_column(table: polars.DataFrame) -> str:
-    """The column of the memory that the model is about: the GPU's, or without one the host's."""
+    """The column of peaks that the model predicts: GPU memory, or host memory if there is no GPU."""
     return "peak_gpu_gib" if "cuda" in table["device"] else "peak_host_gib"
 
 
 def fit(table: polars.DataFrame) -> dict[str, Any]:
-    """Fit the memory model to profiles: an entry for `memory_coefficients.json`.
+    """Fit the memory model to profiles and return an entry for `memory_coefficients.json`.
 
-    For each stage, least squares of what its peak has beyond weights and known extras, against its largest
-    activation; a stage that was only seen at one size gets a constant. On a CPU the constant of the leanest
-    stage is the libraries'; on a GPU what the driver counts beside PyTorch's tensors lies outside of all.
+    For each stage, a least-squares line predicts the peak beyond weights and known extras from the largest
+    activation. A stage profiled at one size only gets a constant. The memory outside of all stages is, on a
+    CPU, the smallest constant of a stage (the libraries); on a GPU, what the driver reports beyond PyTorch's
+    tensors.
 
     Raises:
         InvalidRequest: the table has no finished run.
     """
     column, stages = peak_column(table), {}
-    for (stage,), visits in table.drop_nulls(["unit_gib", column]).group_by("stage", maintain_order=True):
-        beyond = visits[column] - visits["held_gib"] - visits["extra_gib"]
-        stages[str(stage)] = _line(visits["unit_gib"].to_numpy(), beyond.to_numpy())
+    for (stage,), rows in table.drop_nulls(["unit_gib", column]).group_by("stage", maintain_order=True):
+        rest = rows[column] - rows["held_gib"] - rows["extra_gib"]
+        stages[str(stage)] = _fit_line(rows["unit_gib"].to_numpy(), rest.to_numpy())
     if not stages:
         raise InvalidRequest("no run of the profile is finished", received=table["error"].to_list()[:1])
     outside = table["outside_gpu_gib"].max()
@@ -148,16 +149,16 @@ def fit(table: polars.DataFrame) -> dict[str, Any]:
     }
 
 
-def _line(sizes: Any, values: Any) -> tuple[float, float]:
-    """(constant, slope ≥ 0) that fit best."""
+def _fit_line(sizes: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, float]:
+    """Constant and slope ≥ 0 of the best fit."""
     if np.ptp(sizes) < 1e-9:
         return float(values.max()), 0.0
     slope, constant = np.polyfit(sizes, values, 1)
     return (float(constant), float(slope)) if slope > 0 else (float(values.max()), 0.0)
 
 
-def foreseen(table: polars.DataFrame, fitted: Mapping[str, Any]) -> polars.DataFrame:
-    """Predicted beside measured for each run's peak: `setting`, `measured_gib`, `predicted_gib`, `error`."""
+def predicted_peaks(table: polars.DataFrame, fitted: Mapping[str, Any]) -> polars.DataFrame:
+    """Predicted and measured peak per run: `setting`, `measured_gib`, `predicted_gib`, relative `error`."""
     column = peak_column(table)
     outside = fitted["outside_gib"] if column == "peak_host_gib" else 0.0
     base = {stage: float(model["base_gib"]) for stage, model in fitted["stages"].items()}
@@ -179,10 +180,10 @@ def foreseen(table: polars.DataFrame, fitted: Mapping[str, Any]) -> polars.DataF
     return peaks.with_columns(error.alias("error")).sort("run").drop("run")
 
 
-def left_out(table: polars.DataFrame) -> polars.DataFrame:
-    """`foreseen` for each run by a model that was fitted to the others."""
+def cross_validated_peaks(table: polars.DataFrame) -> polars.DataFrame:
+    """`predicted_peaks` of each run by a model fitted to the other runs (leave-one-out)."""
     runs = table.drop_nulls(["unit_gib"])["run"].unique(maintain_order=True)
-    others = [
+    splits = [
         (table.filter(polars.col("run") != run), table.filter(polars.col("run") == run)) for run in runs
     ]
-    return polars.concat([foreseen(one, fit(rest)) for rest, one in others])
+    return polars.concat([predicted_peaks(one, fit(others)) for others, one in splits])

@@ -1,1 +1,1 @@
-"""Many runs, compared."""
+"""Sweeps: many runs from one file, on one machine or a cluster, and their statistics."""

@@ -1,113 +1,124 @@
-"""Runs the cells of a sweep on this machine: in this process, or in one process for each GPU."""
+"""Runs the cells of a sweep on this machine: in this process, or in one worker process per GPU.
+
+The pools of `concurrent.futures` and `pebble` fail every waiting job, without an exit status, if a worker
+dies before it took one. Here a dead worker fails its own job only, and its replacement gets the same GPU.
+"""
 
 import multiprocessing
 import os
-import queue
+import signal
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
 import torch
+from tqdm import tqdm
 
 from talkinghead_lab.runs.worker import Failure, Job, Worker
 
 
-def run_here(jobs: list[Job], workers: int, done: Callable[[], object]) -> None:
-    """Run jobs on this machine, calling `done` after each.
+def run_on_this_machine(jobs: list[Job], workers: int, on_done: Callable[[], object]) -> None:
+    """Run jobs and call `on_done` after each.
 
     Args:
         jobs: what to run.
-        workers: processes; 0: one for each GPU, or this process where there is none; 1: this process.
-        done: called after every job.
+        workers: worker processes. 0: one per GPU, or this process if there is no GPU; 1: this process.
+        on_done: called after every job, finished or failed.
     """
     workers = min(workers or torch.cuda.device_count(), len(jobs))
     if workers > 1:
-        return _run_in_processes(jobs, workers, done)
+        return _run_in_processes(jobs, workers, on_done)
     worker = Worker()
     for job in jobs:
         worker.run(job)
-        done()
+        on_done()
     return None
 
 
-def _run_in_processes(jobs: list[Job], workers: int, done: Callable[[], object]) -> None:
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-    processes = [_Process(number, workers) for number in range(workers)]
-    threads = [threading.Thread(target=process.serve, args=(waiting, done)) for process in processes]
+def _run_in_processes(jobs: list[Job], count: int, on_done: Callable[[], object]) -> None:
+    """Give each idle worker the next job. An interrupt stops the workers; their jobs stay unfinished."""
+    workers = [_WorkerProcess(visible_device(number), count) for number in range(count)]
+    waiting, idle = list(reversed(jobs)), list(reversed(workers))
+    busy: dict[Connection, tuple[_WorkerProcess, Job]] = {}
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException:
-        while not waiting.empty():
-            waiting.get()
-        for process in processes:
-            process.stop()
-        raise
+        while waiting or busy:
+            while waiting and idle:
+                worker, job = idle.pop(), waiting.pop()
+                busy[worker.begin(job)] = (worker, job)
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                worker, job = busy.pop(connection)
+                status = worker.finish()
+                if status is not None:
+                    job.record_failure(Failure(f"the worker died with status {status}"))
+                idle.append(worker)
+                on_done()
+    finally:
+        for worker in workers:
+            worker.stop()
 
 
-class _Process:
-    """A worker in a process of its own. Where that dies, of lack of memory say, its job has failed and the
-    next one gets a new process.
+class _WorkerProcess:
+    """A worker in a child process, which is started for its first job and again after it died.
+
+    Args:
+        gpu: the worker's only GPU, as CUDA_VISIBLE_DEVICES names it; None: the CPU.
+        workers: number of workers, which share the cores if there is no GPU.
     """
 
-    def __init__(self, number: int, workers: int):
-        self.gpu, self.workers = _gpu_of(number), workers
-        self.process: multiprocessing.process.BaseProcess | None = None
-        self.ours: Connection | None = None
+    def __init__(self, gpu: str | None, workers: int) -> None:
+        self.gpu, self.workers = gpu, workers
+        self.process: SpawnProcess | None = None
+        self.connection: Connection
 
-    def serve(self, waiting: "queue.SimpleQueue[Job]", done: Callable[[], object]) -> None:
-        """Run jobs until none waits."""
-        while True:
-            try:
-                job = waiting.get_nowait()
-            except queue.Empty:
-                return self.stop()
-            try:
-                connection = self._connection()
-                connection.send(job)
-                connection.recv()
-            except (EOFError, OSError):
-                assert self.process is not None
-                self.process.join()
-                job.record_failure(Failure(f"the worker died with status {self.process.exitcode}"))
-                self.process = None
-            done()
-
-    def _connection(self) -> Connection:
-        if self.process is None or self.ours is None:
+    def begin(self, job: Job) -> Connection:
+        """Send a job; the connection is readable once the job has ended or the process has died."""
+        if self.process is None:
             context = multiprocessing.get_context("spawn")
-            self.ours, theirs = context.Pipe()
-            self.process = context.Process(target=_work, args=(theirs, self.gpu, self.workers), daemon=True)
+            self.connection, theirs = context.Pipe()
+            self.process = context.Process(target=_serve, args=(theirs, self.gpu, self.workers), daemon=True)
             self.process.start()
             theirs.close()
-        return self.ours
+        with suppress(OSError):  # a process that died while idle: `finish` reports it
+            self.connection.send(job)
+        return self.connection
+
+    def finish(self) -> int | None:
+        """Receive the end of the job; the exit status if the process died instead."""
+        try:
+            self.connection.recv()
+        except (EOFError, OSError):
+            assert self.process is not None
+            self.process.join()
+            status, self.process = self.process.exitcode, None
+            return status
+        return None
 
     def stop(self) -> None:
-        """End the process."""
+        """Kill the process, also in the middle of a job."""
         if self.process is not None:
-            self.process.terminate()
+            self.process.kill()
             self.process.join()
-            self.process = None
 
 
-def _gpu_of(number: int) -> str | None:
-    """The GPU of a worker as CUDA_VISIBLE_DEVICES names it; None where there is none."""
+def visible_device(number: int) -> str | None:
+    """The GPU of a worker as CUDA_VISIBLE_DEVICES names it; None if there is no GPU."""
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(device) for device in range(count)]
     return devices[number % count] if count else None
 
 
-def _work(connection: Connection, gpu: str | None, workers: int) -> None:
-    """What a worker's process does: run what it is sent, on a GPU of its own or a share of the cores."""
+def _serve(connection: Connection, gpu: str | None, workers: int) -> None:
+    """Main loop of a worker process: run each job received, on one GPU or on a share of the cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent stops this one
+    tqdm.set_lock(threading.RLock())  # a killed process would leak the semaphore of the default lock
     if gpu is None:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when CUDA starts, which importing does not do
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when CUDA initialises, which importing torch does not
     worker = Worker()
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep on a Ray cluster, one GPU for each worker; results come back over the network."""
+"""Runs the cells of a sweep on a Ray cluster, one worker per GPU; results return over the network."""
 
 import shutil
 import tempfile
@@ -13,87 +13,87 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import RECORD
 from talkinghead_lab.runs.worker import Failure, Job, Worker
 
-TRIES_OF_A_JOB = 3  # a worker that dies is started anew, and its job with it
+ATTEMPTS_PER_JOB = 3  # Ray restarts a dead worker and its job
 
 
 class RemoteWorker:
-    """A worker whose machine need not share a disk with the one that asks; it must see media and weights."""
+    """A worker on any machine of the cluster; it needs media and weights, but no shared disk."""
 
     def __init__(self) -> None:
         self.worker = Worker()
 
     def run(self, params: GenerationParams) -> dict[str, bytes] | Failure:
-        """The files of a finished run, or why it failed."""
+        """Run a request; return the files of the finished run, or the failure."""
         with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
             job = Job(params, Path(folder) / "run")
             failure = self.worker.attempt(job)
             return failure or {path.name: path.read_bytes() for path in job.run_dir.iterdir()}
 
 
-def run_on_ray(jobs: list[Job], address: str, done: Callable[[], object]) -> None:
-    """Run jobs on a cluster, each of which may lose its worker twice.
+def run_on_ray(jobs: list[Job], address: str, on_done: Callable[[], object]) -> None:
+    """Run jobs on a cluster; a job fails if its worker dies three times.
 
     Args:
         jobs: what to run.
-        address: of the cluster; `auto`: the one this machine is part of; `local`: one of this machine alone.
-            A connection that exists already is used and left open.
-        done: called after every job.
+        address: of the cluster; `auto`: the one this machine is part of; `local`: a new one on this machine.
+            An existing connection is used and left open.
+        on_done: called after every job, finished or failed.
 
     Raises:
         MissingExtra: Ray is not installed.
     """
-    ray = _ray()
+    ray = _import_ray()
     connected = ray.is_initialized()
     if not connected:
         ray.init(
             address=None if address == "local" else address, include_dashboard=False, log_to_driver=False
         )
     try:
-        _serve(ray, jobs, done)
+        _run_on_actors(ray, jobs, on_done)
     finally:
         if not connected:
             ray.shutdown()
 
 
-def _serve(ray: Any, jobs: list[Job], done: Callable[[], object]) -> None:
+def _run_on_actors(ray: Any, jobs: list[Job], on_done: Callable[[], object]) -> None:
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     count = min(len(jobs), gpus or int(resources.get("CPU", 1)))
     options = {"num_cpus": 1, "num_gpus": 1 if gpus else 0, "max_restarts": -1}
-    actor = ray.remote(**options, max_task_retries=TRIES_OF_A_JOB - 1)(RemoteWorker)
+    actor = ray.remote(**options, max_task_retries=ATTEMPTS_PER_JOB - 1)(RemoteWorker)
     waiting = list(reversed(jobs))
     busy = {}
     for worker in [actor.remote() for _ in range(count)]:
         job = waiting.pop()
         busy[worker.run.remote(job.params)] = (worker, job)
     while busy:
-        (answer,), _ = ray.wait(list(busy))
-        worker, job = busy.pop(answer)
+        (ready,), _ = ray.wait(list(busy))
+        worker, job = busy.pop(ready)
         try:
-            _keep(job, ray.get(answer))
+            _save(job, ray.get(ready))
         except ray.exceptions.RayError as error:
             job.record_failure(
                 Failure(f"the worker was lost ({type(error).__name__})", traceback.format_exc())
             )
-        done()
+        on_done()
         if waiting:
             job = waiting.pop()
             busy[worker.run.remote(job.params)] = (worker, job)
 
 
-def _keep(job: Job, answer: dict[str, bytes] | Failure) -> None:
-    """Write what came back; the record, by which a run is known as finished, last."""
-    if isinstance(answer, Failure):
-        return job.record_failure(answer)
-    shutil.rmtree(job.run_dir, ignore_errors=True)  # an unfinished run of an earlier call
+def _save(job: Job, outcome: dict[str, bytes] | Failure) -> None:
+    """Write the files of a run; the record comes last, because it marks the run as finished."""
+    if isinstance(outcome, Failure):
+        return job.record_failure(outcome)
+    shutil.rmtree(job.run_dir, ignore_errors=True)  # from an interrupted earlier call
     job.run_dir.mkdir(parents=True)
-    for name in sorted(answer, key=lambda name: name == RECORD):
+    for name in sorted(outcome, key=lambda name: name == RECORD):
         with atomic_path(job.run_dir / name) as temporary:
-            temporary.write_bytes(answer[name])
+            temporary.write_bytes(outcome[name])
     return None
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
     except ImportError:

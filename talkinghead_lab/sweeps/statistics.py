@@ -1,7 +1,7 @@
-"""What a sweep's table says, with its uncertainty: means, and differences within pairs.
+"""Statistics of a sweep's table with confidence intervals: means and paired differences.
 
-Runs that share seed, portrait and recording are pairs. Their differences leave out what makes one portrait or
-seed harder than another, so far fewer runs show an effect than a comparison of two means would need.
+Runs with the same seed, portrait and recording form pairs. A paired difference cancels how hard a portrait or
+seed is, so an effect shows with far fewer runs than in a comparison of two means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from scipy import stats
 
 from talkinghead_lab.errors import InvalidRequest, nearest_name
 
-CONFIDENCE = 0.95
+CONFIDENCE_LEVEL = 0.95
 PAIRED_BY = ("seed", "portrait", "recording")
 RESAMPLES = 9999
 
@@ -24,11 +24,11 @@ Interval = Literal["t", "bootstrap"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval; no interval for fewer than two values.
+    """A mean and its 95 % confidence interval, which is None for fewer than two values.
 
-    `interval` says how it was made. `t` is Student's, exact for normal values. `bootstrap` resamples the
-    values 9999 times from a fixed seed and corrects for bias and skew (BCa, Efron 1987): it asks for no
-    distribution, but is too narrow for fewer than about ten values.
+    `interval` is the method. `t`: Student's t, exact for normally distributed values. `bootstrap`: 9999
+    resamples with a fixed seed, corrected for bias and skew (BCa, Efron 1987); it assumes no distribution,
+    but is too narrow for fewer than about ten values.
     """
 
     mean: float | None
@@ -46,19 +46,19 @@ class Estimate:
         mean = float(numbers.mean())
         if len(numbers) < 2:
             return cls(mean, None, None, 1, interval)
-        low, high = _ends(numbers, mean, interval)
+        low, high = _interval_ends(numbers, mean, interval)
         return cls(mean, low, high, len(numbers), interval)
 
 
-def _ends(numbers: NDArray[np.float64], mean: float, interval: Interval) -> tuple[float, float]:
+def _interval_ends(numbers: NDArray[np.float64], mean: float, interval: Interval) -> tuple[float, float]:
     if interval == "t":
-        reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1) * stats.sem(numbers)
-        return float(mean - reach), float(mean + reach)
-    if np.ptp(numbers) == 0:  # nothing to resample
+        half_width = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(numbers) - 1) * stats.sem(numbers)
+        return float(mean - half_width), float(mean + half_width)
+    if np.ptp(numbers) == 0:  # the bootstrap of equal values is undefined
         return mean, mean
     generator = np.random.default_rng(0)
     found = stats.bootstrap(
-        (numbers,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, rng=generator
+        (numbers,), np.mean, confidence_level=CONFIDENCE_LEVEL, n_resamples=RESAMPLES, rng=generator
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
@@ -66,15 +66,15 @@ def _ends(numbers: NDArray[np.float64], mean: float, interval: Interval) -> tupl
 def means(
     table: polars.DataFrame, axes: Sequence[str], measure: str, interval: Interval = "t"
 ) -> polars.DataFrame:
-    """For each combination of the axes: mean, low and high end of the 95 % interval, count, kind of interval.
+    """Mean, ends of the 95 % interval, count and method of the interval for each combination of the axes.
 
     Raises:
-        InvalidRequest: the table has no such column.
+        InvalidRequest: an axis or the measure is not a column of the table.
     """
     rows = []
-    for place, group in _finished(table, axes, measure).group_by(list(axes), maintain_order=True):
+    for values, group in _finished(table, axes, measure).group_by(list(axes), maintain_order=True):
         estimate = Estimate.of(group[measure], interval)
-        rows.append(dict(zip(axes, place, strict=True)) | vars(estimate))
+        rows.append(dict(zip(axes, values, strict=True)) | vars(estimate))
     return polars.DataFrame(rows, infer_schema_length=None)
 
 
@@ -85,22 +85,22 @@ def paired_differences(
     base: Mapping[str, Any],
     interval: Interval = "t",
 ) -> polars.DataFrame:
-    """For each combination of the axes, how a measure differs from the base within pairs.
+    """Paired difference of a measure from the base, for each combination of the axes.
 
     Args:
-        table: of `sweeps.results`.
-        axes: what varies.
+        table: from `sweep.results`.
+        axes: all axes of the sweep.
         measure: the column to compare.
-        base: the value on each axis that all others are compared with.
-        interval: how the intervals are made; see `Estimate`.
+        base: a value for each axis; all other combinations are compared with this one.
+        interval: method of the intervals; see `Estimate`.
 
     Returns:
-        A row per combination but the base: mean difference, 95 % interval, count of pairs, kind of interval,
-        and `effect`, Cohen's d_z: the mean difference over the differences' standard deviation (Lakens 2013);
-        null where the differences do not vary. Runs without a partner are left out.
+        A row per combination except the base: mean difference, ends of the 95 % interval, number of pairs,
+        method of the interval, and `effect`, Cohen's d_z: the mean of the differences divided by their
+        standard deviation (Lakens 2013), null if they do not vary. Runs without a partner are ignored.
 
     Raises:
-        InvalidRequest: no such column, or no run at the base.
+        InvalidRequest: a column does not exist, or no run at the base is finished.
     """
     finished = _finished(table, axes, measure)
     at_base = finished
@@ -111,22 +111,22 @@ def paired_differences(
     keys = [key for key in PAIRED_BY if key in table.columns]
     reference = at_base.select(*keys, polars.col(measure).alias("reference"))
     rows = []
-    for place, group in finished.group_by(list(axes), maintain_order=True):
-        if place == tuple(base[axis] for axis in axes):
+    for values, group in finished.group_by(list(axes), maintain_order=True):
+        if values == tuple(base[axis] for axis in axes):
             continue
         pairs = group.join(reference, on=keys, nulls_equal=True)
         differences = (pairs[measure] - pairs["reference"]).to_numpy()
         spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
         effect = float(differences.mean()) / spread if spread > 0 else None
         estimate = Estimate.of(differences, interval)
-        rows.append(dict(zip(axes, place, strict=True)) | vars(estimate) | {"effect": effect})
+        rows.append(dict(zip(axes, values, strict=True)) | vars(estimate) | {"effect": effect})
     return polars.DataFrame(rows, infer_schema_length=None)
 
 
 def pareto_front(
     table: polars.DataFrame, quality: str, cost: str, higher_is_better: bool = True
 ) -> polars.DataFrame:
-    """The rows that no other row beats in both quality and cost, by rising cost."""
+    """The rows that no other row beats in both quality and cost, sorted by cost."""
     ordered = table.drop_nulls([quality, cost]).sort(cost, quality, descending=[False, higher_is_better])
     sign = 1 if higher_is_better else -1
     best, kept = -np.inf, []

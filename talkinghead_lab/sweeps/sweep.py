@@ -1,17 +1,17 @@
 """Many runs from one file: every combination of the axes, for every seed, portrait and recording.
 
-    base: {…}                                  # a request
+    base: {…}                                  # fields of a request
     axes:
-      diffusion_steps: [4, 8]                  # values
+      diffusion_steps: [4, 8]                  # a list of values
       sample_shift: {from: 1, to: 7, step: 2}
-      model:                                   # a name of your own: each of its values sets several fields
+      model:                                   # a linked axis, freely named: each value sets several fields
         guided: {}
         fast LoRA: {loras: [{path: sample:fast-lora}], text_guide_scale: 1, audio_guide_scale: 1}
     seeds: [1, 2, 3]
-    portraits: [sample:portrait]               # unset: the base's
+    portraits: [sample:portrait]               # default: that of the base
     recordings: [sample:recording]
 
-A sweep's folder holds `sweep.yaml`, a run folder for every cell under `cells/`, and the results as one table.
+The folder of a sweep contains `sweep.yaml`, `cells/` with a run folder per cell, and the table of results.
 """
 
 import itertools
@@ -36,45 +36,45 @@ from talkinghead_lab.pipeline.request import NETWORK_FIELDS
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.runs.worker import Job
-from talkinghead_lab.sweeps.processes import run_here
+from talkinghead_lab.sweeps.processes import run_on_this_machine
 from talkinghead_lab.sweeps.ray_cluster import run_on_ray
+from talkinghead_lab.sweeps.statistics import PAIRED_BY
 
-PARTS = ("base", "axes", "seeds", "portraits", "recordings")
-COUNTED = ("seed", "portrait", "recording")
-MOST_CELLS = 100_000
+SECTIONS = ("base", "axes", "seeds", "portraits", "recordings")
+MAX_CELLS = 100_000
 
 Axis = tuple[Any, ...] | dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: its request, and where on the axes it lies."""
+    """One run of a sweep: its request and its position on the axes."""
 
     params: GenerationParams
-    place: Mapping[str, Any]
+    position: Mapping[str, Any]
 
     def key(self) -> str:
-        """What tells it from others: the request, the weights and the media, by content.
+        """Digest of the request and of the content of weights and media; names the cell's folder.
 
-        Where one is missing, its absence is part of the key: the cell is tried again once it is there.
+        A missing file changes the key, so that the cell runs again once the file exists.
         """
         try:
-            made_from = InputDigests.of(self.params).digest
+            inputs = InputDigests.of(self.params).digest
         except TalkingHeadError as error:
-            made_from = str(error)
-        return digests.combined([self.params.model_dump(mode="json"), made_from])[:20]
+            inputs = str(error)
+        return digests.combined([self.params.model_dump(mode="json"), inputs])[:20]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A base request and what varies.
+    """A base request and the axes along which it varies.
 
     Args:
         base: fields of the request that all cells share.
-        axes: what varies: the values of a field, or under a name of its own a linked axis, whose values have
-            names and set several fields each.
-        seeds, portraits, recordings: each combination of the axes is run for every one of them, so that
-            combinations can be compared in pairs. Empty: the base's own.
+        axes: values by field name; or a linked axis: a name that is not a field, with named values that set
+            several fields each.
+        seeds, portraits, recordings: every combination of the axes runs for each of them, so that
+            combinations can be compared in pairs. Empty: those of the base.
     """
 
     base: Mapping[str, Any]
@@ -85,68 +85,70 @@ class Sweep:
 
     @classmethod
     def from_yaml(cls, path: str | Path, base: Mapping[str, Any] | None = None) -> "Sweep":
-        """Read a sweep's file; fields of `base` win over those that the file's base has.
+        """Read the file of a sweep; fields of `base` override those of the file's base.
 
         Raises:
-            InvalidRequest: a part, a field or a range is not understood.
+            InvalidRequest: a section, a field or a range is not valid.
         """
-        parts = read_yaml(project_folder() / path)
-        return cls.from_parts(parts | {"base": {**(parts.get("base") or {}), **(base or {})}})
+        sections = read_yaml(project_folder() / path)
+        return cls.from_sections(sections | {"base": {**(sections.get("base") or {}), **(base or {})}})
 
     def reduced(self, frames: int = 25) -> "Sweep":
-        """The same question in little, to see that all works: the ends of each axis, one portrait and
-        recording, at most two seeds, one second in one chunk.
+        """A small version as a quick check.
+
+        It has the ends of each axis, one portrait and recording, at most two seeds, and one chunk of one
+        second.
         """
-        ends = {name: _ends(axis) for name, axis in self.axes.items()}
+        ends = {name: _first_and_last(axis) for name, axis in self.axes.items()}
         base = {**self.base, "max_frames": frames, "chunk_frames": frames}
         return Sweep(base, ends, self.seeds[:2], self.portraits[:1], self.recordings[:1])
 
     @classmethod
-    def from_parts(cls, parts: Mapping[str, Any]) -> "Sweep":
-        """A sweep from the parts of its file; all cells' requests are checked."""
-        for name in parts:
-            if name not in PARTS:
+    def from_sections(cls, sections: Mapping[str, Any]) -> "Sweep":
+        """Build a sweep from the sections of its file and check the requests of all cells."""
+        for name in sections:
+            if name not in SECTIONS:
                 raise InvalidRequest(
-                    "unknown part of a sweep", received=name, remedy=nearest_name(name, PARTS)
+                    "unknown section of a sweep", received=name, remedy=nearest_name(name, SECTIONS)
                 )
-        axes = {name: _axis(name, values) for name, values in (parts.get("axes") or {}).items()}
-        listed = {name: tuple(parts.get(name) or ()) for name in PARTS[2:]}
-        sweep = cls(parts.get("base") or {}, axes, **listed)
+        axes = {name: _parsed_axis(name, values) for name, values in (sections.get("axes") or {}).items()}
+        listed = {name: tuple(sections.get(name) or ()) for name in SECTIONS[2:]}
+        sweep = cls(sections.get("base") or {}, axes, **listed)
         sweep.cells()
         return sweep
 
     def cells(self) -> list[Cell]:
-        """Every run, those of one combination together.
+        """Every run; the runs of one combination follow each other.
 
         Raises:
-            InvalidRequest: a value is not allowed, or there are too many.
+            InvalidRequest: a value is not valid, or there are too many runs.
         """
-        counted = {
+        replicates = {
             "seed": self.seeds or (self.base.get("seed", 42),),
             "image_path": self.portraits or (self.base.get("image_path"),),
             "audio_path": self.recordings or (self.base.get("audio_path"),),
         }
-        self._check_that_each_field_is_set_once(counted)
+        self._check_fields_are_set_once(replicates)
         count = int(
-            np.prod([len(values) for values in (*self.axes.values(), *counted.values())], dtype=float)
+            np.prod([len(values) for values in (*self.axes.values(), *replicates.values())], dtype=float)
         )
-        if not 0 < count <= MOST_CELLS:
-            raise InvalidRequest("so many runs", received=count, allowed=f"1 to {MOST_CELLS}")
-        return list(self._cells(counted))
+        if not 0 < count <= MAX_CELLS:
+            raise InvalidRequest("too many or no runs", received=count, allowed=f"1 to {MAX_CELLS}")
+        return list(self._cells(replicates))
 
-    def _check_that_each_field_is_set_once(self, counted: Mapping[str, object]) -> None:
+    def _check_fields_are_set_once(self, replicates: Mapping[str, object]) -> None:
         for name, axis in self.axes.items():
-            if isinstance(axis, dict) and name in (*GenerationParams.model_fields, *COUNTED):
+            if isinstance(axis, dict) and name in (*GenerationParams.model_fields, *PAIRED_BY):
                 raise InvalidRequest(
                     "an axis that sets several fields has a name of its own",
                     received=name,
-                    remedy="Choose one that is no parameter's, `model` say.",
+                    remedy="Choose a name that is not a parameter, for example `model`.",
                 )
         fields = [_fields(name, axis) for name, axis in self.axes.items()]
-        repeated = set[str]().union(*fields) & counted.keys()
+        repeated = set[str]().union(*fields) & replicates.keys()
         if repeated:
             raise InvalidRequest(
-                "seeds, portraits and recordings are no axes",
+                "seeds, portraits and recordings are not axes",
                 received=", ".join(sorted(repeated)),
                 remedy="List them under seeds, portraits and recordings.",
             )
@@ -154,28 +156,28 @@ class Sweep:
             if one & other:
                 raise InvalidRequest("two axes set the same field", received=", ".join(sorted(one & other)))
 
-    def _cells(self, counted: Mapping[str, tuple[Any, ...]]) -> Iterator[Cell]:
+    def _cells(self, replicates: Mapping[str, tuple[Any, ...]]) -> Iterator[Cell]:
         for values in itertools.product(*self.axes.values()):
-            fields, place = dict(self.base), {}
+            fields, position = dict(self.base), {}
             for (name, axis), value in zip(self.axes.items(), values, strict=True):
                 fields |= axis[value] if isinstance(axis, dict) else {name: value}
-                place[name] = _shown(value)
-            for repeat in itertools.product(*counted.values()):
-                given = dict(zip(counted, repeat, strict=True))
+                position[name] = _table_value(value)
+            for repeat in itertools.product(*replicates.values()):
+                given = dict(zip(replicates, repeat, strict=True))
                 known = {name: value for name, value in given.items() if value is not None}
                 params = GenerationParams(**{**fields, **known})
-                yield Cell(params, place | dict(zip(COUNTED, repeat, strict=True)))
+                yield Cell(params, position | dict(zip(PAIRED_BY, repeat, strict=True)))
 
     def values(self) -> dict[str, list[Any]]:
-        """The values on each axis as the table of results shows them."""
-        return {name: [_shown(value) for value in axis] for name, axis in self.axes.items()}
+        """The values on each axis as they appear in the table of results."""
+        return {name: [_table_value(value) for value in axis] for name, axis in self.axes.items()}
 
     def to_yaml(self) -> str:
         """YAML that `from_yaml` reads back."""
         axes = {name: axis if isinstance(axis, dict) else list(axis) for name, axis in self.axes.items()}
-        parts = {"base": dict(self.base), "axes": axes}
-        listed = {name: list(getattr(self, name)) for name in PARTS[2:] if getattr(self, name)}
-        content = json.loads(json.dumps(versioned(parts | listed)))
+        sections = {"base": dict(self.base), "axes": axes}
+        listed = {name: list(getattr(self, name)) for name in SECTIONS[2:] if getattr(self, name)}
+        content = json.loads(json.dumps(versioned(sections | listed)))
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
@@ -188,42 +190,42 @@ def run_sweep(
     ray_address: str | None = None,
     show_progress: bool = True,
 ) -> polars.DataFrame:
-    """Make every run that is not finished yet, and the table of all.
+    """Run every unfinished cell and write the table of results.
 
     Args:
         sweep: what to run.
-        folder: the sweep's folder; cells that are finished there are not made again.
-        workers: processes, each with networks of its own; 0: one for each GPU, or this process where there
-            is none; 1: this process.
+        folder: folder of the sweep; its finished cells are not repeated.
+        workers: worker processes, each with networks of its own. 0: one per GPU, or this process if there is
+            no GPU; 1: this process.
         retry_failed: run failed cells again.
-        ray_address: run on this Ray cluster instead (see `ray_workers`).
+        ray_address: run on this Ray cluster instead; see `ray_cluster.run_on_ray`.
         show_progress: draw a progress bar.
 
     Returns:
-        A row for every cell, as `results` gives it; a failed one has its error there.
+        The table of `results`; failed cells have their error in it.
 
     Raises:
-        OutputError: the folder cannot be written, or another call runs a sweep there.
+        OutputError: the folder cannot be written, or another process is running a sweep in it.
     """
     folder = project_folder() / folder
-    _make(folder)
+    _make_folder(folder)
     with locked(folder):
         waiting = _unfinished(sweep, folder, retry_failed)
-        _write(folder / "sweep.yaml", sweep.to_yaml().encode())
+        _replace_file(folder / "sweep.yaml", sweep.to_yaml().encode())
         with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
             if ray_address is not None and waiting:
                 run_on_ray(waiting, ray_address, bar.update)
             else:
-                run_here(waiting, workers, bar.update)
+                run_on_this_machine(waiting, workers, bar.update)
         table = results(sweep, folder)
-        _write(folder / "results.csv", table.write_csv().encode())
+        _replace_file(folder / "results.csv", table.write_csv().encode())
         with atomic_path(folder / "results.parquet", overwrite=True) as temporary:
             table.write_parquet(temporary)
     return table
 
 
 def _unfinished(sweep: Sweep, folder: Path, retry_failed: bool) -> list[Job]:
-    """What is to be run; jobs that share their networks follow each other."""
+    """Jobs of the unfinished cells, sorted so that jobs with the same networks follow each other."""
     jobs = {}
     for cell in sweep.cells():
         job = Job(cell.params, folder / "cells" / cell.key())
@@ -235,10 +237,10 @@ def _unfinished(sweep: Sweep, folder: Path, retry_failed: bool) -> list[Job]:
 
 
 def results(sweep: Sweep, folder: str | Path) -> polars.DataFrame:
-    """What is known of every cell: a row each, with a column for every axis and every measure.
+    """The table of results: a row per cell, a column per axis and per measure.
 
-    `state` is finished, failed or missing; `error` and `not_taken` say why a figure is null. `video_path`
-    starts from the sweep's folder.
+    `state` is finished, failed or missing. `error` and `not_taken` give the reason for null measures.
+    `video_path` is relative to the folder of the sweep.
     """
     rows = [_row(cell, project_folder() / folder) for cell in sweep.cells()]
     return polars.DataFrame(rows, infer_schema_length=None, strict=False)
@@ -246,7 +248,7 @@ def results(sweep: Sweep, folder: str | Path) -> polars.DataFrame:
 
 def _row(cell: Cell, folder: Path) -> dict[str, Any]:
     job = Job(cell.params, folder / "cells" / cell.key())
-    row = {**cell.place, "cell": job.run_dir.name, "state": "missing", "error": None}
+    row = {**cell.position, "cell": job.run_dir.name, "state": "missing", "error": None}
     if job.failure.is_file():
         failure = json.loads(job.failure.read_text(encoding="utf-8"))
         return row | {"state": "failed", "error": failure["error"]}
@@ -254,15 +256,15 @@ def _row(cell: Cell, folder: Path) -> dict[str, Any]:
         return row
     record = read_record(job.run_dir)
     measures = record["measures"]
-    taken = {measure["name"]: measure["value"] for measure in measures}
-    why = [f"{measure['name']}: {measure['why_not']}" for measure in measures if measure["why_not"]]
+    values = {measure["name"]: measure["value"] for measure in measures}
+    reasons = [f"{measure['name']}: {measure['why_not']}" for measure in measures if measure["why_not"]]
     path = (job.run_dir / record["result"]["video_path"]).relative_to(folder)
-    found = {"state": "finished", "not_taken": "; ".join(why) or None, "video_path": str(path)}
-    return row | taken | found
+    found = {"state": "finished", "not_taken": "; ".join(reasons) or None, "video_path": str(path)}
+    return row | values | found
 
 
-def _axis(name: str, values: Any) -> Axis:
-    """The values of an axis: a list, a range with its end, or names for what sets several fields."""
+def _parsed_axis(name: str, values: Any) -> Axis:
+    """Parse an axis: a list of values, a range including its end, or named sets of fields."""
     if isinstance(values, list) and values:
         return tuple(values)
     if (
@@ -278,13 +280,13 @@ def _axis(name: str, values: Any) -> Axis:
             and step > 0 <= last - first
         ):
             count = int((last - first) / step + 1e-9) + 1
-            whole = all(isinstance(number, int) for number in (first, step))
-            return tuple(first + k * step if whole else round(first + k * step, 10) for k in range(count))
+            integers = all(isinstance(number, int) for number in (first, step))
+            return tuple(first + k * step if integers else round(first + k * step, 10) for k in range(count))
     raise InvalidRequest(
         f"the axis `{name}` is not valid",
         received=values,
-        allowed="a list of values; {from: 1, to: 5, step: 0.5} with the end included; or names, each with a "
-        "mapping of the fields that it sets",
+        allowed="a list of values; {from: 1, to: 5, step: 0.5}, which includes its end; or names, each with "
+        "a mapping of the fields it sets",
     )
 
 
@@ -293,27 +295,27 @@ def _fields(name: str, axis: Axis) -> set[str]:
     return set().union(*axis.values()) if isinstance(axis, dict) else {name}
 
 
-def _ends(axis: Axis) -> Axis:
-    """An axis with its first and last value alone."""
+def _first_and_last(axis: Axis) -> Axis:
+    """An axis reduced to its first and last value."""
     if isinstance(axis, dict):
-        return {label: axis[label] for label in _ends(tuple(axis))}
+        return {label: axis[label] for label in _first_and_last(tuple(axis))}
     return axis[:1] + axis[1:][-1:]
 
 
-def _shown(value: Any) -> Any:
-    """A value as a table holds it."""
+def _table_value(value: Any) -> Any:
+    """A value in the table: lists and mappings become JSON."""
     return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"the sweep's folder cannot be made ({error.strerror})", received=str(folder)
+            f"the folder of the sweep cannot be created ({error.strerror})", received=str(folder)
         ) from None
 
 
-def _write(path: Path, content: bytes) -> None:
+def _replace_file(path: Path, content: bytes) -> None:
     with atomic_path(path, overwrite=True) as temporary:
         temporary.write_bytes(content)

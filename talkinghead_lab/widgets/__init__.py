@@ -1,0 +1,1 @@
+"""The tuning panel of the notebook, made of ipywidgets."""

@@ -1,4 +1,4 @@
-"""A control for every field of the request: its range, its choices and its tooltip come from the field."""
+"""A control for a field of the request, with range, choices and tooltip taken from the field itself."""
 
 import json
 import math
@@ -9,11 +9,12 @@ import ipywidgets as widgets
 import yaml
 from pydantic.fields import FieldInfo
 
+from talkinghead_lab.figures.labels import title
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.widgets.media import MediaPicker
+from talkinghead_lab.widgets.media_picker import MediaPicker
 
-# Fields in no group here come with the last one, so that a new field is never missing from the panel.
+# Fields missing here are added to the last group, so that the panel never lacks a new field.
 GROUPS = {
     "Inputs": ("image_path", "audio_path", "prompt", "second_audio_path", "audio_mix", "speaker_boxes"),
     "Guidance": (
@@ -30,7 +31,7 @@ GROUPS = {
     ),
     "Model and memory": ("checkpoint", "precision", "attention", "device"),
 }  # fmt: skip
-# A field is shown where the other one has a value that is not false, or one of these values.
+# A field is shown if the other field has one of these values, or without values if it is true or set.
 SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     "apg_momentum": ("use_apg", ()),
     "apg_norm_threshold": ("use_apg", ()),
@@ -41,29 +42,29 @@ SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     "wav2vec_dir": ("checkpoint", ("released",)),
     "infinitetalk_dir": ("checkpoint", ("released",)),
 }
-WHOLE_CHUNKS = ("chunk_frames", "motion_frame")  # 4n + 1
+LATENT_ALIGNED = ("chunk_frames", "motion_frame")  # 4n + 1
 LONG_TEXTS = ("prompt", "negative_prompt")
-WIDEST_LINEAR_RANGE = 99  # of values, or of the ends' ratio; beyond, equal ratios lie equally far apart
-WIDEST_RANGE = 10_000  # beyond, a slider could not be set by hand: a box for a number
-SMALLEST = 0.01  # shown for a lower end of 0 that is itself excluded
+LARGEST_LINEAR_RANGE = 99  # number of values, or ratio of the ends; a wider range gets a log slider
+LARGEST_SLIDER_RANGE = 10_000  # a wider one cannot be set with a slider; it gets a text box
+SMALLEST_POSITIVE = 0.01  # lower end of a slider whose field must be greater than 0
 SUGGESTIONS = {
     "frame_size": ("auto", "160x160", "1024x576", "576x1024", "1280x720", "720x1280"),
     "device": ("auto", "cpu", "cuda"),
 }
 
-Changed = Callable[[], None]
+OnChange = Callable[[], None]
 
 
-def groups() -> dict[str, list[str]]:
-    """Every field of the request, by its group."""
-    placed = {name: list(fields) for name, fields in GROUPS.items()}
+def grouped_fields() -> dict[str, list[str]]:
+    """Every field of the request, by group."""
+    found = {name: list(fields) for name, fields in GROUPS.items()}
     known = {field for fields in GROUPS.values() for field in fields}
-    placed[list(GROUPS)[-1]] += [name for name in GenerationParams.model_fields if name not in known]
-    return placed
+    found[list(GROUPS)[-1]] += [name for name in GenerationParams.model_fields if name not in known]
+    return found
 
 
 def bounds(field: FieldInfo) -> tuple[float, float] | None:
-    """The declared range of a number; None where it has no two ends."""
+    """The declared range of a number; None if it lacks a lower or an upper end."""
     limits = {
         kind: getattr(part, kind)
         for part in field.metadata
@@ -73,28 +74,28 @@ def bounds(field: FieldInfo) -> tuple[float, float] | None:
     low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
     if low is None or high is None:
         return None
-    return (SMALLEST if "gt" in limits and low == 0 else low, high)
+    return (SMALLEST_POSITIVE if "gt" in limits and low == 0 else low, high)
 
 
-class Control(widgets.VBox):
-    """One field: its name, its widget, what it is for. Optional fields have a switch that sets them.
+class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
+    """A field's label, widget and description. An optional field has a switch that sets it.
 
     Args:
-        name: of the field.
-        changed: called after the user, or code, changed the value.
-        widget: instead of the one that the field's type asks for.
+        name: name of the field.
+        on_change: called after the value has changed, by the user or by code.
+        widget: replaces the default widget of the field's type.
     """
 
-    def __init__(self, name: str, changed: Changed, widget: Any = None):
+    def __init__(self, name: str, on_change: OnChange, widget: Any = None) -> None:
         self.name, self.field = name, GenerationParams.model_fields[name]
         self.kind, self.optional = _kind(self.field)
-        self._set_from_outside: tuple[Any, Any] | None = None  # (shown, value)
+        self._assigned: tuple[Any, Any] | None = None  # (widget's value, exact value)
         self.widget = widget or _widget(name, self.field, self.kind)
-        if not isinstance(self.widget, widgets.Box):  # the front end cannot give a box a tooltip
+        if not isinstance(self.widget, widgets.Box):  # boxes have no tooltip in the front end
             self.widget.tooltip = self.tooltip
-        self.switch = widgets.Checkbox(description=_words(name), indent=False, tooltip=self.tooltip)
+        self.switch = widgets.Checkbox(description=title(name), indent=False, tooltip=self.tooltip)
         self.switch.add_class("thl-switch")
-        heading: Any = widgets.Label(_words(name), tooltip=self.tooltip)
+        heading: Any = widgets.Label(title(name), tooltip=self.tooltip)
         if self.optional:
             heading = self.switch
             self.switch.observe(self._switched, "value")
@@ -104,39 +105,39 @@ class Control(widgets.VBox):
         note.add_class("thl-note")
         children = [heading, self.widget, note]
         if self.kind is bool:
-            self.widget.description = "on" if self.optional else _words(name)
+            self.widget.description = "on" if self.optional else title(name)
             children = children if self.optional else [self.widget, note]
         super().__init__(children)
         self.add_class("thl-field").add_class(f"thl-{name.replace('_', '-')}")
-        self.widget.observe(lambda change: changed(), "value")
-        self.switch.observe(lambda change: changed(), "value")
+        self.widget.observe(lambda change: on_change(), "value")
+        self.switch.observe(lambda change: on_change(), "value")
 
     @property
     def tooltip(self) -> str:
-        """Name, meaning and range."""
+        """The field's own name, its meaning and its range."""
         span = bounds(self.field)
         allowed = f" ({span[0]:g} to {span[1]:g})" if span else ""
         return f"{self.name}: {self.field.description}{allowed}"
 
     @property
     def value(self) -> Any:
-        """What the request is to get; a text that is no number stays one, for the request to refuse.
+        """The field's value. Text that is not a number is returned as text, which the request rejects.
 
-        What was set from outside comes back as it was until it is moved: a slider rounds what it shows.
+        An assigned value is returned exactly until the widget is moved: a slider rounds its value.
         """
         if self.optional and not self.switch.value:
             return None
         shown = self.widget.value
-        if self._set_from_outside and self._set_from_outside[0] == shown:
-            return self._set_from_outside[1]
+        if self._assigned and self._assigned[0] == shown:
+            return self._assigned[1]
         if isinstance(self.widget, widgets.FloatLogSlider):
             return _snapped(self.name, shown) if self.kind is int else float(f"{shown:.3g}")
         if isinstance(shown, float):
-            return round(shown, 6)  # a slider adds its steps up
+            return round(shown, 6)  # a slider accumulates rounding errors of its steps
         if self.name == "loras":
-            return _loras(shown)
+            return _parsed_loras(shown)
         if self.name == "speaker_boxes":
-            return _boxes(shown)
+            return _parsed_boxes(shown)
         return shown
 
     @value.setter
@@ -145,10 +146,10 @@ class Control(widgets.VBox):
             self.switch.value = value is not None
             if value is None:
                 return
-        self.widget.value = self._as_shown(value)
-        self._set_from_outside = (self.widget.value, value)
+        self.widget.value = self._displayed(value)
+        self._assigned = (self.widget.value, value)
 
-    def _as_shown(self, value: Any) -> Any:
+    def _displayed(self, value: Any) -> Any:
         if self.name == "loras":
             return "\n".join(f"{lora['path']} {lora['scale']:g}" for lora in value)
         if self.name == "speaker_boxes":
@@ -156,7 +157,7 @@ class Control(widgets.VBox):
         return str(value) if isinstance(self.widget, widgets.Text) else value
 
     def mark(self, style: str, on: bool) -> None:
-        """Add or remove one of the panel's styles."""
+        """Add or remove one of the panel's CSS classes."""
         (self.add_class if on else self.remove_class)(f"thl-{style}")
 
     def _switched(self, change: object = None) -> None:
@@ -166,7 +167,7 @@ class Control(widgets.VBox):
 
 
 def _kind(field: FieldInfo) -> tuple[Any, bool]:
-    """(type, whether it may be unset) of a field."""
+    """The type of a field, and whether it may be None."""
     options = get_args(field.annotation)
     if type(None) in options:
         return next(option for option in options if option is not type(None)), True
@@ -183,20 +184,20 @@ def _widget(name: str, field: FieldInfo, kind: Any) -> Any:
     if name in SUGGESTIONS:
         return widgets.Combobox(options=SUGGESTIONS[name], continuous_update=False)
     span = bounds(field)
-    if kind in (int, float) and span and _steps(name, kind, span) <= WIDEST_RANGE:
+    if kind in (int, float) and span and _steps(name, kind, span) <= LARGEST_SLIDER_RANGE:
         return _slider(name, kind, *span)
     return widgets.Text(continuous_update=False, placeholder=_placeholder(name))
 
 
 def _steps(name: str, kind: type, span: tuple[float, float]) -> float:
-    """How many values a number may take, or for fractions the ratio of the ends, where that is larger."""
+    """The number of values of an integer; for a float the range, or the ratio of its ends if larger."""
     if kind is int:
         return span[1] - span[0]
     return max(span[1] - span[0], span[1] / span[0] if span[0] > 0 else 0)
 
 
 def _slider(name: str, kind: type, low: float, high: float) -> Any:
-    if _steps(name, kind, (low, high)) > WIDEST_LINEAR_RANGE:
+    if _steps(name, kind, (low, high)) > LARGEST_LINEAR_RANGE:
         return widgets.FloatLogSlider(
             value=low, min=math.log10(low), max=math.log10(high), step=0.001,
             readout_format="d" if kind is int else ".4", continuous_update=False,
@@ -210,13 +211,13 @@ def _slider(name: str, kind: type, low: float, high: float) -> Any:
 
 
 def _snapped(name: str, value: float) -> int:
-    if name in WHOLE_CHUNKS:
+    if name in LATENT_ALIGNED:
         return FRAMES_PER_LATENT * round((value - 1) / FRAMES_PER_LATENT) + 1
     return round(value)
 
 
-def _loras(text: str) -> list[dict[str, Any]]:
-    """A LoRA per line: its path, and behind it its scale where that is not 1."""
+def _parsed_loras(text: str) -> list[dict[str, Any]]:
+    """One LoRA per line: a path, optionally followed by a scale."""
     found = []
     for line in filter(None, map(str.strip, text.splitlines())):
         path, _, scale = line.rpartition(" ")
@@ -227,22 +228,17 @@ def _loras(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _boxes(text: str) -> Any:
-    """What the text says; the text itself, for the request to refuse, where it says nothing."""
+def _parsed_boxes(text: str) -> Any:
+    """The boxes in a YAML list; text that is not YAML is returned as it is, which the request rejects."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
 
 
-def _words(name: str) -> str:
-    words = name.replace("_", " ").replace("apg", "APG").replace("loras", "LoRAs")
-    return words[0].upper() + words[1:]
-
-
 def _placeholder(name: str) -> str:
-    """What a field of free form looks like."""
+    """An example of the text in a free-form field."""
     return {
-        "loras": "one path per line, then its scale",
+        "loras": "one path per line, optionally followed by a scale",
         "speaker_boxes": "[[30, 30, 130, 150], [190, 20, 290, 150]]",
     }.get(name, "")

@@ -1,4 +1,4 @@
-"""The history of runs as cards: what each one was, taking it up again, choosing what is compared."""
+"""Cards of past runs, to compare them, reuse their settings or continue them, and the comparison table."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.figures.labels import capitalised, readable_name, title
 from talkinghead_lab.runs.history import (
     PastRun,
     chunks,
@@ -18,52 +19,58 @@ from talkinghead_lab.runs.history import (
     moment,
     thumbnail,
 )
-from talkinghead_lab.widgets.media import jpeg_url
+from talkinghead_lab.widgets.media_picker import jpeg_url
 
-MOST_CARDS = 12
-WORDS = {"higher": max, "lower": min}
+CARD_LIMIT = 12
+BEST = {"higher": max, "lower": min}
 
 OnRun = Callable[[PastRun], None]
 
 
-class Card(widgets.VBox):
-    """One run."""
+class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
+    """A run: thumbnail, state, main settings and buttons."""
 
-    def __init__(self, run: PastRun, compare: Callable[[], None], use: OnRun, go_on: OnRun):
+    def __init__(
+        self, run: PastRun, on_compare: Callable[[], None], on_use: OnRun, on_continue: OnRun
+    ) -> None:
         self.run = run
         self.compare = widgets.ToggleButton(description="Compare", disabled=not run.finished)
-        self.compare.tooltip = "shows this video beside the others that are chosen"
-        self.use = widgets.Button(description="Use settings", tooltip="sets the panel as this run was set")
-        self.go_on = widgets.Button(description="Continue", tooltip="goes on at the last finished chunk")
-        self.compare.observe(lambda change: compare(), "value")
-        self.use.on_click(lambda button: use(run))
-        self.go_on.on_click(lambda button: go_on(run))
-        buttons = widgets.HBox([self.compare if run.finished else self.go_on, self.use])
+        self.compare.tooltip = "show this video next to the others selected"
+        self.use = widgets.Button(
+            description="Use settings", tooltip="load the settings of this run into the panel"
+        )
+        self.resume = widgets.Button(description="Continue", tooltip="resume after the last finished chunk")
+        self.compare.observe(lambda change: on_compare(), "value")
+        self.use.on_click(lambda button: on_use(run))
+        self.resume.on_click(lambda button: on_continue(run))
+        buttons = widgets.HBox([self.compare if run.finished else self.resume, self.use])
         buttons.add_class("thl-row")
-        self.look, self._shown = widgets.HTML(), (False, -1)
-        super().__init__([self.look, buttons])
+        self.summary, self._shown = widgets.HTML(), (False, -1)
+        super().__init__([self.summary, buttons])
         self.add_class("thl-card")
 
-    def show(self, under_way: bool, busy: bool) -> None:
-        """Tell the state, and offer to continue what nobody works on."""
-        self.go_on.disabled = busy
-        shown = (under_way, len(self.run.parts))
+    def update(self, running: bool, busy: bool) -> None:
+        """Show the state; `busy`: a run is being generated, so that none can be continued."""
+        self.resume.disabled = busy
+        shown = (running, len(self.run.parts))
         if shown != self._shown:
-            self._shown, self.look.value = shown, card_html(self.run, under_way)
+            self._shown, self.summary.value = shown, card_html(self.run, running)
 
 
-class Gallery(widgets.VBox):
+class Gallery(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     """The newest runs of a folder.
 
     Args:
-        folder: whose sub-folders are runs.
-        compare: called when the choice of videos changed.
-        use: called with a run whose settings are wanted.
-        go_on: called with an unfinished run that is to be continued.
+        folder: folder that contains the run folders.
+        on_compare: called after the selection of videos has changed.
+        on_use: called with the run whose settings to load.
+        on_continue: called with the unfinished run to continue.
     """
 
-    def __init__(self, folder: Path, compare: Callable[[], None], use: OnRun, go_on: OnRun):
-        self.folder, self._calls = folder, (compare, use, go_on)
+    def __init__(
+        self, folder: Path, on_compare: Callable[[], None], on_use: OnRun, on_continue: OnRun
+    ) -> None:
+        self.folder, self._callbacks = folder, (on_compare, on_use, on_continue)
         self.runs: list[PastRun] = []
         self.cards: dict[tuple[Path, bool], Card] = {}
         self._heading = widgets.HTML()
@@ -73,60 +80,63 @@ class Gallery(widgets.VBox):
         self.add_class("thl-runs")
 
     @property
-    def chosen(self) -> list[PastRun]:
-        """The runs whose videos are to be seen, oldest first."""
+    def selected(self) -> list[PastRun]:
+        """The runs selected for comparison, oldest first."""
         return [card.run for card in reversed(self.cards.values()) if card.compare.value]
 
-    def choose(self, folder: Path, on: bool = True) -> None:
-        """Choose the finished run of a folder, or no longer."""
+    def select(self, folder: Path, on: bool = True) -> None:
+        """Select or deselect the finished run of a folder."""
         card = self.cards.get((folder, True))
         if card is not None:
             card.compare.value = on
 
-    def refresh(self, under_way: Path | None) -> None:
-        """Look at the folder again; `under_way`: the run that is being made."""
+    def refresh(self, running: Path | None) -> None:
+        """Read the folder again; `running`: folder of the run being generated."""
         self.runs, known = find_runs(self.folder), self.cards
         self.cards = {
-            (run.folder, run.finished): known.get((run.folder, run.finished)) or Card(run, *self._calls)
-            for run in self.runs[:MOST_CARDS]
+            (run.folder, run.finished): known.get((run.folder, run.finished)) or Card(run, *self._callbacks)
+            for run in self.runs[:CARD_LIMIT]
         }
         for card in self.cards.values():
-            card.show(card.run.folder == under_way, under_way is not None)
+            card.update(card.run.folder == running, running is not None)
         self._grid.children = tuple(self.cards.values())
-        count = f"the newest {MOST_CARDS} of " if len(self.runs) > MOST_CARDS else ""
+        count = f"the newest {CARD_LIMIT} of " if len(self.runs) > CARD_LIMIT else ""
         self._heading.value = (
             f"<h3>Runs <small>{count}{len(self.runs)} in {html.escape(self.folder.name)}/</small></h3>"
         )
 
 
-def card_html(run: PastRun, under_way: bool) -> str:
-    """Thumbnail, state, time and the settings that are changed most."""
-    state = "finished" if run.finished else "under way" if under_way else "unfinished"
+def card_html(run: PastRun, running: bool) -> str:
+    """Thumbnail, state, start time and main settings of a run."""
+    state = "finished" if run.finished else "under way" if running else "unfinished"
     try:
         picture = f'<img alt="" src="{jpeg_url(thumbnail(run))}">'
     except TalkingHeadError:
         picture = ""
     size = run.result.resolution if run.finished else run.params.frame_size
-    made = f"{run.result.duration_seconds:.1f} s" if run.finished else chunks(len(run.parts))
+    length = f"{run.result.duration_seconds:.1f} s" if run.finished else chunks(len(run.parts))
     return (
         f"{picture}<div><header><b>{moment(run.begun)}</b>"
         f'<span class="thl-chip thl-{state.split()[0]}">{state}</span></header>'
-        f"<p>{html.escape(in_a_line(run.params))}<br>{size} · {made}</p></div>"
+        f"<p>{html.escape(in_a_line(run.params))}<br>{size} · {length}</p></div>"
     )
 
 
 def comparison_html(runs: Sequence[PastRun]) -> str:
-    """A column for each run: in which fields they differ, what each took, what was measured of it."""
+    """A table with a column per run: the fields that differ, the generation time, the measures."""
     if not runs:
         return ""
-    rows = [_row(name, [_told(getattr(run.params, name)) for run in runs]) for name in differing_fields(runs)]
-    rows.append(_row("made in", [f"{run.seconds:.1f} s" for run in runs]))
+    rows = [
+        _row(title(name), [_value(getattr(run.params, name)) for run in runs])
+        for name in differing_fields(runs)
+    ]
+    rows.append(_row("Generation time", [f"{run.seconds:.1f} s" for run in runs]))
     known = [measures(run) for run in runs]
     for name, measure in {name: of_run[name] for of_run in known for name in of_run}.items():
         values = [of_run.get(name, {}).get("value") for of_run in known]
         unit = "" if measure["unit"] == "1" else f" {measure['unit']}"
         figures = ["—" if value is None else f"{value:.3g}{unit}" for value in values]
-        rows.append(_row(name.replace("_", " "), figures, _best(values, measure["better"])))
+        rows.append(_row(capitalised(readable_name(name)), figures, _best(values, measure["better"])))
     head = "".join(f"<th>{moment(run.begun)}</th>" for run in runs)
     return (
         f'<table class="thl-table"><thead><tr><th></th>{head}</tr></thead>'
@@ -142,13 +152,13 @@ def _row(name: str, values: Sequence[str], best: int | None = None) -> str:
     return f"<tr><th>{html.escape(name)}</th>{cells}</tr>"
 
 
-def _told(value: object) -> str:
+def _value(value: object) -> str:
     return "unset" if value is None else str(value)
 
 
 def _best(values: Sequence[Any], better: str) -> int | None:
-    """Where the best of several different values stands."""
+    """The index of the best value; None if all are equal or the measure has no direction."""
     numbers = [value for value in values if value is not None]
-    if better not in WORDS or len(set(numbers)) < 2:
+    if better not in BEST or len(set(numbers)) < 2:
         return None
-    return values.index(WORDS[better](numbers))
+    return values.index(BEST[better](numbers))

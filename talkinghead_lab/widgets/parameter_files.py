@@ -1,4 +1,4 @@
-"""Parameter files: those to start from, and the request of the panel as a new one."""
+"""Parameter files: the presets of the panel, and saving its request as a new file."""
 
 import itertools
 import re
@@ -9,39 +9,39 @@ from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 
-FOLDER = "params"  # in the project, and in the folder of runs
+FOLDER = "params"  # in the project and in the folder of runs
 
 
 def presets(runs_folder: Path) -> list[tuple[str, str]]:
-    """(name, path) of the files that hold a request: shipped ones, then saved ones; first no choice."""
+    """(name, path) of all files with a request: the project's, then saved ones; the first entry is empty."""
     found = [("choose …", "")]
     for folder in (project_folder() / FOLDER, runs_folder / FOLDER):
         for file in sorted(folder.glob("*.yaml")):
             try:
                 GenerationParams.from_yaml(file)
             except TalkingHeadError:
-                continue  # a sweep
+                continue  # a sweep, or not valid
             found.append((file.stem, str(file)))
     return found
 
 
 def free_name(runs_folder: Path, name: str) -> str:
-    """The name, with the first number behind it that no saved file has."""
+    """The name, with a number appended if a saved file already has it."""
     stem = re.sub(r"-\d+$", "", name)
     numbered = (f"{stem}-{number}" if number > 1 else stem for number in itertools.count(1))
     return next(name for name in numbered if not (runs_folder / FOLDER / f"{name}.yaml").exists())
 
 
 def save_request(params: GenerationParams, runs_folder: Path, name: str) -> Path:
-    """Write a request with all its fields, for notebooks whose own defaults are others.
+    """Write a request with all its fields, because the defaults of a notebook may differ.
 
     Raises:
-        InvalidRequest: the name cannot be used.
-        OutputError: the file exists, or nothing can be written.
+        InvalidRequest: the name is not allowed.
+        OutputError: the file exists or cannot be written.
     """
     if not re.fullmatch(r"\w[\w. -]{0,80}", name):
         raise InvalidRequest(
-            "the file's name cannot be used",
+            "the file name is not allowed",
             received=name,
             allowed="letters, digits, spaces, _ . -",
             remedy="Change it.",

@@ -1,13 +1,13 @@
-// Videos side by side that play in step. The longest one leads; the others are set right when they stray.
+// Plays videos side by side in sync. The longest one is the leader; the others are corrected when they drift.
 const FRAME = 1 / 25;
-const LARGEST_DRIFT = 0.06; // seconds; less than what an ear notices between lips and sound
+const LARGEST_DRIFT = 0.06; // seconds; a smaller offset of lips and sound is not noticeable
 const SPEEDS = [1, 0.5, 0.25];
 const ICONS = {
   play: "M8 5v14l11-7z",
   pause: "M6 5h4v14H6zM14 5h4v14h-4z",
   back: "M6 6h2v12H6zM20 6v12l-9-6z",
   next: "M4 6v12l9-6zM16 6h2v12h-2z",
-  heard: "M3 9v6h4l5 5V4L7 9zM16.5 12A4.5 4.5 0 0 0 14 8v8a4.5 4.5 0 0 0 2.5-4z",
+  sound: "M3 9v6h4l5 5V4L7 9zM16.5 12A4.5 4.5 0 0 0 14 8v8a4.5 4.5 0 0 0 2.5-4z",
 };
 
 function node(tag, properties = {}, ...children) {
@@ -82,7 +82,7 @@ class Stage {
 
   show() {
     const clips = this.model.get("clips");
-    const before = this.leader && { time: this.leader.currentTime, playing: !this.leader.paused, key: this.keys[0] };
+    const previous = this.leader && { time: this.leader.currentTime, playing: !this.leader.paused, key: this.keys[0] };
     this.release();
     this.keys = clips.map((clip) => clip.key);
     this.tiles.replaceChildren(...clips.map((clip, place) => this.tile(clip, place)));
@@ -92,15 +92,15 @@ class Stage {
     this.controls.hidden = !this.videos.length;
     if (!this.leader) return;
     this.hear(0);
-    this.lead();
-    if (before && before.key === this.keys[0]) {
-      this.leader.addEventListener("loadedmetadata", () => this.resume(before), { once: true });
+    this.listen();
+    if (previous && previous.key === this.keys[0]) {
+      this.leader.addEventListener("loadedmetadata", () => this.resume(previous), { once: true });
     }
   }
 
-  resume(before) {
-    this.go(Math.min(before.time, this.duration));
-    if (before.playing) this.play(true);
+  resume(previous) {
+    this.go(Math.min(previous.time, this.duration));
+    if (previous.playing) this.play(true);
   }
 
   tile(clip, place) {
@@ -114,7 +114,7 @@ class Stage {
     const heard = this.videos.length;
     video.onclick = () => this.play(this.leader.paused);
     this.videos.push(video);
-    const speaker = button("heard", "Hear this one", () => this.hear(heard));
+    const speaker = button("sound", "Hear this one", () => this.hear(heard));
     speaker.className = "thl-speaker";
     return node("figure", {}, node("div", { className: "thl-screen" }, video, speaker), caption);
   }
@@ -126,14 +126,14 @@ class Stage {
     });
   }
 
-  lead() {
-    const toggled = () => this.toggle.replaceChildren(icon((this.leader?.paused ?? true) ? "play" : "pause"));
+  listen() {
+    const updateIcon = () => this.toggle.replaceChildren(icon((this.leader?.paused ?? true) ? "play" : "pause"));
     for (const video of this.videos) {
-      video.onplay = video.onpause = toggled;
+      video.onplay = video.onpause = updateIcon;
       video.onended = () => video === this.leader && this.end();
       video.onloadedmetadata = video.ontimeupdate = video.onseeked = () => this.tick();
     }
-    toggled();
+    updateIcon();
   }
 
   end() {
@@ -157,7 +157,7 @@ class Stage {
   play(on) {
     for (const video of this.videos) {
       video.playbackRate = this.speed.value;
-      // A browser may refuse sound on a page that nobody has clicked on yet.
+      // A browser may refuse to play sound before the first click on the page.
       if (on) video.play().catch(() => {});
       else video.pause();
     }
@@ -173,19 +173,19 @@ class Stage {
   }
 
   key(event) {
-    const does = {
+    const action = {
       " ": () => this.play(this.leader.paused),
       ArrowLeft: () => this.step(-FRAME),
       ArrowRight: () => this.step(FRAME),
     }[event.key];
-    if (!does || !this.leader || event.target.tagName === "SELECT") return;
+    if (!action || !this.leader || event.target.tagName === "SELECT") return;
     event.preventDefault();
     event.stopPropagation();
-    does();
+    action();
   }
 
   release() {
-    // What still loads from a URL that was revoked is an error, and a video that left the page loads on.
+    // Loading from a revoked URL is an error, and a video removed from the page keeps loading.
     for (const shown of this.tiles.querySelectorAll("[src]")) {
       shown.removeAttribute("src");
       shown.load?.();

@@ -1,4 +1,4 @@
-"""Videos side by side under one set of controls: they play in step, one of them is heard."""
+"""A player for several videos side by side: synchronised, with the sound of one of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 class Clip(TypedDict):
     """One video or picture in the player.
 
-    `key` says whose it is: a first clip with the key of the one before goes on at the same place.
+    `key` identifies the run. If the first clip keeps its key when the clips change, playback continues.
     """
 
     key: str
@@ -28,7 +28,7 @@ class Clip(TypedDict):
 
 
 class Player(anywidget.AnyWidget):
-    """Plays its clips in step; empty, it shows `hint`."""
+    """Plays its clips in sync; without clips it shows `hint`."""
 
     _esm = FOLDER / "player.js"
     _css = FOLDER / "panel.css"
@@ -37,7 +37,7 @@ class Player(anywidget.AnyWidget):
 
 
 def clip_of_run(run: PastRun) -> Clip:
-    """The video of a finished run; its contact sheet where the video is too large to be sent to a browser."""
+    """The video of a finished run, or its contact sheet if the video is too large to send to a browser."""
     path, kind = run.result.video_path, "video/mp4"
     if path.stat().st_size > LARGEST_INLINE_VIDEO:
         path, kind = run.result.contact_sheet_path, "image/png"
@@ -45,11 +45,11 @@ def clip_of_run(run: PastRun) -> Clip:
     return Clip(key=str(run.folder), title=title, note=note, kind=kind, content=path.read_bytes())
 
 
-def clip_of_growing(folder: Path, params: GenerationParams, parts: Sequence[Path]) -> Clip:
-    """The finished chunks of a run that is under way.
+def clip_of_finished_chunks(folder: Path, params: GenerationParams, parts: Sequence[Path]) -> Clip:
+    """The finished chunks of an unfinished run.
 
     Raises:
-        MediaError: a part or the recording cannot be read.
+        MediaError: a chunk or the recording cannot be read.
     """
     title = f"under way: {chunks(len(parts))}"
     content = growing_video(params, parts)

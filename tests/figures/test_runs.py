@@ -1,4 +1,4 @@
-"""Figures show the numbers that they are made of."""
+"""Figures of a run show its actual pixels, samples and chunk borders."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ WIDTH, HEIGHT, FRAMES = 48, 32, 50
 
 @pytest.fixture
 def recording(tmp_path):
-    """Two seconds: one of a tone at half scale, one of silence; as a video whose picture gets brighter."""
+    """A video of two seconds with rising brightness: one second of a tone at half scale, one of silence."""
     path = tmp_path / "finished.mp4"
     tone = 0.5 * np.sin(2 * np.pi * 220 * np.arange(48_000) / 48_000)
     sound = np.concatenate([tone, np.zeros(48_000)])[None].astype(np.float32)
@@ -27,7 +27,7 @@ def vertical_lines(axes):
     return [line.get_xdata()[0] for line in axes.lines if line.get_xdata()[0] == line.get_xdata()[-1]]
 
 
-def test_the_inputs_are_drawn_with_the_borders_of_the_chunks(recording):
+def test_inputs_are_drawn_with_chunk_borders(recording):
     params = GenerationParams(
         audio_path=str(recording),
         image_path="sample:portrait",
@@ -44,7 +44,7 @@ def test_the_inputs_are_drawn_with_the_borders_of_the_chunks(recording):
     assert np.ptp(band[band[:, 0] > 1.1][:, 1]) < 0.02
 
 
-def test_two_speakers_share_the_time_line_and_have_their_boxes(recording):
+def test_two_speakers_share_a_time_axis_and_have_boxes(recording):
     params = GenerationParams(
         audio_path=str(recording), second_audio_path=str(recording), audio_mix="add",
         image_path="sample:portrait", speaker_boxes=((10, 20, 60, 90), (70, 20, 120, 95)),
@@ -54,7 +54,7 @@ def test_two_speakers_share_the_time_line_and_have_their_boxes(recording):
     assert first.get_xlim() == second.get_xlim() == pytest.approx((0, 4), abs=0.1)
 
 
-def test_the_frames_stand_above_the_sound_at_their_own_times(recording):
+def test_frames_are_centred_on_their_times_above_the_sound(recording):
     result = GenerationResult(recording, 2.0, "48x32", FRAMES, {})
     figure = runs.frames_with_sound(result, frames=5)
     strip, sound = figure.axes
@@ -74,18 +74,20 @@ def test_the_frames_stand_above_the_sound_at_their_own_times(recording):
     assert width / height == pytest.approx(WIDTH / HEIGHT, rel=0.03)
 
 
-def test_a_figure_is_a_sharp_picture_in_a_notebook(recording):
+def test_notebook_figures_have_twice_the_screen_resolution(recording):
     result = GenerationResult(recording, 2.0, "48x32", FRAMES, {})
     picture, shown = runs.frames_with_sound(result)._repr_png_()
     assert picture.startswith(b"\x89PNG")
     assert int.from_bytes(picture[16:20]) == 2 * shown["width"] == 1920
 
 
-def test_a_table_escapes_what_it_shows_and_marks_what_is_missing():
+def test_tables_escape_html_and_mark_missing_values():
     shown = runs.table(
         [{"file": "<b>", "gib": 1.23456, "remedy": None}, {"file": "a", "gib": 2, "remedy": ""}]
     ).data
-    assert "&lt;b&gt;" in shown and "<b>" not in shown
-    assert ">1.235<" in shown and ">—<" in shown
+    assert "&lt;b&gt;" in shown
+    assert "<b>" not in shown
+    assert ">1.235<" in shown
+    assert ">—<" in shown
     assert shown.count("<tr>") == 3
     assert runs.table({"torch": "2"}).data.count("<tr>") == 2

@@ -1,4 +1,4 @@
-"""A sweep's figures show the numbers of its table."""
+"""Figures of a sweep show the numbers of its table."""
 
 import numpy as np
 import polars
@@ -13,7 +13,7 @@ from talkinghead_lab.sweeps.statistics import paired_differences
 
 @pytest.fixture
 def table(tmp_path) -> polars.DataFrame:
-    """Two axes of two values, three seeds; quality is text + 10 · audio + seed. Every video has its grey."""
+    """Two axes of two values, three seeds; quality is text + 10 · audio + seed. Each video is one grey."""
     rows = []
     for text in (1.0, 2.0):
         for audio in (3.0, 4.0):
@@ -33,7 +33,7 @@ def table(tmp_path) -> polars.DataFrame:
 
 @pytest.fixture
 def two_methods(table) -> polars.DataFrame:
-    """The same runs by two methods, the second of which gives 100 more."""
+    """The same runs with two methods; the quality of the second is higher by 100."""
     more = table.with_columns(method=polars.lit("new"), quality=polars.col("quality") + 100)
     return polars.concat([table.with_columns(method=polars.lit("old")), more])
 
@@ -45,10 +45,12 @@ def test_heat_map(table):
     # Three values 1 apart: Student's t of 4.303 on 2 degrees, times 1 / √3.
     assert axes.texts[0].get_text() == "31\n±2"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["3", "4"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("audio guidance", "text guidance")
+    assert figure.axes[1].get_ylabel() == "quality", "the colour bar"
     assert "Student's t), 3 runs each" in figure.texts[-1].get_text()
 
 
-def test_a_third_axis_gives_panels_of_one_scale(two_methods):
+def test_a_third_axis_gives_panels_with_a_shared_scale(two_methods):
     figure = sweeps.heat_map(
         two_methods, "audio_guide_scale", "text_guide_scale", "quality", "method", "bootstrap"
     )
@@ -62,7 +64,8 @@ def test_a_third_axis_gives_panels_of_one_scale(two_methods):
 def test_curves_with_bands(table):
     figure = sweeps.curves(table, "audio_guide_scale", "quality", "text_guide_scale")
     first, second = figure.axes[0].lines
-    assert first.get_ydata().tolist() == [31, 41] and second.get_ydata().tolist() == [32, 42]
+    assert first.get_ydata().tolist() == [31, 41]
+    assert second.get_ydata().tolist() == [32, 42]
     band = figure.axes[0].collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(31 - 2.484, abs=1e-3)
 
@@ -73,7 +76,7 @@ def test_curves_in_panels(two_methods):
     assert figure.axes[1].lines[0].get_ydata().tolist() == [131, 141]
 
 
-def test_doublings_lie_evenly(table):
+def test_an_axis_of_equal_ratios_is_logarithmic(table):
     doubled = table.with_columns(polars.col("audio_guide_scale").replace({3.0: 4.0, 4.0: 8.0}))
     third = doubled.filter(audio_guide_scale=4.0).with_columns(audio_guide_scale=16.0)
     axes = sweeps.curves(polars.concat([doubled, third]), "audio_guide_scale", "quality").axes[0]
@@ -86,18 +89,19 @@ def test_quality_against_time(table):
     figure = sweeps.quality_against_time(table, axes, "quality")
     (front,) = figure.axes[0].lines
     assert (front.get_xdata().tolist(), front.get_ydata().tolist()) == ([1, 2], [41, 42])
+    assert figure.axes[0].get_xlabel() == "time per frame of video (s)"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["1  text 1, audio 4", "2  text 2, audio 4"]
 
 
-def test_less_is_better_where_the_measure_says_so(table):
+def test_the_front_follows_the_direction_of_the_measure(table):
     axes = ["text_guide_scale", "audio_guide_scale"]
     errors = table.rename({"quality": "lip_error"})
     (front,) = sweeps.quality_against_time(errors, axes, "lip_error").axes[0].lines
     assert (front.get_xdata().tolist(), front.get_ydata().tolist()) == ([1], [31])
 
 
-def test_paired_differences_stand_out_where_their_interval_misses_zero(two_methods):
+def test_significant_paired_differences_have_another_colour(two_methods):
     base = {"method": "old", "audio_guide_scale": 3.0, "text_guide_scale": 1.0}
     noisy = two_methods.with_columns(quality=polars.col("quality") + polars.col("seed") ** 2 * 2)
     noisy = noisy.with_columns(
@@ -114,7 +118,7 @@ def test_paired_differences_stand_out_where_their_interval_misses_zero(two_metho
     assert axes.get_xlabel() == "difference from old, audio 3, text 1"
 
 
-def test_videos_side_by_side(table, tmp_path):
+def test_grid_of_videos(table, tmp_path):
     path = grid_video(table, tmp_path, "audio_guide_scale", "text_guide_scale", width=48)
     assert path == tmp_path / "grid.mp4"
     facts = video.probe(path)
@@ -125,14 +129,15 @@ def test_videos_side_by_side(table, tmp_path):
     assert greys == pytest.approx([80, 110, 40, 70], abs=4)
 
 
-def test_a_long_label_stays_above_its_own_video(table, tmp_path):
+def test_a_long_label_fits_its_own_video(table, tmp_path):
     longer = table.with_columns(audio_guide_scale=polars.lit("a method with quite a long name"))
     path = grid_video(longer, tmp_path, "audio_guide_scale", "text_guide_scale", width=160)
     label = next(video.read_frames(path))[:22]
-    assert label[:, :150].min() < 100 and label[:, 157:].min() > 200
+    assert label[:, :150].min() < 100
+    assert label[:, 157:].min() > 200
 
 
-def test_a_figure_is_saved_for_print_and_for_the_web(table, tmp_path):
+def test_figures_are_saved_as_png_and_svg(table, tmp_path):
     figure = sweeps.curves(table, "audio_guide_scale", "quality")
     png, svg = sweeps.save_figure(figure, tmp_path, "curve")
     assert int.from_bytes(png.read_bytes()[16:20]) == 300 * 5.4
@@ -140,7 +145,7 @@ def test_a_figure_is_saved_for_print_and_for_the_web(table, tmp_path):
     assert sweeps.save_figure(figure, tmp_path, "curve") == [png, svg]
 
 
-def test_without_a_finished_run_there_is_no_figure(table):
+def test_without_a_finished_run_figures_raise(table):
     failed = table.with_columns(state=polars.lit("failed"))
     with pytest.raises(InvalidRequest, match="no finished run"):
         sweeps.heat_map(failed, "audio_guide_scale", "text_guide_scale", "quality")

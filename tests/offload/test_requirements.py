@@ -91,11 +91,11 @@ def test_on_a_gpu_a_stage_includes_fragmentation(request_for):
 
 def test_the_model_predicts_measured_peaks_of_a_gpu():
     table = profile.read(PUBLISHED / "h100" / "profile.json")
-    runs = profile.foreseen(table, coefficients("cuda"))
+    runs = profile.predicted_peaks(table, coefficients("cuda"))
     assert len(runs) > 5
     # The bundled coefficients are fitted to plain norms, which other GPUs use; Hopper's fused ones need less.
     assert runs["error"].is_between(0, 0.12).all()
-    assert profile.left_out(table)["error"].abs().max() < 0.04
+    assert profile.cross_validated_peaks(table)["error"].abs().max() < 0.04
 
 
 def test_every_stage_has_coefficients_for_both_types_of_device():

@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster gives what one machine gives, also where a worker is killed."""
+"""A sweep on a Ray cluster gives the results of one machine, even if a worker is killed."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ def test_a_sweep_on_two_workers_of_which_one_is_killed(request_for, tmp_path, mo
     base = request_for(max_frames=9).model_dump(mode="json", exclude_defaults=True)
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
-    sweep = Sweep.from_parts(
+    sweep = Sweep.from_sections(
         {"base": base, "axes": {}, "seeds": [1, 2, 3], "recordings": [base["audio_path"], str(broken)]}
     )
     here = run_sweep(sweep, tmp_path / "here", show_progress=False)
@@ -53,7 +53,7 @@ def test_a_sweep_on_two_workers_of_which_one_is_killed(request_for, tmp_path, mo
     assert there.select(same).equals(here.select(same))
 
 
-def test_without_ray_the_extra_is_named(monkeypatch):
+def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"talkinghead_lab\[cluster\]"):
         run_on_ray([], "local", lambda: None)

@@ -1,4 +1,4 @@
-"""Statistics agree with worked examples."""
+"""Statistics agree with published examples."""
 
 import polars
 import pytest
@@ -37,22 +37,23 @@ def test_means_have_scipy_s_interval(sleep):
     assert two["mean"] == pytest.approx(2.33)
 
 
-def test_the_bootstrap_follows_the_skew_and_says_its_name(sleep):
+def test_the_bootstrap_interval_follows_the_skew(sleep):
     """One patient gained 4.6 hours, the others 1.2 on average: the upper arm is the longer one."""
     (row,) = paired_differences(sleep, ["drug"], "hours", {"drug": "one"}, "bootstrap").to_dicts()
-    assert row["interval"] == "bootstrap" and row["mean"] == pytest.approx(1.58)
+    assert row["interval"] == "bootstrap"
+    assert row["mean"] == pytest.approx(1.58)
     below, above = row["mean"] - row["low"], row["high"] - row["mean"]
-    assert 0.3 < below < 0.88 < above < 1.3, "t reaches 0.88 to both sides"
+    assert 0.3 < below < 0.88 < above < 1.3, "the t interval extends 0.88 to both sides"
     again = paired_differences(sleep, ["drug"], "hours", {"drug": "one"}, "bootstrap")
     assert again.to_dicts() == [row], "the seed is fixed"
     assert set(means(sleep, ["drug"], "hours")["interval"]) == {"t"}
 
 
-def test_values_that_do_not_vary_have_an_interval_of_no_width():
+def test_equal_values_have_an_interval_of_width_zero():
     assert Estimate.of([2.0, 2.0, 2.0], "bootstrap") == Estimate(2.0, 2.0, 2.0, 3, "bootstrap")
 
 
-def test_failed_runs_and_runs_without_a_partner_are_left_out(sleep):
+def test_failed_runs_and_runs_without_a_partner_are_ignored(sleep):
     damaged = sleep.with_columns(
         state=polars.when((polars.col("drug") == "one") & (polars.col("seed") == 3))
         .then(polars.lit("failed"))
@@ -63,19 +64,19 @@ def test_failed_runs_and_runs_without_a_partner_are_left_out(sleep):
     assert [found["count"] for found in means(damaged, ["drug"], "hours").to_dicts()] == [9, 10]
 
 
-def test_one_value_has_no_interval_and_none_no_mean():
+def test_one_value_has_no_interval_and_no_value_has_no_mean():
     assert Estimate.of([3.0]) == Estimate(3.0, None, None, 1)
     assert Estimate.of([]) == Estimate(None, None, None, 0)
 
 
-def test_a_wrong_name_is_told(sleep):
+def test_unknown_columns_and_a_base_without_runs_raise(sleep):
     with pytest.raises(InvalidRequest, match="Did you mean `hours`"):
         means(sleep, ["drug"], "hour")
     with pytest.raises(InvalidRequest, match="no finished run at the base"):
         paired_differences(sleep, ["drug"], "hours", {"drug": "three"})
 
 
-def test_the_front_keeps_what_nothing_beats():
+def test_the_pareto_front_has_the_rows_that_no_other_beats():
     table = polars.DataFrame({"quality": [1.0, 3.0, 2.0, 3.0, None], "seconds": [1.0, 3.0, 4.0, 5.0, 0.1]})
     assert pareto_front(table, "quality", "seconds")["seconds"].to_list() == [1.0, 3.0]
     assert pareto_front(table, "quality", "seconds", False)["seconds"].to_list() == [1.0]

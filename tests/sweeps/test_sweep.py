@@ -1,12 +1,17 @@
-"""Sweeps: which runs they make, what they skip, what survives a failure, what the table holds."""
+"""Sweeps: which runs they contain and skip, how they handle failures, and their table of results."""
 
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import polars
+import psutil
 import pytest
 import torch
 import yaml
@@ -15,24 +20,25 @@ from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest, OutputError
 from talkinghead_lab.foundation.files import locked
 from talkinghead_lab.runs.worker import Failure, Job
+from talkinghead_lab.sweeps import processes
 from talkinghead_lab.sweeps.sweep import Sweep, results, run_sweep
 
 FAST = {"loras": [{"path": "sample:fast-lora"}], "text_guide_scale": 1.0, "audio_guide_scale": 1.0}
 
 
 @pytest.fixture
-def parts(request_for):
+def sections(request_for):
     base = request_for(max_frames=9).model_dump(mode="json", exclude_defaults=True)
     return {"base": base, "axes": {"text_guide_scale": [1.0, 3.0]}, "seeds": [1, 2]}
 
 
 @pytest.fixture
-def sweep(parts) -> Sweep:
-    return Sweep.from_parts(parts)
+def sweep(sections) -> Sweep:
+    return Sweep.from_sections(sections)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "params").glob("sweep-*.yaml")))
-def test_the_shipped_sweeps_are_understood_and_can_be_tried_in_little(path):
+def test_the_shipped_sweeps_are_valid_and_can_be_reduced(path):
     sweep = Sweep.from_yaml(path, base={"motion_frame": 5})
     assert {cell.params.motion_frame for cell in sweep.cells()} == {5}
     assert {cell.params.checkpoint for cell in sweep.cells()} == {"embedded"}
@@ -47,10 +53,10 @@ def run_dirs(folder) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
 
 
-def test_every_combination_for_every_seed_portrait_and_recording(parts):
+def test_cells_are_all_combinations_for_every_seed_portrait_and_recording(sections):
     axes = {"diffusion_steps": {"from": 1, "to": 5, "step": 2}, "step_cache_threshold": [None, 0.2]}
     portraits = ["sample:portrait", "sample:portrait-2"]
-    sweep = Sweep.from_parts(parts | {"axes": axes, "portraits": portraits})
+    sweep = Sweep.from_sections(sections | {"axes": axes, "portraits": portraits})
     cells = sweep.cells()
     assert len(cells) == 3 * 2 * 2 * 2
     assert {cell.params.diffusion_steps for cell in cells} == {1, 3, 5}
@@ -60,15 +66,15 @@ def test_every_combination_for_every_seed_portrait_and_recording(parts):
     assert len({cell.key() for cell in cells}) == len(cells)
 
 
-def test_a_linked_axis_sets_several_fields_at_once(parts, tmp_path):
+def test_a_linked_axis_sets_several_fields(sections, tmp_path):
     axes = {"diffusion_steps": [1, 2], "model": {"guided": {}, "fast": FAST}}
     path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump(parts | {"axes": axes}, sort_keys=False))
+    path.write_text(yaml.safe_dump(sections | {"axes": axes}, sort_keys=False))
     sweep = Sweep.from_yaml(path)
     found = [
         (
-            cell.place["diffusion_steps"],
-            cell.place["model"],
+            cell.position["diffusion_steps"],
+            cell.position["model"],
             len(cell.params.loras),
             cell.params.text_guide_scale,
         )
@@ -78,18 +84,18 @@ def test_a_linked_axis_sets_several_fields_at_once(parts, tmp_path):
     assert sweep.values() == {"diffusion_steps": [1, 2], "model": ["guided", "fast"]}
     path.write_text(sweep.to_yaml())
     assert Sweep.from_yaml(path).cells() == sweep.cells()
-    assert {cell.place["model"] for cell in sweep.reduced().cells()} == {"guided", "fast"}
+    assert {cell.position["model"] for cell in sweep.reduced().cells()} == {"guided", "fast"}
 
 
-def test_a_sweep_reads_back(sweep, tmp_path):
+def test_a_sweep_is_read_back_from_its_yaml(sweep, tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(sweep.to_yaml())
     assert Sweep.from_yaml(path).cells() == sweep.cells()
 
 
-def test_ranges_include_their_end_without_rounding_dust(parts):
-    sweep = Sweep.from_parts(parts | {"axes": {"text_guide_scale": {"from": 1, "to": 2, "step": 0.1}}})
-    values = [cell.place["text_guide_scale"] for cell in sweep.cells()[::2]]
+def test_ranges_include_their_end_without_rounding_errors(sections):
+    sweep = Sweep.from_sections(sections | {"axes": {"text_guide_scale": {"from": 1, "to": 2, "step": 0.1}}})
+    values = [cell.position["text_guide_scale"] for cell in sweep.cells()[::2]]
     assert values == [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
 
 
@@ -109,19 +115,20 @@ def test_ranges_include_their_end_without_rounding_dust(parts):
         ({"axes": {"model": {}}}, "is not valid"),
     ],
 )
-def test_mistakes_show_before_anything_runs(parts, change, message):
+def test_mistakes_are_found_before_anything_runs(sections, change, message):
     with pytest.raises(InvalidRequest, match=message):
-        Sweep.from_parts(parts | change)
+        Sweep.from_sections(sections | change)
 
 
-def test_a_sweep_makes_a_table_and_skips_what_is_finished(sweep, tmp_path):
+def test_a_sweep_writes_a_table_and_skips_finished_cells(sweep, tmp_path):
     table = run_sweep(sweep, tmp_path, show_progress=False)
     assert table["state"].to_list() == ["finished"] * 4
     assert table["text_guide_scale"].to_list() == [1.0, 1.0, 3.0, 3.0]
     assert table["seed"].to_list() == [1, 2, 1, 2]
-    assert table["sharpness"].null_count() == 0 and table["seconds_per_frame"].min() > 0
+    assert table["sharpness"].null_count() == 0
+    assert table["seconds_per_frame"].min() > 0
     assert table["lip_correlation"].null_count() == 4
-    assert all("lip_correlation: no reader of photographed faces" in why for why in table["not_taken"])
+    assert all("lip_correlation: no reader of photographed faces" in reason for reason in table["not_taken"])
     assert polars.read_parquet(tmp_path / "results.parquet").equals(table)
     assert polars.read_csv(tmp_path / "results.csv")["cell"].to_list() == table["cell"].to_list()
     before = run_dirs(tmp_path)
@@ -129,26 +136,26 @@ def test_a_sweep_makes_a_table_and_skips_what_is_finished(sweep, tmp_path):
     assert run_dirs(tmp_path) == before
 
 
-def test_one_call_at_a_time_runs_a_sweep_in_a_folder(sweep, tmp_path):
+def test_a_folder_is_locked_during_a_sweep(sweep, tmp_path):
     with locked(tmp_path), pytest.raises(OutputError, match="is being written by process"):
         run_sweep(sweep, tmp_path, show_progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cells_are_known_by_their_media_s_content(parts, recording, tmp_path):
+def test_cells_are_identified_by_the_content_of_their_media(sections, recording, tmp_path):
     mine = tmp_path / "mine.wav"
     mine.write_bytes(Path(recording(0.2)).read_bytes())
-    sweep = Sweep.from_parts(parts | {"recordings": [str(mine)]})
+    sweep = Sweep.from_sections(sections | {"recordings": [str(mine)]})
     before = [cell.key() for cell in sweep.cells()]
     mine.write_bytes(Path(recording(0.5)).read_bytes())
     assert not set(before) & {cell.key() for cell in sweep.cells()}
 
 
-def test_a_failed_cell_is_told_and_stops_no_other(parts, tmp_path):
+def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(sections, tmp_path):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
-    sound = parts["base"]["audio_path"]
-    sweep = Sweep.from_parts(parts | {"axes": {}, "seeds": [1], "recordings": [str(broken), sound]})
+    sound = sections["base"]["audio_path"]
+    sweep = Sweep.from_sections(sections | {"axes": {}, "seeds": [1], "recordings": [str(broken), sound]})
     table = run_sweep(sweep, tmp_path / "sweep", show_progress=False)
     assert table["state"].to_list() == ["failed", "finished"]
     assert table["error"][0].startswith("MediaError: ")
@@ -156,16 +163,16 @@ def test_a_failed_cell_is_told_and_stops_no_other(parts, tmp_path):
     assert "Traceback" in json.loads(failure.read_text())["details"]
     before = failure.stat().st_mtime_ns
     run_sweep(sweep, tmp_path / "sweep", show_progress=False)
-    assert failure.stat().st_mtime_ns == before, "a failed cell waits to be asked for"
+    assert failure.stat().st_mtime_ns == before, "a failed cell runs again only with retry_failed"
     run_sweep(sweep, tmp_path / "sweep", retry_failed=True, show_progress=False)
     assert failure.stat().st_mtime_ns > before
 
 
 @pytest.mark.slow
-def test_two_workers_give_what_one_gives_though_one_is_killed(parts, tmp_path):
-    sweep = Sweep.from_parts(parts | {"seeds": [1, 2, 3]})
+def test_two_workers_of_which_one_is_killed_give_the_results_of_one(sections, tmp_path):
+    sweep = Sweep.from_sections(sections | {"seeds": [1, 2, 3]})
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what each of two workers has: another number of threads rounds differently
+    torch.set_num_threads(1)  # as each of two workers has; the number of threads affects rounding
     try:
         one = run_sweep(sweep, tmp_path / "one", show_progress=False)
     finally:
@@ -183,28 +190,84 @@ def test_two_workers_give_what_one_gives_though_one_is_killed(parts, tmp_path):
 
 
 def kill_a_worker_at_work(folder) -> None:
-    """SIGKILL one child of this process once a cell has begun."""
-    import psutil
-
-    while not list(folder.glob("cells/*/request.yaml")):
+    """SIGKILL one child of this process once a cell has started."""
+    while not cells_begun(folder):
         time.sleep(0.01)
     for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # a child of another test may just have ended
+        with contextlib.suppress(psutil.Error):  # a child of another test may have just ended
             if "spawn_main" in " ".join(child.cmdline()):
                 child.kill()
                 return
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [("4,6", ["4", "6", "4"]), (None, ["0", "1", "0"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b", "GPU-a"])],
+)
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch, visible, devices):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [processes.visible_device(number) for number in range(3)] == devices
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_running_cells_unfinished(sections, tmp_path):
+    base = sections["base"] | {"diffusion_steps": 1000}
+    sweep = Sweep.from_sections(sections | {"base": base})
+    path, out = tmp_path / "sweep.yaml", tmp_path / "out"
+    path.write_text(sweep.to_yaml())
+    command = [
+        sys.executable,
+        "-m",
+        "talkinghead_lab",
+        "sweep",
+        str(path),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+    ]
+    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    shell = psutil.Popen(
+        command, env=os.environ | root, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(begun := cells_begun(out)) < 2:
+        assert time.monotonic() < deadline
+        assert shell.poll() is None
+        time.sleep(0.02)
+    processes = [shell, *shell.children(recursive=True)]
+    os.killpg(shell.pid, signal.SIGINT)  # as a terminal does, to every process of the command
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert len(processes) >= 3
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert shell.returncode == 130
+    errors = shell.stderr.read()
+    assert "Stopped" in errors
+    assert "Traceback" not in errors
+    assert "leaked" not in errors
+    assert results(sweep, out)["state"].to_list() == ["missing"] * 4
+    assert cells_begun(out) == begun
+    assert list(out.glob("cells/*.error.json")) == []
+
+
+def cells_begun(folder) -> list[Path]:
+    return sorted(folder.glob("cells/*/request.yaml"))
 
 
 def test_the_shell(sweep, tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
     path.write_text(Sweep(sweep.base, {}, (1,)).to_yaml())
     assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["finished"] == 1 and told["failed"] == 0
-    assert polars.read_csv(told["table"]).height == 1
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["finished"] == 1
+    assert counts["failed"] == 0
+    assert polars.read_csv(counts["table"]).height == 1
 
 
-def test_what_is_not_run_yet_is_missing(sweep, tmp_path):
+def test_cells_that_have_not_run_are_missing(sweep, tmp_path):
     assert results(sweep, tmp_path)["state"].to_list() == ["missing"] * 4
     job = Job(sweep.cells()[0].params, tmp_path / "cells" / sweep.cells()[0].key())
     job.record_failure(Failure("OutOfMemory: 3 GiB"))

@@ -1,4 +1,4 @@
-"""A panel on tiny networks, in a project's folder of its own."""
+"""A panel with tiny networks in a temporary project."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def project(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def panel_for(project, request_for) -> Callable[..., TuningPanel]:
-    """Open a panel on a small request; what it is making ends before the next test begins."""
+    """Open a panel with a small request; its run is stopped before the next test."""
     opened = []
 
     def open_panel(params: GenerationParams | None = None, **changes) -> TuningPanel:

@@ -1,4 +1,4 @@
-"""The panel in a real JupyterLab, worked by a real browser as a user would."""
+"""The panel in a real JupyterLab, operated with a real browser."""
 
 import json
 import os
@@ -23,7 +23,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-MINUTES = 60_000  # milliseconds, as Playwright counts
+MINUTES = 60_000  # milliseconds, the unit of Playwright
 WIDTHS = {1280: 900, 1920: 1080}
 CHANGING_CLIPS = """async () => {
     const {default: {render}} = await import('/player.js');
@@ -32,7 +32,7 @@ CHANGING_CLIPS = """async () => {
     const picture = {...video, kind: 'image/png', content: await bytes('/clip.png')};
     const state = {clips: [], hint: ''}, el = document.body;
     let changed;
-    render({model: {get: name => state[name], on: (name, told) => changed = told}, el});
+    render({model: {get: name => state[name], on: (name, callback) => changed = callback}, el});
     const contents = [[video], [video, picture], [], [video, video]];
     for (let turn = 0; turn < 120; turn++) {
         state.clips = contents[turn % contents.length];
@@ -48,7 +48,7 @@ TINY = {"max_frames": 53, "chunk_frames": 13, "motion_frame": 5, "diffusion_step
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["playwright.Browser"]:
-    """A headless Chromium: the system's, or the one that Playwright installed."""
+    """A headless Chromium: the system's or the one installed by Playwright."""
     with playwright.sync_playwright() as started:
         installed = next(filter(None, map(shutil.which, BROWSERS)), started.chromium.executable_path)
         if not Path(installed).exists():
@@ -59,14 +59,14 @@ def browser() -> Iterator["playwright.Browser"]:
 
 
 def errors_of(page: "playwright.Page") -> list[str]:
-    """What goes wrong on a page from now on: grows as it happens."""
+    """A list to which all later errors of a page are added."""
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     return errors
 
 
-def test_clips_that_change_while_they_load_or_play_are_let_go_of(browser):
+def test_clips_that_change_while_loading_or_playing_are_released(browser):
     samples = player.FOLDER.parent / "embedded" / "samples"
     served = {
         "/": {"body": "<body></body>", "content_type": "text/html"},
@@ -87,7 +87,7 @@ def test_clips_that_change_while_they_load_or_play_are_let_go_of(browser):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A project's folder with the notebook, set to make videos in seconds."""
+    """A project with the notebook, whose parameters give a video in seconds."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "notebooks").mkdir()
     shutil.copytree(ROOT / "params", folder / "params")
@@ -98,7 +98,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(browser, project, tmp_path_factory) -> Iterator[str]:
-    """The address of a JupyterLab that serves the project, with settings of its own."""
+    """The URL of a JupyterLab that serves the project, with settings of its own."""
     own = tmp_path_factory.mktemp("jupyter")
     settings = own / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
@@ -115,7 +115,7 @@ def lab(browser, project, tmp_path_factory) -> Iterator[str]:
                 *(sys.executable, "-m", "jupyterlab", *options),
                 *("--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={project}"),
             ],
-            # On a busy machine threads that wait for each other take many times as long.
+            # Several threads on a busy machine wait for each other and are many times slower.
             env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,
@@ -128,16 +128,17 @@ def lab(browser, project, tmp_path_factory) -> Iterator[str]:
 
 
 def _address(runtime: Path, server: subprocess.Popen, log: Path) -> str:
-    """Where the server listens, once it says so."""
+    """The URL of the server, once it has written it."""
     until = time.monotonic() + 120
     while not (found := list(runtime.glob("jpserver-*.json"))):
-        assert server.poll() is None and time.monotonic() < until, log.read_text()
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
         time.sleep(0.2)
     return json.loads(found[0].read_text())["url"]
 
 
 class Lab:
-    """A page of JupyterLab with the notebook."""
+    """A page of JupyterLab with the notebook open."""
 
     def __init__(self, page, address: str):
         self.page, self.address, self.errors = page, address, errors_of(page)
@@ -148,31 +149,31 @@ class Lab:
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
 
     def command(self, name: str, **arguments: object) -> None:
-        """Do what a menu's entry does."""
+        """Execute a JupyterLab command."""
         self.page.evaluate(
             "([name, given]) => window.jupyterapp.commands.execute(name, given)", [name, arguments]
         )
 
     def run_all(self) -> None:
-        # A kernel is there only some time after the notebook.
+        # The kernel starts some time after the notebook has opened.
         kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
         self.page.wait_for_function(f"{kernel}?.status == 'idle'")
         self.command("notebook:run-all-cells")
         self.page.wait_for_selector(".thl-tiles")
 
-    def wait_for_status(self, words: str) -> None:
-        told = "words => document.querySelector('.thl-status')?.innerText.startsWith(words)"
-        self.page.wait_for_function(told, arg=words)
+    def wait_for_status(self, beginning: str) -> None:
+        matches = "words => document.querySelector('.thl-status')?.innerText.startsWith(words)"
+        self.page.wait_for_function(matches, arg=beginning)
 
     def type_into(self, place: str, text: str) -> None:
-        """Replace what stands in a box, or beside a slider."""
+        """Replace the text of a box or of a slider's readout."""
         self.page.locator(place).first.click()
         self.page.keyboard.press("Control+a")
         self.page.keyboard.type(text)
         self.page.keyboard.press("Enter")
 
     def videos(self) -> list[dict[str, object]]:
-        """What the browser says about the videos in the player."""
+        """State of the videos in the player."""
         return self.page.evaluate(
             """() => [...document.querySelectorAll('.thl-player video')].map(video => ({
                 ready: video.readyState, time: video.currentTime, length: video.duration,
@@ -183,7 +184,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def opened(browser, lab) -> Lab:
-    """The notebook, run: the panel is there."""
+    """The notebook after running all cells, with the panel."""
     found = Lab(browser.new_page(viewport={"width": 1280, "height": 900}), lab)
     found.open()
     found.command("application:toggle-left-area")
@@ -195,13 +196,13 @@ def runs(project: Path) -> list[Path]:
     return sorted((project / "outputs").glob("tune_*"))
 
 
-def test_a_slider_that_is_moved_decides_the_video_and_it_plays_with_sound(opened, project):
+def test_a_moved_slider_sets_the_request_and_the_video_plays_with_sound(opened, project):
     page = opened.page
     page.locator(".thl-audio-guide-scale .noUi-handle").focus()
     for _ in range(5):
         page.keyboard.press("ArrowRight")
     page.wait_for_function("document.querySelector('.thl-audio-guide-scale.thl-changed')")
-    # Moves that follow each other while the kernel is busy reach it late, and a click would overtake them.
+    # While the kernel is busy, the slider's moves arrive late; a click would overtake them.
     page.wait_for_timeout(1500)
     moved = float(page.locator(".thl-audio-guide-scale .widget-readout").inner_text())
     assert moved > 1
@@ -214,12 +215,15 @@ def test_a_slider_that_is_moved_decides_the_video_and_it_plays_with_sound(opened
     page.get_by_label("Play or pause (space)").click()
     page.wait_for_function("document.querySelector('.thl-player video').currentTime > 0.5")
     (video,) = opened.videos()
-    assert video["ready"] >= 3 and not video["paused"] and not video["muted"] and video["error"] is None
+    assert video["ready"] >= 3
+    assert not video["paused"]
+    assert not video["muted"]
+    assert video["error"] is None
     assert video["length"] == pytest.approx(53 / 25, abs=0.05)
     page.get_by_label("Play or pause (space)").click()
 
 
-def test_a_bad_value_is_told_in_the_panel(opened):
+def test_an_invalid_value_is_reported_in_the_panel(opened):
     opened.type_into(".thl-seed input", "abc")
     opened.page.wait_for_selector(".thl-complaint p")
     assert "valid integer" in opened.page.locator(".thl-complaint").inner_text()
@@ -228,12 +232,12 @@ def test_a_bad_value_is_told_in_the_panel(opened):
     opened.page.wait_for_selector(".thl-complaint p", state="detached")
 
 
-def test_chunks_are_seen_while_the_kernel_stays_free_and_a_stopped_run_stays(opened, project):
+def test_chunks_are_shown_while_the_kernel_is_free_and_a_stopped_run_is_kept(opened, project):
     page = opened.page
     opened.type_into(".thl-diffusion-steps .widget-readout", "10")
     page.wait_for_function("document.querySelector('.thl-diffusion-steps .widget-readout').innerText == '10'")
     page.locator(".thl-generate").click()
-    # The last cell is run while the video is made, and prints what was set a moment ago.
+    # The last cell runs during generation and prints the new value.
     opened.wait_for_status("Chunk")
     page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1000")
     opened.command("notebook:run-cell")
@@ -242,21 +246,22 @@ def test_chunks_are_seen_while_the_kernel_stays_free_and_a_stopped_run_stays(ope
     growing = "document.querySelector('.thl-tiles b')?.textContent.startsWith('under way')"
     page.wait_for_function(growing)
     page.wait_for_function("document.querySelector('.thl-player video').readyState >= 3")
-    assert len(opened.videos()) == 2, "beside the video before"
+    assert len(opened.videos()) == 2, "next to the previous video"
     page.locator(".thl-stop").click()
     opened.wait_for_status("Stopped")
     last = runs(project)[-1]
-    assert list((last / "chunks").glob("*.mp4")) and not (last / "run.json").exists()
+    assert list((last / "chunks").glob("*.mp4"))
+    assert not (last / "run.json").exists()
 
 
-def test_what_is_saved_is_what_was_set(opened, project):
+def test_the_saved_file_has_the_edited_values(opened, project):
     opened.page.locator(".thl-top button", has_text="Save as YAML").click()
     opened.page.wait_for_selector(".thl-saved code")
     saved = GenerationParams.from_yaml(project / "outputs" / "params" / "tuned.yaml")
     assert (saved.diffusion_steps, saved.seed, saved.chunk_frames) == (10, 7, 13)
 
 
-def test_after_the_kernel_was_restarted_the_runs_are_found_and_one_is_continued(opened, project):
+def test_after_a_kernel_restart_a_past_run_is_continued(opened, project):
     page = opened.page
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     page.wait_for_timeout(1000)
@@ -265,10 +270,10 @@ def test_after_the_kernel_was_restarted_the_runs_are_found_and_one_is_continued(
     assert page.locator(".thl-card").count() == 2
     page.locator(".thl-card button", has_text="Continue").click()
     opened.wait_for_status("Chunk")
-    kept = len(list((runs(project)[-1] / "chunks").glob("*.mp4")))
-    assert kept >= 1
+    chunks = len(list((runs(project)[-1] / "chunks").glob("*.mp4")))
+    assert chunks >= 1
 
-    # The tab is closed and opened again while the kernel goes on.
+    # The page is loaded again while the kernel keeps running.
     opened.command("docmanager:save")
     page.wait_for_timeout(1000)
     opened.open()
@@ -278,7 +283,7 @@ def test_after_the_kernel_was_restarted_the_runs_are_found_and_one_is_continued(
     assert record["chunks_of_earlier_calls"] >= 1
 
 
-def test_two_videos_play_in_step_and_one_is_heard(opened):
+def test_two_videos_play_in_sync_with_the_sound_of_one(opened):
     page = opened.page
     for button in page.locator(".thl-card button", has_text="Compare").all():
         if "mod-active" not in button.get_attribute("class"):
@@ -295,12 +300,12 @@ def test_two_videos_play_in_step_and_one_is_heard(opened):
     assert [video["muted"] for video in opened.videos()] == [True, False]
     page.get_by_label("Play or pause (space)").click()
     page.wait_for_function("[...document.querySelectorAll('.thl-player video')].every(v => v.paused)")
-    assert "diffusion_steps" in page.locator(".thl-table").inner_text()
+    assert "Sampling steps" in page.locator(".thl-table").inner_text()
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_it_fits_and_takes_the_colours_of_the_theme(opened, theme, tmp_path):
-    """Pictures of it are left in the test's folder, or in SCREENSHOTS where that is set."""
+def test_the_panel_fits_and_follows_the_theme(opened, theme, tmp_path):
+    """Screenshots go to the test's folder, or to the folder in the variable SCREENSHOTS."""
     page, folder = opened.page, Path(os.environ.get("SCREENSHOTS", tmp_path))
     opened.command("apputils:change-theme", theme=theme)
     dark = theme.endswith("Dark")
@@ -317,18 +322,18 @@ def test_it_fits_and_takes_the_colours_of_the_theme(opened, theme, tmp_path):
         )
         cut = page.evaluate(
             """() => [...document.querySelectorAll('.thl-panel :is(button, input, select)')].filter(part => {
-                const box = part.getBoundingClientRect(), around = part.closest('.thl-panel');
+                const box = part.getBoundingClientRect(), around = part.closest('.thl-group, .thl-panel');
                 return box.width && box.right > around.getBoundingClientRect().right + 1;
             }).map(part => part.className)"""
         )
         assert cut == []
-    card, words = page.evaluate(
+    card, text = page.evaluate(
         """() => ['backgroundColor', 'color'].map(kind =>
             getComputedStyle(document.querySelector('.thl-card'))[kind].match(/[0-9]+/g)
                 .slice(0, 3).reduce((sum, part) => sum + Number(part) / 3, 0))"""
     )
-    assert (card < 64 and words > 192) if dark else (card > 192 and words < 64)
+    assert (card < 64 and text > 192) if dark else (card > 192 and text < 64)
 
 
-def test_nothing_went_wrong_in_the_browser(opened):
+def test_the_browser_reported_no_errors(opened):
     assert opened.errors == []

@@ -1,4 +1,4 @@
-"""Controls have the range, the choices and the words of their fields, and give back what they are given."""
+"""Controls have the range, choices and names of their fields, and return assigned values unchanged."""
 
 import math
 
@@ -6,15 +6,15 @@ import ipywidgets as widgets
 import pytest
 
 from talkinghead_lab.params import GenerationParams, Lora
-from talkinghead_lab.widgets.fields import Control, bounds, groups
-from talkinghead_lab.widgets.settings import Settings
+from talkinghead_lab.widgets.fields import Control, bounds, grouped_fields
+from talkinghead_lab.widgets.request_form import RequestForm
 
 FIELDS = GenerationParams.model_fields
 REQUEST = GenerationParams(image_path="sample:portrait", audio_path="sample:recording")
 
 
-def test_every_field_is_in_one_group():
-    placed = [name for names in groups().values() for name in names]
+def test_every_field_is_in_exactly_one_group():
+    placed = [name for names in grouped_fields().values() for name in names]
     assert sorted(placed) == sorted(FIELDS)
 
 
@@ -29,7 +29,7 @@ def test_a_slider_has_the_declared_range(name, low, high):
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("diffusion_steps", 1, 1000), ("chunk_frames", 5, 1001)])
-def test_a_wide_range_is_laid_out_by_ratio(name, low, high):
+def test_a_wide_range_has_a_log_slider(name, low, high):
     slider = Control(name, lambda: None).widget
     assert isinstance(slider, widgets.FloatLogSlider)
     assert slider.base**slider.min == pytest.approx(low)
@@ -37,24 +37,40 @@ def test_a_wide_range_is_laid_out_by_ratio(name, low, high):
 
 
 @pytest.mark.parametrize("name", ["seed", "max_frames", "apg_norm_threshold", "step_cache_threshold"])
-def test_a_range_too_wide_for_a_slider_is_a_box(name):
+def test_a_range_too_wide_for_a_slider_has_a_text_box(name):
     assert isinstance(Control(name, lambda: None).widget, widgets.Text)
 
 
-def test_the_tooltip_tells_name_meaning_and_range():
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("image_path", "Portrait or video"),
+        ("audio_path", "Recording"),
+        ("second_audio_path", "Second speaker's recording"),
+        ("motion_frame", "Overlap of chunks (frames)"),
+        ("use_apg", "Adaptive projected guidance (APG)"),
+    ],
+)
+def test_controls_have_readable_labels(name, label, project):
+    control = RequestForm(REQUEST, lambda: None)[name]
+    labels = [getattr(part, "description", "") or getattr(part, "value", "") for part in control.children[:2]]
+    assert label in labels
+
+
+def test_the_tooltip_has_name_meaning_and_range():
     control = Control("diffusion_steps", lambda: None)
     assert control.widget.tooltip == "diffusion_steps: sampling steps per chunk (1 to 1000)"
 
 
 @pytest.mark.parametrize(("moved_to", "value"), [(80.2, 81), (83.2, 85), (5.0, 5), (1001.0, 1001)])
-def test_a_slider_of_chunks_stops_at_whole_chunks_only(moved_to, value):
+def test_chunk_sliders_snap_to_4n_plus_1(moved_to, value):
     control = Control("chunk_frames", lambda: None)
     control.widget.value = moved_to
     assert control.value == value
     assert REQUEST.replace(chunk_frames=control.value, motion_frame=1).chunk_frames == value
 
 
-def test_a_moved_slider_gives_round_numbers():
+def test_a_moved_slider_returns_round_numbers():
     control = Control("audio_guide_scale", lambda: None)
     control.widget.value = 0.1 + 0.2
     assert control.value == 0.3
@@ -80,24 +96,24 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: next(iter(changes)))
-def test_what_is_loaded_comes_back_unchanged(changes, project):
-    settings = Settings(REQUEST, lambda: None)
-    settings.load(REQUEST.replace(**changes))
-    assert settings.params == REQUEST.replace(**changes)
-    settings.load(REQUEST)
-    assert settings.params == REQUEST
+def test_a_loaded_request_is_returned_unchanged(changes, project):
+    form = RequestForm(REQUEST, lambda: None)
+    form.load(REQUEST.replace(**changes))
+    assert form.params == REQUEST.replace(**changes)
+    form.load(REQUEST)
+    assert form.params == REQUEST
 
 
-def test_what_is_typed_reaches_the_request(project):
-    settings = Settings(REQUEST, lambda: None)
-    settings["loras"].widget.value = "sample:fast-lora\n/my weights/one.safetensors 0.5\n"
-    settings["second_audio_path"].switch.value = True
-    settings["second_audio_path"].widget.value = "sample:recording-2"
-    settings["speaker_boxes"].switch.value = True
-    settings["speaker_boxes"].widget.value = "[[0, 0, 9, 9], [10, 0, 19, 9]]"
-    settings["max_frames"].switch.value = True
-    settings["max_frames"].widget.value = "50"
-    params = settings.params
+def test_typed_text_reaches_the_request(project):
+    form = RequestForm(REQUEST, lambda: None)
+    form["loras"].widget.value = "sample:fast-lora\n/my weights/one.safetensors 0.5\n"
+    form["second_audio_path"].switch.value = True
+    form["second_audio_path"].widget.value = "sample:recording-2"
+    form["speaker_boxes"].switch.value = True
+    form["speaker_boxes"].widget.value = "[[0, 0, 9, 9], [10, 0, 19, 9]]"
+    form["max_frames"].switch.value = True
+    form["max_frames"].widget.value = "50"
+    params = form.params
     assert params.loras == (
         Lora(path="sample:fast-lora"),
         Lora(path="/my weights/one.safetensors", scale=0.5),
@@ -107,31 +123,31 @@ def test_what_is_typed_reaches_the_request(project):
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_field_can_be_reached(name, project):
-    """What is optional has its switch in sight, and what is not has its widget."""
-    settings = Settings(REQUEST, lambda: None)
-    control = settings[name]
+def test_every_field_has_a_visible_control(name, project):
+    """An optional field shows its switch, any other its widget."""
+    form = RequestForm(REQUEST, lambda: None)
+    control = form[name]
     assert (control.switch if control.optional else control.widget) in control.children
     assert control.widget in control.children
 
 
-def test_a_second_speaker_has_a_recording_at_once(project):
-    settings = Settings(REQUEST, lambda: None)
-    settings["second_audio_path"].switch.value = True
-    assert settings.params.second_audio_path == "sample:recording"
-    settings["second_audio_path"].switch.value = False
-    assert settings.params == REQUEST
+def test_switching_on_a_second_speaker_selects_a_recording(project):
+    form = RequestForm(REQUEST, lambda: None)
+    form["second_audio_path"].switch.value = True
+    assert form.params.second_audio_path == "sample:recording"
+    form["second_audio_path"].switch.value = False
+    assert form.params == REQUEST
 
 
-def test_only_what_applies_is_shown(project):
-    settings = Settings(REQUEST, lambda: None)
+def test_only_applicable_fields_are_shown(project):
+    form = RequestForm(REQUEST, lambda: None)
 
     def hidden() -> set[str]:
-        return {name for name, control in settings.controls.items() if control.layout.display == "none"}
+        return {name for name, control in form.controls.items() if control.layout.display == "none"}
 
     folders = {"ckpt_dir", "wav2vec_dir", "infinitetalk_dir"}
     assert hidden() == {"audio_mix", "speaker_boxes", "apg_momentum", "apg_norm_threshold"} | folders
-    settings["use_apg"].widget.value = True
-    settings["checkpoint"].widget.value = "released"
-    settings["use_color_correction"].widget.value = False
+    form["use_apg"].widget.value = True
+    form["checkpoint"].widget.value = "released"
+    form["use_color_correction"].widget.value = False
     assert hidden() == {"audio_mix", "speaker_boxes", "color_correction_strength"}

@@ -1,4 +1,4 @@
-"""The notebook of the panel runs headless, without a warning, and takes back what the panel saved."""
+"""The panel's notebook runs headless without warnings and accepts the file that the panel saved."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ TINY = {"max_frames": 6, "chunk_frames": 5, "motion_frame": 1, "diffusion_steps"
 
 
 def open_panel(folder: Path, file: Path, **parameters: object) -> dict[str, list]:
-    """Outputs of every cell of the panel's notebook, by the cell's id."""
+    """Run the panel's notebook; return the outputs of its cells by cell id."""
     done, executed = papermill("05_tune", folder, parameters, file)
     assert done.returncode == 0, done.stderr
     return outputs(executed)
 
 
 @pytest.mark.slow
-def test_a_video_is_made_headless_and_what_is_saved_is_taken_back(tmp_path):
+def test_a_video_is_generated_headless_and_a_saved_request_is_accepted(tmp_path):
     preset = ROOT / "params" / "embedded.yaml"
     shown = open_panel(tmp_path, preset, generate_at_once=True, seed=7, **TINY)
     assert "application/vnd.jupyter.widget-view+json" in shown["tuning-panel"][0]["data"]
@@ -30,7 +30,7 @@ def test_a_video_is_made_headless_and_what_is_saved_is_taken_back(tmp_path):
     request = GenerationParams.from_yaml(run / "request.yaml")
     assert (request.seed, request.frame_size) == (7, "32x32")
 
-    # With fields at their defaults, where the notebook has defaults of its own.
+    # Includes fields at their defaults, for which the notebook has other defaults.
     request = request.replace(text_guide_scale=5.0, sample_shift=None, frame_size="auto")
     saved = tmp_path / "saved.yaml"
     saved.write_text(request.to_yaml(complete=True))

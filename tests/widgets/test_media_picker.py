@@ -1,4 +1,4 @@
-"""A picker offers what there is, shows what is chosen, and keeps what is uploaded."""
+"""A picker offers samples and files, shows a preview of the chosen one, and saves uploads."""
 
 import shutil
 from datetime import datetime
@@ -7,7 +7,7 @@ import pytest
 
 from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
-from talkinghead_lab.widgets.media import MediaPicker, keep_upload
+from talkinghead_lab.widgets.media_picker import MediaPicker, save_upload
 
 
 def test_samples_and_the_shared_folder_are_offered(project):
@@ -36,11 +36,11 @@ def test_samples_and_the_shared_folder_are_offered(project):
         ("picture", "/nowhere.png", ["thl-error", "no such file"]),
     ],
 )
-def test_what_is_chosen_is_shown(kind, value, shown, project):
+def test_the_chosen_file_has_a_preview(kind, value, shown, project):
     picker = MediaPicker(kind)
     picker.value = value
     for text in shown:
-        assert text in picker.look.value
+        assert text in picker.preview.value
     assert picker.known.value == value
 
 
@@ -54,7 +54,7 @@ def test_choosing_and_typing_set_the_value(project):
     assert ("mine.png", str(project / "mine.png")) in picker.known.options
 
 
-def test_an_upload_is_kept_and_chosen(project):
+def test_an_upload_is_saved_and_chosen(project):
     picker = MediaPicker("picture")
     content = (SAMPLES_FOLDER / "portrait.png").read_bytes()
     picker.upload.value = ({
@@ -65,10 +65,10 @@ def test_an_upload_is_kept_and_chosen(project):
     assert (project / "shared" / "face.png").read_bytes() == content
 
 
-def test_an_upload_replaces_no_other_file_and_leaves_no_other_folder(tmp_path):
-    first = keep_upload(tmp_path, "../../face.png", b"one")
+def test_an_upload_neither_replaces_a_file_nor_leaves_the_folder(tmp_path):
+    first = save_upload(tmp_path, "../../face.png", b"one")
     assert first == tmp_path / "face.png"
-    assert keep_upload(tmp_path, "face.png", b"one") == first
+    assert save_upload(tmp_path, "face.png", b"one") == first
     with pytest.raises(OutputError, match="not overwritten"):
-        keep_upload(tmp_path, "face.png", b"two")
+        save_upload(tmp_path, "face.png", b"two")
     assert first.read_bytes() == b"one"

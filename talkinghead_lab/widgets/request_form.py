@@ -1,0 +1,94 @@
+"""A form with every field of the request, in groups, that shows and returns `GenerationParams`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.widgets.fields import SHOWN_WITH, Control, OnChange, grouped_fields
+from talkinghead_lab.widgets.media_picker import MediaKind, MediaPicker
+
+FILE_FIELDS: dict[str, MediaKind] = {
+    "image_path": "picture",
+    "audio_path": "sound",
+    "second_audio_path": "sound",
+}
+OPEN_GROUPS = ("Inputs", "Guidance", "Sampling")
+
+
+class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
+    """One control per field of the request.
+
+    Args:
+        params: the request shown first.
+        on_change: called after a value has changed.
+        media_folder: folder of the files on offer and of uploads; default: `shared/` of the project.
+    """
+
+    def __init__(
+        self, params: GenerationParams, on_change: OnChange, media_folder: Path | None = None
+    ) -> None:
+        self._on_change: OnChange | None = None
+        self._loading = True
+        self.loaded = params
+        self.controls: dict[str, Control] = {}
+        sections = []
+        for title, names in grouped_fields().items():
+            for name in names:
+                picker = MediaPicker(FILE_FIELDS[name], media_folder) if name in FILE_FIELDS else None
+                self.controls[name] = Control(name, self._changed, picker)
+            section = widgets.VBox([self.controls[name] for name in names])
+            section.add_class("thl-group")
+            opened = 0 if title in OPEN_GROUPS else None
+            sections.append(widgets.Accordion([section], titles=(title,), selected_index=opened))
+        super().__init__(sections)
+        self.add_class("thl-settings")
+        self.load(params)
+        self._on_change = on_change
+
+    @property
+    def params(self) -> GenerationParams:
+        """The request with the values of the form.
+
+        Raises:
+            InvalidRequest: a value is not valid, or values contradict each other.
+        """
+        return GenerationParams(**{name: control.value for name, control in self.controls.items()})
+
+    def load(self, params: GenerationParams) -> None:
+        """Show a request; fields that differ from it are marked as changed."""
+        self._loading, self.loaded = True, params
+        for name, value in params.model_dump().items():
+            self.controls[name].value = value
+        self._loading = False
+        self._changed()
+
+    def mark(self) -> str:
+        """Mark changed fields and the invalid one; return the error message, empty if all is valid."""
+        try:
+            params, message, invalid = self.params, "", ""
+        except InvalidRequest as error:
+            params, message = None, str(error)
+            invalid = next(iter(re.findall(r"`?(\w+)", error.problem)), "")
+        for name, control in self.controls.items():
+            control.mark("wrong", name == invalid)
+            if params is not None:
+                control.mark("changed", getattr(params, name) != getattr(self.loaded, name))
+        return message
+
+    def _changed(self) -> None:
+        if self._loading:
+            return
+        for name, (condition, values) in SHOWN_WITH.items():
+            value = self.controls[condition].value
+            shown = value in values if values else bool(value)
+            self.controls[name].layout.display = None if shown else "none"
+        if self._on_change is not None:
+            self._on_change()
+
+    def __getitem__(self, name: str) -> Any:
+        """The control of a field."""
+        return self.controls[name]
