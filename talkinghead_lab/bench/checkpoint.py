@@ -1,11 +1,11 @@
 """A checkpoint of random weights in the released layout, for what is measured from files."""
 
-import json
+import math
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from talkinghead_lab.bench.sizes import Size
@@ -21,7 +21,7 @@ from talkinghead_lab.weights.checkpoints import RELEASED_REPOSITORIES, TRANSFORM
 SHARD_BYTES = 5 * 10**9
 TILE_ELEMENTS = 2**24
 SPREAD = 0.02  # standard deviation of every weight, norms included
-STORED, STORED_NAME = torch.bfloat16, "BF16"
+STORED = torch.bfloat16
 
 
 def random_checkpoint(folder: Path, size: Size) -> dict[str, str]:
@@ -60,18 +60,12 @@ def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[dict[
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """A safetensors file, through a mapping so that all threads fill it: header's length, header, values."""
-    ends = list(accumulate(tensor.numel() * dtype.itemsize for tensor in tensors.values()))
-    header = {
-        name: {"dtype": STORED_NAME, "shape": list(tensor.shape), "data_offsets": [start, end]}
-        for (name, tensor), start, end in zip(tensors.items(), [0, *ends], ends, strict=False)
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    text = len(text).to_bytes(8, "little") + text
+    """Write one safetensors file of random values in the shapes of `tensors`; needs the file's size in memory."""
+    counts = [tensor.numel() for tensor in tensors.values()]
     generator = torch.Generator().manual_seed(0)
-    tile = (SPREAD * torch.randn(TILE_ELEMENTS, generator=generator)).to(dtype).view(torch.uint8)
-    mapped = torch.from_file(str(path), shared=True, size=len(text) + ends[-1], dtype=torch.uint8)
-    mapped[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    for part in mapped[len(text) :].split(len(tile)):
-        part.copy_(tile[: len(part)])
+    tile = (SPREAD * torch.randn(TILE_ELEMENTS, generator=generator)).to(dtype)
+    # Drawing every value would take minutes: one tile of them is repeated.
+    values = tile.repeat(math.ceil(sum(counts) / TILE_ELEMENTS))[: sum(counts)]
+    parts = torch.split(values, counts)
+    named = zip(tensors.items(), parts, strict=True)
+    save_file({name: part.view(tensor.shape) for (name, tensor), part in named}, path)

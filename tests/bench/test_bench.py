@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from talkinghead_lab.bench import checkpoint
 from talkinghead_lab.bench.__main__ import main
 from talkinghead_lab.bench.ceilings import (
     attention_name,
@@ -22,8 +23,10 @@ from talkinghead_lab.bench.jobs import FAST, FOUR_STEPS, JOBS, add_jobs, total
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES
 from talkinghead_lab.bench.table import markdown, read_rows
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.profiling import profile
 from talkinghead_lab.sampling.chunks import plan_chunks
+from talkinghead_lab.weights import checkpoints
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -105,6 +108,18 @@ def test_jobs_add_up():
     add_jobs(RELEASED, CPU, results)
     assert len(results.rows) == 4 + 3 * 2 * 4
     assert results.rows["job: 8 seconds, 40 steps, 0% skipped, bf16, compiled"].conditions["chunks"] == 3
+
+
+def test_a_random_checkpoint_is_written_in_shards_and_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 50_000)
+    fields = checkpoint.random_checkpoint(tmp_path / "weights", TINY)
+    files = checkpoints.locate(GenerationParams(audio_path="none", image_path="none", **fields))
+    assert len(list(files.wan.glob("diffusion_pytorch_model-*.safetensors"))) > 2
+    dit = checkpoints.load_dit(files, None, "cpu")
+    assert dit.config == TINY.dit
+    weights = [dit.get_parameter(f"blocks.0.self_attn.{part}.weight") for part in "qk"]
+    assert not torch.equal(*weights)
+    assert all(weight.std().item() == pytest.approx(checkpoint.SPREAD, rel=0.05) for weight in weights)
 
 
 @pytest.mark.slow
