@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from talkinghead_lab.foundation.files import atomic_path
-from talkinghead_lab.training.muon import Muon, matrices_of
+from talkinghead_lab.training.muon import LayerMuon, layer_weights
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        matrices = matrices_of(self.modules) if self.matrix_peak else []
+        matrices = layer_weights(self.modules) if self.matrix_peak else []
         known = {id(weight) for weight in matrices}
         others = [p for p in self.parameters if id(p) not in known]
         on_gpu, device = self.parameters[0].is_cuda, self.parameters[0].device
@@ -68,11 +69,10 @@ class Run:
         )
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, self.peak)]
         if self.matrix_peak:
-            muon = Muon(
-                matrices, torch.tensor(self.matrix_peak, device=device), weight_decay=self.weight_decay
-            )
+            muon = LayerMuon(matrices, torch.tensor(self.matrix_peak, device=device), self.weight_decay)
             self.optimizers.append((muon, self.matrix_peak))
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.average = AveragedModel(self.modules, multi_avg_fn=self._average)
+        self.average.n_averaged.fill_(1)  # the initial weights
         self.first_step, self.elapsed_before, self.progress = 0, 0.0, 0.0
         if self.folder is not None and self._state_file.is_file():
             self._resume()
@@ -98,7 +98,7 @@ class Run:
         self.use_average()
 
     def _descend(self, loss: Tensor) -> None:
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer, _ in self.optimizers:
             optimizer.step()
@@ -110,11 +110,16 @@ class Run:
     @torch.no_grad()
     def after_step(self, step: int, **measures: Tensor) -> None:
         """Average the weights; note every hundredth step's measures."""
-        # The average starts short, so that it does not remember the first random weights.
-        weight = 1 - min(self.decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], weight)
+        self.average.update_parameters(self.modules)
         if step % 100 == 0:
             self.note(step, **{name: float(value.detach()) for name, value in measures.items()})
+
+    def _average(self, averaged: Any, current: Any, _: object) -> None:
+        # The decay starts low, so that the average soon forgets the initial random weights. The count is read
+        # from the buffer on the host: the argument is a copy on the device.
+        count = int(self.average.n_averaged)
+        decay = min(self.decay, count / (count + 9))
+        get_ema_multi_avg_fn(decay)(averaged, current, count)  # type: ignore[no-untyped-call]  # not annotated
 
     def captured(self, compute: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
         """A function that computes a loss and steps against it, on a GPU replayed as one graph.
@@ -132,7 +137,7 @@ class Run:
 
         if not self.parameters[0].is_cuda:
             return step
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # not annotated
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
@@ -162,8 +167,7 @@ class Run:
     @torch.no_grad()
     def use_average(self) -> None:
         """Put the averaged weights into the modules."""
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            parameter.copy_(average)
+        self.modules.load_state_dict(self.average.module.state_dict())
 
     def write_curve(self, folder: Path) -> None:
         (folder / f"curve-{self.name}.json").write_text(json.dumps(self.curve) + "\n", encoding="utf-8")
@@ -179,7 +183,7 @@ class Run:
             "elapsed": elapsed,
             "modules": self.modules.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
-            "average": self.average,
+            "average": self.average.state_dict(),
             "curve": self.curve,
         }
         with atomic_path(self._state_file, overwrite=True) as path:
@@ -190,7 +194,8 @@ class Run:
         self.modules.load_state_dict(state["modules"])
         for (optimizer, _), kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        self.average, self.curve = state["average"], state["curve"]
+        self.average.load_state_dict(state["average"])
+        self.curve = state["curve"]
         self.first_step, self.elapsed_before = state["step"], state["elapsed"]
 
 

@@ -18,7 +18,7 @@ from talkinghead_lab.training.data import (
     VIDEO_FRAMES,
     Videos,
 )
-from talkinghead_lab.training.muon import Muon, matrices_of, orthogonal
+from talkinghead_lab.training.muon import LayerMuon, layer_weights
 from talkinghead_lab.training.networks import build_untrained
 from talkinghead_lab.training.schedule import Budget, Run, dice, learning_rate
 from talkinghead_lab.training.train_speech import between, embed
@@ -61,21 +61,47 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
 
 def test_muon_steps_along_orthogonal_matrices():
     matrices = torch.randn(3, 6, 20, generator=dice(2, 0))
-    values = torch.linalg.svdvals(orthogonal(matrices))
-    # The coefficients trade exactness for speed: singular values end between 0.7 and 1.2.
-    assert values.min() > 0.6 and values.max() < 1.3
-    torch.testing.assert_close(orthogonal(matrices.mT), orthogonal(matrices).mT)
-    weight = nn.Parameter(torch.zeros(6, 20))
-    optimizer = Muon([weight], torch.tensor(0.1), weight_decay=0.0)
-    weight.grad = matrices[0]
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in ((6, 20), (20, 6), (6, 5, 2, 2))]
+    gradients = (matrices[0], matrices[1].mT, matrices[2].view(6, 5, 2, 2))
+    rate = torch.tensor(0.1)
+    optimizer = LayerMuon(weights, rate, weight_decay=0.0)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
     optimizer.step()
-    # Liu et al.: an update has about 0.2 of root mean square, as AdamW's.
-    assert weight.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.3)
+    values = torch.linalg.svdvals(torch.stack([weights[0], weights[1].mT, weights[2].flatten(1)]))
+    # The coefficients trade exactness for speed: singular values end between 0.7 and 1.2.
+    size = 0.1 * 0.2 * 20**0.5
+    assert values.min() > 0.6 * size
+    assert values.max() < 1.3 * size
+    for weight in weights:
+        # Liu et al.: an update has about 0.2 of root mean square, as AdamW's.
+        assert weight.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.3)
+
+
+def test_muon_shrinks_weights_and_follows_its_rate_tensor():
+    weight = nn.Parameter(torch.ones(4, 4))
+    optimizer = LayerMuon([weight], torch.tensor(0.5), weight_decay=0.1)
+    optimizer.param_groups[0]["lr"].fill_(0.25)
+    weight.grad = torch.zeros(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 4), 1 - 0.25 * 0.1))
+
+
+def test_the_average_starts_short_and_counts_the_initial_weights():
+    layer = nn.Linear(2, 2)
+    run = Run("average", nn.ModuleList([layer]), Budget(3), peak=0.1, decay=0.15)
+    expected = layer.weight.detach().clone()
+    for step, decay in enumerate((0.1, 0.15, 0.15)):
+        layer.weight.data.add_(1)
+        run.after_step(step, loss=torch.zeros(()))
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+    run.use_average()
+    torch.testing.assert_close(layer.weight.detach(), expected)
 
 
 def test_muon_takes_the_weights_of_layers_alone():
     modules = nn.ModuleList([nn.Linear(4, 4), nn.Embedding(5, 4), nn.Conv3d(2, 2, 3), nn.LayerNorm(4)])
-    assert [weight.shape for weight in matrices_of(modules)] == [(4, 4), (2, 2, 3, 3, 3)]
+    assert [weight.shape for weight in layer_weights(modules)] == [(4, 4), (2, 2, 3, 3, 3)]
 
 
 def test_a_stretch_is_read_between_frames_far_into_a_recording():
