@@ -1,4 +1,4 @@
-"""A checkpoint of random weights in the released layout, for what is measured from files."""
+"""A checkpoint of random weights in the released layout, for the parts that load from disk."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.training.networks import Networks, write_checkpoint
 from talkinghead_lab.weights.checkpoints import RELEASED_REPOSITORIES, TRANSFORMER
 
-# Most bytes of a file of the transformer: seven of them in bf16, as many as are released.
+# Largest transformer shard: gives seven in bf16, the released number.
 SHARD_BYTES = 5 * 10**9
 TILE_ELEMENTS = 2**24
 SPREAD = 0.02  # standard deviation of every weight, norms included
@@ -25,7 +25,7 @@ STORED = torch.bfloat16
 
 
 def random_checkpoint(folder: Path, size: Size) -> dict[str, str]:
-    """Write a checkpoint into a folder that has none; returns the request's fields that name it."""
+    """Write a checkpoint if `folder` does not exist; return the request fields that select it."""
     if not folder.exists():
         with torch.device("meta"):
             networks = Networks(
@@ -42,7 +42,7 @@ def random_checkpoint(folder: Path, size: Size) -> dict[str, str]:
 
 
 def _write_shards(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write random values in the shapes of tensors, the transformer into several files."""
+    """Write random values in the shapes of `tensors`; the transformer is split into shards."""
     shards = list(_shards(tensors, dtype)) if path.stem == TRANSFORMER else [dict(tensors)]
     for number, shard in enumerate(shards, start=1):
         name = f"{path.stem}-{number:05}-of-{len(shards):05}{path.suffix}"
@@ -60,11 +60,11 @@ def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[dict[
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write one safetensors file of random values in the shapes of `tensors`; needs the file's size in memory."""
+    """Write one safetensors file of random values; needs as much memory as the file is large."""
     counts = [tensor.numel() for tensor in tensors.values()]
     generator = torch.Generator().manual_seed(0)
     tile = (SPREAD * torch.randn(TILE_ELEMENTS, generator=generator)).to(dtype)
-    # Drawing every value would take minutes: one tile of them is repeated.
+    # Drawing every value would take minutes, so one tile of values is repeated.
     values = tile.repeat(math.ceil(sum(counts) / TILE_ELEMENTS))[: sum(counts)]
     parts = torch.split(values, counts)
     named = zip(tensors.items(), parts, strict=True)

@@ -1,4 +1,4 @@
-"""The five networks of the embedded checkpoint: sizes, fresh weights, and the released layout on disk."""
+"""The five networks of the bundled model: sizes, initial weights, and the released layout on disk."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from talkinghead_lab.weights import checkpoints
 
 FRAME_SIZE = 160
 TEXT_TOKENS = 64
-# Half as many again as released: a small autoencoder draws sharp frames from them.
+# 1.5 times the released number: a small autoencoder needs them for sharp frames.
 LATENT_CHANNELS = 24
 CLOSING, UNKNOWN = "</s>", "<unk>"
 ADAPTER_PARTS = ("audio", "norm_x")
@@ -46,7 +46,7 @@ class Configs:
 
 @dataclass
 class Networks:
-    """The five networks; the last but one block of the image encoder is the last that exists here."""
+    """The five networks. The image encoder omits the released last block, whose output nothing uses."""
 
     dit: DiT
     vae: VAE
@@ -55,21 +55,23 @@ class Networks:
     speech_encoder: SpeechEncoder
 
     def modules(self) -> dict[str, nn.Module]:
+        """The networks by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to(self, device: torch.device | str) -> "Networks":
+        """Move all networks to a device, in place."""
         for module in self.modules().values():
             module.to(device)
         return self
 
 
 def words(text: str) -> list[str]:
-    """A text as the tokenizer cuts it: lower-case words without punctuation."""
+    """Split a text like the tokenizer: lower-case words without punctuation."""
     return re.findall(r"[a-z']+", text.lower())
 
 
 def vocabulary() -> list[str]:
-    """Every word that captions and the released negative prompt use, after the three special tokens."""
+    """The three special tokens, then every word of the captions and of the released negative prompt."""
     phrases = [
         *motion.SUBJECTS,
         *motion.VERBS,
@@ -83,7 +85,7 @@ def vocabulary() -> list[str]:
 
 
 def embedded_configs() -> Configs:
-    """The sizes that ship: as much as two CPU cores work through at the speed that the README promises."""
+    """Sizes of the bundled model, chosen for the speed on two CPU cores that the README states."""
     speech = SpeechEncoderConfig(
         hidden_size=192,
         num_hidden_layers=4,
@@ -134,7 +136,7 @@ def embedded_configs() -> Configs:
 
 
 def build_untrained(seed: int, configs: Configs | None = None) -> Networks:
-    """Fresh weights, the same for the same seed; the global random state is left as it was."""
+    """Initial weights, determined by the seed; leaves the global random state unchanged."""
     configs = configs or embedded_configs()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -150,7 +152,7 @@ def build_untrained(seed: int, configs: Configs | None = None) -> Networks:
 
 
 def _initialise_dit(dit: DiT) -> None:
-    """Wan's own rules, but for a head that is small instead of zero."""
+    """Apply Wan's initialisation, except that the head starts small instead of at zero."""
     for module in dit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -168,7 +170,7 @@ def _initialise_dit(dit: DiT) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write a weight file, floating tensors as `dtype`."""
+    """Write a weight file, converting floating-point tensors to `dtype`."""
     stored = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
         for name, tensor in sorted(tensors.items())
@@ -182,11 +184,12 @@ def write_checkpoint(
     dtype: torch.dtype = torch.float16,
     save: Callable[[Path, Mapping[str, Tensor], torch.dtype], None] = save_tensors,
 ) -> None:
-    """Write the networks in the released layout, floating tensors as `dtype`; see `checkpoints`.
+    """Write the networks in the released layout (see `weights.checkpoints`).
 
     Args:
-        folder: gets `ckpt_dir`, `wav2vec_dir` and `infinitetalk_dir`.
-        save: writes one file of weights.
+        folder: receives `ckpt_dir`, `wav2vec_dir` and `infinitetalk_dir`.
+        dtype: of the stored floating-point tensors.
+        save: writes one weight file.
     """
     wan, speech, adapter = (folder / name for name in checkpoints.RELEASED_REPOSITORIES)
     for part in (wan / checkpoints.TOKENIZER, speech, adapter):
@@ -209,7 +212,7 @@ def write_checkpoint(
 
 
 def without(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors that are not named."""
+    """All tensors except those in `names`."""
     left_out = set(names)
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}
 
@@ -230,7 +233,7 @@ def _dit_fields(config: DiTConfig) -> dict[str, Any]:
 
 
 def _own_name(from_released: Callable[..., dict[str, Tensor]], name: str, config: object) -> str:
-    """What a released name becomes when it is read."""
+    """Name in this package of a tensor with a released name."""
     return next(iter(from_released({name: torch.empty(0)}, config)))
 
 
@@ -248,9 +251,9 @@ def released_text(encoder: TextEncoder) -> dict[str, Tensor]:
 
 
 def released_image(encoder: ImageEncoder) -> dict[str, Tensor]:
-    """The image encoder's tensors under their released names, projections fused.
+    """The image encoder's tensors under their released names, with fused projections.
 
-    The released file counts a last block that nothing reads; one of its tensors stands for it.
+    The released file has a last block whose output nothing uses; one of its tensors marks its place here.
     """
     config, state = encoder.config, encoder.state_dict()
     tensors = {
@@ -273,7 +276,7 @@ def released_image(encoder: ImageEncoder) -> dict[str, Tensor]:
 
 
 def released_speech(encoder: SpeechEncoder) -> dict[str, Tensor]:
-    """The speech encoder's tensors under the names of a wav2vec2 file."""
+    """The speech encoder's tensors under the released wav2vec2 names."""
     norm = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     tensors = {}
     for name, tensor in encoder.state_dict().items():
@@ -284,7 +287,7 @@ def released_speech(encoder: SpeechEncoder) -> dict[str, Tensor]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of whole lower-case words; punctuation is dropped, each text ends with a closing token."""
+    """Write a tokenizer of lower-case words; it drops punctuation and appends a closing token."""
     numbers = {word: number for number, word in enumerate(vocabulary())}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token=UNKNOWN))
     tokenizer.normalizer = tokenizers.normalizers.Sequence(
