@@ -73,13 +73,13 @@ def measure_forward_passes(size: Size, device: torch.device, results: Results) -
     fp8 = "fp8" if has_fp8(device) else "bf16"
     forward.dit.use_attention(exact, device)
     expected = forward()
-    ways: list[tuple[str, Callable[[DiT], object], str, str]] = [
+    variants: list[tuple[str, Callable[[DiT], object], str, str]] = [
         (EAGER, lambda dit: None, exact, "bf16"),
         (COMPILED, DiT.compile_blocks, exact, "bf16"),
         (FP8_LINEAR, _use_fp8, exact, fp8),
         (ALL, lambda dit: dit.use_attention(quantized, device), quantized, fp8),
     ]
-    for name, change, kind, matmuls in ways:
+    for name, change, kind, matmuls in variants:
         change(forward.dit)
         floor = roofline_seconds(size.dit, results, matmuls, quantized_attention=kind == quantized)
         _add(results, name, forward, expected, floor, kind)

@@ -61,9 +61,9 @@ def total(
 def add_jobs(size: Size, device: torch.device, results: Results) -> None:
     """Add a row for each job, way of computing and share of skipped forward passes, if measured.
 
-    Each is computed with a full-length and with a trimmed last chunk (`trim_last_chunk`). Loading and encoding
-    are excluded, as is decoding if it was not measured. The share that a step cache really skips depends on
-    the trained weights.
+    Each is computed with a full-length and with a trimmed last chunk (`trim_last_chunk`). Loading and
+    encoding are excluded, as is decoding if it was not measured. The share that a step cache really skips
+    depends on the trained weights.
     """
     outside, skipped, decode = (results.seconds(name) for name in (OUTSIDE, SKIPPED, DECODE))
     if outside is None or skipped is None:

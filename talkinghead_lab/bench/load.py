@@ -29,14 +29,14 @@ def measure_load(size: Size, device: torch.device, results: Results, folder: Pat
     loaded, made = run_in_process(request, [{"frame_size": f"{size.grid.width}x{size.grid.height}"}])
     if made["error"]:
         raise RuntimeError(made["error"])
-    begun = made["begun"]
-    seconds = begun["loaded"] - begun["imported"]
+    start_times = made["begun"]
+    seconds = start_times["loaded"] - start_times["imported"]
     conditions = {
         **{"gb": total / GIGA, "gbps": total / seconds / GIGA},
         **{key: loaded[key] for key in ("anonymous_host_gib", "resident_host_gib", "driver_gib")},
     }
     results.add(Row(LOADED, seconds, floor=total / rate, conditions=conditions))
-    results.add(Row(BEGUN, begun["first_forward"], conditions=begun))
+    results.add(Row(BEGUN, start_times["first_forward"], conditions=start_times))
     conditions = {"driver_gib": made["driver_gib"], "job": made["seconds"]}
     results.add(Row(STEP, min(made["steps"]), peak_gib=made["peak_gpu_gib"], conditions=conditions))
     add_profile(results, device, f"load: {size.grid.width}x{size.grid.height}, resident", made)

@@ -72,8 +72,8 @@ def _left(job: Mapping[str, Any]) -> dict[str, float]:
 def stages(job: Mapping[str, Any]) -> dict[str, float]:
     """Total seconds of each stage."""
     seconds: dict[str, float] = {}
-    for visit in job["timeline"]:
-        seconds[visit["stage"]] = seconds.get(visit["stage"], 0.0) + visit["seconds"]
+    for entry in job["timeline"]:
+        seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
     return seconds
 
 
@@ -106,6 +106,6 @@ def add_profile(results: Results, device: torch.device, name: str, job: Mapping[
         **{"run": 1 + max((row["run"] for row in rows), default=-1), "device": device.type},
         **{"machine": results.machine["device"], "setting": name.partition(": ")[2]},
     }
-    visits = [{"error": job["error"]}] if job["error"] else job["timeline"]
+    entries = [{"error": job["error"]}] if job["error"] else job["timeline"]
     with atomic_path(path, overwrite=True) as unfinished:
-        unfinished.write_text(json.dumps(rows + [common | visit for visit in visits], indent=0) + "\n")
+        unfinished.write_text(json.dumps(rows + [common | entry for entry in entries], indent=0) + "\n")

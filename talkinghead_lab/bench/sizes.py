@@ -124,13 +124,13 @@ def random_conditions(dit: DiT, grid: LatentGrid, device: torch.device) -> Chunk
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
-    heard = noise(1, 1, grid.frames, config.audio_window, 1, config.audio_features)
+    audio = noise(1, 1, grid.frames, config.audio_window, 1, config.audio_features)
     latent = grid.latent_shape(config.out_dim)
     return ChunkConditions(
         picture=noise(1, config.in_dim - config.out_dim, *latent[1:]),
         image=dit.image_context(noise(1, IMAGE_TOKENS, config.image_dim)),
         texts={guided: dit.text_context([noise(TEXT_TOKENS, config.text_dim)]) for guided in (True, False)},
-        audios={True: dit.audio_context(heard), False: dit.audio_context(torch.zeros_like(heard))},
+        audios={True: dit.audio_context(audio), False: dit.audio_context(torch.zeros_like(audio))},
         motion=noise(1, config.out_dim, 1, *latent[2:]),
         rotation=dit.rotation(latent, device),
         regions=None,

@@ -128,8 +128,8 @@ def run(
         **{"run": dict(changes), "error": error, "seconds": seconds, "steps": steps},
         "budget_gib": None if pipeline.budget is None else pipeline.budget / GIB,
         "smallest_gib": plan.smallest / GIB,
-        "peak_gpu_gib": max((visit.get("peak_gpu_gib", 0.0) for visit in clock.timeline), default=0.0),
-        "timeline": [visit | known.get(str(visit["stage"]), {}) for visit in clock.timeline],
+        "peak_gpu_gib": max((entry.get("peak_gpu_gib", 0.0) for entry in clock.timeline), default=0.0),
+        "timeline": [entry | known.get(str(entry["stage"]), {}) for entry in clock.timeline],
         **left,
         **peaks.to_json(),
     }

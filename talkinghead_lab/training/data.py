@@ -141,11 +141,11 @@ class EncodedVideos:
 
         chosen, later, variant = pick(len(self.portraits)), pick(2), pick(self.speech.shape[1])
         both = chance(BOTH_DROPPED * drops)
-        heard = chosen
+        speaker = chosen
         if len(self.talking_videos):
             exchanged = chance(NARRATED_SHARE * narrated) & self.talking[chosen]
-            heard = torch.where(exchanged, self.talking_videos[pick(len(self.talking_videos))], chosen)
-        windows = self.speech[heard[:, None, None], variant[:, None, None], _windows(window, device)[later]]
+            speaker = torch.where(exchanged, self.talking_videos[pick(len(self.talking_videos))], chosen)
+        windows = self.speech[speaker[:, None, None], variant[:, None, None], _windows(window, device)[later]]
         no_audio = (chance(AUDIO_DROPPED * drops) | both).view(-1, 1, 1, 1, 1)
         no_text = (chance(TEXT_DROPPED * drops) | both)[:, None]
         negative = pick(2)
@@ -190,9 +190,9 @@ def _encode(clips: Sequence[Clip], maker: ClipMaker, networks: Networks) -> tupl
     motion = Motion.stack([clip.motion for clip in clips]).to(device)
     video = to_bytes(render([clip.identity for clip in clips], motion, FRAME_SIZE))
     waves = torch.stack([clip.wave for clip in clips]).to(device)
-    heard = [waves, *(augment(waves, maker.generator) for _ in range(AUDIO_VARIANTS - 1))]
+    versions = [waves, *(augment(waves, maker.generator) for _ in range(AUDIO_VARIANTS - 1))]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        speech = torch.stack([embed(networks.speech_encoder, wave, VIDEO_FRAMES) for wave in heard], dim=1)
+        speech = torch.stack([embed(networks.speech_encoder, wave, VIDEO_FRAMES) for wave in versions], dim=1)
         frames = from_bytes(video).transpose(1, 2)
         portrait = frames[:, :, :SETTLED_FRAMES] * (torch.arange(SETTLED_FRAMES, device=device) == 0).view(
             -1, 1, 1

@@ -124,16 +124,16 @@ class VideoSampler:
                 if chunk.repeated:
                     motion = vae.encode(made[-1][:, :, -chunk.repeated :], 100)
                 windows = [audio_windows(row, chunk, dit.config.audio_window) for row in speech]
-                heard = torch.stack(windows)[:, None]
+                audio = torch.stack(windows)[:, None]
                 grid = LatentGrid(chunk.frames, FRAME_SIZE, FRAME_SIZE)
                 shape = grid.latent_shape(vae.config.z_dim)
                 noises = [chunk_noise(params.seed + seed + i, chunk.index, shape) for i in range(count)]
-                silent = torch.zeros_like(heard)
+                silence = torch.zeros_like(audio)
                 conditions = ChunkConditions(
                     picture=with_mask(picture[:, :, : grid.latent_frames].float()),
                     image=image,
                     texts=contexts,
-                    audios={True: dit.audio_context(heard), False: dit.audio_context(silent)},
+                    audios={True: dit.audio_context(audio), False: dit.audio_context(silence)},
                     motion=motion.float(),
                     rotation=dit.rotation(shape, self.device),
                     regions=None,
@@ -209,13 +209,13 @@ class Evaluation:
 
     def audio_guidance(self) -> Table:
         """Effect of the audio guidance scale on lip sync."""
-        heard = {}
+        correlations = {}
         for scale in (1.0, 4.0):
             preset = self.params.replace(audio_guide_scale=scale)
             opening = readings(self.make(f"audio {scale:g}", preset=preset), mouth_opening)
-            heard[scale] = correlations_at_lags(opening, self.cases.openings)[:, LARGEST_LAG]
-        return {f"audio guidance {scale:g}": interval(values) for scale, values in heard.items()} | {
-            "audio guidance 4 less 1": interval(heard[4.0] - heard[1.0])
+            correlations[scale] = correlations_at_lags(opening, self.cases.openings)[:, LARGEST_LAG]
+        return {f"audio guidance {scale:g}": interval(values) for scale, values in correlations.items()} | {
+            "audio guidance 4 less 1": interval(correlations[4.0] - correlations[1.0])
         }
 
     def silence(self) -> Table:
@@ -268,8 +268,8 @@ class Evaluation:
         openings = cases.openings.repeat(1, times)[:, :LONG_FRAMES]
         videos = self.make("minute", replace(cases, waves=waves, openings=openings))
         self.keep["minute"] = videos[:4, ::75]
-        heard = correlations_at_lags(readings(videos, mouth_opening), openings)[:, LARGEST_LAG]
-        return {"drift": interval(background_drift(videos)), "minute, correlation": interval(heard)}
+        correlations = correlations_at_lags(readings(videos, mouth_opening), openings)[:, LARGEST_LAG]
+        return {"drift": interval(background_drift(videos)), "minute, correlation": interval(correlations)}
 
     def distilled(self, lora: Path) -> Table:
         """Measure the fast preset; the LoRA stays merged into the transformer."""

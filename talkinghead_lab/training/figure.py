@@ -221,8 +221,8 @@ def hair_distance(space: HeadSpace, who: Numbers, skull: Tensor) -> tuple[Tensor
     radius_y = torch.where(y < 0, TOP - 0.06 + rise, TOP + 0.25)
     outer = superellipse(x, y, who["face_width"] + who["hair.volume_side"], radius_y, 2.25)
     outer = outer - _curls(_skull_angle(space), who)
-    beside = torch.maximum(-skull, space.y - who["hair.side"])
-    return outer, torch.minimum((space.v - hairline(space, who)) * 0.8, beside)
+    near_skull = torch.maximum(-skull, space.y - who["hair.side"])
+    return outer, torch.minimum((space.v - hairline(space, who)) * 0.8, near_skull)
 
 
 def front_hair_distance(space: HeadSpace, who: Numbers, outer: Tensor, line: Tensor, back: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ def correlations_at_lags(opening: Tensor, truth: Tensor) -> Tensor:
     """Pearson correlation [B, 11] of rows [B, F] at lags −5 … 5; positive means that the video is late."""
     frames, columns = opening.shape[1], []
     for lag in range(-LARGEST_LAG, LARGEST_LAG + 1):
-        seen = opening[:, max(lag, 0) : frames + min(lag, 0)]
+        measured = opening[:, max(lag, 0) : frames + min(lag, 0)]
         true = truth[:, max(-lag, 0) : frames + min(-lag, 0)]
-        seen, true = (x - x.mean(dim=1, keepdim=True) for x in (seen, true))
-        scale = (seen.square().sum(1) * true.square().sum(1)).sqrt().clamp_min(1e-9)
-        columns.append((seen * true).sum(1) / scale)
+        measured, true = (x - x.mean(dim=1, keepdim=True) for x in (measured, true))
+        scale = (measured.square().sum(1) * true.square().sum(1)).sqrt().clamp_min(1e-9)
+        columns.append((measured * true).sum(1) / scale)
     return torch.stack(columns, dim=1)
 
 
@@ -87,9 +87,9 @@ def _best_psnr(frames: Tensor, identities: Sequence[Identity], candidates: int =
         noise = torch.randn(shape, generator=generator, device=frames.device)
         noise[:, 0] = 0
         poses = pose[:, None] + spread * noise * noise.new_tensor(POSE_SPREAD)
-        drawn = render(list(identities), Motion(mouth, poses, face), size)
+        rendered = render(list(identities), Motion(mouth, poses, face), size)
         kept = outside_eyes_and_mouth(poses.flatten(0, 1), size).view(count, candidates, size, size)
-        error = ((drawn - frames[:, None]).square().mean(2) * kept).sum((2, 3)) / kept.sum((2, 3))
+        error = ((rendered - frames[:, None]).square().mean(2) * kept).sum((2, 3)) / kept.sum((2, 3))
         best = error.argmin(dim=1)
         pose = poses[rows, best]
     return -10 * (error[rows, best] / 4).log10()

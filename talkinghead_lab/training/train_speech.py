@@ -66,10 +66,10 @@ class Speech:
 def interpolate(track: Tensor, start: Tensor, times: Tensor) -> Tensor:
     """Values of track [n, …] at start [B, 1] plus fractional times [B, m], by linear interpolation."""
     # Integer and fractional parts are separate: float32 cannot hold both for an hour of samples.
-    whole, share = times.floor(), times - times.floor()
-    index = (start.long() + whole.long()).clamp(0, len(track) - 2)
-    share = share.view(*share.shape, *[1] * (track.ndim - 1))
-    return torch.lerp(track[index].float(), track[index + 1].float(), share)
+    integer, fraction = times.floor(), times - times.floor()
+    index = (start.long() + integer.long()).clamp(0, len(track) - 2)
+    fraction = fraction.view(*fraction.shape, *[1] * (track.ndim - 1))
+    return torch.lerp(track[index].float(), track[index + 1].float(), fraction)
 
 
 def train_speech(
@@ -90,19 +90,19 @@ def train_speech(
     modules = nn.ModuleList([encoder, head])
     run = NetworkTraining("speech", modules, budget, peak=1e-3, matrix_peak=2e-3, **options)
     weights = torch.tensor(CHANNEL_WEIGHTS, device=device)
-    heard, seen = speech.cut(batch, step_generator(seed, 0, device))
+    waves, mouths = speech.cut(batch, step_generator(seed, 0, device))
 
     def compute() -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-            read = head(embed(encoder, heard, FRAMES)[:, :, -1]).float()
-        error = (read - seen).square().mean(dim=(0, 1))
-        return {"loss": (weights * error).mean(), "opening": correlation(read[..., 0], seen[..., 0])}
+            predicted = head(embed(encoder, waves, FRAMES)[:, :, -1]).float()
+        error = (predicted - mouths).square().mean(dim=(0, 1))
+        return {"loss": (weights * error).mean(), "opening": correlation(predicted[..., 0], mouths[..., 0])}
 
     advance = None
     for step in run.steps():
         advance = advance or run.captured(compute)
         for buffer, drawn in zip(
-            (heard, seen), speech.cut(batch, step_generator(seed, step, device)), strict=True
+            (waves, mouths), speech.cut(batch, step_generator(seed, step, device)), strict=True
         ):
             buffer.copy_(drawn)
         run.after_step(step, **advance())

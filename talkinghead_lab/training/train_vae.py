@@ -38,12 +38,12 @@ PHASES = (Phase(0.3, 16, 1, 160), Phase(0.65, 4, 17, 112), Phase(1.0, 2, 49, 112
 @torch.no_grad()
 def render_clips(maker: ClipMaker, count: int, frames: int, size: int, at_once: int = 16) -> Tensor:
     """Render clips [count, frames, 3, size, size] uint8 on the maker's device."""
-    drawn = []
+    rendered = []
     for start in range(0, count, at_once):
         clips = [maker.clip(frames) for _ in range(min(at_once, count - start))]
         motion = Motion.stack([clip.motion for clip in clips]).to(maker.device)
-        drawn.append(to_bytes(render([clip.identity for clip in clips], motion, size)))
-    return torch.cat(drawn)
+        rendered.append(to_bytes(render([clip.identity for clip in clips], motion, size)))
+    return torch.cat(rendered)
 
 
 def to_bytes(frames: Tensor) -> Tensor:
@@ -145,8 +145,8 @@ class _PhaseSteps:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
             frames, latent = reconstruct(self.vae, self.video, self.noise)
         error = frames - self.video
-        seen = (self.weights * (0.5 * error.abs() + 8 * error.square())).mean()
-        loss = seen + LATENT_WEIGHT * latent.square().mean()
+        weighted = (self.weights * (0.5 * error.abs() + 8 * error.square())).mean()
+        loss = weighted + LATENT_WEIGHT * latent.square().mean()
         return {"loss": loss, "decibels": psnr(frames, self.video), "spread": latent.square().mean().sqrt()}
 
     def fill(self, step: int, seed: int) -> None:

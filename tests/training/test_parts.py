@@ -172,21 +172,21 @@ def numbered_videos() -> EncodedVideos:
 
 def test_some_examples_have_the_audio_of_another_speaker():
     batch = numbered_videos().draw(2000, step_generator(6, 0), window=5, narrated=True)
-    shown, heard = batch.latent[:, 0, 10, 0, 0], batch.windows[:, 0, 40, 2, 0, 0]
-    talking, no_audio = shown < 3, heard == 0
+    video_number, audio_number = batch.latent[:, 0, 10, 0, 0], batch.windows[:, 0, 40, 2, 0, 0]
+    talking, no_audio = video_number < 3, audio_number == 0
     assert no_audio.float().mean().item() == pytest.approx(AUDIO_DROPPED + BOTH_DROPPED, abs=0.03)
-    exchanged = (heard != shown + 1)[talking & ~no_audio].float().mean().item()
+    exchanged = (audio_number != video_number + 1)[talking & ~no_audio].float().mean().item()
     assert exchanged == pytest.approx(NARRATED_SHARE * 2 / 3, abs=0.04), (
         "a third of the exchanges pick the same voice"
     )
-    assert heard[talking].max() <= 3, "exchanged audio is always speech"
-    assert torch.equal(heard[~talking & ~no_audio], shown[~talking & ~no_audio] + 1)
+    assert audio_number[talking].max() <= 3, "exchanged audio is always speech"
+    assert torch.equal(audio_number[~talking & ~no_audio], video_number[~talking & ~no_audio] + 1)
 
 
 def test_distillation_uses_the_own_audio_and_starts_later_chunks_as_at_inference():
     batch = numbered_videos().draw(200, step_generator(7, 0), window=5, drops=False)
-    shown = batch.latent[:, 0, 10, 0, 0]
-    assert torch.equal(batch.windows[:, 0, 40, 2, 0, 0], shown + 1)
+    video_number = batch.latent[:, 0, 10, 0, 0]
+    assert torch.equal(batch.windows[:, 0, 40, 2, 0, 0], video_number + 1)
     later = batch.given[:, 0, 2, 0, 0]
     assert 50 < later.sum() < 150
     assert (batch.motion[later, :, :3] > 90).all()

@@ -110,10 +110,10 @@ def test_a_corpus_loads_as_it_was_built(tmp_path):
 def test_augmentation_keeps_timing_and_range():
     clicks = torch.zeros(12, 16000)
     clicks[:, 8000] = 0.8
-    heard = sounds.augment(clicks, Generator().manual_seed(0))
-    assert heard.shape == clicks.shape
-    assert heard.abs().max() <= 1
-    assert ((heard.abs().argmax(1) - 8000).abs() <= 8).all()
+    augmented = sounds.augment(clicks, Generator().manual_seed(0))
+    assert augmented.shape == clicks.shape
+    assert augmented.abs().max() <= 1
+    assert ((augmented.abs().argmax(1) - 8000).abs() <= 8).all()
 
 
 def test_non_speech_includes_silence_and_sound():
