@@ -1,1 +1,1 @@
-"""How fast this machine runs the networks, beside the fastest that its own ceilings allow."""
+"""Benchmark: how fast this machine runs the networks, compared with its measured roofline."""

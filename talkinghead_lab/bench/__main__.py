@@ -1,4 +1,4 @@
-"""`python -m talkinghead_lab.bench`: this machine's ceilings, and how near to them the networks run."""
+"""Measure how fast this machine runs the networks, and how close that is to its roofline."""
 
 import argparse
 import sys
@@ -10,31 +10,31 @@ from pathlib import Path
 import torch
 from torch.multiprocessing.spawn import ProcessException
 
-from talkinghead_lab.bench.ceilings import measure_attention, measure_copies, measure_products
 from talkinghead_lab.bench.decode import measure_decode
-from talkinghead_lab.bench.forwards import measure_forwards, measure_steps
+from talkinghead_lab.bench.forwards import measure_forward_passes, measure_steps
 from talkinghead_lab.bench.jobs import add_jobs
 from talkinghead_lab.bench.load import measure_load
 from talkinghead_lab.bench.offload import measure_offload, measure_small_host
 from talkinghead_lab.bench.peers import measure_diffusers
-from talkinghead_lab.bench.rows import Results, machine_of
+from talkinghead_lab.bench.roofline import measure_attention, measure_copies, measure_matmuls
+from talkinghead_lab.bench.rows import Results, machine_description
 from talkinghead_lab.bench.several_gpus import measure_several_gpus
 from talkinghead_lab.bench.sizes import SIZES, Size
 from talkinghead_lab.bench.table import markdown, read_rows
 from talkinghead_lab.bench.videos import measure_videos
 
 PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
-    "products": measure_products,
+    "products": measure_matmuls,
     "attention": measure_attention,
     "copies": measure_copies,
-    "forward": measure_forwards,
+    "forward": measure_forward_passes,
     "step": measure_steps,
     "decode": measure_decode,
     "several-gpus": measure_several_gpus,
     "diffusers": measure_diffusers,
     "jobs": add_jobs,
 }
-# These read a checkpoint of random weights from a folder.
+# These parts load a checkpoint of random weights from disk.
 FROM_FILES: dict[str, Callable[[Size, torch.device, Results, Path], None]] = {
     "load": measure_load,
     "offload": measure_offload,
@@ -42,32 +42,38 @@ FROM_FILES: dict[str, Callable[[Size, torch.device, Results, Path], None]] = {
     "videos": measure_videos,
 }
 
-# No memory, a library that does not fit, no disk; and any of these in a process that was started.
+# Out of memory, an incompatible library, a full disk; and any of these in a child process.
 FAILURES = (RuntimeError, ImportError, OSError, ProcessException)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the parts asked for; a part that fails is reported, and the others are still measured."""
+    """Measure the requested parts; a part that fails is reported and the rest still run."""
     names = [*PARTS, *FROM_FILES]
     parser = argparse.ArgumentParser(prog="python -m talkinghead_lab.bench", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="parts to measure")
-    parser.add_argument("--size", choices=SIZES, help="unset: released on a GPU, tiny on a CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="JSON file of the figures; rows that it holds are kept")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, help="parts to measure; default: all"
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, help="sizes of the networks; default: released on a GPU, tiny on a CPU"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file of results; its existing rows are kept")
     parser.add_argument(
         "--weights",
         type=Path,
-        help="folder of a random checkpoint, written where it is missing (51 GB at released sizes) and kept; "
-        "unset: a temporary one",
+        help="folder of the random checkpoint, created if missing (51 GB at released sizes) and kept; "
+        "default: a temporary folder",
     )
-    parser.add_argument("--table", type=Path, help="print the figures of this JSON file as Markdown and stop")
+    parser.add_argument("--table", type=Path, help="print this JSON file of results as Markdown and exit")
     options = parser.parse_args(arguments)
     if options.table is not None:
         print(markdown(read_rows(options.table)))
         return 0
     device = torch.device(options.device)
     size = SIZES[options.size or ("released" if device.type == "cuda" else "tiny")]
-    results = Results(options.out, machine_of(device))
+    results = Results(options.out, machine_description(device))
     failed = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.weights or Path(temporary) / "weights"

@@ -1,11 +1,11 @@
-"""A checkpoint of random weights in the released layout, for what is measured from files."""
+"""A checkpoint of random weights in the released layout, for the parts that load from disk."""
 
-import json
+import math
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from talkinghead_lab.bench.sizes import Size
@@ -18,15 +18,15 @@ from talkinghead_lab.training.networks import vocabulary
 from talkinghead_lab.weights.checkpoints import RELEASED_REPOSITORIES, TRANSFORMER
 from talkinghead_lab.weights.writing import Networks, write_checkpoint
 
-# Most bytes of a file of the transformer: seven of them in bf16, as many as are released.
+# Largest transformer shard: gives seven in bf16, the released number.
 SHARD_BYTES = 5 * 10**9
 TILE_ELEMENTS = 2**24
 SPREAD = 0.02  # standard deviation of every weight, norms included
-STORED, STORED_NAME = torch.bfloat16, "BF16"
+STORED = torch.bfloat16
 
 
 def random_checkpoint(folder: Path, size: Size) -> dict[str, str]:
-    """Write a checkpoint into a folder that has none; returns the request's fields that name it."""
+    """Write a checkpoint if `folder` does not exist; return the request fields that select it."""
     if not folder.exists():
         with torch.device("meta"):
             networks = Networks(
@@ -43,7 +43,7 @@ def random_checkpoint(folder: Path, size: Size) -> dict[str, str]:
 
 
 def _write_shards(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write random values in the shapes of tensors, the transformer into several files."""
+    """Write random values in the shapes of `tensors`; the transformer is split into shards."""
     shards = list(_shards(tensors, dtype)) if path.stem == TRANSFORMER else [dict(tensors)]
     for number, shard in enumerate(shards, start=1):
         name = f"{path.stem}-{number:05}-of-{len(shards):05}{path.suffix}"
@@ -61,18 +61,12 @@ def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[dict[
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """A safetensors file, through a mapping so that all threads fill it: header's length, header, values."""
-    ends = list(accumulate(tensor.numel() * dtype.itemsize for tensor in tensors.values()))
-    header = {
-        name: {"dtype": STORED_NAME, "shape": list(tensor.shape), "data_offsets": [start, end]}
-        for (name, tensor), start, end in zip(tensors.items(), [0, *ends], ends, strict=False)
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    text = len(text).to_bytes(8, "little") + text
+    """Write one safetensors file of random values; needs as much memory as the file is large."""
+    counts = [tensor.numel() for tensor in tensors.values()]
     generator = torch.Generator().manual_seed(0)
-    tile = (SPREAD * torch.randn(TILE_ELEMENTS, generator=generator)).to(dtype).view(torch.uint8)
-    mapped = torch.from_file(str(path), shared=True, size=len(text) + ends[-1], dtype=torch.uint8)
-    mapped[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    for part in mapped[len(text) :].split(len(tile)):
-        part.copy_(tile[: len(part)])
+    tile = (SPREAD * torch.randn(TILE_ELEMENTS, generator=generator)).to(dtype)
+    # Drawing every value would take minutes, so one tile of values is repeated.
+    values = tile.repeat(math.ceil(sum(counts) / TILE_ELEMENTS))[: sum(counts)]
+    parts = torch.split(values, counts)
+    named = zip(tensors.items(), parts, strict=True)
+    save_file({name: part.view(tensor.shape) for (name, tensor), part in named}, path)

@@ -1,4 +1,4 @@
-"""Decoding one chunk: seconds, memory, and how near it is to decoding all of it at once."""
+"""Decoding one chunk: seconds, memory, and the difference from decoding it in one piece."""
 
 from collections import deque
 
@@ -12,14 +12,14 @@ from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.sampling.decoding import decode_chunk
 
 DECODE = "decode: one chunk"
-# What the whole chunk would take undivided is more than a large GPU has; these are decoded both ways. The
-# autoencoder looks only backwards, so the frames of the first latents do not depend on the others.
+# Only these are decoded both ways: a complete chunk in one piece does not fit on a large GPU. The autoencoder
+# is causal, so the frames of the first latents do not depend on later ones.
 COMPARED_LATENTS = 3
 
 
 @torch.inference_mode()
 def measure_decode(size: Size, device: torch.device, results: Results) -> None:
-    """Decode a chunk as the pipeline does, and in float32."""
+    """Measure decoding a chunk in the pipeline's type and in float32."""
     usual = decode_type(torch.bfloat16, device)
     for name, dtype in ((DECODE, usual), (f"{DECODE}, fp32", torch.float32)):
         _measure(name, random_vae(size.vae, device).set_decoder_dtype(dtype), size, device, results)

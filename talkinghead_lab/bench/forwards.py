@@ -1,13 +1,14 @@
-"""One forward of the transformer in every way of going faster, and what surrounds the forwards."""
+"""One forward pass of the transformer with each speed-up, and the cost of a step around its passes."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from talkinghead_lab.bench.ceilings import best_kind, forward_floor
+from talkinghead_lab.bench.roofline import fastest_attention, roofline_seconds
 from talkinghead_lab.bench.rows import Results, Row, measure, seconds_of
 from talkinghead_lab.bench.sizes import Size, random_conditions, random_dit
 from talkinghead_lab.models.dit.model import DiT
@@ -24,14 +25,14 @@ FP8_LINEAR, ALL = (
     "forward: fp8 linear layers, eight-bit attention, compiled",
 )
 SKIPPED, OUTSIDE = "step: a skipped forward", "step: outside its three forwards"
-# Steps to time what surrounds forwards, with a network that has no blocks.
+# Steps sampled with a network without blocks, to time what surrounds the forward passes.
 EMPTY_STEPS = 20
 
 
-class Forward:
-    """A transformer and the inputs of one forward."""
+class ForwardPass:
+    """A transformer and the inputs of one forward pass; calling it returns the velocity."""
 
-    def __init__(self, size: Size, device: torch.device, dtype: torch.dtype):
+    def __init__(self, size: Size, device: torch.device, dtype: torch.dtype) -> None:
         self.size, self.device = size, device
         self.dit = random_dit(size.dit, device, dtype)
         self.conditions = random_conditions(self.dit, size.grid, device)
@@ -39,18 +40,19 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
+        """Velocity [1, C, T, h, w]."""
         return velocity(self.dit, self.latent, self.conditions)
 
 
 def random_latent(size: Size, device: torch.device) -> Tensor:
-    """Noise in the shape of a chunk's latent."""
+    """Noise [1, C, T, h, w] in the shape of a chunk's latent."""
     generator = torch.Generator(device).manual_seed(2)
     shape = (1, *size.grid.latent_shape(size.dit.out_dim))
     return torch.randn(shape, generator=generator, device=device)
 
 
 def velocity(dit: DiT, latent: Tensor, conditions: ChunkConditions) -> Tensor:
-    """One whole forward, from latent to velocity."""
+    """One forward pass, from latent to velocity, both [1, C, T, h, w]."""
     time = dit.time_embedding_of(torch.full((1,), TIMESTEP, device=latent.device))
     tokens = dit.run_blocks(
         dit.patchify(latent, conditions.picture),
@@ -63,35 +65,35 @@ def velocity(dit: DiT, latent: Tensor, conditions: ChunkConditions) -> Tensor:
     return dit.unpatchify(tokens, time, latent.shape)
 
 
-def measure_forwards(size: Size, device: torch.device, results: Results) -> None:
-    """bf16 eager and compiled, then fp8 linear layers, then eight-bit attention; each with its error."""
+def measure_forward_passes(size: Size, device: torch.device, results: Results) -> None:
+    """Measure bf16 eager and compiled, fp8 linear layers, then eight-bit attention; each with its error."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    forward = Forward(size, device, dtype)
-    exact, rounded = best_kind(results, True, device), best_kind(results, False, device)
-    products = "fp8" if has_fp8(device) else "bf16"
+    forward = ForwardPass(size, device, dtype)
+    exact, quantized = (fastest_attention(results, is_exact, device) for is_exact in (True, False))
+    fp8 = "fp8" if has_fp8(device) else "bf16"
     forward.dit.use_attention(exact, device)
     expected = forward()
-    ways = [
+    variants: list[tuple[str, Callable[[DiT], object], str, str]] = [
         (EAGER, lambda dit: None, exact, "bf16"),
         (COMPILED, DiT.compile_blocks, exact, "bf16"),
-        (FP8_LINEAR, _round_products, exact, products),
-        (ALL, lambda dit: dit.use_attention(rounded, device), rounded, products),
+        (FP8_LINEAR, _use_fp8, exact, fp8),
+        (ALL, lambda dit: dit.use_attention(quantized, device), quantized, fp8),
     ]
-    for name, change, kind, product in ways:
+    for name, change, kind, matmuls in variants:
         change(forward.dit)
-        floor = forward_floor(size.dit, results, product, rounded_attention=kind == rounded)
+        floor = roofline_seconds(size.dit, results, matmuls, quantized_attention=kind == quantized)
         _add(results, name, forward, expected, floor, kind)
 
 
-def _round_products(dit: DiT) -> None:
+def _use_fp8(dit: DiT) -> None:
     quantize_linears(dit.get_submodule("blocks"), FP8)
     multiply_fp8(dit)
 
 
 def _add(
-    results: Results, name: str, forward: Forward, expected: Tensor, floor: float | None, attention: str
+    results: Results, name: str, forward: ForwardPass, expected: Tensor, floor: float | None, attention: str
 ) -> None:
-    """Measure one way; its first call compiles, or finds what an earlier process compiled."""
+    """Add one row. The first call compiles, or loads what an earlier process compiled."""
     started = time.perf_counter()
     error = relative_error(forward(), expected)
     conditions = {
@@ -105,12 +107,12 @@ def _add(
 
 def relative_error(out: Tensor, expected: Tensor) -> float:
     """‖out − expected‖ / ‖expected‖."""
-    return ((out - expected).norm() / expected.norm()).item()
+    return float((out - expected).norm() / expected.norm())
 
 
 @torch.inference_mode()
 def measure_steps(size: Size, device: torch.device, results: Results) -> None:
-    """What a step costs outside its forwards, and what a skipped forward costs: a network without blocks."""
+    """Measure a step outside its forward passes, and a skipped pass, with a network without blocks."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     dit = random_dit(replace(size.dit, num_layers=0), device, dtype)
     conditions, latent = random_conditions(dit, size.grid, device), random_latent(size, device)

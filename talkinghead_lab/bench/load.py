@@ -1,4 +1,4 @@
-"""From the start of a process to its first forward, beside a plain read of the same files."""
+"""Time from process start to the first forward pass, compared with a plain read of the same files."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from talkinghead_lab.bench.offload import add_profile
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import Size
-from talkinghead_lab.bench.whole_job import in_a_process, request_of
+from talkinghead_lab.bench.whole_job import request_of, run_in_process
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights.checkpoints import weight_files
@@ -17,37 +17,37 @@ READ, LOADED = "load: plain read of the files", "load: all networks on the devic
 BEGUN, STEP = "load: process start to first forward", "load: a step of one forward, resident"
 GIGA = 1e9
 PIECE_BYTES = 2**26
-MOST_READ = 2**33  # bytes of the plain read: enough to tell the rate
+MAX_READ_BYTES = 2**33  # enough to measure the rate
 
 
 def measure_load(size: Size, device: torch.device, results: Results, folder: Path) -> None:
-    """Load every network and make one chunk in a process of its own; the files are in the page cache."""
+    """Load every network and generate one chunk in its own process, with the files in the page cache."""
     request = request_of(size, device, folder)
     params = GenerationParams(audio_path="none", image_path="none", **request)
     files = list(weight_files(checkpoint_files(params)).values())
     total, rate = sum(file.stat().st_size for file in files), _read_rate(files)
     results.add(Row(READ, rate / GIGA, "GB/s"))
-    loaded, made = in_a_process(request, [{"frame_size": f"{size.grid.width}x{size.grid.height}"}])
+    loaded, made = run_in_process(request, [{"frame_size": f"{size.grid.width}x{size.grid.height}"}])
     if made["error"]:
         raise RuntimeError(made["error"])
-    begun = made["begun"]
-    seconds = begun["loaded"] - begun["imported"]
+    start_times = made["begun"]
+    seconds = start_times["loaded"] - start_times["imported"]
     conditions = {
         **{"gb": total / GIGA, "gbps": total / seconds / GIGA},
         **{key: loaded[key] for key in ("anonymous_host_gib", "resident_host_gib", "driver_gib")},
     }
     results.add(Row(LOADED, seconds, floor=total / rate, conditions=conditions))
-    results.add(Row(BEGUN, begun["first_forward"], conditions=begun))
+    results.add(Row(BEGUN, start_times["first_forward"], conditions=start_times))
     conditions = {"driver_gib": made["driver_gib"], "job": made["seconds"]}
     results.add(Row(STEP, min(made["steps"]), peak_gib=made["peak_gpu_gib"], conditions=conditions))
     add_profile(results, device, f"load: {size.grid.width}x{size.grid.height}, resident", made)
 
 
 def _read_rate(files: list[Path]) -> float:
-    """Bytes a second of reading files one after another into the same memory."""
+    """Bytes per second when reading the files one after another into one buffer."""
     buffer, read, started = memoryview(bytearray(PIECE_BYTES)), 0, time.perf_counter()
     for file in files:
         with file.open("rb", buffering=0) as opened:
-            while read < MOST_READ and (count := opened.readinto(buffer)):
+            while read < MAX_READ_BYTES and (count := opened.readinto(buffer)):
                 read += count
     return read / (time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Peaks that nobody tells afterwards: of the device as its driver counts, of the host by kind of memory."""
+"""Peak memory that must be sampled while it happens: device by driver count, host by kind of memory."""
 
 import threading
 import time
@@ -10,20 +10,19 @@ import torch
 
 from talkinghead_lab.bench.rows import GIB
 
-PERIOD = 0.005  # seconds
+SAMPLE_SECONDS = 0.005
 STATUS = Path("/proc/self/status")
 
 
 def process_age() -> float:
-    """Seconds since this process was started."""
+    """Seconds since this process started."""
     return time.time() - psutil.Process().create_time()
 
 
 def driver_bytes(device: torch.device) -> int:
-    """Bytes of a GPU that are in use, by all programs, the driver's own included.
+    """Bytes in use on a GPU by all programs and the driver; 0 for a CPU.
 
-    By NVML (package nvidia-ml-py), which makes no CUDA context of its own; it counts GPUs without regard to
-    CUDA_VISIBLE_DEVICES.
+    Uses NVML (package nvidia-ml-py), which creates no CUDA context. NVML ignores CUDA_VISIBLE_DEVICES.
     """
     if device.type != "cuda":
         return 0
@@ -34,39 +33,39 @@ def driver_bytes(device: torch.device) -> int:
 
 
 def host_gib() -> dict[str, float]:
-    """Memory of this process in GiB: `anonymous` is what no file holds, `resident` all, mapped files too."""
+    """Memory of this process in GiB: `anonymous` excludes mapped files, `resident` includes them."""
     sizes = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     kinds = {"anonymous": "RssAnon", "resident": "VmRSS"}
     return {kind: int(sizes[name].split()[0]) * 1024 / GIB for kind, name in kinds.items()}
 
 
 class Peaks:
-    """Looks at memory every few milliseconds while it is entered.
+    """Context manager that samples memory every few milliseconds and keeps the peaks, in GiB.
 
-    `device` is the most that the driver counted beside what was in use when this object was made, in GiB:
-    make it before CUDA is. `anonymous` and `resident` are the host's; see `host_gib`.
+    `device` is the driver's count above what was in use when the object was created, so create it before
+    CUDA initialises. `anonymous` and `resident` are host memory; see `host_gib`.
     """
 
-    def __init__(self, device: torch.device):
-        self.where, self.before = device, driver_bytes(device)
-        self._forget()
+    def __init__(self, device: torch.device) -> None:
+        self.gpu, self.before = device, driver_bytes(device)
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.device, self.anonymous, self.resident = 0.0, 0.0, 0.0
 
     def now(self) -> float:
-        """GiB of the device that this process and its libraries take."""
-        return (driver_bytes(self.where) - self.before) / GIB
+        """GiB of device memory that this process and its libraries use now."""
+        return (driver_bytes(self.gpu) - self.before) / GIB
 
-    def look(self) -> None:
-        """Take the present into the peaks."""
+    def sample(self) -> None:
+        """Update the peaks from the current values."""
         host = host_gib()
         self.device = max(self.device, self.now())
         self.anonymous = max(self.anonymous, host["anonymous"])
         self.resident = max(self.resident, host["resident"])
 
     def __enter__(self) -> "Peaks":
-        self._forget()
+        self._reset()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -77,11 +76,11 @@ class Peaks:
     ) -> None:
         self._done.set()
         self._thread.join()
-        self.look()
+        self.sample()
 
     def _watch(self) -> None:
-        while not self._done.wait(PERIOD):
-            self.look()
+        while not self._done.wait(SAMPLE_SECONDS):
+            self.sample()
 
     def to_json(self) -> dict[str, float]:
         """The peaks in GiB."""

@@ -1,4 +1,4 @@
-"""Whole jobs within budgets of device memory: what they take, and what streaming costs a step."""
+"""Complete jobs within device-memory budgets: peak memory, and the cost of streaming per step."""
 
 import json
 from collections.abc import Mapping
@@ -10,35 +10,35 @@ import torch
 
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import Size
-from talkinghead_lab.bench.whole_job import in_a_process, request_of
+from talkinghead_lab.bench.whole_job import request_of, run_in_process
 from talkinghead_lab.foundation.files import atomic_path
 
 BUDGETS = (8, 12, 16, 24)  # GiB
-# Pixels of the larger released frame sizes, in relation to 832x480.
+# Larger frame sizes to measure.
 LARGER = {"released": ("1024x576", "1280x720"), "tiny": ("96x64",)}
-# There fewer blocks of the transformer stand for all: each copies and computes as much, and the smallest
-# budget holds two.
+# At the larger sizes a few blocks stand for all: every block copies and computes the same amount, and the
+# smallest budget holds two.
 LARGER_BLOCKS = 8
 LOADED = "offload: process start to all networks in host memory"
 
 
 def measure_offload(size: Size, device: torch.device, results: Results, folder: Path) -> None:
-    """Text, speech and image encoders, autoencoder, sampling and decoding of one chunk in every budget.
+    """Measure encoders, sampling and decoding of one chunk within every budget.
 
-    All in one process, and at each frame size first with all blocks on the device: what libraries take once
-    is in the figures of every budget.
+    All runs share one process, and each frame size starts with all blocks resident, so that memory which
+    libraries allocate once is included for every budget.
     """
     own = f"{size.grid.width}x{size.grid.height}"
     larger = LARGER["released" if size.grid.width > 500 else "tiny"]
     runs: list[dict[str, Any]]
     runs = [{"frame_size": own, "vram_budget_gib": budget} for budget in ("all", *BUDGETS)]
-    if device.type == "cuda":  # nothing limits what a process takes of a host
+    if device.type == "cuda":  # a CPU has no memory limit to exceed
         runs.insert(1, {"frame_size": larger[-1], "vram_budget_gib": BUDGETS[0]})
     for frame_size in larger:
         few = {"frame_size": frame_size, "blocks": min(LARGER_BLOCKS, size.dit.num_layers)}
         runs += [few | {"vram_budget_gib": budget} for budget in ("all", "smallest")]
     request = request_of(size, device, folder) | {"vram_budget_gib": BUDGETS[0]}
-    jobs, resident = in_a_process(request, runs), dict[str, float]()
+    jobs, resident = run_in_process(request, runs), dict[str, float]()
     loaded = next(jobs)
     results.add(Row(LOADED, loaded["begun"]["loaded"], conditions=_peaks(loaded)))
     for job in jobs:
@@ -47,7 +47,7 @@ def measure_offload(size: Size, device: torch.device, results: Results, folder: 
 
 
 def _row(job: Mapping[str, Any], resident: dict[str, float]) -> Row:
-    """The seconds of a step, beside those with all blocks on the device, which are kept by frame size."""
+    """Row of seconds per step; `resident` collects the seconds with all blocks resident, by frame size."""
     frame_size, budget = job["run"]["frame_size"], f"{job['budget_gib']:.1f} GiB"
     if "blocks" in job["run"]:
         frame_size += f", {job['run']['blocks']} blocks"
@@ -55,7 +55,7 @@ def _row(job: Mapping[str, Any], resident: dict[str, float]) -> Row:
     if job["error"]:
         name = f"offload: {frame_size}, {budget}, refused"
         return Row(name, job["seconds"], conditions=conditions | {"error": job["error"]} | _left(job))
-    step = min(job["steps"])  # without the first of a chunk
+    step = min(job["steps"])
     if job["run"].get("vram_budget_gib") == "all":
         budget, resident[frame_size] = "all blocks stay", step
     if frame_size in resident:
@@ -65,27 +65,27 @@ def _row(job: Mapping[str, Any], resident: dict[str, float]) -> Row:
 
 
 def _left(job: Mapping[str, Any]) -> dict[str, float]:
-    """What an error left on the device, context and libraries included."""
+    """Device memory still in use after an error, CUDA context and libraries included."""
     return {"left_gib": job["left_gib"], "left_by_pytorch_gib": job["left_by_pytorch_gib"]}
 
 
 def stages(job: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of each stage."""
+    """Total seconds of each stage."""
     seconds: dict[str, float] = {}
-    for visit in job["timeline"]:
-        seconds[visit["stage"]] = seconds.get(visit["stage"], 0.0) + visit["seconds"]
+    for entry in job["timeline"]:
+        seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
     return seconds
 
 
-def _peaks(told: Mapping[str, Any]) -> dict[str, float]:
-    return {key: told[key] for key in ("driver_gib", "anonymous_host_gib", "resident_host_gib")}
+def _peaks(report: Mapping[str, Any]) -> dict[str, float]:
+    return {key: report[key] for key in ("driver_gib", "anonymous_host_gib", "resident_host_gib")}
 
 
 def measure_small_host(size: Size, device: torch.device, results: Results, folder: Path) -> None:
-    """fp8 weights within the smallest budget: what that takes of the host, loading included."""
+    """Measure host memory with fp8 weights within the smallest budget, loading included."""
     run = {"frame_size": f"{size.grid.width}x{size.grid.height}"}
     request = request_of(size, device, folder) | {"precision": "fp8", "vram_budget_gib": BUDGETS[0]}
-    loaded, job = in_a_process(request, [run])
+    loaded, job = run_in_process(request, [run])
     row = _row(job, {})
     larger = {key: max(peak, row.conditions[key]) for key, peak in _peaks(loaded).items()}
     conditions = row.conditions | larger | {"loaded": loaded["begun"]["loaded"]}
@@ -94,9 +94,9 @@ def measure_small_host(size: Size, device: torch.device, results: Results, folde
 
 
 def add_profile(results: Results, device: torch.device, name: str, job: Mapping[str, Any]) -> None:
-    """Keep every visit to a stage in `profile.json` beside the figures, for the notebook of profiles.
+    """Append every stage of a job to `profile.json` next to the results, for the memory-profile notebook.
 
-    The setting is what the `name` says after its part.
+    The setting is the part of `name` after the colon.
     """
     if results.path is None:
         return
@@ -106,6 +106,6 @@ def add_profile(results: Results, device: torch.device, name: str, job: Mapping[
         **{"run": 1 + max((row["run"] for row in rows), default=-1), "device": device.type},
         **{"machine": results.machine["device"], "setting": name.partition(": ")[2]},
     }
-    visits = [{"error": job["error"]}] if job["error"] else job["timeline"]
+    entries = [{"error": job["error"]}] if job["error"] else job["timeline"]
     with atomic_path(path, overwrite=True) as unfinished:
-        unfinished.write_text(json.dumps(rows + [common | visit for visit in visits], indent=0) + "\n")
+        unfinished.write_text(json.dumps(rows + [common | entry for entry in entries], indent=0) + "\n")

@@ -1,4 +1,4 @@
-"""The same forward by other libraries, where they are installed."""
+"""The same forward pass in other libraries, if they are installed."""
 
 import importlib.util
 from typing import Any
@@ -13,7 +13,7 @@ from talkinghead_lab.bench.sizes import IMAGE_TOKENS, Size
 
 @torch.inference_mode()
 def measure_diffusers(size: Size, device: torch.device, results: Results) -> None:
-    """Diffusers' transformer of the same sizes, eager and with compiled blocks; it has no audio adapters."""
+    """Measure the Diffusers transformer at the same sizes, eager and compiled; it has no audio layers."""
     if importlib.util.find_spec("diffusers") is None:
         return
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: rows that are kept in a JSON file, and how a row is measured."""
+"""Benchmark results as rows in a JSON file, and the timing of one row."""
 
 import json
 import platform
@@ -19,14 +19,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One result.
 
     Args:
         name: what was measured.
-        value: the figure, in `unit`.
-        floor: the seconds that the machine's own ceilings allow, for figures in seconds.
-        peak_gib: most device memory that PyTorch held at once.
-        conditions: what else decides the figure.
+        value: the result, in `unit`.
+        floor: roofline in seconds, for results in seconds.
+        peak_gib: peak device memory allocated by PyTorch.
+        conditions: whatever else determines the result, and further results.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Floor over figure: 1 is the hardware's limit."""
+        """Roofline over measured seconds: 1.0 is the hardware limit."""
         return self.floor / self.value if self.floor else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; a figure in seconds is called so."""
+        """The row as JSON values; a value in seconds is stored under `seconds`."""
         fields = asdict(self)
         value = fields.pop("value")
         return {"name": fields.pop("name"), "seconds" if self.unit == "s" else "value": value} | (
@@ -51,19 +51,19 @@ class Row:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Row":
-        """A row as `to_json` wrote it."""
+        """The row that `to_json` wrote."""
         fields = {name: value for name, value in fields.items() if name != "ratio"}
         value = fields.pop("seconds") if "seconds" in fields else fields.pop("value")
         return cls(value=value, **fields)
 
 
 class Results:
-    """Rows by name, written to a file after each one, so that a run which breaks off keeps what it has.
+    """Rows by name, written to a file after each addition so that an aborted run keeps its results.
 
-    Rows that the file holds already are read: parts of a benchmark can be run one after another.
+    Existing rows of the same machine are read, so parts of the benchmark can run one after another.
     """
 
-    def __init__(self, path: Path | None, machine: dict[str, str]):
+    def __init__(self, path: Path | None, machine: dict[str, str]) -> None:
         self.path, self.machine = path, machine
         self.rows: dict[str, Row] = {}
         if path is not None and path.exists():
@@ -72,9 +72,9 @@ class Results:
                 self.rows = {row["name"]: Row.from_json(row) for row in known["rows"]}
 
     def add(self, row: Row) -> Row:
-        """Keep and print a row; one of the same name is replaced."""
+        """Store and print a row, replacing one of the same name; return it."""
         self.rows[row.name] = row
-        print(line(row), flush=True)
+        print(format_row(row), flush=True)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.path, overwrite=True) as unfinished:
@@ -82,26 +82,26 @@ class Results:
         return row
 
     def seconds(self, name: str) -> float | None:
-        """A figure that was measured before, None where it was not."""
+        """The value of a row measured earlier, or None."""
         return self.rows[name].value if name in self.rows else None
 
     def to_json(self) -> str:
-        """The file's text; the command is the last that added to it."""
+        """Text of the file; `command` is the last one that added rows."""
         rows = [row.to_json() for row in self.rows.values()]
         command = " ".join(["python -m talkinghead_lab.bench", *sys.argv[1:]])
         return json.dumps({"machine": self.machine, "command": command, "rows": rows}, indent=1)
 
 
-def line(row: Row) -> str:
-    """A row for a reader."""
+def format_row(row: Row) -> str:
+    """One line of text for a row."""
     text = f"{row.name:58} {row.value:12.4f} {row.unit:8}"
     if row.ratio is not None:
         text += f" floor {row.floor:8.4f}  {row.ratio:6.1%} of the limit"
     return text + (f"  {row.peak_gib:6.2f} GiB" if row.peak_gib is not None else "")
 
 
-def machine_of(device: torch.device) -> dict[str, str]:
-    """Names and versions that figures depend on."""
+def machine_description(device: torch.device) -> dict[str, str]:
+    """Device name and versions that results depend on."""
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -109,7 +109,7 @@ def machine_of(device: torch.device) -> dict[str, str]:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 3, warm_up: int = 1) -> float:
-    """Median seconds of some work, device work included."""
+    """Median seconds per call, device work included."""
     for _ in range(warm_up):
         work()
     times = []
@@ -123,21 +123,21 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 
 
 
 def sustained_seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 1.0) -> float:
-    """Seconds of some work in a row of the same without a gap: a GPU that is busy for long clocks lower."""
+    """Seconds per call under sustained load: a GPU that stays busy clocks down."""
     once = seconds_of(work, device, repeats=1)
     repeats = max(3, round(at_least / once)) if device.type == "cuda" else 3
 
-    def in_a_row() -> None:
+    def back_to_back() -> None:
         for _ in range(repeats):
             work()
 
-    return seconds_of(in_a_row, device, repeats=1, warm_up=0) / repeats
+    return seconds_of(back_to_back, device, repeats=1, warm_up=0) / repeats
 
 
 def measure(
     work: Callable[[], object], device: torch.device, repeats: int = 3, warm_up: int = 1
 ) -> tuple[float, float | None]:
-    """Median seconds, and the peak of device memory in GiB on a GPU."""
+    """Median seconds per call, and on a GPU the peak of device memory in GiB."""
     if device.type != "cuda":
         return seconds_of(work, device, repeats, warm_up), None
     torch.cuda.reset_peak_memory_stats(device)
@@ -146,6 +146,6 @@ def measure(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

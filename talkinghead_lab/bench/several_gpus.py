@@ -1,4 +1,4 @@
-"""Forwards that all GPUs of the host share, beside one GPU's; without GPUs, two processes share them."""
+"""Forward passes shared by all GPUs of the host, compared with one GPU; two processes stand in on a CPU."""
 
 import json
 import tempfile
@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from talkinghead_lab.bench.ceilings import best_kind
-from talkinghead_lab.bench.forwards import Forward, relative_error
+from talkinghead_lab.bench.forwards import ForwardPass, relative_error
+from talkinghead_lab.bench.roofline import fastest_attention
 from talkinghead_lab.bench.rows import Results, Row, seconds_of
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
@@ -25,29 +25,31 @@ STEPS = {
 
 
 def measure_several_gpus(size: Size, device: torch.device, results: Results) -> None:
-    """bf16 and compiled; the floor is an even share of what one GPU takes."""
+    """Measure bf16, compiled; the roofline is one GPU's time divided by the number of GPUs."""
     count = torch.cuda.device_count() if device.type == "cuda" else 2
     if count < 2:
         return
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "told.json"
-        arguments = count, size, device.type, best_kind(results, True, device), told
-        spawn(_measure, arguments, nprocs=count)
-        for name, (alone, shared, error) in json.loads(told.read_text()).items():
+        measured = Path(folder) / "measured.json"
+        arguments = count, size, device.type, fastest_attention(results, True, device), measured
+        spawn(_measure, arguments, nprocs=count)  # type: ignore[no-untyped-call]  # not annotated
+        for name, (alone, shared, error) in json.loads(measured.read_text()).items():
             results.add(Row(f"several GPUs: {name} by one", alone))
             conditions = {"speed_up": alone / shared, "relative_error": error}
             name = f"several GPUs: {name} shared by {count}"
             results.add(Row(name, shared, floor=alone / count, conditions=conditions))
 
 
-def _measure(rank: int, count: int, size: Size, kind: str, attention: str, told: Path) -> None:
-    """What one of the processes does."""
+def _measure(rank: int, count: int, size: Size, kind: str, attention: str, measured: Path) -> None:
+    """Measure in one of the processes; rank 0 writes the results."""
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, f"file://{told.with_suffix('.meeting')}", rank=rank, world_size=count)
-    forward = Forward(size, device, torch.bfloat16 if kind == "cuda" else torch.float32)
+    dist.init_process_group(
+        backend, f"file://{measured.with_suffix('.meeting')}", rank=rank, world_size=count
+    )
+    forward = ForwardPass(size, device, torch.bfloat16 if kind == "cuda" else torch.float32)
     forward.dit.use_attention(attention, device)
     forward.dit.compile_blocks()
     alone = _seconds_and_outcomes(forward)
@@ -58,12 +60,12 @@ def _measure(rank: int, count: int, size: Size, kind: str, attention: str, told:
             name: [alone[name][0], seconds, relative_error(outcome, alone[name][1])]
             for name, (seconds, outcome) in shared.items()
         }
-        told.write_text(json.dumps(rows))
+        measured.write_text(json.dumps(rows))
     dist.destroy_process_group()
 
 
-def _seconds_and_outcomes(forward: Forward) -> dict[str, tuple[float, Tensor]]:
-    """A forward, and a step of each guidance, by the processes that share the transformer."""
+def _seconds_and_outcomes(forward: ForwardPass) -> dict[str, tuple[float, Tensor]]:
+    """Seconds and output of one forward pass and of one step per guidance mode, on all sharing processes."""
     works = {"a forward": forward} | {
         name: partial(sample_chunk, forward.dit, forward.latent, forward.conditions, config)
         for name, config in STEPS.items()

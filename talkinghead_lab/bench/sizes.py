@@ -1,4 +1,4 @@
-"""The sizes that are measured, and random weights for them: time and memory do not depend on values."""
+"""Sizes to measure, and random weights: time and memory do not depend on the values."""
 
 from dataclasses import dataclass, replace
 
@@ -56,13 +56,13 @@ RELEASED_SPEECH = SpeechEncoderConfig(  # wav2vec2-base
     num_conv_pos_embeddings=128,
     num_conv_pos_embedding_groups=16,
 )
-IMAGE_TOKENS = 257  # what CLIP ViT-H gives
+IMAGE_TOKENS = 257  # output of CLIP ViT-H/14
 TEXT_TOKENS = 40
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured: the networks and the chunk."""
+    """Configurations of the networks, and the size of the chunk."""
 
     dit: DiTConfig
     vae: VAEConfig
@@ -94,7 +94,7 @@ SIZES = {
 
 
 def random_dit(config: DiTConfig, device: torch.device, dtype: torch.dtype) -> DiT:
-    """A transformer whose weights are drawn where they stay; matrices keep the size of what they multiply."""
+    """A random transformer, initialised on its device; matrices preserve the variance of their input."""
     with torch.device("meta"):
         dit = DiT(config)
     dit = dit.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -110,27 +110,27 @@ def random_dit(config: DiTConfig, device: torch.device, dtype: torch.dtype) -> D
 
 
 def random_vae(config: VAEConfig, device: torch.device) -> VAE:
-    """An autoencoder of random weights, float32."""
+    """A random float32 autoencoder."""
     with torch.device(device):
         return VAE(config).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def random_conditions(dit: DiT, grid: LatentGrid, device: torch.device) -> ChunkConditions:
-    """One speaker's conditions of one chunk."""
+    """Random conditions of one chunk with one speaker."""
     config = dit.config
     generator = torch.Generator(device).manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
-    heard = noise(1, 1, grid.frames, config.audio_window, 1, config.audio_features)
+    audio = noise(1, 1, grid.frames, config.audio_window, 1, config.audio_features)
     latent = grid.latent_shape(config.out_dim)
     return ChunkConditions(
         picture=noise(1, config.in_dim - config.out_dim, *latent[1:]),
         image=dit.image_context(noise(1, IMAGE_TOKENS, config.image_dim)),
-        texts={said: dit.text_context([noise(TEXT_TOKENS, config.text_dim)]) for said in (True, False)},
-        audios={True: dit.audio_context(heard), False: dit.audio_context(torch.zeros_like(heard))},
+        texts={guided: dit.text_context([noise(TEXT_TOKENS, config.text_dim)]) for guided in (True, False)},
+        audios={True: dit.audio_context(audio), False: dit.audio_context(torch.zeros_like(audio))},
         motion=noise(1, config.out_dim, 1, *latent[2:]),
         rotation=dit.rotation(latent, device),
         regions=None,

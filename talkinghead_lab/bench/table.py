@@ -1,4 +1,4 @@
-"""The figures of benchmark files as a table for readers."""
+"""Benchmark files as Markdown tables."""
 
 import json
 from collections import defaultdict
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from talkinghead_lab.bench.rows import Row
 
-# What a reader wants of a row's conditions, and how it is written.
+# Conditions shown in the last column, and their format.
 NOTES = {
     "tflops": "{:.0f} TFLOP/s",
     "relative_error": "error {:.2%}",
@@ -26,12 +26,12 @@ NOTES = {
 
 
 def read_rows(file: Path) -> list[Row]:
-    """The rows of a benchmark file."""
+    """Rows of a benchmark file."""
     return [Row.from_json(row) for row in json.loads(file.read_text())["rows"]]
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Rows as a Markdown table, in their order; jobs as a second one, a column for each share skipped."""
+    """Rows in order as a Markdown table; jobs as a second table with a column per share skipped."""
     totals: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     lines = ["| figure | value | floor | of the limit | peak GiB | |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")

@@ -1,10 +1,10 @@
-"""One process that loads a checkpoint and makes what it is asked for; a JSON line for each thing it has done.
+"""A child process that loads a checkpoint and performs runs, printing one JSON line for each.
 
-A process of its own, because what counts is since its start and beside what lay on the device before.
+It is a separate process because times count from process start, and memory from before CUDA is initialised.
 
-A run says what of the request it changes. With a budget in the request all networks lie in host memory, and
-the runs may have budgets of their own: GiB, `smallest` (by the plan) or `all` (all stays on the device).
-`blocks` keeps so many of the transformer's from this run on.
+A run lists changes to the request. If the request has a budget, all networks stay in host memory and each run
+may set its own: GiB, `smallest` (the planned minimum) or `all` (everything resident). `blocks` truncates the
+transformer to that many blocks from this run on.
 """
 
 import itertools
@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from talkinghead_lab.bench.checkpoint import random_checkpoint
-from talkinghead_lab.bench.jobs import MOTION_FRAMES
+from talkinghead_lab.bench.jobs import OVERLAP_FRAMES
 from talkinghead_lab.bench.meters import Peaks, process_age
 from talkinghead_lab.bench.rows import GIB, synchronize
 from talkinghead_lab.bench.sizes import Size
@@ -40,8 +40,8 @@ from talkinghead_lab.pipeline.request import resolve
 from talkinghead_lab.runs.stage_clock import StageClock
 
 SECONDS = 8.0
-NOT_OF_REQUESTS = ("vram_budget_gib", "blocks")
-# As the command `generate` starts.
+RUN_FIELDS = ("vram_budget_gib", "blocks")
+# Same start as the `generate` command.
 START = """
 import sys
 from talkinghead_lab.foundation.imports import gc_disabled
@@ -49,20 +49,20 @@ with gc_disabled():
     from talkinghead_lab.bench import whole_job
 whole_job.main(sys.argv[1])
 """
-PROMPT = "a " * 511  # as many tokens as the released model reads at most, with the closing one
+PROMPT = "a " * 511  # with the closing token, the most the released model reads
 
 
 def request_of(size: Size, device: torch.device, folder: Path) -> dict[str, Any]:
-    """One chunk in two steps of one forward, least to hide copies behind; the first of them compiles."""
+    """Request fields for one chunk of two single-pass steps, which hide copies least; the first compiles."""
     frames = size.grid.frames
     return random_checkpoint(folder, size) | {
         **{"text_guide_scale": 1.0, "audio_guide_scale": 1.0, "diffusion_steps": 2, "device": str(device)},
-        **{"chunk_frames": frames, "max_frames": frames, "motion_frame": min(MOTION_FRAMES, frames - 4)},
+        **{"chunk_frames": frames, "max_frames": frames, "motion_frame": min(OVERLAP_FRAMES, frames - 4)},
     }
 
 
 def media(frame_size: tuple[int, int]) -> Inputs:
-    """A picture and a recording of noise."""
+    """A portrait and a recording of noise."""
     noise = np.random.default_rng(0)
     picture = noise.integers(0, 256, (frame_size[1], frame_size[0], 3), dtype=np.uint8)
     wave = 0.1 * noise.standard_normal(round(SECONDS * audio.SAMPLE_RATE)).astype(np.float32)
@@ -70,7 +70,7 @@ def media(frame_size: tuple[int, int]) -> Inputs:
 
 
 def make(pipeline: Pipeline, params: GenerationParams, clock: StageClock) -> list[float]:
-    """Make the frames of a request; returns the seconds of each step but the first of every chunk."""
+    """Generate the frames of a request; return the seconds of each step except the first of every chunk."""
     assert params.forced_size is not None
     inputs = media(params.forced_size)
     resolved = resolve(params, inputs)
@@ -90,7 +90,7 @@ def make(pipeline: Pipeline, params: GenerationParams, clock: StageClock) -> lis
 
 
 def with_budget(pipeline: Pipeline, budget: object, plan: Any) -> Pipeline:
-    """The same networks within another budget; see the head of this file."""
+    """The same networks within another budget; see the module docstring."""
     if budget is None:
         return pipeline
     total = torch.cuda.get_device_properties(pipeline.device).total_memory if _is_gpu(pipeline) else 2**40
@@ -106,11 +106,9 @@ def _is_gpu(pipeline: Pipeline) -> bool:
 def run(
     pipeline: Pipeline, request: GenerationParams, changes: Mapping[str, Any], peaks: Peaks
 ) -> dict[str, Any]:
-    """Make one run and tell what it took."""
+    """Perform one run and report its time and memory."""
     budget, blocks = changes.get("vram_budget_gib"), changes.get("blocks")
-    params = request.replace(
-        **{name: value for name, value in changes.items() if name not in NOT_OF_REQUESTS}
-    )
+    params = request.replace(**{name: value for name, value in changes.items() if name not in RUN_FIELDS})
     if blocks is not None and blocks < len(pipeline.dit.blocks):
         fewer = itertools.islice(pipeline.dit.blocks, blocks)
         pipeline.dit.blocks = StreamedBlocks(fewer, pipeline.device)  # type: ignore[assignment]
@@ -126,15 +124,15 @@ def run(
         seconds = time.perf_counter() - clock.made
         left = {"left_gib": peaks.now(), "left_by_pytorch_gib": _reserved(pipeline)}
     known = {stage: plan.known(stage, pipeline.budget if _is_gpu(pipeline) else None) for stage in plan.needs}
-    if _is_gpu(pipeline):  # without what other programs have
+    if _is_gpu(pipeline):  # excludes other programs
         outside = {"outside_gpu_gib": left["left_gib"] - left["left_by_pytorch_gib"]}
         known = {stage: sizes | outside for stage, sizes in known.items()}
     return {
         **{"run": dict(changes), "error": error, "seconds": seconds, "steps": steps},
         "budget_gib": None if pipeline.budget is None else pipeline.budget / GIB,
         "smallest_gib": plan.smallest / GIB,
-        "peak_gpu_gib": max((visit.get("peak_gpu_gib", 0.0) for visit in clock.timeline), default=0.0),
-        "timeline": [visit | known.get(str(visit["stage"]), {}) for visit in clock.timeline],
+        "peak_gpu_gib": max((entry.get("peak_gpu_gib", 0.0) for entry in clock.timeline), default=0.0),
+        "timeline": [entry | known.get(str(entry["stage"]), {}) for entry in clock.timeline],
         **left,
         **peaks.to_json(),
     }
@@ -145,31 +143,31 @@ def _reserved(pipeline: Pipeline) -> float:
 
 
 def main(specification: str) -> None:
-    """Load, then make the runs one after another."""
-    begun = {"imported": process_age()}
-    asked = json.loads(specification)
+    """Load the networks, then perform the runs in order."""
+    start = {"imported": process_age()}
+    specified = json.loads(specification)
     texts = {"prompt": PROMPT, "negative_prompt": PROMPT}
-    request = GenerationParams(audio_path="none", image_path="none", **texts, **asked["request"])
+    request = GenerationParams(audio_path="none", image_path="none", **texts, **specified["request"])
     peaks = Peaks(pick_device(request.device))
     with peaks:
         pipeline = Pipeline.load(request)
         synchronize(pipeline.device)
-        begun["loaded"] = process_age()
-    print(json.dumps({"begun": begun, "left_gib": peaks.now(), **peaks.to_json()}), flush=True)
+        start["loaded"] = process_age()
+    print(json.dumps({"begun": start, "left_gib": peaks.now(), **peaks.to_json()}), flush=True)
 
-    def first_forward(*_: object) -> None:
-        begun.setdefault("first_forward", process_age())
+    def record_first_forward(*_: object) -> None:
+        start.setdefault("first_forward", process_age())
 
-    pipeline.dit.blocks[0].register_forward_pre_hook(first_forward)
-    for changes in asked["runs"]:
-        print(json.dumps(run(pipeline, request, changes, peaks) | {"begun": begun}), flush=True)
+    pipeline.dit.blocks[0].register_forward_pre_hook(record_first_forward)
+    for changes in specified["runs"]:
+        print(json.dumps(run(pipeline, request, changes, peaks) | {"begun": start}), flush=True)
 
 
-def in_a_process(request: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What a process of its own tells: of loading, then of each run.
+def run_in_process(request: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Start a child process and yield its reports: one for loading, then one per run.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the process failed.
     """
     text = json.dumps({"request": request, "runs": runs})
     command = [sys.executable, "-c", START, text]
@@ -177,4 +175,4 @@ def in_a_process(request: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) 
         assert process.stdout is not None
         yield from map(json.loads, process.stdout)
     if process.returncode:
-        raise RuntimeError(f"the process of a whole job ended with status {process.returncode}")
+        raise RuntimeError(f"the benchmark process exited with status {process.returncode}")

@@ -1,1 +1,1 @@
-"""How the embedded checkpoint is made: the drawn presenter, its speech, its motion, and the training."""
+"""How the bundled model is made: rendered cartoon presenters, synthesised speech, motion, and training."""

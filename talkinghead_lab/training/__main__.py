@@ -1,9 +1,9 @@
-"""Makes the embedded checkpoint.
+"""Train and evaluate the bundled model.
 
-python -m talkinghead_lab.training train FOLDER             from nothing; again: goes on
-python -m talkinghead_lab.training train FOLDER --smoke     tiny: minutes on a CPU, to see that it runs
-python -m talkinghead_lab.training evaluate --clips 64 --json   how good the shipped weights are
-python -m talkinghead_lab.training untrained FOLDER         the checkpoint's layout with random weights
+python -m talkinghead_lab.training train FOLDER                 train from scratch, or resume
+python -m talkinghead_lab.training train FOLDER --smoke         a reduced version: minutes on a CPU
+python -m talkinghead_lab.training evaluate --clips 64 --json   measure the shipped weights
+python -m talkinghead_lab.training untrained FOLDER             write random weights in the same layout
 """
 
 import argparse
@@ -16,7 +16,7 @@ from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
 from talkinghead_lab.training.networks import build_untrained, vocabulary
-from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Settings, Training, within
+from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, TrainingSettings, within
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.writing import write_checkpoint
 
@@ -29,30 +29,20 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="train the networks")
-    training.add_argument("folder", type=Path)
-    training.add_argument("--smoke", action="store_true", help="tiny, for a CPU")
-    training.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for stage in STAGES:
-        training.add_argument(f"--{stage}-seconds", type=float, help=f"end the {stage} stage by then")
-    evaluation = commands.add_parser("evaluate", help="measure the networks on unseen speech and presenters")
-    evaluation.add_argument("--weights", type=Path, default=checkpoints.EMBEDDED_WEIGHTS)
-    evaluation.add_argument("--lora", type=Path, default=SAMPLES_FOLDER / LORA)
-    evaluation.add_argument(
-        "--corpus", type=Path, help="speech of the test split; left out: made with espeak-ng"
+    training = commands.add_parser("train", help="train the networks, or resume training")
+    training.add_argument("folder", type=Path, help="corpus, weights, LoRA and curves are written here")
+    training.add_argument("--smoke", action="store_true", help="reduced version for a CPU")
+    training.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="stages to run")
+    training.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
     )
-    evaluation.add_argument("--params", type=Path, default=Path("params/embedded.yaml"))
-    evaluation.add_argument("--fast-params", type=Path, default=Path("params/embedded-fast.yaml"))
-    evaluation.add_argument("--clips", type=int, default=64, help="videos of six seconds")
-    evaluation.add_argument("--long-clips", type=int, default=4, help="videos of a minute")
-    evaluation.add_argument("--seed", type=int, default=1)
-    evaluation.add_argument("--json", action="store_true", help="print JSON, not a table")
-    evaluation.add_argument("--keep", type=Path, help="folder for pictures of some of the videos")
-    evaluation.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    untrained = commands.add_parser("untrained", help="write random weights")
+    for stage in STAGES:
+        training.add_argument(f"--{stage}-seconds", type=float, help=f"time limit of the {stage} stage")
+    evaluation = commands.add_parser("evaluate", help="measure a checkpoint on unseen speech and presenters")
+    _add_evaluation_arguments(evaluation)
+    untrained = commands.add_parser("untrained", help="write random weights in the released layout")
     untrained.add_argument("folder", type=Path)
-    untrained.add_argument("--seed", type=int, default=0)
+    untrained.add_argument("--seed", type=int, default=0, help="of the random weights")
     options = parser.parse_args(arguments)
     if options.command == "untrained":
         write_checkpoint(options.folder, build_untrained(options.seed), vocabulary())
@@ -61,10 +51,27 @@ def main(arguments: list[str] | None = None) -> None:
         _evaluate(options)
         return
     limits = {stage: getattr(options, f"{stage}_seconds") for stage in STAGES}
-    settings = within(SMOKE if options.smoke else Settings(), **{k: v for k, v in limits.items() if v})
+    settings = within(
+        SMOKE if options.smoke else TrainingSettings(), **{k: v for k, v in limits.items() if v}
+    )
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     Training(options.folder, settings, torch.device(options.device)).run(options.stages)
+
+
+def _add_evaluation_arguments(evaluation: argparse.ArgumentParser) -> None:
+    add = evaluation.add_argument
+    add("--weights", type=Path, default=checkpoints.EMBEDDED_WEIGHTS, help="folder in the released layout")
+    add("--lora", type=Path, default=SAMPLES_FOLDER / LORA, help="LoRA of the fast preset")
+    add("--corpus", type=Path, help="speech of the test split; default: synthesised with espeak-ng and flite")
+    add("--params", type=Path, default=Path("params/embedded.yaml"), help="default preset")
+    add("--fast-params", type=Path, default=Path("params/embedded-fast.yaml"), help="preset with the LoRA")
+    add("--clips", type=int, default=64, help="number of six-second videos")
+    add("--long-clips", type=int, default=4, help="number of one-minute videos")
+    add("--seed", type=int, default=1, help="of presenters, speech and motion")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--keep", type=Path, help="folder for contact sheets of some videos")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The drawn presenter: a portrait that moves as its tracks say, rendered in batches on CPU or GPU.
+"""Cartoon presenters animated by motion tracks, rendered in batches on CPU or GPU.
 
 identity = sample_identity(torch.Generator().manual_seed(3))
 frames = render(identity, Motion.still(25), size=160)     # [25, 3, 160, 160] in [−1, 1]
@@ -18,19 +18,19 @@ MOUTH_CHANNELS = ("opening", "width", "rounding", "teeth", "tongue")
 POSE_CHANNELS = ("turn", "nod", "tilt", "shift_x", "shift_y", "scale")
 FACE_CHANNELS = ("gaze_x", "gaze_y", "blink", "brows", "smile")
 
-# The poses that tracks may take: degrees, half-pictures, times.
+# Range of each pose channel: degrees, half-pictures, scale factor.
 POSE_LIMITS = {
     "turn": (-20.0, 20.0), "nod": (-14.0, 14.0), "tilt": (-8.0, 8.0),
     "shift_x": (-0.10, 0.10), "shift_y": (-0.08, 0.08), "scale": (0.92, 1.14),
 }  # fmt: skip
-# Left, top, right, bottom of what eyes and glasses, nose, beard and mouth can reach in those poses.
+# [left, top, right, bottom] reached by eyes and glasses, and by nose, beard and mouth, within POSE_LIMITS.
 EYES_WINDOW = (-0.85, -0.70, 0.85, 0.45)
 MOUTH_WINDOW = (-0.75, -0.50, 0.75, 0.975)
 
 
 @dataclass(frozen=True)
 class Motion:
-    """How a presenter moves, frame by frame at 25 per second.
+    """Motion tracks of a presenter at 25 frames per second.
 
     Args:
         mouth: [..., F, 5]: opening 0 … 1, width −1 … 1, rounding 0 … 1, teeth 0 … 1, tongue 0 … 1.
@@ -45,21 +45,23 @@ class Motion:
 
     @classmethod
     def still(cls, frames: int) -> "Motion":
-        """A closed mouth, a frontal head and open eyes."""
+        """Motion with a closed mouth, a frontal head and open eyes."""
         pose = torch.zeros(frames, len(POSE_CHANNELS))
         pose[:, POSE_CHANNELS.index("scale")] = 1
         return cls(torch.zeros(frames, len(MOUTH_CHANNELS)), pose, torch.zeros(frames, len(FACE_CHANNELS)))
 
     @classmethod
     def stack(cls, motions: Sequence["Motion"]) -> "Motion":
-        """Motions of equal length as one batch, [N, F, …]."""
+        """Stack motions of equal length into one batch [N, F, …]."""
         return cls(*(torch.stack([getattr(m, name) for m in motions]) for name in ("mouth", "pose", "face")))
 
     @property
     def frames(self) -> int:
+        """Number of frames F."""
         return self.mouth.shape[-2]
 
     def to(self, device: torch.device | str) -> "Motion":
+        """The same motion on another device."""
         return Motion(self.mouth.to(device), self.pose.to(device), self.face.to(device))
 
     def cut(self, start: int, stop: int) -> "Motion":
@@ -80,7 +82,7 @@ def render(
         identity: one presenter, or N of them.
         motion: tracks [F, …] for one presenter, [N, F, …] for N.
         size: height and width in pixels.
-        frames_at_once: frames drawn together; by default few on a CPU, so that they stay in its cache.
+        frames_at_once: frames drawn together; the default is small on a CPU, so that they fit in its cache.
 
     Returns:
         [F, 3, size, size] or [N, F, 3, size, size], float32 sRGB in [−1, 1].
@@ -104,16 +106,12 @@ def render(
         canvas = Canvas(output[chunk], stage.x, stage.y, stage.pixel)
         canvas.colour.copy_(stage.colour[owner[chunk]])
         _draw_presenter(canvas, numbers, moves)
-    return (
-        output.clamp_(0, 1)
-        .mul_(2)
-        .sub_(1)
-        .unflatten(0, (count, frames))[0 if isinstance(identity, Identity) else slice(None)]
-    )
+    output = output.clamp_(0, 1).mul_(2).sub_(1).view(count, frames, 3, size, size)
+    return output[0] if isinstance(identity, Identity) else output
 
 
 def _draw_presenter(canvas: Canvas, who: dict[str, Tensor], motion: dict[str, Tensor]) -> None:
-    """Paint from back to front; eyes and mouth in windows that hold them in every pose within POSE_LIMITS."""
+    """Paint from back to front; eyes and mouth are painted in windows that contain every allowed pose."""
     space = face.HeadSpace.on(canvas, motion)
     eyes, mouth = canvas.window(*EYES_WINDOW), canvas.window(*MOUTH_WINDOW)
     eyes_space, mouth_space = space.within(eyes), space.within(mouth)

@@ -1,8 +1,7 @@
-"""Spoken monologues with their mouth tracks in one compact file, so that training needs no synthesiser.
+"""Monologues with mouth tracks in one compact file, so that training needs no synthesiser.
 
-The file is safetensors: `audio` holds one Ogg Vorbis stream after the other (uint8, ends in `audio_ends`),
-`mouth` the tracks in sixteen bits ([ΣF, 5], ends in `frame_ends`); the metadata lists voice and sentences
-of each monologue.
+The safetensors file holds Ogg Vorbis streams back to back in `audio` (uint8, ends in `audio_ends`), and mouth
+tracks in `mouth` (float16 [ΣF, 5], ends in `frame_ends`). The metadata lists their voices and sentences.
 """
 
 import io
@@ -30,9 +29,9 @@ SENTENCES_EACH = 5
 
 @dataclass(frozen=True)
 class Monologue:
-    """A few sentences by one voice with pauses between them.
+    """A few sentences by one voice, separated by pauses.
 
-    `wave` is int16 at 16 kHz, [F · 640]; `mouth` [F, 5] is in step with it.
+    `wave` [F · 640] is int16 at 16 kHz; `mouth` [F, 5] is aligned with it.
     """
 
     voice: Voice
@@ -42,14 +41,15 @@ class Monologue:
 
     @property
     def frames(self) -> int:
+        """Number of video frames F."""
         return len(self.mouth)
 
 
-def speak_monologue(lines: list[str], voice: Voice, dice: random.Random) -> Monologue:
-    """Say the sentences one after the other, each at about the same level."""
+def speak_monologue(lines: list[str], voice: Voice, rng: random.Random) -> Monologue:
+    """Speak the sentences in order, each at about the same level."""
     waves, tracks = [], []
     for line in lines:
-        pause = dice.randint(2, 16)
+        pause = rng.randint(2, 16)
         utterance = speak(line, voice)
         level = max(np.sqrt((utterance.wave**2).mean()), 1e-3)
         waves += [np.zeros(pause * SAMPLES_PER_FRAME, np.float32), utterance.wave * (0.08 / level)]
@@ -62,15 +62,15 @@ def speak_monologue(lines: list[str], voice: Voice, dice: random.Random) -> Mono
 def build_corpus(path: Path, split: str, minutes: float, seed: int = 0, workers: int = 2) -> int:
     """Synthesise `minutes` of speech of a split (`train` or `test`) into the file `path`.
 
-    The splits share no voice and no sentence. Returns the bytes written; about 0.3 MB a minute.
+    The splits share no voice and no sentence. Returns the file size in bytes, about 0.3 MB per minute.
 
     Raises:
         OutputError: `path` exists already.
         MissingExtra: espeak-ng or flite is not installed.
     """
     if path.exists():
-        raise OutputError("the corpus is there already", received=str(path), remedy="Name another file.")
-    # A sentence and its pause last about four seconds; what is over is not made.
+        raise OutputError("the corpus file already exists", received=str(path), remedy="Choose another path.")
+    # A sentence and its pause last about four seconds; synthesis stops once there is enough speech.
     count = int(minutes * 60 / (SENTENCES_EACH * 3.2)) + 2
     lines = sentences(split, count * SENTENCES_EACH, seed)
     jobs = [
@@ -78,22 +78,22 @@ def build_corpus(path: Path, split: str, minutes: float, seed: int = 0, workers:
     ]
     tensors: dict[str, list[Tensor]] = {"audio": [], "mouth": []}
     voices, frames = [], 0
-    # A process for each monologue: what espeak-ng said before would change its sound.
+    # One process per monologue: the sound of espeak-ng depends on what the process has spoken before.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with context.Pool(workers, maxtasksperchild=1) as pool:
-        for lines_said, voice, audio, mouth in pool.imap(_make_entry, jobs):
+        for spoken, voice, audio, mouth in pool.imap(_make_entry, jobs):
             if frames >= minutes * 60 * FRAMES_PER_SECOND:
                 break
             frames += len(mouth)
             tensors["audio"].append(torch.frombuffer(bytearray(audio), dtype=torch.uint8))
             tensors["mouth"].append(torch.from_numpy(mouth))
-            voices.append({"voice": asdict(voice), "sentences": lines_said})
+            voices.append({"voice": asdict(voice), "sentences": spoken})
     return _save(path, tensors, {"split": split, "seed": str(seed), "monologues": json.dumps(voices)})
 
 
 def load_corpus(path: Path) -> list[Monologue]:
-    """Every monologue of a corpus file, decoded."""
+    """Read and decode every monologue of a corpus file."""
     with safe_open(path, "pt") as file:
         entries = json.loads(file.metadata()["monologues"])
         tensors = {name: file.get_tensor(name) for name in ("audio", "audio_ends", "mouth", "frame_ends")}
@@ -109,16 +109,16 @@ def load_corpus(path: Path) -> list[Monologue]:
 
 def _make_entry(job: tuple[list[str], str, str]) -> tuple[list[str], Voice, bytes, np.ndarray]:
     lines, split, seed = job
-    dice = random.Random(f"{split}-{seed}")
-    voice = sample_voice(split, dice)
-    monologue = speak_monologue(lines, voice, dice)
+    rng = random.Random(f"{split}-{seed}")
+    voice = sample_voice(split, rng)
+    monologue = speak_monologue(lines, voice, rng)
     stream = io.BytesIO()
     soundfile.write(stream, monologue.wave.numpy(), SAMPLE_RATE, format="OGG", subtype="VORBIS")
     return lines, voice, stream.getvalue(), monologue.mouth.half().numpy()
 
 
 def _join_tracks(mouth: np.ndarray) -> np.ndarray:
-    """Ease width, rounding, teeth and tongue over the seams between sentences; a shut mouth stays shut."""
+    """Smooth width, rounding, teeth and tongue between sentences; the opening stays as it is."""
     eased = mouth.copy()
     kernel = np.array([0.25, 0.5, 0.25])
     for channel in range(1, mouth.shape[1]):
@@ -130,9 +130,9 @@ def _save(path: Path, lists: dict[str, list[Tensor]], metadata: dict[str, str]) 
     tensors = {name: torch.cat(parts).contiguous() for name, parts in lists.items()}
     tensors["audio_ends"] = torch.tensor([len(part) for part in lists["audio"]]).cumsum(0)
     tensors["frame_ends"] = torch.tensor([len(part) for part in lists["mouth"]]).cumsum(0)
-    beside = path.with_name(path.name + ".part")
-    save_file(tensors, beside, metadata)
-    with beside.open("rb") as file:
+    unfinished = path.with_name(path.name + ".part")
+    save_file(tensors, unfinished, metadata)
+    with unfinished.open("rb") as file:
         os.fsync(file.fileno())
-    beside.rename(path)
+    unfinished.rename(path)
     return path.stat().st_size

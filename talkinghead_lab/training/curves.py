@@ -1,4 +1,4 @@
-"""A picture of a training's curves."""
+"""Loss curves of a training."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ STAGES = ("speech", "vae", "dit", "lora")
 
 
 def plot_curves(folder: Path) -> Figure:
-    """The loss of every stage that has a curve in the folder, each against its steps."""
+    """Plot loss against step for every stage with a curve file in the folder."""
     curves = {stage: folder / f"curve-{stage}.json" for stage in STAGES}
     known = {stage: json.loads(path.read_text()) for stage, path in curves.items() if path.is_file()}
     figure = Figure(figsize=(4 * max(1, len(known)), 3), layout="constrained")

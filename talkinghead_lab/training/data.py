@@ -1,7 +1,7 @@
-"""Drawn videos as the transformer's training takes them: encoded once, kept on the device, drawn at random.
+"""Training data of the transformer: rendered videos, encoded once and sampled at random on the device.
 
-Every video lasts two chunks. Its first frame is the portrait; the second chunk repeats the last frames of the
-first, as `streaming` has it.
+Every video lasts two chunks. Its first frame is the portrait; the second chunk starts with the last frames of
+the first, as in `sampling.chunks`.
 """
 
 from collections.abc import Sequence
@@ -21,37 +21,37 @@ from talkinghead_lab.training.dataset import Clip, ClipMaker
 from talkinghead_lab.training.networks import FRAME_SIZE
 from talkinghead_lab.training.sounds import augment
 from talkinghead_lab.training.train_speech import embed
-from talkinghead_lab.training.train_vae import WHOLE, from_bytes, to_bytes
+from talkinghead_lab.training.train_vae import ALL_LATENTS, from_bytes, to_bytes
 from talkinghead_lab.weights.writing import Networks
 
-CHUNK_FRAMES, MOTION_FRAMES = 81, 9
-VIDEO_FRAMES = 2 * CHUNK_FRAMES - MOTION_FRAMES
-CHUNKS = plan_chunks(VIDEO_FRAMES, CHUNK_FRAMES, MOTION_FRAMES)
-LATENTS_AT_ONCE = 4  # that are decoded: fast, and in little memory
-# After so many frames of zeros their latents no longer change.
+CHUNK_FRAMES, OVERLAP_FRAMES = 81, 9
+VIDEO_FRAMES = 2 * CHUNK_FRAMES - OVERLAP_FRAMES
+CHUNKS = plan_chunks(VIDEO_FRAMES, CHUNK_FRAMES, OVERLAP_FRAMES)
+LATENTS_AT_ONCE = 4  # latents decoded together: fast, with little memory
+# Latents of zero frames stop changing after this many frames.
 SETTLED_FRAMES = 45
-# What the transformer hears is disturbed in as many ways for each video.
-HEARINGS = 3
+# Augmented versions of the audio per video.
+AUDIO_VARIANTS = 3
 TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED = 0.12, 0.12, 0.05
-# In so many examples somebody else is heard, as in films with a narrator: what the recording says of the lips
-# is uncertain, so that guidance by it has something to do.
-OTHER_VOICE = 0.5
-# Largest standard deviation of noise on motion latents, and of a shift of each of their channels: at
-# inference they come from sampled frames, whose colours may have drifted.
-MOTION_NOISE, MOTION_SHIFT = 0.15, 0.1
+# Share of examples with another speaker's audio, as in narrated films: the model learns to rely only partly
+# on the audio, so audio guidance has a measurable effect.
+NARRATED_SHARE = 0.5
+# Largest standard deviation of the noise on overlap latents, and of a shift per channel: at inference they
+# come from generated frames, whose colours may have drifted.
+OVERLAP_NOISE, OVERLAP_SHIFT = 0.15, 0.1
 
 
 @dataclass
-class Batch:
-    """Training examples: chunks of videos with all that a chunk's sampling is given.
+class TrainingBatch:
+    """Training examples: chunks with all conditions that sampling has.
 
     Args:
-        latent: [B, C, T, h, w], what is to be generated.
-        motion: [B, C, T, h, w]; valid where `given`.
-        given: [B, 1, T, 1, 1], true at the latent frames that a chunk begins with.
+        latent: [B, C, T, h, w], the target.
+        motion: [B, C, T, h, w], overlap latents; valid where `given`.
+        given: [B, 1, T, 1, 1], true at the latent frames that the chunk starts with.
         condition: [B, 4 + C, T, h, w], mask and encoded portrait.
         portrait: [B, 3, H, W] in [−1, 1].
-        windows: [B, 1, F, window, layers, channels] of speech embeddings.
+        windows: [B, 1, F, window, layers, channels], speech embeddings.
         ids, mask: [B, N], tokens of the caption.
     """
 
@@ -64,24 +64,25 @@ class Batch:
     ids: Tensor
     mask: Tensor
 
-    def with_text(self, ids: Tensor, mask: Tensor) -> "Batch":
+    def with_text(self, ids: Tensor, mask: Tensor) -> "TrainingBatch":
+        """The same batch with other captions."""
         return replace(self, ids=ids, mask=mask)
 
 
 @dataclass
-class Videos:
+class EncodedVideos:
     """Encoded videos on a device.
 
     Args:
         portraits: [N, 3, H, W] uint8.
-        conditions: [N, C, T, h, w], portrait and zeros, encoded.
+        conditions: [N, C, T, h, w], encoding of the portrait followed by zero frames.
         chunks: [N, 2, C, T, h, w] latents.
-        motions: [N, C, motion latents, h, w], what the second chunk begins with at inference: the last frames
-            of the first one, decoded and encoded again.
-        talking: [N], false where the sound is not speech.
-        speech: [N, hearings, F, layers, channels].
+        motions: [N, C, overlap latents, h, w], start of the second chunk at inference: the last frames of the
+            first one, decoded and encoded again.
+        talking: [N], false where the audio is not speech.
+        speech: [N, audio variants, F, layers, channels].
         ids, mask: [N, tokens] of the captions.
-        dropped_ids, dropped_mask: [2, tokens]: the released negative prompt and an empty one.
+        dropped_ids, dropped_mask: [2, tokens] of the released negative prompt and an empty one.
     """
 
     portraits: Tensor
@@ -96,13 +97,13 @@ class Videos:
     dropped_mask: Tensor
 
     def __post_init__(self) -> None:
-        self.talkers = self.talking.nonzero().flatten()
+        self.talking_videos = self.talking.nonzero().flatten()
 
     @classmethod
     def make(
         cls, maker: ClipMaker, networks: Networks, tokenizer: Tokenizer, count: int, at_once: int = 16
     ) -> Self:
-        """Draw, voice and encode `count` videos."""
+        """Render and encode `count` videos."""
         parts: list[tuple[Tensor, ...]] = []
         captions: list[str] = []
         for start in range(0, count, at_once):
@@ -123,12 +124,13 @@ class Videos:
         window: int,
         drops: bool = True,
         narrated: bool = False,
-    ) -> Batch:
-        """A batch of random chunks.
+    ) -> TrainingBatch:
+        """A batch of `count` random chunks.
 
         Args:
-            drops: text and sound are left out at random, as guidance needs.
-            narrated: in some chunks somebody else is heard.
+            window: frames of speech embeddings around each video frame.
+            drops: drop text and audio at random, as classifier-free guidance requires.
+            narrated: exchange the audio of some chunks for another speaker's.
         """
         device = self.portraits.device
 
@@ -138,47 +140,47 @@ class Videos:
         def pick(choices: int) -> Tensor:
             return torch.randint(choices, (count,), generator=generator, device=device)
 
-        chosen, later, hearing = pick(len(self.portraits)), pick(2), pick(self.speech.shape[1])
+        chosen, later, variant = pick(len(self.portraits)), pick(2), pick(self.speech.shape[1])
         both = chance(BOTH_DROPPED * drops)
-        heard = chosen
-        if len(self.talkers):
-            exchanged = chance(OTHER_VOICE * narrated) & self.talking[chosen]
-            heard = torch.where(exchanged, self.talkers[pick(len(self.talkers))], chosen)
-        windows = self.speech[heard[:, None, None], hearing[:, None, None], _windows(window, device)[later]]
-        deaf = (chance(AUDIO_DROPPED * drops) | both).view(-1, 1, 1, 1, 1)
-        unread = (chance(TEXT_DROPPED * drops) | both)[:, None]
+        speaker = chosen
+        if len(self.talking_videos):
+            exchanged = chance(NARRATED_SHARE * narrated) & self.talking[chosen]
+            speaker = torch.where(exchanged, self.talking_videos[pick(len(self.talking_videos))], chosen)
+        windows = self.speech[speaker[:, None, None], variant[:, None, None], _windows(window, device)[later]]
+        no_audio = (chance(AUDIO_DROPPED * drops) | both).view(-1, 1, 1, 1, 1)
+        no_text = (chance(TEXT_DROPPED * drops) | both)[:, None]
         negative = pick(2)
-        latent, repeated = self.chunks[chosen, later].float(), self.motions[chosen].float()
-        length = repeated.shape[2]
+        latent, overlap = self.chunks[chosen, later].float(), self.motions[chosen].float()
+        length = overlap.shape[2]
         spread = torch.rand(2, count, 1, 1, 1, 1, generator=generator, device=device)
-        noise = torch.randn(repeated.shape, generator=generator, device=device)
-        shift = torch.randn(*repeated.shape[:2], 1, 1, 1, generator=generator, device=device)
-        disturbed = repeated + MOTION_NOISE * spread[0] * noise + MOTION_SHIFT * spread[1] * shift
-        repeated = torch.where(chance(0.7).view(-1, 1, 1, 1, 1), disturbed, repeated)
-        begun = torch.where((later > 0).view(-1, 1, 1, 1, 1), repeated, latent[:, :, :length])
+        noise = torch.randn(overlap.shape, generator=generator, device=device)
+        shift = torch.randn(*overlap.shape[:2], 1, 1, 1, generator=generator, device=device)
+        disturbed = overlap + OVERLAP_NOISE * spread[0] * noise + OVERLAP_SHIFT * spread[1] * shift
+        overlap = torch.where(chance(0.7).view(-1, 1, 1, 1, 1), disturbed, overlap)
+        start = torch.where((later > 0).view(-1, 1, 1, 1, 1), overlap, latent[:, :, :length])
         times = torch.arange(latent.shape[2], device=device)
-        motion_latents = torch.where(later > 0, latent_frames(MOTION_FRAMES), 1)
-        return Batch(
+        motion_latents = torch.where(later > 0, latent_frames(OVERLAP_FRAMES), 1)
+        return TrainingBatch(
             latent=latent,
-            motion=torch.cat([begun, latent[:, :, length:]], dim=2),
+            motion=torch.cat([start, latent[:, :, length:]], dim=2),
             given=(times < motion_latents[:, None])[:, None, :, None, None],
             condition=with_mask(self.conditions[chosen].float()),
             portrait=from_bytes(self.portraits[chosen]),
-            windows=torch.where(deaf, 0.0, windows.float())[:, None],
-            ids=torch.where(unread, self.dropped_ids[negative], self.ids[chosen]),
-            mask=torch.where(unread, self.dropped_mask[negative], self.mask[chosen]),
+            windows=torch.where(no_audio, 0.0, windows.float())[:, None],
+            ids=torch.where(no_text, self.dropped_ids[negative], self.ids[chosen]),
+            mask=torch.where(no_text, self.dropped_mask[negative], self.mask[chosen]),
         )
 
 
 def with_mask(encoded: Tensor) -> Tensor:
-    """Put the mask channels of a chunk's first latent frame before the encoded portrait [B, C, T, h, w]."""
+    """Prepend mask channels, 1 at the first latent frame, to the encoded portrait [B, C, T, h, w]."""
     mask = encoded.new_zeros(len(encoded), FRAMES_PER_LATENT, *encoded.shape[2:])
     mask[:, :, 0] = 1
     return torch.cat([mask, encoded], dim=1)
 
 
 def _windows(window: int, device: torch.device) -> Tensor:
-    """[chunks, F, window]: which rows of a video's speech each chunk hears."""
+    """[chunks, F, window]: rows of a video's speech embeddings that each chunk uses."""
     rows = torch.arange(VIDEO_FRAMES).view(-1, 1, 1)
     return torch.stack([audio_windows(rows, chunk, window)[..., 0, 0] for chunk in CHUNKS]).to(device)
 
@@ -189,24 +191,24 @@ def _encode(clips: Sequence[Clip], maker: ClipMaker, networks: Networks) -> tupl
     motion = Motion.stack([clip.motion for clip in clips]).to(device)
     video = to_bytes(render([clip.identity for clip in clips], motion, FRAME_SIZE))
     waves = torch.stack([clip.wave for clip in clips]).to(device)
-    heard = [waves, *(augment(waves, maker.generator) for _ in range(HEARINGS - 1))]
+    versions = [waves, *(augment(waves, maker.generator) for _ in range(AUDIO_VARIANTS - 1))]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        speech = torch.stack([embed(networks.speech_encoder, wave, VIDEO_FRAMES) for wave in heard], dim=1)
+        speech = torch.stack([embed(networks.speech_encoder, wave, VIDEO_FRAMES) for wave in versions], dim=1)
         frames = from_bytes(video).transpose(1, 2)
         portrait = frames[:, :, :SETTLED_FRAMES] * (torch.arange(SETTLED_FRAMES, device=device) == 0).view(
             -1, 1, 1
         )
         chunks = [frames[:, :, chunk.start : chunk.start + chunk.frames] for chunk in CHUNKS]
         latents = torch.stack([encode(networks.vae, chunk) for chunk in chunks], dim=1)
-        settling = encode(networks.vae, portrait)
-        shown = networks.vae.decode(latents[:, 0], LATENTS_AT_ONCE)
-        motions = encode(networks.vae, shown[:, :, -MOTION_FRAMES:])
-        rest = latents.shape[3] - settling.shape[2]
-        conditions = torch.cat([settling, settling[:, :, -1:].expand(-1, -1, rest, -1, -1)], dim=2)
+        settled = encode(networks.vae, portrait)
+        decoded = networks.vae.decode(latents[:, 0], LATENTS_AT_ONCE)
+        motions = encode(networks.vae, decoded[:, :, -OVERLAP_FRAMES:])
+        rest = latents.shape[3] - settled.shape[2]
+        conditions = torch.cat([settled, settled[:, :, -1:].expand(-1, -1, rest, -1, -1)], dim=2)
     talking = motion.mouth[..., 0].amax(dim=1) > 0
     return video[:, 0], conditions.half(), latents.half(), motions.half(), talking, speech.half()
 
 
 def encode(vae: VAE, video: Tensor) -> Tensor:
-    """`VAE.encode` in one piece."""
-    return vae.encode(video, WHOLE)
+    """`VAE.encode` in one piece: [B, 3, F, H, W] → [B, C, T, h, w]."""
+    return vae.encode(video, ALL_LATENTS)

@@ -1,4 +1,4 @@
-"""Training clips: drawn frames, sound, caption and truth, made as they are needed.
+"""Training clips: rendered frames, audio, caption and ground truth, made on demand.
 
 clips = ClipMaker(load_corpus(Path("train.safetensors")), "train", seed=0, device="cuda")
 batch = clips.batch(16, frames=81)     # batch.frames: [16, 81, 3, 160, 160] in [−1, 1]
@@ -23,7 +23,7 @@ LONGEST_PERFORMANCE = 500
 
 @dataclass(frozen=True)
 class Clip:
-    """What makes one clip, before it is drawn: `wave` [F · 640] at 16 kHz and the motion to it."""
+    """One clip before rendering: `wave` [F · 640] at 16 kHz, and the motion aligned with it."""
 
     identity: Identity
     performance: Performance
@@ -32,15 +32,15 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Clips side by side.
+class ClipBatch:
+    """Rendered clips as a batch.
 
     Args:
         frames: [B, F, 3, H, W] in [−1, 1].
         wave: [B, F · 640] at 16 kHz.
-        captions: what moves, one a clip.
-        motion: the truth, [B, F, …].
-        identities: who is drawn.
+        captions: one per clip, describing the motion.
+        motion: the ground truth, [B, F, …].
+        identities: presenter of each clip.
     """
 
     frames: Tensor
@@ -51,14 +51,14 @@ class Batch:
 
 
 class ClipMaker:
-    """Draws clips from a corpus, new ones at every call; the same seed gives the same clips.
+    """Makes new clips from a corpus at every call; the same seed gives the same clips.
 
     Args:
         corpus: monologues of one split.
-        split: `train` or `test`: which identities may appear, and whether sound is disturbed.
-        seed: of everything drawn.
-        device: where frames are rendered and sound is disturbed.
-        non_speech_share: the share of clips whose sound is not speech, with a shut mouth.
+        split: `train` or `test`; selects the identities, and `train` augments the audio.
+        seed: of all random choices.
+        device: where frames are rendered and audio is augmented.
+        non_speech_share: share of clips with non-speech audio and a closed mouth.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class ClipMaker:
         seed: int,
         device: torch.device | str = "cpu",
         non_speech_share: float = 0.08,
-    ):
+    ) -> None:
         self.corpus, self.split, self.device = corpus, split, torch.device(device)
         self.non_speech_share = non_speech_share
-        self.dice = np.random.default_rng([seed, split == "test"])
+        self.rng = np.random.default_rng([seed, split == "test"])
         self.generator = Generator(self.device).manual_seed(seed)
         self.weights = np.array([monologue.frames for monologue in corpus], float)
         self.weights /= self.weights.sum()
 
-    def batch(self, count: int, frames: int, size: int = 160) -> Batch:
-        """`count` clips of `frames` frames, drawn at `size` pixels, with the sound to learn them from."""
+    def batch(self, count: int, frames: int, size: int = 160) -> ClipBatch:
+        """`count` clips of `frames` frames, rendered at `size` pixels, with their audio."""
         clips = [self.clip(frames) for _ in range(count)]
         motion = Motion.stack([clip.motion for clip in clips]).to(self.device)
         identities = [clip.identity for clip in clips]
@@ -85,33 +85,33 @@ class ClipMaker:
         if self.split == "train":
             wave = augment(wave, self.generator)
         captions = [clip.performance.caption for clip in clips]
-        return Batch(render(identities, motion, size), wave, captions, motion, identities)
+        return ClipBatch(render(identities, motion, size), wave, captions, motion, identities)
 
     def clip(self, frames: int) -> Clip:
-        """One clip: half begin a performance, facing the viewer; half are cut from the middle of one."""
+        """One clip. Half start with a performance, facing the viewer; half are cut from the middle of one."""
         wave, mouth = self._sound(frames)
-        performance = sample_performance(self.dice)
-        start = 0 if self.dice.random() < 0.5 else int(self.dice.integers(LONGEST_PERFORMANCE - frames))
-        pose, face = perform(performance, start + frames, self.dice)
+        performance = sample_performance(self.rng)
+        start = 0 if self.rng.random() < 0.5 else int(self.rng.integers(LONGEST_PERFORMANCE - frames))
+        pose, face = perform(performance, start + frames, self.rng)
         motion = Motion(mouth, pose[start:], face[start:])
         return Clip(self.identity(), performance, motion, wave)
 
     def identity(self) -> Identity:
-        """A presenter of this split."""
+        """A random presenter of this split."""
         offset = FIRST_TEST_IDENTITY if self.split == "test" else 0
-        return sample_identity(Generator().manual_seed(offset + int(self.dice.integers(FIRST_TEST_IDENTITY))))
+        return sample_identity(Generator().manual_seed(offset + int(self.rng.integers(FIRST_TEST_IDENTITY))))
 
     def _sound(self, frames: int) -> tuple[Tensor, Tensor]:
-        if self.dice.random() < self.non_speech_share:
-            generator = Generator().manual_seed(int(self.dice.integers(2**31)))
+        if self.rng.random() < self.non_speech_share:
+            generator = Generator().manual_seed(int(self.rng.integers(2**31)))
             return non_speech(1, frames * SAMPLES_PER_FRAME, generator)[0], torch.zeros(frames, 5)
-        pace = self.dice.uniform(0.8, 1.25) if self.split == "train" and self.dice.random() < 0.7 else 1.0
+        pace = self.rng.uniform(0.8, 1.25) if self.split == "train" and self.rng.random() < 0.7 else 1.0
         wanted = round(frames * pace)
         while True:
-            monologue = self.corpus[self.dice.choice(len(self.corpus), p=self.weights)]
+            monologue = self.corpus[self.rng.choice(len(self.corpus), p=self.weights)]
             if monologue.frames >= wanted:
                 break
-        start = int(self.dice.integers(monologue.frames - wanted + 1))
+        start = int(self.rng.integers(monologue.frames - wanted + 1))
         samples = slice(start * SAMPLES_PER_FRAME, (start + wanted) * SAMPLES_PER_FRAME)
         wave = monologue.wave[samples].float() / 32768
         mouth = monologue.mouth[start : start + wanted]
@@ -119,7 +119,7 @@ class ClipMaker:
 
 
 def stretch(track: Tensor, length: int) -> Tensor:
-    """[..., n] → [..., length] by linear interpolation, as a tape played at another speed."""
+    """Resample [..., n] to [..., length] linearly; for audio this changes speed and pitch."""
     if track.shape[-1] == length:
         return track
     flat = track.reshape(1, -1, track.shape[-1])

@@ -1,4 +1,4 @@
-"""Measures the embedded model on sentences, voices and presenters that it was not trained on."""
+"""Measure the bundled model on sentences, voices and presenters that it was not trained on."""
 
 import math
 import sys
@@ -39,7 +39,7 @@ from talkinghead_lab.training.scores import (
 from talkinghead_lab.training.speech import SAMPLES_PER_FRAME
 from talkinghead_lab.training.train import load_networks
 from talkinghead_lab.training.train_speech import embed
-from talkinghead_lab.training.train_vae import draw_clips, reconstruction_psnr, to_bytes
+from talkinghead_lab.training.train_vae import reconstruction_psnr, render_clips, to_bytes
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.lora import merge_lora
 from talkinghead_lab.weights.writing import Networks
@@ -50,9 +50,16 @@ LONG_FRAMES = 60 * FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
-class Cases:
-    """What is asked for: still frontal portraits [B, 3, H, W] in [−1, 1], sound [B, samples], captions,
-    the true opening [B, F], and the action that each caption asks for.
+class EvaluationCases:
+    """Inputs and ground truth of the evaluation.
+
+    Args:
+        identities: presenter of each case.
+        portraits: [B, 3, H, W] in [−1, 1], frontal with a closed mouth.
+        waves: [B, samples] at 16 kHz.
+        captions: prompt of each case.
+        openings: [B, F], true mouth opening.
+        actions: the action that each caption describes.
     """
 
     identities: list[Identity]
@@ -63,7 +70,8 @@ class Cases:
     actions: list[str]
 
     @classmethod
-    def draw(cls, maker: ClipMaker, count: int, frames: int = VIDEO_FRAMES) -> "Cases":
+    def draw(cls, maker: ClipMaker, count: int, frames: int = VIDEO_FRAMES) -> "EvaluationCases":
+        """Random cases of `frames` frames."""
         clips = [maker.clip(frames) for _ in range(count)]
         identities = [clip.identity for clip in clips]
         still = Motion.stack([Motion.still(1)] * count).to(maker.device)
@@ -76,14 +84,14 @@ class Cases:
             [clip.performance.action for clip in clips],
         )
 
-    def part(self, start: int, stop: int) -> "Cases":
-        whole = vars(self).values()
-        return Cases(*(value[start:stop] for value in whole))
+    def part(self, start: int, stop: int) -> "EvaluationCases":
+        """Cases `start` … `stop` − 1."""
+        return EvaluationCases(*(value[start:stop] for value in vars(self).values()))
 
 
 @dataclass
-class Studio:
-    """Makes the videos of many cases at once, by the sampler of the pipeline.
+class VideoSampler:
+    """Generates videos of several cases in a batch with the pipeline's sampler.
 
     Args:
         at_once: videos in a batch.
@@ -95,12 +103,12 @@ class Studio:
     at_once: int
 
     @torch.no_grad()
-    def videos(self, cases: Cases, params: GenerationParams) -> Tensor:
-        """[B, F, 3, H, W] uint8."""
+    def videos(self, cases: EvaluationCases, params: GenerationParams) -> Tensor:
+        """Videos [B, F, 3, H, W] uint8."""
         parts = range(0, len(cases.captions), self.at_once)
         return torch.cat([self._videos(cases.part(i, i + self.at_once), params, i) for i in parts])
 
-    def _videos(self, cases: Cases, params: GenerationParams, seed: int) -> Tensor:
+    def _videos(self, cases: EvaluationCases, params: GenerationParams, seed: int) -> Tensor:
         cuda = self.device.type == "cuda"
         fast = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
         networks, dit, vae = self.networks, self.networks.dit, self.networks.vae
@@ -119,16 +127,16 @@ class Studio:
                 if chunk.repeated:
                     motion = vae.encode(made[-1][:, :, -chunk.repeated :], 100)
                 windows = [audio_windows(row, chunk, dit.config.audio_window) for row in speech]
-                heard = torch.stack(windows)[:, None]
+                audio = torch.stack(windows)[:, None]
                 grid = LatentGrid(chunk.frames, FRAME_SIZE, FRAME_SIZE)
                 shape = grid.latent_shape(vae.config.z_dim)
                 noises = [chunk_noise(params.seed + seed + i, chunk.index, shape) for i in range(count)]
-                silent = torch.zeros_like(heard)
+                silence = torch.zeros_like(audio)
                 conditions = ChunkConditions(
                     picture=with_mask(picture[:, :, : grid.latent_frames].float()),
                     image=image,
                     texts=contexts,
-                    audios={True: dit.audio_context(heard), False: dit.audio_context(silent)},
+                    audios={True: dit.audio_context(audio), False: dit.audio_context(silence)},
                     motion=motion.float(),
                     rotation=dit.rotation(shape, self.device),
                     regions=None,
@@ -150,12 +158,12 @@ class Studio:
 
 
 def readings(videos: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `read` makes of each video's frames in [−1, 1]: [B, F]."""
+    """[B, F]: `read` applied to the frames of each uint8 video, scaled to [−1, 1]."""
     return torch.stack([read(video.float() / 127.5 - 1) for video in videos])
 
 
 def interval(values: Sequence[float] | Tensor) -> dict[str, float]:
-    """Mean and the half-width of its 95 % interval."""
+    """Mean, half-width of its 95 % confidence interval, and count of the finite values."""
     x = torch.as_tensor(values, dtype=torch.float64).flatten()
     x = x[x.isfinite()]
     half = 1.96 * x.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan
@@ -164,53 +172,57 @@ def interval(values: Sequence[float] | Tensor) -> dict[str, float]:
 
 @dataclass
 class Evaluation:
-    """The measures of one set of weights, group by group.
+    """Measures of one checkpoint, in groups.
 
     Args:
-        params: the default preset; its paths and prompt are not used.
-        fast: the preset of the LoRA.
-        keep: gets the first videos of every kind, to look at.
+        params: default preset; its paths and prompt are not used.
+        fast: preset with the LoRA.
+        keep: receives the first videos of every kind for contact sheets.
     """
 
-    studio: Studio
-    cases: Cases
+    sampler: VideoSampler
+    cases: EvaluationCases
     params: GenerationParams
     fast: GenerationParams
     keep: dict[str, Tensor] = field(default_factory=dict)
 
-    def make(self, name: str, cases: Cases | None = None, preset: GenerationParams | None = None) -> Tensor:
-        """Videos of one kind, [B, F, 3, H, W] uint8."""
-        videos = self.studio.videos(cases or self.cases, preset or self.params)
+    def make(
+        self, name: str, cases: EvaluationCases | None = None, preset: GenerationParams | None = None
+    ) -> Tensor:
+        """Generate videos of one kind, [B, F, 3, H, W] uint8."""
+        videos = self.sampler.videos(cases or self.cases, preset or self.params)
         self.keep[name] = videos[:8]
         print("made", name, file=sys.stderr, flush=True)
         return videos
 
     @cached_property
     def default(self) -> Tensor:
+        """Videos of the default preset."""
         return self.make("default")
 
     @cached_property
     def opening(self) -> Tensor:
-        """[B, F], read from the default videos."""
+        """Mouth opening [B, F] measured on the default videos."""
         return readings(self.default, mouth_opening)
 
     def lip_sync(self) -> Table:
-        """Against the recording that was heard, and against another clip's."""
+        """Correlation with the true opening, and with that of another clip."""
         wrong = correlations_at_lags(self.opening, self.cases.openings.roll(1, 0))[:, LARGEST_LAG]
         return _lip_sync(self.opening, self.cases.openings, "default") | {"wrong recording": interval(wrong)}
 
     def audio_guidance(self) -> Table:
-        heard = {}
+        """Effect of the audio guidance scale on lip sync."""
+        correlations = {}
         for scale in (1.0, 4.0):
             preset = self.params.replace(audio_guide_scale=scale)
             opening = readings(self.make(f"audio {scale:g}", preset=preset), mouth_opening)
-            heard[scale] = correlations_at_lags(opening, self.cases.openings)[:, LARGEST_LAG]
-        return {f"audio guidance {scale:g}": interval(values) for scale, values in heard.items()} | {
-            "audio guidance 4 less 1": interval(heard[4.0] - heard[1.0])
+            correlations[scale] = correlations_at_lags(opening, self.cases.openings)[:, LARGEST_LAG]
+        return {f"audio guidance {scale:g}": interval(values) for scale, values in correlations.items()} | {
+            "audio guidance 4 less 1": interval(correlations[4.0] - correlations[1.0])
         }
 
     def silence(self) -> Table:
-        """The mouth without speech; the first frames ease from the portrait and do not count."""
+        """Mouth opening without speech, excluding the first frames, which still resemble the portrait."""
         noise = 1e-4 * torch.randn(self.cases.waves.shape, generator=torch.Generator().manual_seed(0))
         quiet = replace(self.cases, waves=noise.to(self.cases.waves))
         openings = readings(self.make("silence", quiet), mouth_opening)[:, 5:].mean(dim=1)
@@ -220,7 +232,7 @@ class Evaluation:
         }
 
     def captions(self) -> Table:
-        """Whether the head does what the caption says."""
+        """Share of captions whose head motion is followed, at two text guidance scales."""
         asked = [i for i, action in enumerate(self.cases.actions) if action in OBEYED]
         obeyed = {}
         for scale in (1.0, 5.0):
@@ -232,7 +244,7 @@ class Evaluation:
         }
 
     def liveliness(self) -> Table:
-        """How much a head moves that is to keep still, over one that is to be lively."""
+        """Head movement under a caption that asks for stillness, relative to a lively one."""
         moves = {}
         for name, manner in (("still", "keeping still"), ("lively", "lively")):
             captions = [f"a person talks, {manner}"] * len(self.cases.captions)
@@ -241,9 +253,9 @@ class Evaluation:
         return {"still over lively": interval(moves["still"] / moves["lively"].mean())}
 
     def pictures(self, maker: ClipMaker) -> Table:
-        """Identity, autoencoder over a whole chunk, seams."""
-        count, vae = len(self.cases.captions), self.studio.networks.vae
-        unseen = draw_clips(maker, count, self.params.chunk_frames, FRAME_SIZE)
+        """Identity PSNR, autoencoder PSNR over a full chunk, and seam visibility."""
+        count, vae = len(self.cases.captions), self.sampler.networks.vae
+        unseen = render_clips(maker, count, self.params.chunk_frames, FRAME_SIZE)
         return {
             "identity PSNR": interval(identity_psnr(self.default, self.cases.identities)),
             "VAE PSNR": interval([reconstruction_psnr(vae, unseen[i : i + 1]) for i in range(count)]),
@@ -251,20 +263,20 @@ class Evaluation:
         }
 
     def minute(self, maker: ClipMaker, count: int) -> Table:
-        """Videos of sixty seconds, to sound that begins again where the recording ends."""
+        """Colour drift and lip sync of 60-second videos; shorter recordings are looped."""
         frames = min(LONG_FRAMES, *(monologue.frames for monologue in maker.corpus))
-        cases = Cases.draw(maker, count, frames)
+        cases = EvaluationCases.draw(maker, count, frames)
         times = math.ceil(LONG_FRAMES / frames)
         waves = cases.waves.repeat(1, times)[:, : LONG_FRAMES * SAMPLES_PER_FRAME]
         openings = cases.openings.repeat(1, times)[:, :LONG_FRAMES]
         videos = self.make("minute", replace(cases, waves=waves, openings=openings))
         self.keep["minute"] = videos[:4, ::75]
-        heard = correlations_at_lags(readings(videos, mouth_opening), openings)[:, LARGEST_LAG]
-        return {"drift": interval(background_drift(videos)), "minute, correlation": interval(heard)}
+        correlations = correlations_at_lags(readings(videos, mouth_opening), openings)[:, LARGEST_LAG]
+        return {"drift": interval(background_drift(videos)), "minute, correlation": interval(correlations)}
 
     def distilled(self, lora: Path) -> Table:
-        """The fast preset; the LoRA stays merged."""
-        merge_lora(self.studio.networks.dit, lora, 1.0)
+        """Measure the fast preset; the LoRA stays merged into the transformer."""
+        merge_lora(self.sampler.networks.dit, lora, 1.0)
         videos = self.make("fast", preset=self.fast)
         table = _lip_sync(readings(videos, mouth_opening), self.cases.openings, "fast")
         return table | {"fast, identity PSNR": interval(identity_psnr(videos, self.cases.identities))}
@@ -272,12 +284,12 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(evaluation: Evaluation, maker: ClipMaker, lora: Path | None, long_clips: int) -> Table:
-    """Every measure by name, each with its mean and 95 % interval.
+    """All measures by name, each with mean and 95 % confidence interval.
 
     Args:
-        maker: draws what is not yet drawn.
-        lora: the distilled LoRA, or None.
-        long_clips: how many videos of a minute.
+        maker: makes further clips.
+        lora: the distilled LoRA, or None to skip it.
+        long_clips: number of one-minute videos.
     """
     table = evaluation.lip_sync() | evaluation.audio_guidance() | evaluation.silence()
     table |= evaluation.captions() | evaluation.liveliness() | evaluation.pictures(maker)
@@ -289,7 +301,7 @@ def evaluate(evaluation: Evaluation, maker: ClipMaker, lora: Path | None, long_c
 
 
 def pose_of(video: Tensor) -> HeadPose:
-    """The pose in a video's frames [F, 3, H, W] uint8."""
+    """Head pose in the frames [F, 3, H, W] uint8 of a video."""
     return head_pose(video.float() / 127.5 - 1)
 
 
@@ -315,17 +327,18 @@ def evaluate_checkpoint(
     corpus: Path | None = None,
     pictures: Path | None = None,
 ) -> Table:
-    """`evaluate` for weights on disk.
+    """Run `evaluate` on weights on disk.
 
     Args:
-        weights: a folder in the released layout.
-        lora: left out of the table where there is no such file.
+        weights: folder in the released layout.
+        lora: LoRA file; skipped if it does not exist.
         params, fast: presets; their paths, prompts and LoRAs are not used.
-        corpus: speech of the test split; None: made with espeak-ng and flite.
-        pictures: gets contact sheets of some of the videos.
+        clips, long_clips: number of six-second and of one-minute videos.
+        corpus: speech of the test split; None synthesises it with espeak-ng and flite.
+        pictures: folder for contact sheets of some videos.
 
     Raises:
-        MissingExtra: no corpus is given, and espeak-ng or flite is not installed.
+        MissingExtra: `corpus` is None, and espeak-ng or flite is not installed.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = corpus or Path(folder) / "corpus.safetensors"
@@ -333,8 +346,10 @@ def evaluate_checkpoint(
             build_corpus(file, "test", minutes=max(1.5, clips / 8), seed=seed)
         maker = ClipMaker(load_corpus(file), "test", seed, device, non_speech_share=0.0)
     tokenizer = Tokenizer(weights / "ckpt_dir" / checkpoints.TOKENIZER, TEXT_TOKENS)
-    studio = Studio(load_networks(weights).to(device), tokenizer, device, 32 if device.type == "cuda" else 2)
-    evaluation = Evaluation(studio, Cases.draw(maker, clips), params, fast)
+    sampler = VideoSampler(
+        load_networks(weights).to(device), tokenizer, device, 32 if device.type == "cuda" else 2
+    )
+    evaluation = Evaluation(sampler, EvaluationCases.draw(maker, clips), params, fast)
     table = evaluate(evaluation, maker, lora if lora.exists() else None, long_clips)
     if pictures is not None:
         write_pictures(pictures, evaluation.keep)
@@ -342,13 +357,13 @@ def evaluate_checkpoint(
 
 
 def as_text(table: Table) -> str:
-    """One line a measure."""
+    """The table as text, one line per measure."""
     lines = [f"{name:32} {row['mean']:8.3f} ± {row['interval']:.3f}" for name, row in table.items()]
     return "\n".join(lines)
 
 
 def write_pictures(folder: Path, videos: dict[str, Tensor]) -> None:
-    """One picture for each kind of video: a video a row, twelve moments across."""
+    """Write a contact sheet for each kind of video: one row per video, twelve moments across."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, video in videos.items():
         moments = torch.linspace(0, video.shape[1] - 1, 12).long()

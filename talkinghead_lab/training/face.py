@@ -1,7 +1,7 @@
-"""The presenter's head without its hair: skull, ears, eyes, brows, nose, mouth, beard and glasses.
+"""Drawing the head without hair: skull, ears, eyes, brows, nose, mouth, beard and glasses.
 
-Head units: the canvas seen by a head that is upright, centred and at scale 1. `x`, `y` follow the silhouette;
-`u`, `v` follow the skin of a turned and nodding head, so that features drawn in them move as on a ball.
+Head units are canvas units of an upright, centred head at scale 1. `x`, `y` follow the silhouette. `u`, `v`
+follow the skin of a turning and nodding head, so features drawn in them move as on an ellipsoid.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ EYE_LINE = -0.05
 MOUTH_LINE = 0.30
 TOP = 0.53  # from the head's centre to the top of the skull
 MOUTH_HEIGHT = 0.21  # gap between the lips of a fully open mouth
-JAW_DROP = 0.055  # how far the chin falls with it
-BALL = (0.60, 0.80, 0.52)  # half axes of the ball that features ride on: across, down, and towards the viewer
+JAW_DROP = 0.055  # how far the chin moves down with a fully open mouth
+BALL = (0.60, 0.80, 0.52)  # half axes of the ellipsoid under the skin: across, down, towards the viewer
 
 Numbers = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class HeadSpace:
-    """Coordinates of a canvas in head units, each [N, H, W]; see the module's first lines."""
+    """Coordinates of a canvas in head units, each [N, H, W]; see the module docstring."""
 
     x: Tensor
     y: Tensor
@@ -50,11 +50,11 @@ class HeadSpace:
 
     @classmethod
     def on(cls, canvas: Canvas, motion: Numbers) -> "HeadSpace":
-        """Undo shift, scale and tilt for `x`, `y`; then turn the ball's front back for `u`, `v`."""
+        """Undo shift, scale and tilt for `x`, `y`; also undo turn and nod for `u`, `v`."""
         left = (canvas.x - motion["shift_x"]) / (motion["scale"] * FIT)
         down = (canvas.y - motion["shift_y"] - HEAD_CENTRE_Y) / (motion["scale"] * FIT)
         tilt, turn, nod = (torch.deg2rad(motion[name]) for name in ("tilt", "turn", "nod"))
-        # The head tilts about the neck, not about its own centre.
+        # The head tilts about the neck, not about its centre.
         pivot = 0.45
         cosine, sine = torch.cos(tilt), torch.sin(tilt)
         x = cosine * left + sine * (down - pivot)
@@ -67,7 +67,7 @@ class HeadSpace:
 
 
 def head_distance(space: HeadSpace, who: Numbers, motion: Numbers, grow: float = 0.0) -> Tensor:
-    """Distance to the outline of skull and jaw; the jaw falls as the mouth opens and swings with the turn."""
+    """Distance to the outline of skull and jaw; the jaw drops with the opening and swings with the turn."""
     chin = who["chin"] + JAW_DROP * motion["opening"] + 0.09 * space.sin_nod + grow
     lower = (space.y / chin).clamp(0, 1.2)
     x = space.x - 0.10 * space.sin_turn * lower
@@ -77,13 +77,13 @@ def head_distance(space: HeadSpace, who: Numbers, motion: Numbers, grow: float =
 
 
 def shadow_tone(who: Numbers) -> Tensor:
-    """What skin is multiplied by where it lies in shade: darker, and redder as light passes through it."""
+    """Factor for skin in shade: darker, and redder because light passes through skin."""
     tone = torch.tensor([0.80, 0.66, 0.64], device=who["skin"].device).view(1, 3, 1, 1)
     return tone.expand_as(who["skin"])
 
 
 def draw_ears(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
-    """Ears beside the skull, which come forward on the side that the head turns from."""
+    """Draw the ears; the one on the far side of a turn moves forward."""
     skin = who["skin"]
     for side in (-1.0, 1.0):
         x = (space.x + 0.09 * space.sin_turn) * side - (who["face_width"] + 0.015)
@@ -99,7 +99,7 @@ def draw_ears(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
 
 
 def draw_head(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -> Tensor:
-    """Skin with soft light, cheeks and jaw; returns the head's coverage, which clips what lies on it."""
+    """Draw skin, soft light and cheeks; return the head's coverage, which clips what is drawn on it."""
     outline = head_distance(space, who, motion)
     coverage = canvas.inside(outline)
     canvas.paint(coverage, who["skin"])
@@ -125,7 +125,7 @@ def draw_head(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -
 
 
 def draw_nose(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
-    """The nose by its shadows and a shine; it stands out, so it moves further than the skin around it."""
+    """Draw the nose as shadows and a highlight; it protrudes, so it moves further than the skin around it."""
     tone = shadow_tone(who)
     x = space.u - 0.10 * space.sin_turn
     y = space.v - who["nose_length"] - 0.05 * space.sin_nod
@@ -148,7 +148,7 @@ def draw_nose(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
 
 
 def draw_eyes(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -> None:
-    """Both eyes with lids, lashes and brows."""
+    """Draw both eyes with lids, lashes and brows."""
     for side in (-1.0, 1.0):
         x = (space.u - side * who["eye_spacing"]) * side / who["eye_size"]
         y = (space.v - EYE_LINE) / who["eye_size"] + who["eye_tilt"] * x
@@ -157,7 +157,7 @@ def draw_eyes(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -
 
 
 def _draw_eye(canvas: Canvas, x: Tensor, y: Tensor, side: float, who: Numbers, motion: Numbers) -> None:
-    """One eye; `x` grows towards the temple, `y` downwards, both in units of a typical eye."""
+    """Draw one eye; `x` grows towards the temple, `y` downwards, both in units of a typical eye."""
     half_width, upper, lower = 0.112, 0.086, 0.052
     squint = 0.30 * motion["smile"].clamp_min(0)
     t = (x / half_width).clamp(-1, 1).abs()
@@ -218,7 +218,7 @@ def _draw_brow(canvas: Canvas, space: HeadSpace, side: float, who: Numbers, moti
 
 @dataclass(frozen=True)
 class MouthShape:
-    """The mouth of each frame: `x`, `y` bent along the lips, and half sizes of the gap between them."""
+    """Mouth of each frame: coordinates `x`, `y` bent along the lips, and half sizes of the gap."""
 
     x: Tensor
     y: Tensor
@@ -228,7 +228,7 @@ class MouthShape:
 
     @classmethod
     def on(cls, space: HeadSpace, who: Numbers, motion: Numbers) -> "MouthShape":
-        """The mouth that the motion's mouth channels and smile give this face."""
+        """Mouth shape of a face for its mouth channels and smile."""
         half_width = who["mouth_width"] * (1 + 0.20 * motion["width"]) * (1 - 0.42 * motion["rounding"])
         half_width = half_width + 0.028 * motion["smile"]
         x = space.u - 0.035 * space.sin_turn
@@ -239,13 +239,13 @@ class MouthShape:
         return cls(x, y, half_width, 0.26 * gap + 0.004, 0.74 * gap + 0.004)
 
     def distance(self, grow_x: Tensor | float, grow_up: Tensor | float, grow_down: Tensor | float) -> Tensor:
-        """Distance to the gap between the lips, grown sideways, up and down: outside it lie the lips."""
+        """Distance to the gap between the lips, enlarged sideways, up and down to cover the lips."""
         radius = torch.where(self.y < 0, self.above + grow_up, self.below + grow_down)
         return ellipse(self.x, self.y, self.half_width + grow_x, radius)
 
 
 def draw_mouth(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -> None:
-    """Lips, then the dark of the mouth with tongue and teeth inside it."""
+    """Draw the lips, then the dark inside of the mouth with tongue and teeth."""
     mouth = MouthShape.on(space, who, motion)
     full = who["lip_fullness"] * (1 + 0.25 * motion["rounding"] - 0.18 * motion["smile"])
     bow = 1 - 0.22 * bump(mouth.x / 0.045)
@@ -286,7 +286,7 @@ _MOUTH_COLOURS = {"dark": (0.27, 0.045, 0.075), "tongue": (0.83, 0.33, 0.36), "t
 
 
 def draw_beard(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers, head: Tensor) -> None:
-    """Stubble, full beard, goatee or moustache, which follow the lips and end at the jaw."""
+    """Draw stubble, full beard, goatee or moustache; they follow the lips and end at the jaw."""
     mouth = MouthShape.on(space, who, motion)
     lips = mouth.distance(0.026, 0.044, 0.056)
     cheek = 0.13 + 0.50 * (0.40 - space.u.abs()).clamp_min(0) - 0.65 * (0.22 - space.u.abs()).clamp_min(0)
@@ -309,7 +309,7 @@ def draw_beard(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers, 
 
 
 def draw_temples(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
-    """The arms of the glasses, which pass under the hair to the ears."""
+    """Draw the temples of the glasses, which run under the hair to the ears."""
     worn = who["glasses.round"] + who["glasses.square"]
     arm = torch.maximum((space.v - EYE_LINE + 0.040).abs() - 0.012, who["eye_spacing"] + 0.13 - space.u.abs())
     canvas.paint(
@@ -318,7 +318,7 @@ def draw_temples(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
 
 
 def draw_glasses(canvas: Canvas, space: HeadSpace, who: Numbers) -> None:
-    """Frames stand off the face, so that they slide over it as the head turns."""
+    """Draw the glasses; they stand off the face, so they slide over it as the head turns."""
     worn = who["glasses.round"] + who["glasses.square"]
     if not worn.any():
         return

@@ -1,4 +1,4 @@
-"""What is around the face: backdrop, hair, neck, shoulders and clothes."""
+"""Drawing everything around the face: backdrop, hair, neck, shoulders and clothes."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from talkinghead_lab.training.shapes import (
 
 
 def draw_backdrop(canvas: Canvas, who: Numbers) -> None:
-    """A still room behind the presenter, lit from one side."""
+    """Draw a still room behind the presenter, lit from one side."""
     x, y = canvas.x, canvas.y
     base = who["backdrop_colour"]
     canvas.paint(torch.ones_like(x * y).expand(len(base), -1, -1), base)
@@ -58,7 +58,7 @@ def _draw_shelves(canvas: Canvas, x: Tensor, y: Tensor, who: Numbers) -> None:
     row = torch.floor((y + 1.0) / 0.5)
     within = (y + 1.0) - row * 0.5
     slot = torch.floor((x + 1.0) / 0.125)
-    # A hash of the book's place that is the same on every device to the accuracy of a sine.
+    # A hash of the book's position; equal on every device up to the accuracy of a sine.
     chance = torch.frac(torch.sin(slot * 12.9898 + row * 78.233 + base.sum(1) * 31.0) * 437.5).abs()
     height = 0.22 + 0.16 * chance
     book = torch.maximum((x + 1.0 - (slot + 0.5) * 0.125).abs() - 0.052, (0.44 - height) - within)
@@ -70,16 +70,16 @@ def _draw_shelves(canvas: Canvas, x: Tensor, y: Tensor, who: Numbers) -> None:
 
 
 def body_space(canvas: Canvas, motion: Numbers) -> tuple[Tensor, Tensor]:
-    """Shoulders follow the head at a third of its way."""
+    """Body coordinates; the shoulders move about a third as far as the head."""
     scale = FIT * (1 + 0.4 * (motion["scale"] - 1))
     return (canvas.x - 0.35 * motion["shift_x"]) / scale, (canvas.y - 0.35 * motion["shift_y"]) / scale
 
 
 def draw_body(canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers) -> None:
-    """Neck and shoulders with the chin's shadow on them, then what is worn."""
+    """Draw neck and shoulders with the chin's shadow, then the clothes."""
     x, y = body_space(canvas, motion)
     torso = superellipse(x, y - 1.34, who["shoulders"], 0.68, 2.5)
-    # The neck's upper end goes with the head, its lower end with the shoulders.
+    # The upper end of the neck moves with the head, the lower end with the shoulders.
     follow = smoothstep(0.75, 0.35, y)
     neck_x = torch.lerp(x, space.x, follow)
     flare = 0.55 * (y - 0.56).clamp_min(0) ** 1.5
@@ -172,7 +172,7 @@ def _skull_angle(space: HeadSpace) -> Tensor:
 
 
 def back_hair_distance(space: HeadSpace, who: Numbers) -> Tensor:
-    """Distance to hair that falls behind the head: the crown's shape above, a curtain below."""
+    """Distance to the hair behind the head: the crown above, a curtain below."""
     length, spread = who["hair.length"], who["hair.spread"]
     down = smoothstep(0.0, 0.5, space.y)
     x = space.x + 0.04 * space.sin_turn + who["hair.wave"] * torch.sin(space.y * 9 + 1.0) * down
@@ -185,7 +185,7 @@ def back_hair_distance(space: HeadSpace, who: Numbers) -> Tensor:
 
 
 def draw_back_hair(canvas: Canvas, space: HeadSpace, who: Numbers, back: Tensor) -> None:
-    """Hair behind the neck, in shade, and the bun."""
+    """Draw the shaded hair behind the neck, and the bun."""
     x, y = space.x + 0.10 * space.sin_turn, space.y + TOP + 0.10 + 0.06 * space.sin_nod
     bun = circle(x, y, who["hair.bun"] + 1e-3)
     bun = torch.where(who["hair.bun"] > 0.01, bun, torch.full_like(bun, 1.0))
@@ -215,18 +215,18 @@ def hairline(space: HeadSpace, who: Numbers) -> Tensor:
 
 
 def hair_distance(space: HeadSpace, who: Numbers, skull: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances to the hair's silhouette and to its hairline; beside the skull hair ends as low as `side`."""
+    """Distances to the silhouette and to the hairline; next to the skull, hair reaches down to `side`."""
     rise = who["hair.volume_top"] + who["hair.tuft"] * 0.10 * bump((space.x / 0.45) - 0.25)
     x, y = space.x, space.y + 0.06
     radius_y = torch.where(y < 0, TOP - 0.06 + rise, TOP + 0.25)
     outer = superellipse(x, y, who["face_width"] + who["hair.volume_side"], radius_y, 2.25)
     outer = outer - _curls(_skull_angle(space), who)
-    beside = torch.maximum(-skull, space.y - who["hair.side"])
-    return outer, torch.minimum((space.v - hairline(space, who)) * 0.8, beside)
+    near_skull = torch.maximum(-skull, space.y - who["hair.side"])
+    return outer, torch.minimum((space.v - hairline(space, who)) * 0.8, near_skull)
 
 
 def front_hair_distance(space: HeadSpace, who: Numbers, outer: Tensor, line: Tensor, back: Tensor) -> Tensor:
-    """Distance to hair in front of skull and shoulders: all but the opening that leaves the face free."""
+    """Distance to the hair in front of skull and shoulders, excluding the opening for the face."""
     long = who["hair.length"] > 0.05
     below = smoothstep(0.25, 0.95, space.y)
     inner = who["face_width"] * (0.93 - 0.10 * bump((space.y - 0.35) / 0.4)) + 0.02 * below
@@ -239,7 +239,7 @@ def front_hair_distance(space: HeadSpace, who: Numbers, outer: Tensor, line: Ten
 def draw_hair(
     canvas: Canvas, space: HeadSpace, who: Numbers, motion: Numbers, head: Tensor, back: Tensor
 ) -> None:
-    """Hair over the skull with its shadow on the forehead, strands and a sheen across the crown."""
+    """Draw the hair over the skull: shadow on the forehead, strands, and a sheen across the crown."""
     outer, line = hair_distance(space, who, head_distance(space, who, motion))
     worn = 1 - who["hair_style.bald"]
     colour = who["hair_colour"]

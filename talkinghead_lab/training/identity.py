@@ -1,7 +1,7 @@
-"""Who is drawn: a presenter's looks as plain numbers, and the sampling of new ones."""
+"""A presenter's looks as plain numbers, and sampling of new presenters."""
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import TypeVar
@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 Colour = tuple[float, float, float]
 
-# Presenters for training come from seeds below this number, those for tests and evaluation from above.
+# Seeds below this number are training presenters; seeds above are for tests and evaluation.
 FIRST_TEST_IDENTITY = 1_000_000
 
 SKINS = ("f6d7c3", "f1c9ae", "eab991", "dca57c", "c98f66", "b57a52", "99643f", "7d4e31", "633c27", "4e2f20")
@@ -43,12 +43,11 @@ BACKDROP_STYLES = ("plain", "circle", "window", "shelves", "lamp", "arch")
 
 @dataclass(frozen=True)
 class Hair:
-    """The silhouette and hairline of a hair style, in head units (a head is about one unit tall).
+    """Silhouette and hairline of a hair style, in head units (a head is about one unit tall).
 
-    `volume_*` is how far hair stands off the skull; `line` is the height of the hairline at the parting
-    (negative is up), `swoop_*` how fast it falls to either side, `side` how far down it reaches in front of
-    the ears; `length` is the lower end of the hair behind the head (0: none) and `spread` its half-width
-    there.
+    `volume_*` is the distance of the hair from the skull. `line` is the height of the hairline at the parting
+    (negative is up), `swoop_*` how fast it drops to either side, `side` how far down it reaches in front of
+    the ears. `length` is the lower end of the hair behind the head (0: none) and `spread` its half-width.
     """
 
     volume_top: float
@@ -70,7 +69,7 @@ class Hair:
 
 @dataclass(frozen=True)
 class Identity:
-    """One presenter. Colours are sRGB in 0 … 1; sizes are in head units; styles are named in this module."""
+    """One presenter. Colours are sRGB in 0 … 1, sizes are in head units, styles are listed in this module."""
 
     skin: Colour
     blush: float
@@ -113,13 +112,13 @@ class Identity:
 
 
 def rgb(code: str) -> Colour:
-    """A colour from its hexadecimal code."""
+    """Colour of a hexadecimal code."""
     red, green, blue = (int(code[index : index + 2], 16) / 255 for index in (0, 2, 4))
     return red, green, blue
 
 
 def mix(first: Colour, second: Colour, amount: float) -> Colour:
-    """The colour that lies `amount` of the way from the first to the second."""
+    """Linear interpolation from the first colour to the second."""
     red, green, blue = (a + (b - a) * amount for a, b in zip(first, second, strict=True))
     return red, green, blue
 
@@ -127,11 +126,11 @@ def mix(first: Colour, second: Colour, amount: float) -> Colour:
 Choice = TypeVar("Choice")
 
 
-class _Dice:
-    """Random choices out of one batch of numbers, so that an identity depends on its seed alone."""
+class _Choices:
+    """Random choices from one batch of numbers, so that an identity depends on its seed alone."""
 
-    def __init__(self, generator: Generator):
-        self.numbers = iter(torch.rand(256, generator=generator).tolist())
+    def __init__(self, generator: Generator) -> None:
+        self.numbers: Iterator[float] = iter(torch.rand(256, generator=generator).tolist())
 
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * next(self.numbers)
@@ -157,7 +156,7 @@ class _Dice:
         return red, green, blue
 
 
-# Centres of each style's numbers, in the order of Hair's fields; sampling varies them a little.
+# Mean values of each style in the order of Hair's fields; sampling varies them slightly.
 _HAIR_STYLES = {
     #         top   side  line   part  left  right side  corner scallop curl length spread wave bun tuft
     "short":  (0.09, 0.04, -0.33, 0.00, 0.05, 0.05, 0.02, 6.0, 0.000, 0.00, 0.00, 0.50, 0.00, 0.00, 0.0),
@@ -177,84 +176,84 @@ _FEMININE_ODDS = (0.3, 0.2, 0.6, 1.4, 1.8, 1.4, 1.5, 1.5, 1.0, 0.6, 0.1, 0.1)
 _MASCULINE_ODDS = (1.5, 1.2, 1.4, 0.1, 0.25, 0.15, 0.1, 0.3, 0.8, 0.5, 0.7, 1.2)
 
 
-def _sample_hair(style: str, dice: _Dice) -> Hair:
+def _sample_hair(style: str, rng: _Choices) -> Hair:
     centre = Hair(*_HAIR_STYLES[style])
-    varied = {field.name: getattr(centre, field.name) * dice.between(0.88, 1.12) for field in fields(Hair)}
-    varied["part"] = centre.part * dice.pick((-1.0, 1.0)) + dice.between(-0.05, 0.05)
-    varied["line"] = centre.line + dice.between(-0.02, 0.02)
+    varied = {field.name: getattr(centre, field.name) * rng.between(0.88, 1.12) for field in fields(Hair)}
+    varied["part"] = centre.part * rng.pick((-1.0, 1.0)) + rng.between(-0.05, 0.05)
+    varied["line"] = centre.line + rng.between(-0.02, 0.02)
     if varied["part"] < 0:
         varied["swoop_left"], varied["swoop_right"] = varied["swoop_right"], varied["swoop_left"]
     return Hair(**varied)
 
 
 def sample_identity(generator: Generator) -> Identity:
-    """A new presenter; the same generator state gives the same one."""
-    dice = _Dice(generator)
-    feminine = dice.chance(0.5)
-    style = dice.pick(HAIR_STYLES, _FEMININE_ODDS if feminine else _MASCULINE_ODDS)
-    tone = dice.pick(tuple(range(len(SKINS))))
-    skin = dice.near(rgb(SKINS[tone]))
-    age = dice.between(0, 1)
-    hair_codes: Sequence[str] = HAIR_COLOURS[:4] if tone > 5 and dice.chance(0.8) else HAIR_COLOURS
-    if age > 0.8 and dice.chance(0.6):
+    """A random presenter; the same generator state gives the same presenter."""
+    rng = _Choices(generator)
+    feminine = rng.chance(0.5)
+    style = rng.pick(HAIR_STYLES, _FEMININE_ODDS if feminine else _MASCULINE_ODDS)
+    tone = rng.pick(tuple(range(len(SKINS))))
+    skin = rng.near(rgb(SKINS[tone]))
+    age = rng.between(0, 1)
+    hair_codes: Sequence[str] = HAIR_COLOURS[:4] if tone > 5 and rng.chance(0.8) else HAIR_COLOURS
+    if age > 0.8 and rng.chance(0.6):
         hair_codes = HAIR_COLOURS[9:11]
-    hair_colour = dice.colour(hair_codes, 0.02)
+    hair_colour = rng.colour(hair_codes, 0.02)
     dark = tone / (len(SKINS) - 1)
-    lips = mix(mix(dice.colour(LIPS), mix(skin, rgb("9c3f3f"), 0.55), 0.35 if feminine else 0.75),
+    lips = mix(mix(rng.colour(LIPS), mix(skin, rgb("9c3f3f"), 0.55), 0.35 if feminine else 0.75),
                rgb("6a2a2e"), 0.45 * dark)  # fmt: skip
-    beard = "none" if feminine else dice.pick(BEARDS, (2.0, 1.2, 1.0, 0.6, 0.6))
-    clothes = dice.colour(CLOTHES)
-    accent = dice.colour(CLOTHES)
+    beard = "none" if feminine else rng.pick(BEARDS, (2.0, 1.2, 1.0, 0.6, 0.6))
+    clothes = rng.colour(CLOTHES)
+    accent = rng.colour(CLOTHES)
     if sum(abs(a - b) for a, b in zip(clothes, accent, strict=True)) < 0.4:
         accent = mix(accent, (1.0, 1.0, 1.0) if sum(clothes) < 1.6 else (0.1, 0.12, 0.2), 0.7)
     return Identity(
         skin=skin,
-        blush=dice.between(0.4, 1.0) * (1.0 if feminine else 0.6),
-        face_width=dice.between(0.425, 0.47) * (0.97 if feminine else 1.02),
-        jaw=dice.between(1.9, 2.2) if feminine else dice.between(2.05, 2.6),
-        taper=dice.between(0.10, 0.24) if feminine else dice.between(0.02, 0.16),
-        chin=dice.between(0.52, 0.57) if feminine else dice.between(0.54, 0.60),
-        ear=dice.between(0.9, 1.15),
-        eye_spacing=dice.between(0.185, 0.205),
-        eye_size=dice.between(0.95, 1.12) if feminine else dice.between(0.85, 1.0),
-        eye_tilt=dice.between(-0.06, 0.14),
-        iris=dice.colour(IRISES[:3] if tone > 5 else IRISES),
-        lash=dice.between(0.6, 1.0) if feminine else dice.between(0.0, 0.25),
+        blush=rng.between(0.4, 1.0) * (1.0 if feminine else 0.6),
+        face_width=rng.between(0.425, 0.47) * (0.97 if feminine else 1.02),
+        jaw=rng.between(1.9, 2.2) if feminine else rng.between(2.05, 2.6),
+        taper=rng.between(0.10, 0.24) if feminine else rng.between(0.02, 0.16),
+        chin=rng.between(0.52, 0.57) if feminine else rng.between(0.54, 0.60),
+        ear=rng.between(0.9, 1.15),
+        eye_spacing=rng.between(0.185, 0.205),
+        eye_size=rng.between(0.95, 1.12) if feminine else rng.between(0.85, 1.0),
+        eye_tilt=rng.between(-0.06, 0.14),
+        iris=rng.colour(IRISES[:3] if tone > 5 else IRISES),
+        lash=rng.between(0.6, 1.0) if feminine else rng.between(0.0, 0.25),
         brow_colour=mix(hair_colour, rgb("2b1d18"), 0.55),
-        brow_thickness=dice.between(0.014, 0.020) if feminine else dice.between(0.021, 0.032),
-        brow_arch=dice.between(0.02, 0.05),
-        nose_width=dice.between(0.055, 0.085) + 0.012 * dark,
-        nose_length=dice.between(0.11, 0.15),
-        mouth_width=dice.between(0.165, 0.19),
-        lip_fullness=(dice.between(0.9, 1.2) if feminine else dice.between(0.65, 0.95)) + 0.12 * dark,
+        brow_thickness=rng.between(0.014, 0.020) if feminine else rng.between(0.021, 0.032),
+        brow_arch=rng.between(0.02, 0.05),
+        nose_width=rng.between(0.055, 0.085) + 0.012 * dark,
+        nose_length=rng.between(0.11, 0.15),
+        mouth_width=rng.between(0.165, 0.19),
+        lip_fullness=(rng.between(0.9, 1.2) if feminine else rng.between(0.65, 0.95)) + 0.12 * dark,
         lip_colour=lips,
-        freckles=float(tone < 3 and dice.chance(0.25)),
+        freckles=float(tone < 3 and rng.chance(0.25)),
         age=age,
         hair_style=style,
-        hair=_sample_hair(style, dice),
+        hair=_sample_hair(style, rng),
         hair_colour=hair_colour,
-        glasses=dice.pick(GLASSES, (2.4, 1.0, 0.8)),
-        glasses_colour=dice.colour(FRAMES),
+        glasses=rng.pick(GLASSES, (2.4, 1.0, 0.8)),
+        glasses_colour=rng.colour(FRAMES),
         beard=beard,
-        clothes=dice.pick(CLOTHES_STYLES),
+        clothes=rng.pick(CLOTHES_STYLES),
         clothes_colour=clothes,
         accent_colour=accent,
-        shoulders=dice.between(0.70, 0.76) if feminine else dice.between(0.80, 0.88),
-        neck=dice.between(0.165, 0.19) if feminine else dice.between(0.205, 0.24),
-        earring=float(feminine and dice.chance(0.45)),
-        backdrop=dice.pick(BACKDROP_STYLES),
-        backdrop_colour=dice.colour(BACKDROPS),
-        light_side=dice.pick((-1.0, 1.0)) * dice.between(0.5, 1.0),
-        light_warmth=dice.between(-0.5, 1.0),
+        shoulders=rng.between(0.70, 0.76) if feminine else rng.between(0.80, 0.88),
+        neck=rng.between(0.165, 0.19) if feminine else rng.between(0.205, 0.24),
+        earring=float(feminine and rng.chance(0.45)),
+        backdrop=rng.pick(BACKDROP_STYLES),
+        backdrop_colour=rng.colour(BACKDROPS),
+        light_side=rng.pick((-1.0, 1.0)) * rng.between(0.5, 1.0),
+        light_warmth=rng.between(-0.5, 1.0),
     )
 
 
 def stack(identities: list[Identity], device: torch.device) -> dict[str, Tensor]:
-    """Every number of the identities as tensors: [N, 1, 1] each, colours [N, 3, 1, 1], one flag a style.
+    """Attributes of N identities as tensors: [N, 1, 1] each, colours [N, 3, 1, 1].
 
-    Hair's fields are named `hair.field`; styles become `glasses.round`, `beard.full` and so on, 0 or 1.
+    Fields of Hair are named `hair.field`. Each style becomes a flag 0 or 1, such as `glasses.round`.
     """
-    rows: dict[str, list] = {}
+    rows: dict[str, list[float | Colour]] = {}
     for identity in identities:
         for name, value in _numbers(identity).items():
             rows.setdefault(name, []).append(value)

@@ -1,7 +1,7 @@
-"""How the head and face move, and the words that say so.
+"""Motion of head and face, and captions that describe it.
 
-A `Performance` names an action, an expression and a caption; `perform` turns it into tracks. Left and right
-are the viewer's. Idle motion is a sum of slow sines, so that a track has no corners.
+A `Performance` has an action, an expression and a caption; `perform` turns it into tracks. Left and right are
+the viewer's. Idle motion is a sum of slow sines, so tracks are smooth.
 """
 
 import math
@@ -53,119 +53,120 @@ _POSE = tuple(POSE_LIMITS)
 
 @dataclass(frozen=True)
 class Performance:
-    """What a clip shows: a key of ACTIONS, a key of EXPRESSIONS, and the caption that asks for them."""
+    """Content of a clip: a key of ACTIONS, a key of EXPRESSIONS, and the caption that describes them."""
 
     action: str
     expression: str
     caption: str
 
 
-def caption_for(action: str, expression: str, dice: np.random.Generator) -> str:
-    """A short phrase for an action and an expression, in one of many wordings."""
-    details = [str(dice.choice(words)) for words in (ACTIONS[action], EXPRESSIONS[expression])]
+def caption_for(action: str, expression: str, rng: np.random.Generator) -> str:
+    """A short phrase for an action and an expression, with random wording."""
+    details = [str(rng.choice(words)) for words in (ACTIONS[action], EXPRESSIONS[expression])]
     details = [words for words in details if words]
-    if len(details) == 2 and dice.random() < 0.5:
+    if len(details) == 2 and rng.random() < 0.5:
         details.reverse()
-    joined = str(dice.choice([" and ", ", "])).join(details)
-    form = dice.random()
+    joined = str(rng.choice([" and ", ", "])).join(details)
+    form = rng.random()
     if form < 0.25 and joined:
         return joined
-    subject, verb = str(dice.choice(SUBJECTS)), str(dice.choice(VERBS))
+    subject, verb = str(rng.choice(SUBJECTS)), str(rng.choice(VERBS))
     return f"{subject} {verb}{', ' if form < 0.7 and joined else ' '}{joined}".strip()
 
 
-def sample_performance(dice: np.random.Generator) -> Performance:
-    """An action, half of the time with a smile or without, and a caption that names it."""
-    action = str(dice.choice(list(ACTIONS)))
-    expression = "smiling" if dice.random() < 0.3 else "neutral"
-    return Performance(action, expression, caption_for(action, expression, dice))
+def sample_performance(rng: np.random.Generator) -> Performance:
+    """A random action, smiling in three of ten cases, and a caption that describes it."""
+    action = str(rng.choice(list(ACTIONS)))
+    expression = "smiling" if rng.random() < 0.3 else "neutral"
+    return Performance(action, expression, caption_for(action, expression, rng))
 
 
-def perform(performance: Performance, frames: int, dice: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """The head and face of a performance that begins facing the viewer.
+def perform(performance: Performance, frames: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Tracks of a performance that starts facing the viewer.
 
     Returns:
-        `pose` [F, 6] and `face` [F, 5], the channels of `avatar.Motion`; poses lie within `POSE_LIMITS`.
+        `pose` [F, 6] and `face` [F, 5], the channels of `avatar.Motion`; poses are within `POSE_LIMITS`.
     """
     time = np.arange(frames) / FRAMES_PER_SECOND
-    pose = dict(zip(_POSE, _idle(performance.action, time, dice), strict=True))
-    gaze_x, gaze_y = 0.25 * _glances(time, dice), 0.15 * _glances(time, dice)
-    brows = 0.25 * _drift(time, 0.5, dice)
+    pose = dict(zip(_POSE, _idle(performance.action, time, rng), strict=True))
+    gaze_x, gaze_y = 0.25 * _glances(time, rng), 0.15 * _glances(time, rng)
+    brows = 0.25 * _drift(time, 0.5, rng)
     side = {"left": -1.0, "right": 1.0}.get(performance.action, 0.0)
     if performance.action == "nodding":
-        pose["nod"] += dice.uniform(6, 10) * _sway(time, dice)
+        pose["nod"] += rng.uniform(6, 10) * _sway(time, rng)
     elif performance.action == "shaking":
-        pose["turn"] += dice.uniform(9, 15) * _sway(time, dice)
+        pose["turn"] += rng.uniform(9, 15) * _sway(time, rng)
     elif side:
-        amount = side * _arrive(time, dice)
-        pose["turn"] += dice.uniform(12, 17) * amount
+        amount = side * _arrive(time, rng)
+        pose["turn"] += rng.uniform(12, 17) * amount
         gaze_x = gaze_x + 0.6 * amount
     elif performance.action == "up":
-        amount = _arrive(time, dice)
-        pose["nod"] -= dice.uniform(7, 11) * amount
+        amount = _arrive(time, rng)
+        pose["nod"] -= rng.uniform(7, 11) * amount
         gaze_y, brows = gaze_y - 0.6 * amount, brows + 0.3 * amount
     elif performance.action == "leaning":
-        amount = _arrive(time, dice)
-        pose["scale"] += dice.uniform(0.09, 0.13) * amount
+        amount = _arrive(time, rng)
+        pose["scale"] += rng.uniform(0.09, 0.13) * amount
         pose["shift_y"] += 0.03 * amount
     elif performance.action == "lively":
-        brows = brows + 0.5 * _drift(time, 1.0, dice)
-    resting = (
-        dice.uniform(0.65, 1.0) if performance.expression == "smiling" else 0.08 * dice.standard_normal()
-    )
-    smile = resting + 0.06 * _drift(time, 0.4, dice)
+        brows = brows + 0.5 * _drift(time, 1.0, rng)
+    resting = rng.uniform(0.65, 1.0) if performance.expression == "smiling" else 0.08 * rng.standard_normal()
+    smile = resting + 0.06 * _drift(time, 0.4, rng)
     limited = [np.clip(pose[name], *POSE_LIMITS[name]) for name in _POSE]
-    face: list[Any] = [gaze_x, gaze_y, _blinks(frames, dice), brows, smile]
+    face: list[Any] = [gaze_x, gaze_y, _blinks(frames, rng), brows, smile]
     return _tracks(limited, 90), _tracks(np.broadcast_arrays(*face), 1)
 
 
 def _tracks(channels: Sequence[np.ndarray], limit: float) -> Tensor:
-    """[frames, channels], clamped."""
+    """Stack channels to [frames, channels], clamped to ±`limit`."""
     return torch.tensor(np.stack(channels, 1), dtype=torch.float32).clamp(-limit, limit)
 
 
-def _drift(time: np.ndarray, pace: float, dice: np.random.Generator) -> np.ndarray:
-    """A smooth wander of about unit size: four sines of 0.15 to 0.8 Hz, times `pace`."""
-    hertz = pace * dice.uniform(0.15, 0.8, 4)
-    phase = dice.uniform(0, 2 * math.pi, 4)
-    return np.sin(2 * math.pi * hertz[:, None] * time + phase[:, None]).sum(0) * 0.55
+def _drift(time: np.ndarray, pace: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth drift of about unit size: four sines of 0.15 to 0.8 Hz, times `pace`."""
+    hertz = pace * rng.uniform(0.15, 0.8, 4)
+    phase = rng.uniform(0, 2 * math.pi, 4)
+    drift: np.ndarray = np.sin(2 * math.pi * hertz[:, None] * time + phase[:, None]).sum(0) * 0.55
+    return drift
 
 
-def _idle(action: str, time: np.ndarray, dice: np.random.Generator) -> list[np.ndarray]:
+def _idle(action: str, time: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     turn, nod, tilt, shift, scale = _IDLE.get(action, _DEFAULT_IDLE)
     pace = 1.3 if action == "lively" else 0.7
     sizes = (turn, nod, tilt, shift, 0.6 * shift, scale)
-    wander = [size * _drift(time, pace, dice) for size in sizes]
+    wander = [size * _drift(time, pace, rng) for size in sizes]
     wander[-1] = wander[-1] + 1
     return wander
 
 
-def _sway(time: np.ndarray, dice: np.random.Generator) -> np.ndarray:
-    """A to and fro of 0.8 to 1.3 Hz that starts softly and never quite stops."""
-    strength = 0.8 + 0.2 * np.sin(2 * math.pi * 0.23 * time + dice.uniform(0, 6))
+def _sway(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Oscillation of 0.8 to 1.3 Hz with a soft start and slowly varying strength."""
+    strength = 0.8 + 0.2 * np.sin(2 * math.pi * 0.23 * time + rng.uniform(0, 6))
     start = np.clip(time / 0.4, 0, 1)
-    return start * strength * np.sin(2 * math.pi * dice.uniform(0.8, 1.3) * time + dice.choice([0, math.pi]))
+    swing = np.sin(2 * math.pi * rng.uniform(0.8, 1.3) * time + rng.choice([0, math.pi]))
+    swayed: np.ndarray = start * strength * swing
+    return swayed
 
 
-def _arrive(time: np.ndarray, dice: np.random.Generator) -> np.ndarray:
-    """0 at first, 1 from about a second on (minimum-jerk, Flash and Hogan 1985)."""
-    t = np.clip((time - dice.uniform(0.0, 0.3)) / dice.uniform(0.5, 1.0), 0, 1)
+def _arrive(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ramp from 0 to 1 within about a second (minimum jerk, Flash and Hogan 1985)."""
+    t = np.clip((time - rng.uniform(0.0, 0.3)) / rng.uniform(0.5, 1.0), 0, 1)
     return t**3 * (10 - 15 * t + 6 * t * t)
 
 
-def _glances(time: np.ndarray, dice: np.random.Generator) -> np.ndarray:
-    """Gaze that holds for one to three seconds and jumps within two frames."""
-    targets, holds = dice.normal(0, 1, 512), dice.uniform(1, 3, 512)
+def _glances(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gaze targets held for one to three seconds, with jumps over two frames."""
+    targets, holds = rng.normal(0, 1, 512), rng.uniform(1, 3, 512)
     held = targets[np.minimum(np.searchsorted(np.cumsum(holds), time), 511)]
     return np.convolve(np.pad(held, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
 
 
-def _blinks(frames: int, dice: np.random.Generator) -> np.ndarray:
-    """A blink of about a fifth of a second every two to six seconds."""
+def _blinks(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Blinks of about 0.2 s every two to six seconds."""
     track = np.zeros(frames + 8)
     profile = np.array([0.45, 1.0, 1.0, 0.6, 0.2])
-    frame = int(dice.uniform(10, 100))
+    frame = int(rng.uniform(10, 100))
     while frame < frames:
         track[frame : frame + 5] = np.maximum(track[frame : frame + 5], profile)
-        frame += int(dice.uniform(2.0, 6.0) * FRAMES_PER_SECOND)
+        frame += int(rng.uniform(2.0, 6.0) * FRAMES_PER_SECOND)
     return track[:frames]

@@ -1,4 +1,4 @@
-"""The five networks of the embedded checkpoint: sizes and fresh weights."""
+"""The five networks of the bundled model: sizes and initial weights."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from talkinghead_lab.weights.writing import CLOSING, UNKNOWN, Networks
 
 FRAME_SIZE = 160
 TEXT_TOKENS = 64
-# Half as many again as released: a small autoencoder draws sharp frames from them.
+# 1.5 times the released number: a small autoencoder needs them for sharp frames.
 LATENT_CHANNELS = 24
 
 
@@ -35,12 +35,12 @@ class Configs:
 
 
 def words(text: str) -> list[str]:
-    """A text as the tokenizer cuts it: lower-case words without punctuation."""
+    """Split a text like the tokenizer: lower-case words without punctuation."""
     return re.findall(r"[a-z']+", text.lower())
 
 
 def vocabulary() -> list[str]:
-    """Every word that captions and the released negative prompt use, after the three special tokens."""
+    """The three special tokens, then every word of the captions and of the released negative prompt."""
     phrases = [
         *motion.SUBJECTS,
         *motion.VERBS,
@@ -54,7 +54,7 @@ def vocabulary() -> list[str]:
 
 
 def embedded_configs() -> Configs:
-    """The sizes that ship: as much as two CPU cores work through at the speed that the README promises."""
+    """Sizes of the bundled model, chosen for the speed on two CPU cores that the README states."""
     speech = SpeechEncoderConfig(
         hidden_size=192,
         num_hidden_layers=4,
@@ -105,7 +105,7 @@ def embedded_configs() -> Configs:
 
 
 def build_untrained(seed: int, configs: Configs | None = None) -> Networks:
-    """Fresh weights, the same for the same seed; the global random state is left as it was."""
+    """Initial weights, determined by the seed; leaves the global random state unchanged."""
     configs = configs or embedded_configs()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -121,7 +121,7 @@ def build_untrained(seed: int, configs: Configs | None = None) -> Networks:
 
 
 def _initialise_dit(dit: DiT) -> None:
-    """Wan's own rules, but for a head that is small instead of zero."""
+    """Apply Wan's initialisation, except that the head starts small instead of at zero."""
     for module in dit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

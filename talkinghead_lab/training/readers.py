@@ -1,4 +1,4 @@
-"""Training of the readers in `metrics` on renderings whose truth is known.
+"""Train the face reader of the measures on renderings with known ground truth.
 
 python -m talkinghead_lab.training.readers --people 20000 --batch 256 --device cuda
 """
@@ -19,7 +19,7 @@ from talkinghead_lab.training.identity import FIRST_TEST_IDENTITY
 
 
 def random_motion(count: int, frames: int, generator: Generator) -> Motion:
-    """`count` clips of `frames` unrelated frames: any mouth, pose and face, more often near rest than not."""
+    """`count` clips of `frames` unrelated frames with random mouth, pose and face, biased towards rest."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
@@ -39,14 +39,14 @@ def random_motion(count: int, frames: int, generator: Generator) -> Motion:
 
 
 def truth(motion: Motion) -> Tensor:
-    """[…, 7]: READINGS of a motion."""
+    """Ground truth [..., 7] of a motion, in the order of READINGS."""
     return torch.cat([motion.mouth[..., :1], motion.pose], -1)
 
 
 def render_examples(
     people: int, frames_each: int, generator: Generator, device: str, first_seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """`frames_each` frames of each of `people` presenters, at the reader's size (uint8), and their truth."""
+    """Render `frames_each` frames per presenter at the reader's size (uint8), with ground truth [N, 7]."""
     motion = random_motion(people, frames_each, generator).to(device)
     seeds = (first_seed + torch.randint(FIRST_TEST_IDENTITY, (people,), generator=generator)).tolist()
     identities = [sample_identity(Generator().manual_seed(seed)) for seed in seeds]
@@ -55,7 +55,7 @@ def render_examples(
 
 
 def disturb(frames: Tensor, readings: Tensor) -> tuple[Tensor, Tensor]:
-    """Blur, noise, contrast and blocks, as networks and codecs do to frames ([B, 3, s, s]), and mirroring."""
+    """Augment frames [B, 3, s, s] with mirroring and with artefacts of networks and codecs."""
     count, device = len(frames), frames.device
 
     def some(share: float) -> Tensor:
@@ -86,7 +86,7 @@ def train(
     batch: int,
     peak: float = 2e-3,
 ) -> None:
-    """Fit the reader to examples (uint8 frames) with AdamW and a one-cycle rate, by absolute error."""
+    """Fit the reader to uint8 frames with AdamW, a one-cycle learning rate and absolute error."""
     optimiser = torch.optim.AdamW(reader.parameters(), peak, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps, pct_start=0.1)
     scales = torch.tensor(face_reader.READING_SCALES, device=frames.device)
@@ -95,7 +95,7 @@ def train(
         inputs, wanted = disturb(frames[chosen].float() / 127.5 - 1, readings[chosen])
         loss = ((reader(inputs) - wanted) / scales).abs().mean()
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         schedule.step()
         if step % 200 == 0:
@@ -105,29 +105,31 @@ def train(
 @torch.no_grad()
 def errors(reader: face_reader.FaceReader, frames: Tensor, readings: Tensor) -> dict[str, float]:
     """Mean absolute error of each reading on uint8 frames."""
-    read = torch.cat([reader(part.float() / 127.5 - 1) for part in frames.split(256)])
+    read = torch.cat([reader(part.float() / 127.5 - 1) for part in torch.split(frames, 256)])
     return dict(zip(face_reader.READINGS, (read - readings).abs().mean(0).tolist(), strict=True))
 
 
 def save(reader: face_reader.FaceReader, path: Path) -> None:
-    """Write the weights in half precision, beside and then over the old ones."""
-    beside = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().half().cpu() for name, tensor in reader.state_dict().items()}, beside)
-    beside.rename(path)
+    """Replace the weight file atomically, in half precision."""
+    unfinished = path.with_name(path.name + ".part")
+    save_file(
+        {name: tensor.detach().half().cpu() for name, tensor in reader.state_dict().items()}, unfinished
+    )
+    unfinished.rename(path)
     os.sync()
 
 
 def main() -> None:
-    """Train the readers and write their weights."""
+    """Train the reader and write its weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--people", type=int, default=3_000, help="training presenters, 20 frames each")
+    parser.add_argument("--steps", type=int, default=6_000, help="optimiser steps")
+    parser.add_argument("--batch", type=int, default=64, help="frames per step")
+    parser.add_argument("--device", default="cpu", help="cuda or cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of examples and weights")
     parser.add_argument(
-        "--people", type=int, default=3_000, help="presenters to learn from, 20 frames of each"
+        "--output", type=Path, default=EMBEDDED_FOLDER / "face_reader.safetensors", help="weight file"
     )
-    parser.add_argument("--steps", type=int, default=6_000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=EMBEDDED_FOLDER / "face_reader.safetensors")
     chosen = parser.parse_args()
     torch.manual_seed(chosen.seed)
     generator = Generator().manual_seed(chosen.seed)

@@ -1,9 +1,8 @@
-"""The sample portraits, recordings and driving video that ship with the package, and the README's contact
-sheet.
+"""Make the bundled sample portraits, recordings and driving video, and the README's contact sheet.
 
     python -m talkinghead_lab.training.samples talkinghead_lab/embedded
 
-Presenters and voices are those of the test split: the embedded checkpoint has not seen them.
+Presenters and voices are from the test split, which the bundled model was not trained on.
 """
 
 import argparse
@@ -39,12 +38,12 @@ RECORDINGS = {
 
 
 def presenter(number: int) -> Identity:
-    """The presenter of a number in the test split."""
+    """Presenter `number` of the test split."""
     return sample_identity(Generator().manual_seed(FIRST_TEST_IDENTITY + number))
 
 
 def portrait(identity: Identity, size: int = 320, smile: float = 0.35) -> Tensor:
-    """[3, size, size] in [−1, 1]: facing the viewer, mouth shut."""
+    """Portrait [3, size, size] in [−1, 1], frontal with a closed mouth."""
     motion = Motion.still(1)
     motion.face[:, 4] = smile
     return render(identity, motion, size)[0]
@@ -69,23 +68,23 @@ def write_samples(folder: Path) -> None:
         utterance = speak(text, voice)
         wave = utterance.wave
         soundfile.write(samples / name, wave * (0.6 / np.abs(wave).max()), SAMPLE_RATE, subtype="PCM_16")
-        # By digest, so that an edited recording is not measured against another's truth.
+        # Keyed by digest, so that an edited recording is not measured against the wrong ground truth.
         digest = hashlib.sha256((samples / name).read_bytes()).hexdigest()
         truth[digest] = [round(float(opening), 3) for opening in utterance.mouth[:, 0]]
     (folder / "mouth_truth.json").write_text(json.dumps(truth) + "\n")
     write_driving_video(samples / "driving.mp4")
     sheet = torch.stack([portrait(presenter(number), 136) for number in range(24)])
-    rows = [torch.cat(list(row), -1) for row in sheet.split(8)]
+    rows = [torch.cat(list(row), -1) for row in torch.split(sheet, 8)]
     save_picture(torch.cat(rows, -2), folder / "identities.png")
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
-    """Write [3, H, W] in [−1, 1] as PNG."""
+    """Write a picture [3, H, W] in [−1, 1] as PNG."""
     Image.fromarray(_to_uint8(picture).permute(1, 2, 0).numpy()).save(path, optimize=True)
 
 
 def write_driving_video(path: Path, seconds: int = 4, rate: int = 30) -> None:
-    """A presenter who moves the head with the mouth shut, for dubbing."""
+    """Write a video of a presenter who moves the head with a closed mouth, for dubbing."""
     pose, face = perform(Performance("lively", "neutral", ""), seconds * 25, np.random.default_rng(4))
     times = torch.linspace(0, seconds * 25 - 1, seconds * rate).round().long()
     motion = Motion(torch.zeros(len(times), 5), pose[times], face[times])
@@ -107,7 +106,7 @@ def _to_uint8(pixels: Tensor) -> Tensor:
 def main() -> None:
     """Write the samples into the folder named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="the package's `embedded` folder")
     write_samples(parser.parse_args().folder)
 
 

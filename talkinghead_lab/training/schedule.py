@@ -1,4 +1,4 @@
-"""How long a network is trained, at which learning rate, and what is written down on the way."""
+"""Training of one network: budget, learning rate, weight averaging, loss curve, and resumable state."""
 
 import json
 import math
@@ -10,34 +10,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from talkinghead_lab.foundation.files import atomic_path
-from talkinghead_lab.training.muon import Muon, matrices_of
+from talkinghead_lab.training.muon import LayerMuon, layer_weights
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Ends a training after `steps`, or when `seconds` run out; the learning rate falls to fit either."""
+    """Length of a training: `steps` or `seconds`, whichever ends first; the learning rate decays to fit."""
 
     steps: int
     seconds: float = math.inf
 
     def progress(self, step: int, elapsed: float) -> float:
-        """0 at the start … 1 at the end."""
+        """Share of the budget that is spent, 0 … 1."""
         return max(step / self.steps, elapsed / self.seconds)
 
 
 @dataclass
-class Run:
-    """One network's training: its optimisers, the average of its weights, and its curve.
+class NetworkTraining:
+    """Training of one network: optimisers, exponential moving average of the weights, and loss curve.
 
     Args:
-        name: of the network, and of the files that are written.
-        modules: what is trained.
-        peak: learning rate of AdamW, reached after `warmup` of the way and then falling along a cosine.
-        matrix_peak: learning rate of Muon, for the weights of layers; None: AdamW trains them too.
-        decay: of the exponential moving average of the weights.
-        folder: where the state is kept, so that a training that was cut off goes on; None keeps nothing.
+        name: of the network, used in file names.
+        modules: the modules to train.
+        peak: peak learning rate of AdamW, reached after the share `warmup` of the budget, followed by cosine
+            decay.
+        matrix_peak: peak learning rate of Muon for layer weights; None trains them with AdamW too.
+        decay: of the moving average.
+        folder: stores the state, so that an interrupted training resumes; None stores nothing.
+        seconds_between_saves: interval between saved states.
+        curve: measures noted so far.
     """
 
     name: str
@@ -54,7 +58,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        matrices = matrices_of(self.modules) if self.matrix_peak else []
+        matrices = layer_weights(self.modules) if self.matrix_peak else []
         known = {id(weight) for weight in matrices}
         others = [p for p in self.parameters if id(p) not in known]
         on_gpu, device = self.parameters[0].is_cuda, self.parameters[0].device
@@ -68,17 +72,16 @@ class Run:
         )
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, self.peak)]
         if self.matrix_peak:
-            muon = Muon(
-                matrices, torch.tensor(self.matrix_peak, device=device), weight_decay=self.weight_decay
-            )
+            muon = LayerMuon(matrices, torch.tensor(self.matrix_peak, device=device), self.weight_decay)
             self.optimizers.append((muon, self.matrix_peak))
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.average = AveragedModel(self.modules, multi_avg_fn=self._average)
+        self.average.n_averaged.fill_(1)  # the initial weights
         self.first_step, self.elapsed_before, self.progress = 0, 0.0, 0.0
         if self.folder is not None and self._state_file.is_file():
             self._resume()
 
     def steps(self) -> Iterator[int]:
-        """Count steps until the budget is spent, the learning rate set before each."""
+        """Yield step numbers until the budget is spent, setting the learning rate before each step."""
         started = saved = time.monotonic()
         step = self.first_step
         while True:
@@ -97,55 +100,62 @@ class Run:
             step += 1
         self.use_average()
 
-    def _descend(self, loss: Tensor) -> None:
-        loss.backward()
+    def _backward_and_step(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer, _ in self.optimizers:
             optimizer.step()
 
-    def _forget_gradients(self) -> None:
+    def _clear_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def after_step(self, step: int, **measures: Tensor) -> None:
-        """Average the weights; note every hundredth step's measures."""
-        # The average starts short, so that it does not remember the first random weights.
-        weight = 1 - min(self.decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], weight)
+        """Update the moving average; note the measures of every hundredth step."""
+        self.average.update_parameters(self.modules)
         if step % 100 == 0:
             self.note(step, **{name: float(value.detach()) for name, value in measures.items()})
 
+    def _average(self, averaged: Any, current: Any, _: object) -> None:
+        # The decay starts low, so that the average soon forgets the initial random weights. The count is read
+        # from the buffer on the host: the argument is a copy on the device.
+        count = int(self.average.n_averaged)
+        decay = min(self.decay, count / (count + 9))
+        get_ema_multi_avg_fn(decay)(averaged, current, count)  # type: ignore[no-untyped-call]  # not annotated
+
     def captured(self, compute: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-        """A function that computes a loss and steps against it, on a GPU replayed as one graph.
+        """A function that performs one optimiser step; on a GPU it replays a CUDA graph.
+
+        Small convolutions take less time than their kernel launches, which a graph avoids.
 
         Args:
-            compute: from buffers that are filled before every call, the `loss` and further measures. Small
-                convolutions take less time than their launches; a graph has none.
+            compute: returns the `loss` and further measures, computed from buffers that are filled before
+                every call.
         """
 
         def step() -> dict[str, Tensor]:
-            self._forget_gradients()
+            self._clear_gradients()
             measures = compute()
-            self._descend(measures["loss"])
+            self._backward_and_step(measures["loss"])
             return measures
 
         if not self.parameters[0].is_cuda:
             return step
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # not annotated
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        self._forget_gradients()
+        self._clear_gradients()
         try:
             with torch.cuda.graph(graph):
                 measures = compute()
-                self._descend(measures["loss"])
+                self._backward_and_step(measures["loss"])
         except RuntimeError as error:
-            print(self.name, "is not captured:", error, flush=True)
+            print(self.name, "runs without a CUDA graph:", error, flush=True)
             return step
 
         def replay() -> dict[str, Tensor]:
@@ -161,11 +171,11 @@ class Run:
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Put the averaged weights into the modules."""
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            parameter.copy_(average)
+        """Replace the weights by their moving average."""
+        self.modules.load_state_dict(self.average.module.state_dict())
 
     def write_curve(self, folder: Path) -> None:
+        """Write the curve as `curve-NAME.json`."""
         (folder / f"curve-{self.name}.json").write_text(json.dumps(self.curve) + "\n", encoding="utf-8")
 
     @property
@@ -179,7 +189,7 @@ class Run:
             "elapsed": elapsed,
             "modules": self.modules.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
-            "average": self.average,
+            "average": self.average.state_dict(),
             "curve": self.curve,
         }
         with atomic_path(self._state_file, overwrite=True) as path:
@@ -190,17 +200,18 @@ class Run:
         self.modules.load_state_dict(state["modules"])
         for (optimizer, _), kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        self.average, self.curve = state["average"], state["curve"]
+        self.average.load_state_dict(state["average"])
+        self.curve = state["curve"]
         self.first_step, self.elapsed_before = state["step"], state["elapsed"]
 
 
 def learning_rate(progress: float, warmup: float) -> float:
-    """Share of the peak: a linear rise over `warmup`, then half a cosine down to a hundredth."""
+    """Share of the peak rate: linear warm-up, then cosine decay to a hundredth."""
     if progress < warmup:
         return max(progress / warmup, 1e-3)
     return 0.01 + 0.99 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
-def dice(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of one step: the same whether or not the training was cut off before it."""
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random generator of one step, independent of earlier steps so that resumed trainings match."""
     return torch.Generator(device).manual_seed(seed * 1_000_003 + step)

@@ -1,4 +1,4 @@
-"""Figures that need the renderer: what was said, who was drawn, how it moved."""
+"""Scores against the renderer's ground truth: lip sync, identity, motion, seams and colour drift."""
 
 from collections.abc import Sequence
 
@@ -12,30 +12,30 @@ from talkinghead_lab.training.avatar import POSE_CHANNELS, Identity, Motion, ren
 from talkinghead_lab.training.face import EYE_LINE, FIT, MOUTH_LINE
 
 LARGEST_LAG = 5
-SETTLED = 38  # by this frame a head that is asked to turn has turned
-# How far a pose is searched around its reading: degrees, half-pictures, times.
+SETTLED = 38  # frame by which a requested head turn is complete
+# Search range around each pose reading: degrees, half-pictures, scale factor.
 POSE_SPREAD = (0.5, 0.6, 0.3, 0.004, 0.006, 0.008)
 
 
 def correlations_at_lags(opening: Tensor, truth: Tensor) -> Tensor:
-    """Pearson's correlation of each row [B, F] at lags −5 … 5 (positive: the pixels are late), [B, 11]."""
+    """Pearson correlation [B, 11] of rows [B, F] at lags −5 … 5; positive means that the video is late."""
     frames, columns = opening.shape[1], []
     for lag in range(-LARGEST_LAG, LARGEST_LAG + 1):
-        seen = opening[:, max(lag, 0) : frames + min(lag, 0)]
+        measured = opening[:, max(lag, 0) : frames + min(lag, 0)]
         true = truth[:, max(-lag, 0) : frames + min(-lag, 0)]
-        seen, true = (x - x.mean(dim=1, keepdim=True) for x in (seen, true))
-        scale = (seen.square().sum(1) * true.square().sum(1)).sqrt().clamp_min(1e-9)
-        columns.append((seen * true).sum(1) / scale)
+        measured, true = (x - x.mean(dim=1, keepdim=True) for x in (measured, true))
+        scale = (measured.square().sum(1) * true.square().sum(1)).sqrt().clamp_min(1e-9)
+        columns.append((measured * true).sum(1) / scale)
     return torch.stack(columns, dim=1)
 
 
 def smooth(track: Tensor) -> Tensor:
-    """A mean over five frames, which takes out most of the reader's noise."""
+    """Moving average over five frames, which removes most of the face reader's noise."""
     return torch.nn.functional.avg_pool1d(track[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
 
 
 def caption_is_obeyed(pose: HeadPose, action: str) -> bool:
-    """Whether the pose shows what a caption asks for; limits are half of the least the renderer does."""
+    """Whether the pose follows a caption; thresholds are half of the smallest motion the renderer makes."""
     turn, nod, scale = smooth(pose.turn), smooth(pose.nod), smooth(pose.scale)
     late = slice(SETTLED, None)
     obeyed: Tensor = {
@@ -50,12 +50,12 @@ def caption_is_obeyed(pose: HeadPose, action: str) -> bool:
 
 
 def movement(pose: HeadPose) -> float:
-    """Spread of the head's three angles over time, in degrees."""
+    """Sum of the standard deviations of the three head angles over time, in degrees."""
     return sum(float(smooth(track).std()) for track in (pose.turn, pose.nod, pose.tilt))
 
 
 def seam_ratio(videos: Tensor, first_chunk: int) -> Tensor:
-    """Change between the last frame of the first chunk and the next over the median change elsewhere, [B]."""
+    """Frame difference [B] at the end of the first chunk, relative to the median frame difference."""
     frames = videos.float()
     change = (frames[:, 1:] - frames[:, :-1]).abs().mean(dim=(2, 3, 4))
     return change[:, first_chunk - 1] / change.median(dim=1).values
@@ -64,7 +64,7 @@ def seam_ratio(videos: Tensor, first_chunk: int) -> Tensor:
 def identity_psnr(
     videos: Tensor, identities: Sequence[Identity], moments: Sequence[int] = (40, 90, 140)
 ) -> Tensor:
-    """PSNR in dB outside eyes and mouth against the presenter drawn in the pose that fits best, [B]."""
+    """PSNR [B] in dB outside eyes and mouth, against the presenter rendered in the best-fitting pose."""
     groups = [slice(start, start + 8) for start in range(0, len(videos), 8)]
     moments = [moment for moment in moments if moment < videos.shape[1]]
     scores = [
@@ -75,7 +75,7 @@ def identity_psnr(
 
 
 def _best_psnr(frames: Tensor, identities: Sequence[Identity], candidates: int = 48) -> Tensor:
-    """[B] for frames [B, 3, H, W]: search around the readings, as a tenth of a pixel shows at edges."""
+    """PSNR [B] of frames [B, 3, H, W]; searches around the readings, since 0.1 pixel matters at edges."""
     reading = read_faces(frames)
     count, size = len(frames), frames.shape[-1]
     generator = torch.Generator(frames.device).manual_seed(0)
@@ -87,16 +87,16 @@ def _best_psnr(frames: Tensor, identities: Sequence[Identity], candidates: int =
         noise = torch.randn(shape, generator=generator, device=frames.device)
         noise[:, 0] = 0
         poses = pose[:, None] + spread * noise * noise.new_tensor(POSE_SPREAD)
-        drawn = render(list(identities), Motion(mouth, poses, face), size)
-        kept = outside_eyes_and_mouth(poses.flatten(0, 1), size).unflatten(0, (count, candidates))
-        error = ((drawn - frames[:, None]).square().mean(2) * kept).sum((2, 3)) / kept.sum((2, 3))
+        rendered = render(list(identities), Motion(mouth, poses, face), size)
+        kept = outside_eyes_and_mouth(poses.flatten(0, 1), size).view(count, candidates, size, size)
+        error = ((rendered - frames[:, None]).square().mean(2) * kept).sum((2, 3)) / kept.sum((2, 3))
         best = error.argmin(dim=1)
         pose = poses[rows, best]
     return -10 * (error[rows, best] / 4).log10()
 
 
 def outside_eyes_and_mouth(poses: Tensor, size: int) -> Tensor:
-    """[N, size, size]: 1 outside boxes that hold eyes with brows, and mouth with lips, in each pose."""
+    """Mask [N, size, size]: 1 outside the boxes of eyes with brows and of the mouth, in each pose."""
     turn, nod, _, right, down, scale = poses.unbind(1)
     axis = (torch.arange(size, device=poses.device) + 0.5) / size * 2 - 1
     kept = torch.ones(len(poses), size, size, device=poses.device)

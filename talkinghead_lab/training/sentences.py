@@ -1,6 +1,4 @@
-"""What the presenters say: sentences written for this project, and a grammar that makes as many as are
-wanted.
-"""
+"""Sentences to speak: some written for this project, and a grammar that makes any number more."""
 
 import random
 import zlib
@@ -175,31 +173,30 @@ TEST_FRAMES = (
 
 
 def sentence_split(sentence: str) -> str:
-    """`train` or `test` (one in eight of the written sentences), fixed by the sentence's own letters."""
+    """Split of a written sentence by its checksum: one in eight is `test`, the others `train`."""
     return "test" if zlib.crc32(sentence.encode()) % 8 == 0 else "train"
 
 
 def sentences(split: str, count: int, seed: int) -> list[str]:
-    """`count` sentences of a split: the written ones of that split first, then grammar in an order set by
-    the seed.
+    """`count` sentences of a split: its written ones first, then random ones from the grammar.
 
-    The two splits share no written sentence and no sentence frame of the grammar.
+    The splits share no written sentence and no sentence frame of the grammar. The seed sets the order.
     """
-    dice = random.Random(f"{split}-{seed}")
+    rng = random.Random(f"{split}-{seed}")
     written = [line for line in SPOKEN if sentence_split(line) == split]
-    dice.shuffle(written)
+    rng.shuffle(written)
     frames = TEST_FRAMES if split == "test" else TRAIN_FRAMES
-    made = [_fill(dice.choice(frames), dice) for _ in range(count - len(written))]
+    made = [_fill(rng.choice(frames), rng) for _ in range(count - len(written))]
     return (written + made)[:count]
 
 
-def _fill(frame: str, dice: random.Random) -> str:
-    person, person2 = dice.sample(PEOPLE, 2)
-    quality, quality2 = dice.sample(QUALITIES, 2)
-    thing, thing2 = dice.sample(THINGS, 2)
+def _fill(frame: str, rng: random.Random) -> str:
+    person, person2 = rng.sample(PEOPLE, 2)
+    quality, quality2 = rng.sample(QUALITIES, 2)
+    thing, thing2 = rng.sample(THINGS, 2)
     text = frame.format(
         person=person, person2=person2, quality=quality, quality2=quality2, thing=thing, thing2=thing2,
-        action=dice.choice(ACTIONS), place=dice.choice(PLACES), time=dice.choice(TIMES),
-        reason=dice.choice(REASONS), opener=dice.choice(OPENERS), number=dice.choice(NUMBERS),
+        action=rng.choice(ACTIONS), place=rng.choice(PLACES), time=rng.choice(TIMES),
+        reason=rng.choice(REASONS), opener=rng.choice(OPENERS), number=rng.choice(NUMBERS),
     )  # fmt: skip
     return text[0].upper() + text[1:]

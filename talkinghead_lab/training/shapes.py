@@ -1,9 +1,8 @@
-"""Signed distances and painting with anti-aliased coverage, on stacks of frames.
+"""Signed distance functions and anti-aliased painting on batches of frames.
 
-Distances are in canvas units: the square picture spans −1 … 1 on both axes, y grows downwards. A distance is
-negative inside the shape. Formulas follow Inigo Quilez, "2D distance functions"; where a shape has no exact
-distance, its implicit function is divided by the length of its gradient, which is exact to first order at
-the edge.
+Distances are in canvas units: the square picture spans −1 … 1 on both axes, y grows downwards. Distances are
+negative inside a shape. Formulas follow Inigo Quilez, "2D distance functions". A shape without an exact
+distance uses its implicit function divided by the gradient norm, which is exact to first order at the edge.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 
 def ellipse(x: Tensor, y: Tensor, radius_x: Tensor | float, radius_y: Tensor | float) -> Tensor:
-    """Distance to an axis-aligned ellipse at the origin, first order at its edge."""
+    """Distance to an axis-aligned ellipse at the origin, exact to first order at its edge."""
     u, v = x / radius_x, y / radius_y
     k0 = torch.hypot(u, v)
     k1 = torch.hypot(u / radius_x, v / radius_y)
@@ -54,7 +53,7 @@ def box(
 def segment(
     x: Tensor, y: Tensor, start: tuple[float, float], end: tuple[float, float], radius: float | Tensor
 ) -> Tensor:
-    """Distance to a line with round ends."""
+    """Distance to a line segment with round ends."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     along = (((x - start[0]) * dx + (y - start[1]) * dy) / (dx * dx + dy * dy)).clamp(0, 1)
     return torch.hypot(x - start[0] - along * dx, y - start[1] - along * dy) - radius
@@ -70,33 +69,33 @@ def convex(x: Tensor, y: Tensor, *corners: tuple[Tensor | float, Tensor | float]
 
 
 def smooth_union(a: Tensor, b: Tensor, width: float) -> Tensor:
-    """Union of two distances whose seam is rounded over `width` (polynomial smooth minimum)."""
+    """Union of two shapes, blended over `width` (polynomial smooth minimum)."""
     blend = (0.5 + 0.5 * (b - a) / width).clamp(0, 1)
     return torch.lerp(b, a, blend) - width * blend * (1 - blend)
 
 
 def smoothstep(low: Tensor | float, high: Tensor | float, value: Tensor) -> Tensor:
-    """0 below `low`, 1 above `high` (or the reverse), and smooth between."""
+    """0 below `low`, 1 above `high`, smooth between; reversed if `low` > `high`."""
     t = ((value - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
 
 def bump(value: Tensor) -> Tensor:
-    """A soft hill of height 1: (1 − v²)² inside |v| < 1, nothing outside."""
+    """(1 − v²)² inside |v| < 1, 0 outside."""
     t = (1 - value * value).clamp_min(0)
     return t * t
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A stack of pictures with the coordinates of their pixels; painting changes `colour` in place.
+    """A batch of pictures with pixel coordinates; painting changes `colour` in place.
 
     Args:
         colour: [N, 3, H, W], sRGB in 0 … 1.
         x: [1, 1, W].
         y: [1, H, 1].
         pixel: the size of a pixel in canvas units.
-        extent: the rows and columns of the whole canvas that this one shows.
+        extent: rows and columns of the full canvas that this one covers.
     """
 
     colour: Tensor
@@ -113,7 +112,7 @@ class Canvas:
         return cls(colour, line.view(1, 1, -1), line.view(1, -1, 1), 2 / size)
 
     def window(self, left: float, top: float, right: float, bottom: float) -> "Canvas":
-        """The part of a whole canvas between the given edges; it shares its pixels with the whole."""
+        """The part of a full canvas between the given edges, as a view of its pixels."""
         columns = slice(*(round((edge + 1) / self.pixel) for edge in (left, right)))
         rows = slice(*(round((edge + 1) / self.pixel) for edge in (top, bottom)))
         return Canvas(
@@ -124,18 +123,18 @@ class Canvas:
             (rows, columns),
         )
 
-    def crop(self, whole: Tensor) -> Tensor:
-        """The part of a tensor over the whole canvas, [..., H, W], that lies in this window."""
-        return whole[..., self.extent[0], self.extent[1]]
+    def crop(self, full: Tensor) -> Tensor:
+        """The part of a full-canvas tensor [..., H, W] that is inside this window."""
+        return full[..., self.extent[0], self.extent[1]]
 
     def inside(self, distance: Tensor) -> Tensor:
-        """Coverage 0 … 1 of each pixel by a shape, its edge softened over one pixel."""
+        """Coverage 0 … 1 of each pixel by a shape, anti-aliased over one pixel."""
         return (0.5 - distance / self.pixel).clamp(0, 1)
 
     def paint(self, coverage: Tensor, colour: Tensor) -> None:
-        """Lay `colour` ([N, 3, 1, 1] or [N, 3, H, W]) over the picture where `coverage` ([N, H, W]) says."""
+        """Blend `colour` ([N, 3, 1, 1] or [N, 3, H, W]) over the picture by `coverage` [N, H, W]."""
         self.colour.lerp_(colour.expand_as(self.colour), coverage.unsqueeze(1).expand_as(self.colour))
 
     def shade(self, amount: Tensor, tint: Tensor | float) -> None:
-        """Multiply the picture by `tint` ([N, 3, 1, 1] or a number) where `amount` ([N, H, W]) says."""
+        """Multiply the picture by `tint` ([N, 3, 1, 1] or a number), weighted by `amount` [N, H, W]."""
         self.colour.mul_(1 + amount.unsqueeze(1) * (tint - 1))

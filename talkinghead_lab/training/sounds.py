@@ -1,7 +1,6 @@
-"""What a microphone does to speech, and sounds that are not speech; batched, on CPU or GPU.
+"""Augmentation of speech, and non-speech sounds; batched, on CPU or GPU.
 
-Waves are [B, samples], float32 at 16 kHz. Every function draws from the generator that it is given, which
-lives on the wave's device.
+Waves are [B, samples], float32 at 16 kHz. The generator must be on the same device as the waves.
 """
 
 import math
@@ -14,18 +13,19 @@ NON_SPEECH = ("silence", "hum", "tones", "noise")
 
 
 def augment(wave: Tensor, generator: Generator) -> Tensor:
-    """Band limits, a room, noise and gain, each on some of the rows; sound and lips stay in step."""
+    """Apply band limits, room reverberation, noise and gain to random rows; timing is unchanged."""
     rows, samples = wave.shape
     size = samples + SAMPLE_RATE // 2
     spectrum = torch.fft.rfft(wave, size)
     spectrum = spectrum * _band_limits(rows, size, generator) * torch.fft.rfft(_room(rows, generator), size)
-    heard = torch.fft.irfft(spectrum, size)[:, :samples]
-    heard = heard + _coloured_noise(rows, samples, generator) * _noise_level(heard, generator)
-    return (heard * 10 ** (_uniform(rows, -16, 6, generator) / 20)).clamp(-1, 1)
+    filtered: Tensor = torch.fft.irfft(spectrum, size)[:, :samples]
+    filtered = filtered + _coloured_noise(rows, samples, generator) * _noise_level(filtered, generator)
+    gain = 10 ** (_uniform(rows, -16, 6, generator) / 20)
+    return (filtered * gain).clamp(-1, 1)
 
 
 def non_speech(rows: int, samples: int, generator: Generator) -> Tensor:
-    """[rows, samples] of silence, humming, music-like tones and noise, one kind a row; lips stay shut."""
+    """[rows, samples] of silence, hum, music-like tones or noise, one kind per row."""
     kind = torch.randint(len(NON_SPEECH), (rows, 1), generator=generator, device=generator.device)
     sounds = (
         1e-4 * _coloured_noise(rows, samples, generator),
@@ -34,12 +34,15 @@ def non_speech(rows: int, samples: int, generator: Generator) -> Tensor:
         _coloured_noise(rows, samples, generator),
     )
     level = 10 ** (_uniform(rows, -40, -16, generator) / 20)
-    wave = sum(torch.where(kind == index, sound, 0.0) for index, sound in enumerate(sounds))
+    wave = torch.zeros_like(level)
+    for index, sound in enumerate(sounds):
+        wave = wave + torch.where(kind == index, sound, 0.0)
     return (wave * level).clamp(-1, 1)
 
 
 def _uniform(rows: int, low: float, high: float, generator: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(rows, 1, generator=generator, device=generator.device)
+    share: Tensor = torch.rand(rows, 1, generator=generator, device=generator.device)
+    return low + (high - low) * share
 
 
 def _some(rows: int, share: float, generator: Generator) -> Tensor:
@@ -47,7 +50,7 @@ def _some(rows: int, share: float, generator: Generator) -> Tensor:
 
 
 def _band_limits(rows: int, size: int, generator: Generator) -> Tensor:
-    """[rows, bins]: soft high-pass and low-pass gains, as of small speakers and telephones."""
+    """[rows, bins]: soft high-pass and low-pass gains, like small speakers and telephones."""
     hertz = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE, device=generator.device)
     low, high = _uniform(rows, 40, 300, generator), _uniform(rows, 2800, 7500, generator)
     gain = 1 / (1 + (low / hertz.clamp_min(1)) ** 4) / (1 + (hertz / high) ** 8)
@@ -55,7 +58,7 @@ def _band_limits(rows: int, size: int, generator: Generator) -> Tensor:
 
 
 def _room(rows: int, generator: Generator) -> Tensor:
-    """[rows, half a second]: the direct sound, then noise that decays by 60 dB in 0.1 to 0.5 s."""
+    """Impulse responses [rows, 0.5 s]: direct sound, then noise that decays by 60 dB in 0.1 to 0.5 s."""
     time = torch.arange(SAMPLE_RATE // 2, device=generator.device) / SAMPLE_RATE
     decay = torch.exp(-6.9 * time / _uniform(rows, 0.1, 0.5, generator))
     tail = torch.randn(rows, len(time), generator=generator, device=generator.device) * decay
@@ -66,15 +69,15 @@ def _room(rows: int, generator: Generator) -> Tensor:
 
 
 def _coloured_noise(rows: int, samples: int, generator: Generator) -> Tensor:
-    """Noise of unit power whose spectrum falls by 0 to 6 dB an octave."""
+    """Noise of unit power with a spectrum that falls by 0 to 6 dB per octave."""
     white = torch.fft.rfft(torch.randn(rows, samples, generator=generator, device=generator.device))
     bins = torch.arange(white.shape[1], device=generator.device).clamp_min(samples // 400 + 1)
-    noise = torch.fft.irfft(white * bins ** -_uniform(rows, 0, 1, generator), samples)
+    noise: Tensor = torch.fft.irfft(white * bins ** -_uniform(rows, 0, 1, generator), samples)
     return noise / noise.std(dim=1, keepdim=True)
 
 
 def _noise_level(wave: Tensor, generator: Generator) -> Tensor:
-    """Amplitude of noise 12 to 45 dB under each row's speech, on seven rows of ten."""
+    """Noise amplitude 12 to 45 dB below each row's speech, for seven rows in ten; otherwise 0."""
     rows = len(wave)
     power = wave.square().mean(1, keepdim=True).sqrt()
     level = power * 10 ** (-_uniform(rows, 12, 45, generator) / 20)
@@ -82,7 +85,7 @@ def _noise_level(wave: Tensor, generator: Generator) -> Tensor:
 
 
 def _hum(rows: int, samples: int, generator: Generator) -> Tensor:
-    """A voice's buzz with its lips shut, or the mains': few harmonics of 50 to 240 Hz."""
+    """Hum of a voice with closed lips or of the mains: six harmonics of 50 to 240 Hz."""
     time = torch.arange(samples, device=generator.device) / SAMPLE_RATE
     wobble = 0.012 * torch.sin(2 * math.pi * _uniform(rows, 0.3, 5, generator) * time)
     phase = 2 * math.pi * _uniform(rows, 50, 240, generator) * (time + wobble / 5)
@@ -92,7 +95,7 @@ def _hum(rows: int, samples: int, generator: Generator) -> Tensor:
 
 
 def _tones(rows: int, samples: int, generator: Generator) -> Tensor:
-    """Plucked notes of a pentatonic scale, three at a time, on a beat."""
+    """Three-voice plucked notes of a pentatonic scale on a beat."""
     time = torch.arange(samples, device=generator.device) / SAMPLE_RATE
     beat = _uniform(rows, 0.2, 0.6, generator)
     count = (time / beat).floor()

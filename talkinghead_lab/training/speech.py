@@ -1,7 +1,7 @@
-"""Sentences spoken by espeak-ng and flite, with the time of every phoneme.
+"""Speech synthesis by espeak-ng and flite, with the time of every phoneme.
 
-Both are programs of Debian (`apt-get install espeak-ng flite`), needed only to make training data. flite
-prints the end of each phoneme; of espeak-ng the library is used, since it alone reports phonemes as events.
+Both are Debian packages (`apt-get install espeak-ng flite`), needed only to make training data. flite prints
+the end of each phoneme. espeak-ng is used as a library, because only the library reports phonemes as events.
 """
 
 import ctypes
@@ -42,9 +42,9 @@ ESPEAK_VARIANTS = {
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks and how.
+    """A synthesiser's voice and its settings.
 
-    `engine` is `flite` or `espeak`, `name` one of its voices; `speed` 1 is its own pace; `pitch` is 0 … 1.
+    `engine` is `flite` or `espeak`, `name` one of its voices. `speed` 1 is its default; `pitch` is 0 … 1.
     """
 
     engine: str
@@ -55,7 +55,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A spoken sentence: `wave` float32 at 16 kHz and `mouth` [F, 5] at 25 frames a second, in step."""
+    """A spoken sentence: `wave` [F · 640] float32 at 16 kHz, aligned with `mouth` [F, 5] at 25 fps."""
 
     sentence: str
     voice: Voice
@@ -63,21 +63,19 @@ class Utterance:
     mouth: np.ndarray
 
 
-def sample_voice(split: str, dice: random.Random) -> Voice:
-    """A voice of a split; the splits share no voice. One in three is flite's, which sound more human."""
-    speed, pitch = dice.uniform(0.82, 1.25), dice.uniform(0.15, 0.9)
-    if dice.random() < 0.36:
-        return Voice("flite", dice.choice(FLITE_VOICES[split]), speed, pitch)
-    return Voice(
-        "espeak", f"{dice.choice(ESPEAK_ACCENTS)}+{dice.choice(ESPEAK_VARIANTS[split])}", speed, pitch
-    )
+def sample_voice(split: str, rng: random.Random) -> Voice:
+    """A random voice of a split; the splits share no voice. A third are flite's, which sound more human."""
+    speed, pitch = rng.uniform(0.82, 1.25), rng.uniform(0.15, 0.9)
+    if rng.random() < 0.36:
+        return Voice("flite", rng.choice(FLITE_VOICES[split]), speed, pitch)
+    return Voice("espeak", f"{rng.choice(ESPEAK_ACCENTS)}+{rng.choice(ESPEAK_VARIANTS[split])}", speed, pitch)
 
 
 def speak(sentence: str, voice: Voice) -> Utterance:
-    """Say a sentence.
+    """Synthesise a sentence.
 
     Raises:
-        MissingExtra: the voice's program is not installed.
+        MissingExtra: the synthesiser is not installed.
     """
     rate, samples, segments = {"flite": _flite, "espeak": _espeak}[voice.engine](sentence, voice)
     wave = samples.astype(np.float32) / 32768
@@ -89,7 +87,7 @@ def speak(sentence: str, voice: Voice) -> Utterance:
 
 
 def loudness(wave: np.ndarray) -> np.ndarray:
-    """[F]: level of each video frame against the loud parts of the recording: 1 there, 0 at 25 dB below."""
+    """Level [F] of each video frame: 1 at the loud parts of the recording, 0 at 25 dB below."""
     level = np.sqrt((wave.reshape(-1, SAMPLES_PER_FRAME) ** 2).mean(1) + 1e-10)
     decibels = 20 * np.log10(level / max(np.percentile(level, 95), 1e-4))
     smooth = np.convolve(np.pad(decibels, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
@@ -97,7 +95,7 @@ def loudness(wave: np.ndarray) -> np.ndarray:
 
 
 def synthesisers() -> list[str]:
-    """The engines that this machine has."""
+    """Names of the installed engines."""
     found = ["flite"] if shutil.which("flite") else []
     try:
         _espeak_library()
@@ -156,10 +154,10 @@ _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 
 @functools.cache
 def _espeak_library() -> tuple[ctypes.CDLL, int]:
-    """The library and its sample rate.
+    """The espeak-ng library and its sample rate.
 
-    It carries the phase of its oscillators from one sentence to the next, also through a new start: the same
-    sentences in the same order of a new process sound the same.
+    The library keeps the phase of its oscillators between sentences, even when reinitialised. Results are
+    reproducible only for the same sentences in the same order in a new process.
     """
     try:
         library = ctypes.CDLL("libespeak-ng.so.1")
@@ -203,7 +201,7 @@ def _espeak_events(
 
 
 def _each(events: Any) -> Iterator[_Event]:
-    """The items of a C array whose end only its last item tells."""
+    """Items of a C array whose length is unknown; the last item marks the end."""
     return (events[index] for index in itertools.count())
 
 

@@ -1,4 +1,4 @@
-"""The training from nothing, stage by stage; each stage starts from the checkpoint of the one before."""
+"""Training from scratch in stages; each stage starts from the checkpoint of the previous one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ import torch
 
 from talkinghead_lab.models.encoders.text import Tokenizer
 from talkinghead_lab.training.corpus import Monologue, build_corpus, load_corpus
-from talkinghead_lab.training.data import Videos
+from talkinghead_lab.training.data import EncodedVideos
 from talkinghead_lab.training.dataset import ClipMaker
 from talkinghead_lab.training.networks import (
     FRAME_SIZE,
@@ -17,11 +17,11 @@ from talkinghead_lab.training.networks import (
     build_untrained,
     vocabulary,
 )
-from talkinghead_lab.training.schedule import Budget, Run
+from talkinghead_lab.training.schedule import Budget, NetworkTraining
 from talkinghead_lab.training.train_dit import train_dit
 from talkinghead_lab.training.train_lora import train_lora
 from talkinghead_lab.training.train_speech import train_speech
-from talkinghead_lab.training.train_vae import PHASES, Phase, draw_clips, reconstruction_psnr, train_vae
+from talkinghead_lab.training.train_vae import PHASES, Phase, reconstruction_psnr, render_clips, train_vae
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.checkpoints import CheckpointFiles
 from talkinghead_lab.weights.writing import Networks, write_checkpoint
@@ -31,16 +31,17 @@ STAGES = ("speech", "vae", "dit", "lora")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How much of everything; the defaults take under 30 minutes on one data-centre GPU.
+class TrainingSettings:
+    """Amount of data and training; the defaults take under 30 minutes on one data-centre GPU.
 
     Args:
-        minutes: of speech that are synthesised, for training; a twelfth of it for evaluation.
-        speech, vae, dit, lora: steps and time of each stage.
-        vae_clips, vae_clip_frames: what the autoencoder is trained on.
-        videos: what the transformer is trained on, two chunks each.
-        speech_batch, dit_batch: examples in a step.
-        vae_phases: what a step of the autoencoder sees.
+        minutes: minutes of synthesised training speech.
+        speech, vae, dit, lora: budget of each stage.
+        vae_clips, vae_clip_frames: number and length of the autoencoder's training clips.
+        videos: training videos of the transformer, two chunks each.
+        speech_batch, dit_batch: examples per step.
+        vae_phases: batch size, frames and crop of the autoencoder's steps.
+        seed: of data and initial weights.
     """
 
     minutes: float = 400.0
@@ -57,7 +58,7 @@ class Settings:
     seed: int = 0
 
 
-SMOKE = Settings(
+SMOKE = TrainingSettings(
     minutes=1.0,
     speech=Budget(4),
     vae=Budget(4),
@@ -74,17 +75,17 @@ SMOKE = Settings(
 
 @dataclass
 class Training:
-    """A training in a folder.
+    """A resumable training in a folder.
 
-    It gets the corpus, `weights/` in the released layout, the LoRA and a curve for each stage.
+    The folder receives the corpus, `weights/` in the released layout, the LoRA, and a curve for each stage.
     """
 
     folder: Path
-    settings: Settings
+    settings: TrainingSettings
     device: torch.device
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
-        """Run stages one after the other; a stage that is finished in the folder is not run again."""
+        """Run stages in order, skipping those that are finished in the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for stage in stages:
             if not (self.folder / f"curve-{stage}.json").exists():
@@ -92,20 +93,22 @@ class Training:
 
     @property
     def weights(self) -> Path:
+        """Folder of the checkpoint."""
         return self.folder / "weights"
 
     @cached_property
     def corpus(self) -> list[Monologue]:
+        """Training speech, synthesised on first use."""
         path = self.folder / "corpus-train.safetensors"
         if not path.exists():
             build_corpus(path, "train", self.settings.minutes, self.settings.seed)
         return load_corpus(path)
 
     @cached_property
-    def videos(self) -> Videos:
-        """What the transformer and its LoRA are trained on."""
+    def videos(self) -> EncodedVideos:
+        """Training videos of the transformer and of its LoRA."""
         tokenizer = Tokenizer(self.weights / "ckpt_dir" / checkpoints.TOKENIZER, TEXT_TOKENS)
-        return Videos.make(self._maker("train"), self._networks(), tokenizer, self.settings.videos)
+        return EncodedVideos.make(self._maker("train"), self._networks(), tokenizer, self.settings.videos)
 
     def _networks(self) -> Networks:
         known = self.weights.exists()
@@ -115,41 +118,45 @@ class Training:
     def _maker(self, split: str) -> ClipMaker:
         return ClipMaker(self.corpus, split, self.settings.seed, self.device)
 
-    def speech(self) -> Run:
+    def speech(self) -> NetworkTraining:
+        """Train the speech encoder."""
         networks, settings = self._networks(), self.settings
         encoder, batch = networks.speech_encoder, settings.speech_batch
         run = train_speech(encoder, self.corpus, settings.speech, settings.seed, batch, folder=self.folder)
         write_checkpoint(self.weights, networks, vocabulary())
         return run
 
-    def vae(self) -> Run:
+    def vae(self) -> NetworkTraining:
+        """Train the autoencoder, and note its PSNR on unseen clips."""
         networks, settings = self._networks(), self.settings
         count, frames = settings.vae_clips, settings.vae_clip_frames
-        clips = draw_clips(self._maker("train"), count, frames, FRAME_SIZE)
+        clips = render_clips(self._maker("train"), count, frames, FRAME_SIZE)
         vae, phases = networks.vae, settings.vae_phases
         run = train_vae(vae, clips, settings.vae, settings.seed, phases, folder=self.folder)
-        unseen = draw_clips(
+        unseen = render_clips(
             self._maker("test"), min(32, settings.vae_clips), settings.vae_clip_frames, FRAME_SIZE
         )
         run.note(-1, unseen_decibels=reconstruction_psnr(vae, unseen))
         write_checkpoint(self.weights, networks, vocabulary())
         return run
 
-    def dit(self) -> Run:
+    def dit(self) -> NetworkTraining:
+        """Train the transformer with the text and image encoders."""
         networks, settings = self._networks(), self.settings
         batch = settings.dit_batch
         run = train_dit(networks, self.videos, settings.dit, settings.seed, batch, folder=self.folder)
         write_checkpoint(self.weights, networks, vocabulary())
         return run
 
-    def lora(self) -> Run:
+    def lora(self) -> NetworkTraining:
+        """Distil guidance into the LoRA."""
         settings = self.settings
         path, batch = self.folder / LORA, settings.dit_batch
         return train_lora(self._networks(), self.videos, settings.lora, settings.seed, path, batch)
 
 
 def load_networks(folder: Path) -> Networks:
-    """The networks of a checkpoint that `write_checkpoint` wrote, in float32 on the CPU."""
+    """Load a checkpoint written by `write_checkpoint`, in float32 on the CPU."""
     files = CheckpointFiles(
         folder / "ckpt_dir", folder / "wav2vec_dir", folder / "infinitetalk_dir" / "infinitetalk.safetensors"
     )
@@ -162,7 +169,7 @@ def load_networks(folder: Path) -> Networks:
     )
 
 
-def within(settings: Settings, **seconds: float) -> Settings:
-    """The same settings with a limit of time on some stages."""
+def within(settings: TrainingSettings, **seconds: float) -> TrainingSettings:
+    """The same settings with a time limit in seconds on some stages."""
     limited = {stage: replace(getattr(settings, stage), seconds=limit) for stage, limit in seconds.items()}
     return replace(settings, **limited)

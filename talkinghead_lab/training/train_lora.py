@@ -1,4 +1,4 @@
-"""Distils guidance into a LoRA, so that one forward does what three did (Meng et al., arXiv 2210.03142)."""
+"""Distil guidance into a LoRA: one forward pass replaces three (Meng et al., arXiv 2210.03142)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from torch.nn.utils import parametrize
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
-from talkinghead_lab.training.data import Videos
-from talkinghead_lab.training.schedule import Budget, Run
+from talkinghead_lab.training.data import EncodedVideos
+from talkinghead_lab.training.schedule import Budget, NetworkTraining
 from talkinghead_lab.training.train_dit import Examples
 from talkinghead_lab.weights.writing import Networks
 
 RANK = 32
-# Of the prompt and the recording: those of the preset without the LoRA.
+# Guidance scales of the preset without the LoRA.
 TEXT_SCALE, AUDIO_SCALE = 2.0, 4.0
 LAYERS = (
     *("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.o"),
@@ -27,9 +27,9 @@ LAYERS = (
 
 
 class LowRank(nn.Module):
-    """Adds up @ down to a weight while `strength` is 1."""
+    """Adds up @ down to a weight unless `strength` is 0."""
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(RANK, weight.shape[1], device=weight.device))
         self.up = nn.Parameter(torch.zeros(weight.shape[0], RANK, device=weight.device))
@@ -37,11 +37,12 @@ class LowRank(nn.Module):
         self.strength = 1.0
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The updated weight."""
         return weight + self.up @ self.down if self.strength else weight
 
 
 def add_low_rank(dit: DiT, seed: int) -> dict[str, LowRank]:
-    """Put an update that is zero at first on the LAYERS of every block."""
+    """Add a low-rank update, initially zero, to the LAYERS of every block."""
     updates = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,13 +56,19 @@ def add_low_rank(dit: DiT, seed: int) -> dict[str, LowRank]:
 
 
 def train_lora(
-    networks: Networks, videos: Videos, budget: Budget, seed: int, path: Path, batch: int = 32, **options: Any
-) -> Run:
-    """Teach the LoRA the guided velocity of the transformer without it, and write it to `path`."""
+    networks: Networks,
+    videos: EncodedVideos,
+    budget: Budget,
+    seed: int,
+    path: Path,
+    batch: int = 32,
+    **options: Any,
+) -> NetworkTraining:
+    """Train the LoRA on the guided velocity of the transformer without it; write it to `path`."""
     for module in networks.modules().values():
         module.requires_grad_(False)
     updates = add_low_rank(networks.dit, seed)
-    run = Run(
+    run = NetworkTraining(
         "lora", nn.ModuleList(updates.values()), budget, peak=1e-3, decay=0.99, weight_decay=0.0, **options
     )
     examples, advance = Examples(networks, videos, batch, seed, drops=False), None
@@ -83,13 +90,13 @@ def train_lora(
 
 
 def guided(examples: Examples, noisy: Tensor) -> Tensor:
-    """The velocity under guidance by prompt and recording."""
+    """Velocity under text and audio guidance."""
     batch, videos = examples.batch, examples.videos
-    unread = batch.with_text(
+    no_text = batch.with_text(
         *(x[:1].expand(len(noisy), -1) for x in (videos.dropped_ids, videos.dropped_mask))
     )
-    unheard = replace(unread, windows=torch.zeros_like(batch.windows))
-    branches = {CONDITIONAL: batch, DROP_TEXT: unread, UNCONDITIONAL: unheard}
+    no_audio = replace(no_text, windows=torch.zeros_like(batch.windows))
+    branches = {CONDITIONAL: batch, DROP_TEXT: no_text, UNCONDITIONAL: no_audio}
     guidance = Guidance(SamplingConfig(1, 1.0, TEXT_SCALE, AUDIO_SCALE))
     return guidance.combine({branch: examples.velocity(noisy, one) for branch, one in branches.items()})
 
@@ -100,7 +107,7 @@ def _switch(updates: dict[str, LowRank], strength: float) -> None:
 
 
 def save_low_rank(updates: dict[str, LowRank], path: Path) -> None:
-    """Write the pairs as `lora` reads them."""
+    """Write the pairs in the format that `weights.lora` reads."""
     tensors = {}
     for name, update in updates.items():
         tensors[f"{name}.lora_down.weight"] = update.down.detach().half().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Trains the video autoencoder on drawn clips by absolute and squared error."""
+"""Train the video autoencoder on rendered clips with absolute and squared error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +11,18 @@ from talkinghead_lab.models.vae.layers import CausalConv3d, CausalState, Downsam
 from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.training.avatar import Motion, render
 from talkinghead_lab.training.dataset import ClipMaker
-from talkinghead_lab.training.schedule import Budget, Run, dice
+from talkinghead_lab.training.schedule import Budget, NetworkTraining, step_generator
 
-WHOLE = 1000  # latent frames in a piece: all of them
-# Noise on the latents, whose spread is about one, and what keeps that spread small.
+ALL_LATENTS = 1000  # latent frames per piece: more than any clip has
+# Noise on the latents, whose standard deviation is about one, and weight of the penalty on their size.
 LATENT_NOISE, LATENT_WEIGHT = 0.05, 2e-4
-# Rows and columns, as shares of the picture, where eyes and mouth are; errors there count more.
+# Rows and columns with eyes and mouth, as shares of the picture; errors there have more weight.
 FACE_ROWS, FACE_COLUMNS, FACE_WEIGHT = (0.38, 0.85), (0.25, 0.75), 2.5
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What a step sees until `end` of the budget: stretches of `frames` frames, cut to `size` pixels."""
+    """Steps until the share `end` of the budget: segments of `frames` frames, cropped to `size` pixels."""
 
     end: float
     batch: int
@@ -30,34 +30,34 @@ class Phase:
     size: int
 
 
-# Still pictures teach most of it at the least cost. Then come stretches: the layers look back over many
-# frames, and what they saw only near a beginning they would get wrong later on.
+# Still pictures teach most at the least cost. Video follows: the causal layers look back over many frames, so
+# training only near the start of a video would not generalise to later frames.
 PHASES = (Phase(0.3, 16, 1, 160), Phase(0.65, 4, 17, 112), Phase(1.0, 2, 49, 112))
 
 
 @torch.no_grad()
-def draw_clips(maker: ClipMaker, count: int, frames: int, size: int, at_once: int = 16) -> Tensor:
-    """[count, frames, 3, size, size] uint8 on the maker's device."""
-    drawn = []
+def render_clips(maker: ClipMaker, count: int, frames: int, size: int, at_once: int = 16) -> Tensor:
+    """Render clips [count, frames, 3, size, size] uint8 on the maker's device."""
+    rendered = []
     for start in range(0, count, at_once):
         clips = [maker.clip(frames) for _ in range(min(at_once, count - start))]
         motion = Motion.stack([clip.motion for clip in clips]).to(maker.device)
-        drawn.append(to_bytes(render([clip.identity for clip in clips], motion, size)))
-    return torch.cat(drawn)
+        rendered.append(to_bytes(render([clip.identity for clip in clips], motion, size)))
+    return torch.cat(rendered)
 
 
 def to_bytes(frames: Tensor) -> Tensor:
-    """[−1, 1] → uint8."""
+    """Convert [−1, 1] to uint8."""
     return ((frames + 1) * 127.5).round().clamp(0, 255).byte()
 
 
 def from_bytes(frames: Tensor) -> Tensor:
-    """uint8 → float32 in [−1, 1]."""
+    """Convert uint8 to float32 in [−1, 1]."""
     return frames.float() / 127.5 - 1
 
 
 def face_weights(size: int, device: torch.device | str) -> Tensor:
-    """[size, size] of mean 1."""
+    """Error weights [size, size] of mean 1."""
     weights = torch.ones(size, size, device=device)
     (top, bottom), (left, right) = (
         [round(share * size) for share in shares] for shares in (FACE_ROWS, FACE_COLUMNS)
@@ -67,14 +67,14 @@ def face_weights(size: int, device: torch.device | str) -> Tensor:
 
 
 def start_with_still_pictures(vae: VAE) -> None:
-    """Set the layers so that, before any training, frames pass through them as still pictures do.
+    """Initialise the layers so that every frame passes through like a still picture.
 
-    Residual branches are quiet, the layers that they go round neither amplify nor damp. Only the newest frame
-    counts in convolutions; halving time averages, doubling it repeats.
+    Residual branches start small, and the layers outside them preserve variance. Convolutions mostly use the
+    newest frame; temporal downsampling averages, upsampling repeats.
     """
     for name, layer in vae.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
-            # PyTorch draws weights with a third of the variance that keeps a signal's size.
+            # PyTorch's default has a third of the variance that preserves the signal's variance.
             layer.weight.data *= 0.3 if name.endswith("residual.6") else 3**0.5
     for layer in vae.modules():
         if isinstance(layer, CausalConv3d) and layer.kernel_size == (3, 3, 3):
@@ -92,39 +92,41 @@ def _pass_through(convolution: nn.Conv3d, taps: tuple[float, ...], copies: int) 
 
 
 def reconstruct(vae: VAE, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Frames [B, 3, F, H, W] after encoding and decoding, not clamped, and the plain latent between."""
-    reading: CausalState = {}
-    latent = vae.conv1(vae.encoder(video, reading), reading).chunk(2, dim=1)[0].float()
+    """Reconstructed frames [B, 3, F, H, W], not clamped, and the latent without added noise."""
+    encoder_state: CausalState = {}
+    latent = vae.conv1(vae.encoder(video, encoder_state), encoder_state).chunk(2, dim=1)[0].float()
     noisy = latent if noise is None else latent + LATENT_NOISE * noise
-    writing: CausalState = {}
-    return vae.decoder(vae.conv2(noisy, writing), writing).float(), latent
+    decoder_state: CausalState = {}
+    return vae.decoder(vae.conv2(noisy, decoder_state), decoder_state).float(), latent
 
 
 def train_vae(
     vae: VAE, clips: Tensor, budget: Budget, seed: int, phases: Sequence[Phase] = PHASES, **options: Any
-) -> Run:
-    """Train on random stretches of clips [N, F, 3, H, W] uint8, then measure the latents' statistics."""
+) -> NetworkTraining:
+    """Train on random segments of clips [N, F, 3, H, W] uint8, then measure the latent statistics."""
     start_with_still_pictures(vae)
     vae.train().requires_grad_(True)
-    run = Run("vae", nn.ModuleList([vae]), budget, peak=1.5e-3, matrix_peak=4e-3, weight_decay=0.0, **options)
-    phase, stepper = None, None
+    run = NetworkTraining(
+        "vae", nn.ModuleList([vae]), budget, peak=1.5e-3, matrix_peak=4e-3, weight_decay=0.0, **options
+    )
+    phase, phase_steps = None, None
     for step in run.steps():
         wanted = next(phase for phase in phases if run.progress < phase.end)
         if wanted is not phase:
-            phase, stepper = wanted, _Stepper(run, vae, clips, wanted)
-            stepper.prepare(step, seed)
-        assert stepper is not None
-        stepper.fill(step, seed)
-        run.after_step(step, **stepper.advance())
+            phase, phase_steps = wanted, _PhaseSteps(run, vae, clips, wanted)
+            phase_steps.prepare(step, seed)
+        assert phase_steps is not None
+        phase_steps.fill(step, seed)
+        run.after_step(step, **phase_steps.advance())
     vae.eval().requires_grad_(False)
     measure_latents(vae, clips[:256])
     return run
 
 
-class _Stepper:
-    """Steps of one phase, from buffers of fixed size."""
+class _PhaseSteps:
+    """Steps of one phase, computed from buffers of fixed size."""
 
-    def __init__(self, run: Run, vae: VAE, clips: Tensor, phase: Phase):
+    def __init__(self, run: NetworkTraining, vae: VAE, clips: Tensor, phase: Phase) -> None:
         self.run, self.vae, self.clips, self.phase = run, vae, clips, phase
         device, per_latent = clips.device, vae.config.frames_per_latent
         small = phase.size // vae.config.pixels_per_latent
@@ -134,7 +136,7 @@ class _Stepper:
         self.weights = torch.ones(phase.size, phase.size, device=device)
 
     def prepare(self, step: int, seed: int) -> None:
-        """Fill the buffers before the step is captured, which itself trains a little."""
+        """Capture the step, with filled buffers because capturing performs a few optimiser steps."""
         self.fill(step, seed)
         self.advance = self.run.captured(self._compute)
 
@@ -143,23 +145,23 @@ class _Stepper:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
             frames, latent = reconstruct(self.vae, self.video, self.noise)
         error = frames - self.video
-        seen = (self.weights * (0.5 * error.abs() + 8 * error.square())).mean()
-        loss = seen + LATENT_WEIGHT * latent.square().mean()
+        weighted = (self.weights * (0.5 * error.abs() + 8 * error.square())).mean()
+        loss = weighted + LATENT_WEIGHT * latent.square().mean()
         return {"loss": loss, "decibels": psnr(frames, self.video), "spread": latent.square().mean().sqrt()}
 
     def fill(self, step: int, seed: int) -> None:
-        """Draw what a step sees."""
-        generator, phase = dice(seed, step, self.clips.device), self.phase
+        """Write the random examples of a step into the buffers."""
+        generator, phase = step_generator(seed, step, self.clips.device), self.phase
         room = self.clips.shape[-1] - phase.size + 1
-        top, left = (int(x) for x in torch.randint(room, (2,), generator=dice(seed, step)))
+        top, left = (int(x) for x in torch.randint(room, (2,), generator=step_generator(seed, step)))
         cut = (..., slice(top, top + phase.size), slice(left, left + phase.size))
         self.weights.copy_(face_weights(self.clips.shape[-1], self.clips.device)[cut])
-        self.video.copy_(random_stretch(self.clips[cut], phase.batch, phase.frames, generator))
+        self.video.copy_(random_segments(self.clips[cut], phase.batch, phase.frames, generator))
         self.noise.copy_(torch.randn(self.noise.shape, generator=generator, device=self.noise.device))
 
 
-def random_stretch(clips: Tensor, batch: int, frames: int, generator: torch.Generator) -> Tensor:
-    """[batch, 3, frames, H, W] in [−1, 1] from clips [N, F, 3, H, W] uint8; half of them mirrored."""
+def random_segments(clips: Tensor, batch: int, frames: int, generator: torch.Generator) -> Tensor:
+    """Segments [batch, 3, frames, H, W] in [−1, 1] of clips [N, F, 3, H, W] uint8; half are mirrored."""
     device = clips.device
     chosen = torch.randint(len(clips), (batch,), generator=generator, device=device)
     start = torch.randint(clips.shape[1] - frames + 1, (batch, 1), generator=generator, device=device)
@@ -169,15 +171,18 @@ def random_stretch(clips: Tensor, batch: int, frames: int, generator: torch.Gene
 
 
 def psnr(frames: Tensor, truth: Tensor) -> Tensor:
-    """Decibels, of frames in [−1, 1]."""
+    """PSNR in dB of frames in [−1, 1]."""
     return -10 * ((frames.detach().clamp(-1, 1) - truth).float().square().mean() / 4).log10()
 
 
 @torch.no_grad()
 def measure_latents(vae: VAE, clips: Tensor) -> None:
-    """Set the mean and standard deviation that `VAE.encode` takes out of each latent channel."""
+    """Measure the mean and standard deviation with which `VAE.encode` normalises each latent channel."""
     means = torch.cat(
-        [vae.posterior(from_bytes(part).transpose(1, 2), WHOLE)[0].cpu() for part in clips.split(16)]
+        [
+            vae.posterior(from_bytes(part).transpose(1, 2), ALL_LATENTS)[0].cpu()
+            for part in torch.split(clips, 16)
+        ]
     )
     vae.config = replace(
         vae.config,
@@ -188,10 +193,10 @@ def measure_latents(vae: VAE, clips: Tensor) -> None:
 
 @torch.no_grad()
 def reconstruction_psnr(vae: VAE, clips: Tensor) -> float:
-    """Mean PSNR in dB over clips [N, F, 3, H, W] uint8, through the calls that a pipeline makes."""
+    """Mean PSNR in dB over clips [N, F, 3, H, W] uint8, with the calls of the pipeline."""
     values = []
-    for part in clips.split(4):
+    for part in torch.split(clips, 4):
         video = from_bytes(part).transpose(1, 2)
-        out = vae.decode(vae.encode(video, WHOLE), WHOLE)
+        out = vae.decode(vae.encode(video, ALL_LATENTS), ALL_LATENTS)
         values += [float(psnr(one, truth)) for one, truth in zip(out, video, strict=True)]
     return sum(values) / len(values)

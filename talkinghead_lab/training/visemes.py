@@ -1,10 +1,10 @@
-"""From phonemes with times to the movement of the mouth.
+"""Mouth motion from timed phonemes.
 
 The classes are the fourteen visemes and the neutral face of MPEG-4 facial animation (ISO/IEC 14496-2;
 Tekalp and Ostermann, "Face and 2-D mesh animation in MPEG-4", Signal Processing: Image Communication 15,
 2000). Neighbours blend by dominance functions after Cohen and Massaro, "Modeling coarticulation in
 synthetic visual speech" (1993): each segment pulls every articulator towards its target with a strength
-that falls off from the segment's middle.
+that decays with the distance from the segment's middle.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,15 @@ SILENCE = 0
 
 @dataclass(frozen=True)
 class Segment:
-    """A phoneme in time: its name in the synthesiser's own alphabet, start and end in seconds."""
+    """A timed phoneme: its name in the synthesiser's alphabet, start and end in seconds."""
 
     phoneme: str
     start: float
     end: float
 
 
-# Targets of each viseme: opening, width, rounding, teeth, tongue (see `avatar.Motion`); then how strongly
-# it holds its opening, and how strongly its lip shape. Lips that must meet or round win over their
-# neighbours.
+# Targets of each viseme: opening, width, rounding, teeth, tongue (see `avatar.Motion`); then the dominance of
+# its opening and of its lip shape. Closed or rounded lips dominate their neighbours.
 VISEMES = np.array(
     [
         # open  width  round teeth tongue  hold  shape
@@ -48,7 +47,7 @@ VISEMES = np.array(
     ]
 )  # fmt: skip
 
-# Phonemes of flite (CMU's alphabet) and of espeak-ng (its own), as one viseme, or two for a glide.
+# Phonemes of flite (CMU alphabet) and of espeak-ng (its own) → one viseme, or several for a glide.
 _CMU = {
     "pau": (0,), "aa": (10,), "ae": (10, 11), "ah": (10, 11), "ao": (13,), "aw": (10, 14),
     "ax": (11, 5), "ay": (10, 12), "b": (1,), "ch": (6,), "d": (4,), "dh": (3,), "eh": (11,),
@@ -71,8 +70,7 @@ _ESPEAK = {
 
 
 def visemes_of(phoneme: str) -> tuple[int, ...]:
-    """The visemes that a phoneme of either synthesiser passes through; marks of length and variant are
-    ignored.
+    """Sequence of visemes of a phoneme of either synthesiser, ignoring marks of length and variant.
 
     Raises:
         KeyError: the phoneme is in neither alphabet.
@@ -89,12 +87,12 @@ def visemes_of(phoneme: str) -> tuple[int, ...]:
 
 
 def viseme_track(segments: list[Segment], frames: int, loudness: np.ndarray | None = None) -> np.ndarray:
-    """The mouth of each video frame, at the frame's middle.
+    """Mouth channels of each video frame, at the middle of the frame.
 
     Args:
-        segments: phonemes in time.
+        segments: timed phonemes.
         frames: F, at 25 per second.
-        loudness: [F], 0 … 1; vowels open less where it is low.
+        loudness: [F], 0 … 1; the mouth opens less where it is low.
 
     Returns:
         [F, 5]: the channels of `avatar.Motion.mouth`.
@@ -105,7 +103,7 @@ def viseme_track(segments: list[Segment], frames: int, loudness: np.ndarray | No
     viseme = np.array([part[0] for part in parts])
     start, end = np.array([part[1:] for part in parts]).T
     times = (np.arange(frames)[:, None] + 0.5) / FRAMES_PER_SECOND
-    # Reach: most of a segment is its own; 25 ms of carry-over keeps short ones visible at 25 frames a second.
+    # Each segment mostly keeps to itself; an overlap of about 25 ms keeps short ones visible at 25 fps.
     reach = 0.36 * (end - start) + 0.022
     away = np.abs(times - (start + end) / 2) / np.minimum(reach, 0.30)
     inside = np.maximum(np.abs(times - (start + end) / 2) - (end - start) / 2 + 0.03, 0) / 0.03

@@ -1,4 +1,4 @@
-"""The benchmark at its tiny size: rows, floors, jobs, and what a file keeps."""
+"""The benchmark at its tiny size: rows, rooflines, jobs, and result files."""
 
 import json
 import re
@@ -7,23 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from talkinghead_lab.bench import checkpoint
 from talkinghead_lab.bench.__main__ import main
-from talkinghead_lab.bench.ceilings import (
-    attention_name,
-    forward_floor,
-    frame_name,
-    frame_shapes,
-    linear_shapes,
-    product_name,
-)
 from talkinghead_lab.bench.decode import DECODE
 from talkinghead_lab.bench.forwards import COMPILED, OUTSIDE, SKIPPED
 from talkinghead_lab.bench.jobs import FAST, FOUR_STEPS, JOBS, add_jobs, total
+from talkinghead_lab.bench.roofline import (
+    attention_name,
+    frame_matmul_name,
+    frame_shapes,
+    linear_shapes,
+    matmul_name,
+    roofline_seconds,
+)
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES
 from talkinghead_lab.bench.table import markdown, read_rows
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.profiling import profile
 from talkinghead_lab.sampling.chunks import plan_chunks
+from talkinghead_lab.weights import checkpoints
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -32,55 +35,59 @@ MACHINE = {"device": "a machine"}
 TINY, RELEASED = SIZES["tiny"], SIZES["released"]
 
 
-def test_parts_are_measured_and_kept_in_one_file(tmp_path):
+def test_separate_runs_add_their_rows_to_one_file(tmp_path):
     out = tmp_path / "figures.json"
     assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", "products"]) == 0
     assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", "attention", "step"]) == 0
     rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
-    assert {product_name("bf16", shape) for shape in linear_shapes(TINY.dit)} <= rows.keys()
+    assert {matmul_name("bf16", shape) for shape in linear_shapes(TINY.dit)} <= rows.keys()
     assert {attention_name("sdpa"), attention_name("triton"), OUTSIDE, SKIPPED} <= rows.keys()
     assert all(row["seconds"] > 0 for row in rows.values())
     assert rows[attention_name("triton")]["conditions"]["relative_error"] < 0.05
 
 
 @pytest.mark.slow
-def test_every_way_of_a_forward_is_measured(tmp_path):
+def test_every_speed_up_of_a_forward_pass_is_measured(tmp_path):
     out = tmp_path / "figures.json"
     parts = ["forward", "several-gpus"]
     assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", *parts]) == 0
     rows = {row["name"]: row["conditions"] for row in json.loads(out.read_text())["rows"]}
     several = {name: rows.pop(name) for name in list(rows) if name.startswith("several GPUs")}
-    errors = [told["relative_error"] for told in rows.values()]
-    assert len(errors) == 4 and errors[0] == 0 and errors[1] < 1e-4 < errors[2] < 0.1
-    shared = {name: told for name, told in several.items() if name.endswith("shared by 2")}
-    assert len(shared) == 3 and all(told["relative_error"] < 1e-4 for told in shared.values())
+    errors = [conditions["relative_error"] for conditions in rows.values()]
+    assert len(errors) == 4
+    assert errors[0] == 0
+    assert errors[1] < 1e-4 < errors[2] < 0.1
+    shared = {name: row for name, row in several.items() if name.endswith("shared by 2")}
+    assert len(shared) == 3
+    assert all(row["relative_error"] < 1e-4 for row in shared.values())
     assert shared["several GPUs: a step of two forwards shared by 2"]["relative_error"] == 0
 
 
-def test_rows_survive_the_file_and_other_machines_rows_do_not(tmp_path):
+def test_result_files_keep_rows_of_the_same_machine_only(tmp_path):
     row = Row("a", 2.0, floor=1.0, peak_gib=3.0, conditions={"b": 1})
     Results(tmp_path / "a.json", MACHINE).add(row)
     again = Results(tmp_path / "a.json", MACHINE)
-    assert again.rows == {"a": row} and again.rows["a"].ratio == 0.5
+    assert again.rows == {"a": row}
+    assert again.rows["a"].ratio == 0.5
     assert Results(tmp_path / "a.json", {"device": "another"}).rows == {}
 
 
-def test_the_floor_is_the_sum_of_its_products_and_attention():
+def test_the_roofline_is_the_sum_of_matmuls_and_attention():
     results = Results(None, MACHINE)
-    assert forward_floor(RELEASED.dit, results) is None
+    assert roofline_seconds(RELEASED.dit, results) is None
     for shape, seconds in zip(linear_shapes(RELEASED.dit), (2.0, 3.0, 5.0), strict=True):
-        results.add(Row(product_name("bf16", shape), seconds))
-        results.add(Row(product_name("fp8", shape), seconds / 2))
+        results.add(Row(matmul_name("bf16", shape), seconds))
+        results.add(Row(matmul_name("fp8", shape), seconds / 2))
     for shape, seconds in zip(frame_shapes(RELEASED.dit), (0.5, 0.25), strict=True):
-        results.add(Row(frame_name(shape), seconds))
+        results.add(Row(frame_matmul_name(shape), seconds))
     for kind, seconds in {"sdpa": 40.0, "flash3": 30.0, "triton": 20.0}.items():
         results.add(Row(attention_name(kind), seconds))
-    assert forward_floor(RELEASED.dit, results) == 40 * (6 * 2 + 3 + 5 + 0.75 + 30)
-    assert forward_floor(RELEASED.dit, results, "fp8", True) == 40 * (5 * 1 + 2 + 4 + 0.75 + 20)
+    assert roofline_seconds(RELEASED.dit, results) == 40 * (6 * 2 + 3 + 5 + 0.75 + 30)
+    assert roofline_seconds(RELEASED.dit, results, "fp8", True) == 40 * (5 * 1 + 2 + 4 + 0.75 + 20)
 
 
-def test_the_released_size_is_that_of_the_released_weights():
-    """Work of one forward, in operations: its products, with the recording's folded, and self-attention."""
+def test_the_released_size_has_the_known_operation_counts():
+    """Operations of one forward pass: linear layers, folded audio attention, and self-attention."""
     config, tokens = RELEASED.dit, RELEASED.grid.tokens
     assert tokens == 32_760
     linear = sum(2 * tokens * rows * columns * n for (rows, columns), n in linear_shapes(config).items())
@@ -96,7 +103,7 @@ def test_jobs_add_up():
     whole = plan_chunks(200, 81, 9)
     assert total(job, whole, 0.5, parts, grid) == pytest.approx(3 * (8 * (2 * 1.05 + 0.5) + 3.0))
     trimmed = plan_chunks(200, 81, 9, trim=True)
-    part = 15 / 21  # 9 repeated frames and 47 new ones are 57 frames
+    part = 15 / 21  # 9 overlap frames and 47 new ones need 57 frames
     last = 8 * (2 * (part * 0.8 + part**2 * 1.2) + part * 0.5) + part * 3.0
     assert total(job, trimmed, 0.0, parts, grid) == pytest.approx(2 * (8 * (2 * 2.0 + 0.5) + 3.0) + last)
     results = Results(None, MACHINE)
@@ -105,6 +112,18 @@ def test_jobs_add_up():
     add_jobs(RELEASED, CPU, results)
     assert len(results.rows) == 4 + 3 * 2 * 4
     assert results.rows["job: 8 seconds, 40 steps, 0% skipped, bf16, compiled"].conditions["chunks"] == 3
+
+
+def test_a_random_checkpoint_is_written_in_shards_and_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 50_000)
+    fields = checkpoint.random_checkpoint(tmp_path / "weights", TINY)
+    files = checkpoints.locate(GenerationParams(audio_path="none", image_path="none", **fields))
+    assert len(list(files.wan.glob("diffusion_pytorch_model-*.safetensors"))) > 2
+    dit = checkpoints.load_dit(files, None, "cpu")
+    assert dit.config == TINY.dit
+    weights = [dit.get_parameter(f"blocks.0.self_attn.{part}.weight") for part in "qk"]
+    assert not torch.equal(*weights)
+    assert all(weight.std().item() == pytest.approx(checkpoint.SPREAD, rel=0.05) for weight in weights)
 
 
 @pytest.mark.slow
@@ -133,6 +152,7 @@ def test_loading_and_offloading_are_measured_from_files(tmp_path):
 def test_the_page_shows_the_published_figures():
     page = (ROOT / "docs" / "performance.md").read_text()
     shown = dict(re.findall(r"<!-- (outputs/\S+) -->\n(.*?)\n<!-- end -->", page, re.S))
-    assert PUBLISHED and shown.keys() == {str(file.relative_to(ROOT)) for file in PUBLISHED}
+    assert PUBLISHED
+    assert shown.keys() == {str(file.relative_to(ROOT)) for file in PUBLISHED}
     for file, table in shown.items():
         assert table == markdown(read_rows(ROOT / file))

@@ -1,4 +1,4 @@
-"""The shipped weights do what they were trained for: the mouth follows the recording that is heard."""
+"""The shipped weights: the mouth follows the given recording and no other."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def correlation(opening: np.ndarray, truth: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def spoken(tmp_path_factory):
-    """For each sample: the opening read from its video, and the truth."""
+def openings(tmp_path_factory):
+    """For each sample: the measured mouth opening of its video, and the ground truth."""
     pairs = []
     for sample in SAMPLES:
         changes = {"audio_path": sample, "max_frames": FRAMES, "trim_last_chunk": True}
@@ -34,12 +34,12 @@ def spoken(tmp_path_factory):
     return pairs
 
 
-def test_the_mouth_follows_its_recording(spoken):
-    for opening, truth in spoken:
+def test_the_mouth_follows_its_recording(openings):
+    for opening, truth in openings:
         assert correlation(opening, truth) >= 0.7
 
 
-def test_the_mouth_does_not_follow_another_recording(spoken):
-    (first, its_truth), (second, other_truth) = spoken
+def test_the_mouth_does_not_follow_another_recording(openings):
+    (first, its_truth), (second, other_truth) = openings
     wrong = [correlation(first, other_truth), correlation(second, its_truth)]
     assert np.mean(wrong) <= 0.3

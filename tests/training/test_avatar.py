@@ -1,4 +1,4 @@
-"""The drawn presenter: what moves moves, what is still stays still, however the frames are drawn."""
+"""Rendered presenters: parts move as their tracks say, independently of how frames are batched."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def someone(seed: int = 36) -> avatar.Identity:
     return sample_identity(Generator().manual_seed(seed))
 
 
-def test_a_seed_names_a_presenter():
+def test_a_seed_determines_the_presenter():
     assert someone(7) == someone(7)
     people = [someone(seed) for seed in range(60)]
     assert len(set(people)) == 60
@@ -27,7 +27,7 @@ def test_a_seed_names_a_presenter():
     assert someone(FIRST_TEST_IDENTITY) not in people
 
 
-def test_frames_are_pixels_of_the_asked_size():
+def test_frames_have_the_requested_size():
     frames = render(someone(), Motion.still(2), size=64)
     assert frames.shape == (2, 3, 64, 64)
     assert frames.dtype == torch.float32
@@ -35,7 +35,7 @@ def test_frames_are_pixels_of_the_asked_size():
     assert torch.equal(frames[0], frames[1])
 
 
-def test_a_batch_draws_what_single_calls_draw():
+def test_a_batch_equals_single_calls():
     people = [someone(seed) for seed in (1, 20, 36)]
     motion = random_motion(3, 2, Generator().manual_seed(0))
     together = render(people, motion, size=64, frames_at_once=5)
@@ -44,7 +44,7 @@ def test_a_batch_draws_what_single_calls_draw():
         torch.testing.assert_close(render(person, tracks, size=64), together[index], atol=1e-5, rtol=0)
 
 
-def test_windows_cut_nothing_off_in_any_pose(monkeypatch):
+def test_windows_clip_nothing_in_any_pose(monkeypatch):
     people = [someone(seed) for seed in range(12)]
     motion = random_motion(12, 4, Generator().manual_seed(1))
     limits = torch.tensor(list(POSE_LIMITS.values()))
@@ -54,11 +54,11 @@ def test_windows_cut_nothing_off_in_any_pose(monkeypatch):
     windowed = render(people, motion, size=64)
     monkeypatch.setattr(avatar, "EYES_WINDOW", (-1, -1, 1, 1))
     monkeypatch.setattr(avatar, "MOUTH_WINDOW", (-1, -1, 1, 1))
-    # Not to the bit: vector code rounds by where in memory a row begins, and threads divide the rows.
+    # Not bitwise: vectorised code rounds differently by memory alignment and by the split into threads.
     torch.testing.assert_close(render(people, motion, size=64), windowed, atol=1e-5, rtol=0)
 
 
-def test_only_the_figure_moves_before_a_still_backdrop():
+def test_the_backdrop_stays_still():
     motion = random_motion(1, 8, Generator().manual_seed(3))
     frames = render([someone()], motion)[0]
     corners = torch.cat([frames[..., :12, :20], frames[..., :12, -20:]], -1)
@@ -66,7 +66,7 @@ def test_only_the_figure_moves_before_a_still_backdrop():
     assert (frames - frames[:1]).abs().max() > 0.5
 
 
-def test_the_mouths_dark_grows_with_its_opening():
+def test_the_dark_area_of_the_mouth_grows_with_its_opening():
     motion = Motion.still(6)
     motion.mouth[:, 0] = torch.linspace(0, 1, 6)
     frames = render(replace(someone(37), beard="none", skin=rgb("f1c9ae"), lip_colour=rgb("c4605c")), motion)
@@ -77,9 +77,9 @@ def test_the_mouths_dark_grows_with_its_opening():
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_performances_do_what_their_caption_says(action):
-    dice = np.random.default_rng(5)
-    pose, face = perform(Performance(action, "smiling", ""), 250, dice)
+def test_performances_follow_their_action(action):
+    rng = np.random.default_rng(5)
+    pose, face = perform(Performance(action, "smiling", ""), 250, rng)
     tracks = dict(zip(POSE_CHANNELS, pose.T, strict=True))
     assert pose.shape == (250, 6)
     assert face.shape == (250, 5)
@@ -95,9 +95,9 @@ def test_performances_do_what_their_caption_says(action):
         assert tracks["turn"].std() < 0.5
 
 
-def test_captions_name_their_action():
-    dice = np.random.default_rng(0)
-    performances = [sample_performance(dice) for _ in range(300)]
+def test_captions_describe_their_action():
+    rng = np.random.default_rng(0)
+    performances = [sample_performance(rng) for _ in range(300)]
     assert {performance.action for performance in performances} == set(ACTIONS)
     for performance in performances:
         assert any(words in performance.caption for words in ACTIONS[performance.action])

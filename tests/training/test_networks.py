@@ -1,4 +1,4 @@
-"""The embedded checkpoint's layout: written, found and run by the same code as the released one."""
+"""The bundled model's checkpoint layout, loaded and run by the same code as the released one."""
 
 import math
 
@@ -37,15 +37,16 @@ def request_for(folder, tmp_path, monkeypatch):
     return build
 
 
-def test_all_files_together_stay_small(folder):
+def test_the_checkpoint_is_at_most_40_mb(folder):
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     assert size <= 40e6
 
 
-def test_seed_decides_the_weights_and_leaves_the_global_state():
+def test_the_seed_determines_the_weights_without_touching_global_state():
     before = torch.random.get_rng_state()
     first, again, other = (networks.build_untrained(seed).dit.patch_embedding.weight for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -54,15 +55,16 @@ def test_generates_a_chunk(request_for):
     generator = start(params)
     chunk = generator.generate(generator.resolved.chunks[0])
     assert chunk.frames.shape == (3, 17, 160, 160)
-    assert math.isfinite(chunk.frames.sum().item()) and chunk.latent.std() > 0.1
+    assert math.isfinite(chunk.frames.sum().item())
+    assert chunk.latent.std() > 0.1
 
 
-def test_both_speakers_use_the_one_adapter(request_for):
+def test_one_and_two_speakers_use_the_same_adapter(request_for):
     one, two = request_for(), request_for(second_audio_path="sample:recording")
     assert checkpoint_files(one).infinitetalk == checkpoint_files(two).infinitetalk
 
 
-def test_no_prompt_that_the_package_writes_is_cut(folder):
+def test_the_released_negative_prompt_is_not_truncated(folder):
     tokenizer = checkpoints.load_tokenizer(
         checkpoints.CheckpointFiles(folder / "ckpt_dir", folder, folder), 64
     )

@@ -1,4 +1,4 @@
-"""The parts of the training: schedules that resume, embeddings as at inference, a LoRA, scores."""
+"""Parts of the training: resumable schedules, optimisers, embeddings, examples, LoRA, scores."""
 
 from types import SimpleNamespace
 
@@ -11,17 +11,17 @@ from talkinghead_lab.training import scores, train_lora
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from talkinghead_lab.training.data import (
     AUDIO_DROPPED,
+    AUDIO_VARIANTS,
     BOTH_DROPPED,
     CHUNKS,
-    HEARINGS,
-    OTHER_VOICE,
+    NARRATED_SHARE,
     VIDEO_FRAMES,
-    Videos,
+    EncodedVideos,
 )
-from talkinghead_lab.training.muon import Muon, matrices_of, orthogonal
+from talkinghead_lab.training.muon import LayerMuon, layer_weights
 from talkinghead_lab.training.networks import build_untrained
-from talkinghead_lab.training.schedule import Budget, Run, dice, learning_rate
-from talkinghead_lab.training.train_speech import between, embed
+from talkinghead_lab.training.schedule import Budget, NetworkTraining, learning_rate, step_generator
+from talkinghead_lab.training.train_speech import embed, interpolate
 from talkinghead_lab.weights.lora import merge_lora
 
 
@@ -30,63 +30,91 @@ def networks():
     return build_untrained(seed=1)
 
 
-class CutOff(Exception):
-    """The end of a training before its end."""
+class Interrupted(Exception):
+    """A training stopped before its end."""
 
 
-def fit_sum(folder=None, stop_before=None) -> tuple[nn.Sequential, Run]:
+def fit_sum(folder=None, stop_before=None) -> tuple[nn.Sequential, NetworkTraining]:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     peaks = {"peak": 0.05, "matrix_peak": 0.05}
-    run = Run("sum", nn.ModuleList([layers]), Budget(12), **peaks, folder=folder, seconds_between_saves=0.0)
+    run = NetworkTraining(
+        "sum", nn.ModuleList([layers]), Budget(12), **peaks, folder=folder, seconds_between_saves=0.0
+    )
     x = torch.zeros(8, 3)
     advance = run.captured(lambda: {"loss": (layers(x) - x.sum(dim=1, keepdim=True)).square().mean()})
     for step in run.steps():
         if step == stop_before:
-            raise CutOff
-        x.copy_(torch.randn(8, 3, generator=dice(1, step)))
+            raise Interrupted
+        x.copy_(torch.randn(8, 3, generator=step_generator(1, step)))
         run.after_step(step, **advance())
     return layers, run
 
 
-def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
-    whole, _ = fit_sum()
-    with pytest.raises(CutOff):
+def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path):
+    uninterrupted, _ = fit_sum()
+    with pytest.raises(Interrupted):
         fit_sum(tmp_path, stop_before=7)
     resumed, run = fit_sum(tmp_path)
     assert run.first_step == 7
-    for name, value in whole.state_dict().items():
+    for name, value in uninterrupted.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, atol=0, rtol=0)
 
 
 def test_muon_steps_along_orthogonal_matrices():
-    matrices = torch.randn(3, 6, 20, generator=dice(2, 0))
-    values = torch.linalg.svdvals(orthogonal(matrices))
-    # The coefficients trade exactness for speed: singular values end between 0.7 and 1.2.
-    assert values.min() > 0.6 and values.max() < 1.3
-    torch.testing.assert_close(orthogonal(matrices.mT), orthogonal(matrices).mT)
-    weight = nn.Parameter(torch.zeros(6, 20))
-    optimizer = Muon([weight], torch.tensor(0.1), weight_decay=0.0)
-    weight.grad = matrices[0]
+    matrices = torch.randn(3, 6, 20, generator=step_generator(2, 0))
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in ((6, 20), (20, 6), (6, 5, 2, 2))]
+    gradients = (matrices[0], matrices[1].mT, matrices[2].view(6, 5, 2, 2))
+    rate = torch.tensor(0.1)
+    optimizer = LayerMuon(weights, rate, weight_decay=0.0)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
     optimizer.step()
-    # Liu et al.: an update has about 0.2 of root mean square, as AdamW's.
-    assert weight.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.3)
+    values = torch.linalg.svdvals(torch.stack([weights[0], weights[1].mT, weights[2].flatten(1)]))
+    # The coefficients trade exactness for speed: singular values end interpolate 0.7 and 1.2.
+    size = 0.1 * 0.2 * 20**0.5
+    assert values.min() > 0.6 * size
+    assert values.max() < 1.3 * size
+    for weight in weights:
+        # Liu et al.: an update has about 0.2 of root mean square, as AdamW's.
+        assert weight.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.3)
 
 
-def test_muon_takes_the_weights_of_layers_alone():
+def test_muon_shrinks_weights_and_follows_its_rate_tensor():
+    weight = nn.Parameter(torch.ones(4, 4))
+    optimizer = LayerMuon([weight], torch.tensor(0.5), weight_decay=0.1)
+    optimizer.param_groups[0]["lr"].fill_(0.25)
+    weight.grad = torch.zeros(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 4), 1 - 0.25 * 0.1))
+
+
+def test_the_average_starts_short_and_counts_the_initial_weights():
+    layer = nn.Linear(2, 2)
+    run = NetworkTraining("average", nn.ModuleList([layer]), Budget(3), peak=0.1, decay=0.15)
+    expected = layer.weight.detach().clone()
+    for step, decay in enumerate((0.1, 0.15, 0.15)):
+        layer.weight.data.add_(1)
+        run.after_step(step, loss=torch.zeros(()))
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+    run.use_average()
+    torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+def test_muon_trains_layer_weights_only():
     modules = nn.ModuleList([nn.Linear(4, 4), nn.Embedding(5, 4), nn.Conv3d(2, 2, 3), nn.LayerNorm(4)])
-    assert [weight.shape for weight in matrices_of(modules)] == [(4, 4), (2, 2, 3, 3, 3)]
+    assert [weight.shape for weight in layer_weights(modules)] == [(4, 4), (2, 2, 3, 3, 3)]
 
 
-def test_a_stretch_is_read_between_frames_far_into_a_recording():
+def test_interpolation_is_exact_far_into_a_long_track():
     track = torch.arange(60_000_000) % 7
     start, times = torch.tensor([[59_999_000]]), torch.tensor([[0.0, 1.25, 2.5]])
     first = (59_999_000 + torch.arange(4)) % 7
     wanted = torch.lerp(first[[0, 1, 2]].float(), first[[1, 2, 3]].float(), torch.tensor([0.0, 0.25, 0.5]))
-    torch.testing.assert_close(between(track, start, times)[0], wanted)
+    torch.testing.assert_close(interpolate(track, start, times)[0], wanted)
 
 
-def test_learning_rate_rises_then_falls_to_a_hundredth():
+def test_the_learning_rate_warms_up_then_decays_to_a_hundredth():
     rates = [learning_rate(progress, 0.1) for progress in (0.05, 0.1, 0.55, 1.0)]
     assert rates == pytest.approx([0.5, 1.0, 0.505, 0.01])
 
@@ -97,25 +125,25 @@ def test_a_budget_ends_by_steps_or_by_seconds():
     assert budget.progress(50, 8.0) == 0.8
 
 
-def test_batched_embedding_is_that_of_inference(networks):
-    waves = torch.randn(2, 20 * 640, generator=dice(0, 0)) * 0.1
+def test_batched_embeddings_equal_those_of_inference(networks):
+    waves = torch.randn(2, 20 * 640, generator=step_generator(0, 0)) * 0.1
     both = embed(networks.speech_encoder, waves, 20)
     for wave, row in zip(waves, both, strict=True):
         alone = networks.speech_encoder(wave, 20)
         assert ((row - alone).norm() / alone.norm()).item() < 1e-4
 
 
-def test_a_video_holds_two_chunks_that_share_motion_frames():
+def test_a_video_has_two_chunks_with_overlap_frames():
     assert [(chunk.start, chunk.repeated) for chunk in CHUNKS] == [(0, 0), (72, 9)]
     assert sum(chunk.new for chunk in CHUNKS) == VIDEO_FRAMES
 
 
 @torch.no_grad()
-def test_the_lora_file_merges_to_what_was_trained(tmp_path):
+def test_the_lora_file_merges_to_the_trained_weights(tmp_path):
     trained, merged = (build_untrained(seed=1).dit for _ in range(2))
     updates = train_lora.add_low_rank(trained, seed=2)
     for number, update in enumerate(updates.values()):
-        update.up.normal_(std=0.05, generator=dice(3, number))
+        update.up.normal_(std=0.05, generator=step_generator(3, number))
     train_lora.save_low_rank(updates, tmp_path / "lora.safetensors")
     assert merge_lora(merged, tmp_path / "lora.safetensors", 1.0) == len(updates)
     for name in updates:
@@ -123,60 +151,63 @@ def test_the_lora_file_merges_to_what_was_trained(tmp_path):
         torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=1e-3)
 
 
-def numbered_videos() -> Videos:
-    """Four videos that all tensors tell by their number; nobody talks in the last."""
+def numbered_videos() -> EncodedVideos:
+    """Four videos whose tensors contain their number; the last one is not speech."""
     numbers = torch.arange(4.0)
 
     def filled(*shape: int) -> torch.Tensor:
         return numbers.view(-1, *[1] * len(shape)).expand(-1, *shape)
 
     tokens = torch.zeros(4, 2, dtype=torch.long)
-    return Videos(
+    return EncodedVideos(
         portraits=torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
         conditions=filled(1, 21, 2, 2),
         chunks=filled(2, 1, 21, 2, 2),
         motions=100 + filled(1, 3, 2, 2),
         talking=numbers < 3,
-        speech=1 + filled(HEARINGS, VIDEO_FRAMES, 1, 1),
+        speech=1 + filled(AUDIO_VARIANTS, VIDEO_FRAMES, 1, 1),
         **dict.fromkeys(("ids", "mask", "dropped_ids", "dropped_mask"), tokens),
     )
 
 
-def test_some_examples_are_spoken_by_somebody_else():
-    batch = numbered_videos().draw(2000, dice(6, 0), window=5, narrated=True)
-    shown, heard = batch.latent[:, 0, 10, 0, 0], batch.windows[:, 0, 40, 2, 0, 0]
-    talking, deaf = shown < 3, heard == 0
-    assert deaf.float().mean().item() == pytest.approx(AUDIO_DROPPED + BOTH_DROPPED, abs=0.03)
-    exchanged = (heard != shown + 1)[talking & ~deaf].float().mean().item()
-    assert exchanged == pytest.approx(OTHER_VOICE * 2 / 3, abs=0.04), "a third of the draws is the same voice"
-    assert heard[talking].max() <= 3, "nobody talks to the sound of silence"
-    assert torch.equal(heard[~talking & ~deaf], shown[~talking & ~deaf] + 1)
+def test_some_examples_have_the_audio_of_another_speaker():
+    batch = numbered_videos().draw(2000, step_generator(6, 0), window=5, narrated=True)
+    video_number, audio_number = batch.latent[:, 0, 10, 0, 0], batch.windows[:, 0, 40, 2, 0, 0]
+    talking, no_audio = video_number < 3, audio_number == 0
+    assert no_audio.float().mean().item() == pytest.approx(AUDIO_DROPPED + BOTH_DROPPED, abs=0.03)
+    exchanged = (audio_number != video_number + 1)[talking & ~no_audio].float().mean().item()
+    assert exchanged == pytest.approx(NARRATED_SHARE * 2 / 3, abs=0.04), (
+        "a third of the exchanges pick the same voice"
+    )
+    assert audio_number[talking].max() <= 3, "exchanged audio is always speech"
+    assert torch.equal(audio_number[~talking & ~no_audio], video_number[~talking & ~no_audio] + 1)
 
 
-def test_a_distilled_example_hears_its_own_voice_and_later_chunks_begin_as_at_inference():
-    batch = numbered_videos().draw(200, dice(7, 0), window=5, drops=False)
-    shown = batch.latent[:, 0, 10, 0, 0]
-    assert torch.equal(batch.windows[:, 0, 40, 2, 0, 0], shown + 1)
+def test_distillation_uses_the_own_audio_and_starts_later_chunks_as_at_inference():
+    batch = numbered_videos().draw(200, step_generator(7, 0), window=5, drops=False)
+    video_number = batch.latent[:, 0, 10, 0, 0]
+    assert torch.equal(batch.windows[:, 0, 40, 2, 0, 0], video_number + 1)
     later = batch.given[:, 0, 2, 0, 0]
     assert 50 < later.sum() < 150
-    assert (batch.motion[later, :, :3] > 90).all() and (batch.motion[~later, :, :3] < 90).all()
+    assert (batch.motion[later, :, :3] > 90).all()
+    assert (batch.motion[~later, :, :3] < 90).all()
 
 
-def test_the_distilled_target_is_the_guidance_of_sampling():
-    batch = numbered_videos().draw(4, dice(8, 0), window=5, drops=False)
+def test_the_distillation_target_equals_the_guidance_of_sampling():
+    batch = numbered_videos().draw(4, step_generator(8, 0), window=5, drops=False)
     batch = batch.with_text(batch.ids + 1, batch.mask)
-    noisy = torch.randn(batch.latent.shape, generator=dice(4, 0))
+    noisy = torch.randn(batch.latent.shape, generator=step_generator(4, 0))
     examples = SimpleNamespace(batch=batch, videos=numbered_videos())
     examples.velocity = lambda noisy, one: noisy * one.ids.float().mean() + one.windows.mean()
-    told = heard = batch.windows.mean()
+    audio = batch.windows.mean()
     expected = Guidance(train_lora.TEXT_SCALE, train_lora.AUDIO_SCALE, True, True).combine(
-        {CONDITIONAL: noisy + told, DROP_TEXT: heard, UNCONDITIONAL: torch.zeros(())}
+        {CONDITIONAL: noisy + audio, DROP_TEXT: audio, UNCONDITIONAL: torch.zeros(())}
     )
     torch.testing.assert_close(train_lora.guided(examples, noisy), expected)
 
 
 def test_correlation_is_highest_at_the_true_lag():
-    truth = torch.rand(1, 100, generator=dice(5, 0))
+    truth = torch.rand(1, 100, generator=step_generator(5, 0))
     late = scores.correlations_at_lags(truth.roll(2, dims=1), truth)
     assert late.argmax(dim=1).item() - scores.LARGEST_LAG == 2
     assert late.max().item() == pytest.approx(1.0, abs=1e-5)
@@ -202,7 +233,8 @@ def test_identity_scores_high_for_the_same_presenter_only():
     motion.pose[:, 0], motion.mouth[:, 0] = 5.0, 0.4
     video = ((render(same, motion, 160) + 1) * 127.5).round().byte()[None]
     own, others = (scores.identity_psnr(video, [who], moments=(0,)).item() for who in (same, other))
-    assert own > 32 and others < 20
+    assert own > 32
+    assert others < 20
 
 
 def test_a_jump_between_chunks_raises_the_seam_ratio():

@@ -1,4 +1,4 @@
-"""The whole training at its smallest, on real sound: every stage runs, and what it writes loads."""
+"""The reduced training on a real recording: every stage runs, and its files load."""
 
 import json
 
@@ -23,7 +23,7 @@ def corpus() -> list[Monologue]:
 
 
 @pytest.mark.slow
-def test_every_stage_runs_and_is_not_run_again(tmp_path, corpus):
+def test_every_stage_runs_once(tmp_path, corpus):
     training = Training(tmp_path, SMOKE, torch.device("cpu"))
     training.corpus = corpus
     training.run()

@@ -1,4 +1,4 @@
-"""Spoken sentences: sound and mouth in step, phonemes known, splits apart."""
+"""Synthesised speech: audio aligned with the mouth, known phonemes, disjoint splits."""
 
 import random
 
@@ -33,15 +33,15 @@ def test_splits_share_no_sentence_and_no_voice():
     assert not set(TRAIN_FRAMES) & set(TEST_FRAMES)
     assert len(set(train)) > 780
     assert 4 <= sum(sentence_split(line) == "test" for line in SPOKEN) <= 20
-    dice = random.Random(0)
+    rng = random.Random(0)
     names = {
-        split: {sample_voice(split, dice).name.split("+")[-1] for _ in range(300)}
+        split: {sample_voice(split, rng).name.split("+")[-1] for _ in range(300)}
         for split in ("train", "test")
     }
     assert not names["train"] & names["test"]
 
 
-def test_lips_meet_and_open_on_their_phonemes():
+def test_lips_close_and_open_on_their_phonemes():
     names = ["_", "m", "A:", "m", "u:", "s", "_"]
     segments = [Segment(name, 0.2 * index, 0.2 * (index + 1)) for index, name in enumerate(names)]
     mouth = viseme_track(segments, 35)
@@ -60,7 +60,7 @@ def test_unknown_phonemes_are_named():
 
 
 @pytest.mark.parametrize("engine", engines)
-def test_mouth_and_sound_are_in_step(engine):
+def test_mouth_and_audio_are_aligned(engine):
     lags = {lag: [] for lag in (-2, -1, 0, 1, 2)}
     for voice in VOICES[engine]:
         for sentence in sentences("train", 4, 1):
@@ -87,7 +87,7 @@ def test_every_phoneme_of_a_pangram_has_a_viseme(engine):
 
 @needs["flite"]
 @needs["espeak"]
-def test_a_corpus_comes_back_as_it_was_built(tmp_path):
+def test_a_corpus_loads_as_it_was_built(tmp_path):
     path = tmp_path / "test.safetensors"
     size = build_corpus(path, "test", minutes=0.4, seed=3, workers=1)
     corpus = load_corpus(path)
@@ -107,16 +107,16 @@ def test_a_corpus_comes_back_as_it_was_built(tmp_path):
     assert batch.captions == same.captions
 
 
-def test_augmented_speech_stays_in_step_and_in_range():
+def test_augmentation_keeps_timing_and_range():
     clicks = torch.zeros(12, 16000)
     clicks[:, 8000] = 0.8
-    heard = sounds.augment(clicks, Generator().manual_seed(0))
-    assert heard.shape == clicks.shape
-    assert heard.abs().max() <= 1
-    assert ((heard.abs().argmax(1) - 8000).abs() <= 8).all()
+    augmented = sounds.augment(clicks, Generator().manual_seed(0))
+    assert augmented.shape == clicks.shape
+    assert augmented.abs().max() <= 1
+    assert ((augmented.abs().argmax(1) - 8000).abs() <= 8).all()
 
 
-def test_non_speech_has_every_kind():
+def test_non_speech_includes_silence_and_sound():
     generator = Generator().manual_seed(1)
     waves = sounds.non_speech(32, 16000, generator)
     assert waves.isfinite().all()

@@ -1,4 +1,4 @@
-"""What the machine can do at most at the transformer's sizes: products, attention, copies."""
+"""Upper bounds of this machine at the transformer's sizes: matmuls, attention, copies."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,55 +19,56 @@ CHECKED_QUERIES = 512
 
 
 def linear_shapes(config: DiTConfig) -> dict[tuple[int, int], int]:
-    """(in, out) of the linear layers that every token of a block goes through → how many there are.
+    """(in, out) sizes of the linear layers applied to every token of a block → number of such layers.
 
-    Queries, keys, values and output of self-attention; query and output of attention to text and picture; the
-    feed-forward. Keys and values of text, picture and recording are computed once a chunk.
+    Counts query, key, value and output of self-attention, query and output of cross-attention to text and
+    image, and the feed-forward network. Keys and values of text, image and audio are computed once a chunk.
     """
     return {(config.dim, config.dim): 6, (config.dim, config.ffn_dim): 1, (config.ffn_dim, config.dim): 1}
 
 
 def frame_shapes(config: DiTConfig) -> list[tuple[int, int]]:
-    """(in, out) of attention to the recording: tokens of a frame by its keys, weights by its values.
+    """(in, out) of the two audio cross-attention matmuls: tokens by keys, attention weights by values.
 
-    Both with the layer's weights folded in, for all heads at once, in bf16. The folding is not counted.
+    Each latent frame has its own matrices, with the layer's weights folded in, for all heads at once, in
+    bf16. Folding the weights is not counted.
     """
     keys = config.num_heads * config.audio_tokens
     return [(config.dim, keys), (keys, config.dim)]
 
 
-def product_name(kind: str, shape: tuple[int, int]) -> str:
-    """The row of a matrix product."""
+def matmul_name(kind: str, shape: tuple[int, int]) -> str:
+    """Row name of a matmul."""
     return f"ceiling: {kind} product {shape[0]} to {shape[1]}"
 
 
-def frame_name(shape: tuple[int, int]) -> str:
-    """The row of a matrix product that has other weights for each latent frame."""
+def frame_matmul_name(shape: tuple[int, int]) -> str:
+    """Row name of a matmul whose weights differ by latent frame."""
     return f"ceiling: bf16 product of each frame {shape[0]} to {shape[1]}"
 
 
 def attention_name(kind: str) -> str:
-    """The row of an attention kernel."""
+    """Row name of an attention kernel."""
     return f"attention: {kind}"
 
 
-def measure_products(size: Size, device: torch.device, results: Results) -> None:
-    """bf16 products at the model's shapes, and fp8 ones with a scale a row where the GPU has them."""
+def measure_matmuls(size: Size, device: torch.device, results: Results) -> None:
+    """Measure bf16 matmuls at the model's shapes, and row-scaled fp8 matmuls where the GPU supports them."""
     for shape in linear_shapes(size.dit):
         x, weight = (_random(device, rows, shape[0]) for rows in (size.grid.tokens, shape[1]))
         works: dict[str, Callable[[], Tensor]] = {"bf16": lambda x=x, weight=weight: x @ weight.t()}  # type: ignore[misc]
         if has_fp8(device):
-            works["fp8"] = _fp8_product(x, weight)
+            works["fp8"] = _fp8_matmul(x, weight)
         for kind, work in works.items():
-            _add_product(product_name(kind, shape), work, shape, size, device, results)
+            _add_matmul(matmul_name(kind, shape), work, shape, size, device, results)
     for shape in frame_shapes(size.dit):
         frames, rows = size.grid.latent_frames, size.grid.tokens // size.grid.latent_frames
         x, weight = _random(device, frames, rows, shape[0]), _random(device, frames, shape[1], shape[0])
         work = partial(torch.bmm, x, weight.mT)
-        _add_product(frame_name(shape), work, shape, size, device, results)
+        _add_matmul(frame_matmul_name(shape), work, shape, size, device, results)
 
 
-def _add_product(
+def _add_matmul(
     name: str,
     work: Callable[[], Tensor],
     shape: tuple[int, int],
@@ -80,7 +81,7 @@ def _add_product(
     results.add(Row(name, seconds, conditions={"tflops": rate}))
 
 
-def _fp8_product(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
+def _fp8_matmul(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
     (rows, scale), (weight, weight_scale) = quantize_rows(x, FP8), quantize_rows(weight, FP8)
     return lambda: torch._scaled_mm(
         rows,
@@ -94,7 +95,7 @@ def _fp8_product(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
 
 @torch.inference_mode()
 def measure_attention(size: Size, device: torch.device, results: Results) -> None:
-    """Every kernel that runs here, with its error against float32 on some of the queries."""
+    """Measure every available attention kernel, and its error against float32 on the first queries."""
     tokens, heads = size.grid.tokens, size.dit.num_heads
     width = size.dit.dim // heads
     query, key, value = (_random(device, 1, tokens, heads, width) for _ in range(3))
@@ -111,20 +112,20 @@ def measure_attention(size: Size, device: torch.device, results: Results) -> Non
 
 
 def _exact(query: Tensor, key: Tensor, value: Tensor, head: int) -> Tensor:
-    """Attention of the first queries of one head, float32."""
+    """float32 attention of the first queries of one head."""
     query, key, value = (x[:, :, head : head + 1].float() for x in (query[:, :CHECKED_QUERIES], key, value))
     return attention(query, key, value)
 
 
 def _prepared(kind: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A kernel with the rounding around it compiled, as it is inside a compiled block."""
+    """The kernel with its quantisation compiled, as it is inside a compiled block."""
     if kind in EXACT_KERNELS or device.type != "cuda":
         return KERNELS[kind].attend
     return torch.compile(KERNELS[kind].attend, dynamic=False)
 
 
 def measure_copies(size: Size, device: torch.device, results: Results) -> None:
-    """Host to device, page-locked and not."""
+    """Measure host-to-device copies from page-locked and pageable memory."""
     if device.type != "cuda":
         return
     for kind, pinned in (("page-locked", True), ("pageable", False)):
@@ -133,21 +134,21 @@ def measure_copies(size: Size, device: torch.device, results: Results) -> None:
         results.add(Row(f"ceiling: host to device, {kind}", len(source) / seconds / GIGA, "GB/s"))
 
 
-def forward_floor(
-    config: DiTConfig, results: Results, products: str = "bf16", rounded_attention: bool = False
+def roofline_seconds(
+    config: DiTConfig, results: Results, matmuls: str = "bf16", quantized_attention: bool = False
 ) -> float | None:
-    """Seconds of one forward if nothing but its products and self-attention took time.
+    """Lower bound in seconds of one forward pass: its matmuls and self-attention alone.
 
-    None where a ceiling was not measured. The fastest kernel of attention counts: of the exact ones, unless
-    `rounded_attention`. In fp8 one layer, the output of attention to text and picture, stays in bf16.
+    None if a part was not measured. Uses the fastest exact attention kernel, or with `quantized_attention`
+    the fastest of all. In fp8, one layer stays in bf16: the output of cross-attention to text and image.
     """
-    counts = {product_name(products, shape): count for shape, count in linear_shapes(config).items()}
-    counts |= {frame_name(shape): 1 for shape in frame_shapes(config)}
-    if products != "bf16":
+    counts = {matmul_name(matmuls, shape): count for shape, count in linear_shapes(config).items()}
+    counts |= {frame_matmul_name(shape): 1 for shape in frame_shapes(config)}
+    if matmuls != "bf16":
         square = (config.dim, config.dim)
-        counts[product_name(products, square)] -= 1
-        counts[product_name("bf16", square)] = 1
-    kinds = [kind for kind in KERNELS if rounded_attention or kind in EXACT_KERNELS]
+        counts[matmul_name(matmuls, square)] -= 1
+        counts[matmul_name("bf16", square)] = 1
+    kinds = [kind for kind in KERNELS if quantized_attention or kind in EXACT_KERNELS]
     attending = [seconds for kind in kinds if (seconds := results.seconds(attention_name(kind)))]
     if not attending or any(results.seconds(name) is None for name in counts):
         return None
@@ -155,8 +156,8 @@ def forward_floor(
     return config.num_layers * (block + min(attending))
 
 
-def best_kind(results: Results, exact: bool, device: torch.device) -> str:
-    """The fastest kernel of attention that was measured; where none was, PyTorch's own choice."""
+def fastest_attention(results: Results, exact: bool, device: torch.device) -> str:
+    """The fastest attention kernel measured; if none was, `sdpa` or the first quantised one available."""
     kinds = [kind for kind in KERNELS if (kind in EXACT_KERNELS) is exact and KERNELS[kind].runs_on(device)]
     measured = {kind: seconds for kind in kinds if (seconds := results.seconds(attention_name(kind)))}
     return min(
