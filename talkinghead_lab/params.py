@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
@@ -177,11 +178,12 @@ class GenerationParams(BaseModel):
         known = type(self).model_fields
         for name in fields:
             if name not in known:
-                raise InvalidRequest("unknown parameter", received=name, remedy=nearest_name(name, known))
+                nearest = nearest_name(name, known)
+                raise InvalidRequest("unknown parameter", received=name, remedy=nearest, field=name)
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise _first_complaint(error) from None
+            raise _first_error(error) from None
 
     @field_validator("frame_size")
     @classmethod
@@ -214,11 +216,12 @@ class GenerationParams(BaseModel):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.motion_frame >= self.chunk_frames:
-            raise ValueError(
-                f"motion_frame {self.motion_frame} must be smaller than chunk_frames {self.chunk_frames}"
-            )
+            message = "motion_frame {motion_frame} must be smaller than chunk_frames {chunk_frames}"
+            sizes = {"motion_frame": self.motion_frame, "chunk_frames": self.chunk_frames}
+            raise PydanticCustomError("contradiction", message, {"field": "motion_frame", **sizes})
         if self.speaker_boxes and not self.second_audio_path:
-            raise ValueError("speaker_boxes requires a second recording: set second_audio_path")
+            message = "speaker_boxes requires a second recording: set second_audio_path"
+            raise PydanticCustomError("contradiction", message, {"field": "second_audio_path"})
         return self
 
     @property
@@ -319,14 +322,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return without_version(fields)
 
 
-def _first_complaint(error: ValidationError) -> InvalidRequest:
+def _first_error(error: ValidationError) -> InvalidRequest:
     """Convert pydantic's first error into ours: field, received value, allowed values."""
     finding = error.errors(include_url=False)[0]
     name = ".".join(map(str, finding["loc"])) or "request"
     if finding["type"] == "missing":
-        return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.")
-    if not finding["loc"]:
-        return InvalidRequest(finding["msg"].removeprefix("Value error, "))
+        return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=name)
+    if not finding["loc"]:  # fields that contradict each other
+        return InvalidRequest(finding["msg"], field=finding["ctx"]["field"])
     field = GenerationParams.model_fields.get(str(finding["loc"][0]))
     received = repr(finding["input"])
     return InvalidRequest(
@@ -334,4 +337,5 @@ def _first_complaint(error: ValidationError) -> InvalidRequest:
         received=received if len(received) <= 80 else f"{received[:60]}… ({len(received)} characters)",
         allowed=finding["msg"].removeprefix("Value error, ").removeprefix("Input should be "),
         remedy=f"`{name}`: {field.description}." if field else None,
+        field=str(finding["loc"][0]),
     )

@@ -108,7 +108,8 @@ def test_a_notebook_is_short_flat_and_stored_without_outputs(path):
     assert 8 <= len(notebook.cells) <= 12
     assert notebook.cells[0].source.startswith("# ")
     for cell in code:
-        assert cell.outputs == [] and cell.execution_count is None
+        assert cell.outputs == []
+        assert cell.execution_count is None
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
         assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(cell.source)))
     lines = [line for cell in code for line in cell.source.splitlines() if line.strip()]
@@ -121,7 +122,8 @@ def test_the_parameters_of_a_notebook_are_literals_each_explained(path):
     statements = ast.parse(cell.source).body
     assert len(statements) == len(cell.source.splitlines())
     for statement in statements:
-        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1
+        assert isinstance(statement, ast.Assign)
+        assert len(statement.targets) == 1
         ast.literal_eval(statement.value)
     parameters = inspect_notebook(str(path))
     assert len(parameters) == len(statements)

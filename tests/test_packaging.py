@@ -85,7 +85,8 @@ def test_environment_yml_gives_the_same_pins():
     """It reads the lock itself; only Python is its own to choose, and that inside the project's range."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, from_pip = environment["dependencies"]
-    assert python.removeprefix("python=") in PYTHONS and pip == "pip"
+    assert python.removeprefix("python=") in PYTHONS
+    assert pip == "pip"
     assert from_pip == {"pip": ["--requirement requirements.lock", "--editable ."]}
     assert environment["name"] == PROJECT["name"]
 
@@ -153,5 +154,6 @@ def test_make_lists_its_targets_by_default():
 
     listed = re.findall(r"^  make (\S+)", make(), re.M)
     phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
-    assert phony and listed == phony.group(1).split()
+    assert phony
+    assert listed == phony.group(1).split()
     assert {"setup", "demo", "test", "lint", "lab", "notebooks"} <= set(listed)

@@ -230,3 +230,19 @@ def test_requests_round_trip_through_yaml(fields):
     params = GenerationParams(**fields)
     assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
     assert GenerationParams(**params.model_dump(mode="json")) == params
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"seeed": 1}, "seeed"),
+        ({"loras": [{"path": "a", "scale": 99}]}, "loras"),
+        ({"motion_frame": 81}, "motion_frame"),
+        ({"speaker_boxes": [[0, 0, 1, 1], [1, 0, 2, 1]]}, "second_audio_path"),
+    ],
+)
+def test_an_error_names_its_field(changes, field):
+    with pytest.raises(InvalidRequest) as caught:
+        GenerationParams(audio_path="a", image_path="b", **changes)
+    assert caught.value.field == field

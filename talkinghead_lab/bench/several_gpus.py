@@ -32,7 +32,7 @@ def measure_several_gpus(size: Size, device: torch.device, results: Results) -> 
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder) / "measured.json"
         arguments = count, size, device.type, fastest_attention(results, True, device), measured
-        spawn(_measure, arguments, nprocs=count)  # type: ignore[no-untyped-call]  # not annotated
+        spawn(_measure, arguments, nprocs=count)
         for name, (alone, shared, error) in json.loads(measured.read_text()).items():
             results.add(Row(f"several GPUs: {name} by one", alone))
             conditions = {"speed_up": alone / shared, "relative_error": error}

@@ -70,7 +70,7 @@ def _gpu() -> dict[str, Any]:
         "gpu_memory_gib": round(properties.total_memory / GIB, 1),
         "driver": driver.splitlines()[0] if driver else None,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]  # PyTorch has no types for it
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

@@ -16,7 +16,10 @@ FRAMES_AT_ONCE = 16  # one by one, the small network takes half as long again
 
 
 def mouth_truth(recording_sha256: str) -> NDArray[np.float64] | None:
-    """The true opening of the mouth in every video frame, 0 shut … 1 wide, known for the shipped recordings."""
+    """The true opening of the mouth in every video frame, 0 shut … 1 wide.
+
+    Known for the recordings that ship with the package; None for others.
+    """
     known = json.loads((EMBEDDED_FOLDER / "mouth_truth.json").read_text("utf-8"))
     return np.asarray(known[recording_sha256]) if recording_sha256 in known else None
 

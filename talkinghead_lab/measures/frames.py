@@ -22,8 +22,9 @@ LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 class FrameStatistics:
     """A few numbers per frame, collected in one pass, so that videos of any length fit into memory.
 
-    `luma` is each frame's mean luma, `change` the mean absolute difference of its luma from the previous frame's,
-    both in 8-bit levels; `sharpness` is the variance of the luma's Laplacian; `lab` the mean CIE Lab colour.
+    `luma` is each frame's mean luma, `change` the mean absolute difference of its luma from the previous
+    frame's, both in 8-bit levels; `sharpness` is the variance of the luma's Laplacian; `lab` the mean CIE Lab
+    colour.
     """
 
     luma: list[float] = field(default_factory=list)
@@ -52,9 +53,9 @@ def frame_measures(frames: FrameStatistics, seams: Sequence[int]) -> list[Measur
 
 
 def seam_jump(frames: FrameStatistics, seams: Sequence[int]) -> Measure:
-    """Mean change of luma at the seams over the median change elsewhere (unit 1, 1 is no jump, lower is better).
+    """Mean change of luma at the seams over the median change elsewhere (unit 1, lower is better).
 
-    This package's own measure.
+    1 is no jump. This package's own measure.
     """
     at = [frames.change[seam - 1] for seam in seams if 0 < seam <= len(frames.change)]
     others = np.delete(frames.change, [seam - 1 for seam in seams if 0 < seam <= len(frames.change)])
@@ -90,7 +91,8 @@ def color_drift(frames: FrameStatistics) -> Measure:
 def motion(frames: FrameStatistics) -> Measure:
     """Mean absolute difference of luma between consecutive frames (unit: 8-bit levels, neither is better).
 
-    The frame difference of ITU-T P.910's temporal information, with the mean in place of the standard deviation.
+    The frame difference of ITU-T P.910's temporal information, with the mean in place of the standard
+    deviation.
     """
     return Measure.of("motion", _mean(frames.change), _needs_frames(frames, 2))
 

@@ -15,10 +15,10 @@ Features = Callable[[Tensor], Tensor]
 
 
 def identity(portrait: Image.Image, frames: Sequence[Image.Image], features: Features | None) -> Measure:
-    """Mean cosine similarity of image-encoder features of the portrait and of frames (unit 1, higher is better).
+    """Mean cosine similarity of image features of the portrait and of frames (unit 1, higher is better).
 
-    CLIP-I of DreamBooth (arXiv 2208.12242), with the mean over the encoder's tokens in place of its projection,
-    which the released file lacks.
+    CLIP-I of DreamBooth (arXiv 2208.12242), with the mean over the encoder's tokens in place of its
+    projection, which the released file lacks.
 
     Args:
         portrait: the reference image.

@@ -25,9 +25,10 @@ def lip_correlation(openings: Openings, truth: Openings | None) -> Measure:
 
 
 def lip_error(openings: Openings, truth: Openings | None) -> Measure:
-    """Mean absolute difference of the cartoon mouth's opening from the truth (unit: opening, 0 shut … 1 wide;
-    lower is better). This package's own measure.
-    """  # noqa: D205
+    """Mean absolute difference of the cartoon mouth's opening from the truth (lower is better).
+
+    Unit: opening, 0 shut … 1 wide. This package's own measure.
+    """
     if truth is None:
         return Measure.of("lip_error", None, NO_TRUTH)
     length = min(len(openings), len(truth))
@@ -35,10 +36,10 @@ def lip_error(openings: Openings, truth: Openings | None) -> Measure:
 
 
 def mouth_follows_sound(openings: Openings, soundtrack: audio.Wave) -> Measure:
-    """Pearson's correlation of the mouth's opening with the loudness, at the best lag (unit 1, higher is better).
+    """Pearson's correlation of the mouth's opening with the loudness (unit 1, higher is better).
 
-    Works for any recording. Lags of up to 3 frames are tried. After Chandrasekaran et al. 2009, who find the
-    two correlated in filmed speech. Loudness says nothing about the shape of a mouth, so this detects lips
+    Works for any recording. Takes the best of the lags of up to 3 frames. After Chandrasekaran et al. 2009,
+    who find the two correlated in filmed speech. Loudness says nothing about the shape of a mouth, so this detects lips
     that do not follow the sound; it does not rank good ones.
     """
     value = correlation_with_loudness(openings, soundtrack.mean(axis=0), audio.SOUNDTRACK_RATE)

@@ -25,8 +25,8 @@ class Faces:
     """The face in each frame of a video.
 
     Args:
-        opening: [F], gap between the inner lips over the distance of the outer eye corners: independent of size
-            and tilt of the head.
+        opening: [F], gap between the inner lips over the distance of the outer eye corners: independent of
+            size and tilt of the head.
         boxes: [F, 4], left, top, right and bottom of the face from chin to forehead, in pixels.
     """
 
@@ -58,7 +58,7 @@ class FaceTracker:
             self._rows.append(_face(self._landmarker, pixels, len(self._rows)))
 
     def faces(self) -> Faces:
-        """The faces of all frames; a frame without one is interpolated from its neighbours. Ends the tracking.
+        """End the tracking; a frame without a face is interpolated from its neighbours.
 
         Raises:
             MediaError: too many frames show no face.

@@ -1,7 +1,8 @@
 """LSE-D and LSE-C: how well lips and sound are synchronised by SyncNet, whose weights the user supplies.
 
 Follows SyncNet's released evaluation (Chung & Zisserman, "Out of time", 2016), which papers use for both
-figures. Its face detector is replaced by `photographed_faces`, so published figures are only roughly comparable.
+figures. Its face detector is replaced by `photographed_faces`, so published figures are only roughly
+comparable.
 """
 
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class SyncScores:
 def sync_scores(path: str | Path, faces: Faces, soundtrack: audio.Wave) -> SyncScores:
     """Score a finished video with the weights that the variable SYNCNET_MODEL names.
 
-    Decodes the pictures a second time: the crops follow the smoothed path of the face, which is known only then.
+    Decodes the pictures a second time: the crops follow the smoothed path of the face, which is known only
+    then.
 
     Args:
         path: the video.

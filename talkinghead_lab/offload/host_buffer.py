@@ -29,7 +29,7 @@ class HostBuffer:
         """Page-lock the buffer for a device; if the system refuses, log it: copies are slower then."""
         if device.type != "cuda":
             return
-        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # PyTorch has no types for it
+        runtime: Any = torch.cuda.cudart()
         with torch.cuda.device(device):
             status = runtime.cudaHostRegister(self.bytes.data_ptr(), len(self.bytes), 0)
         if int(status):

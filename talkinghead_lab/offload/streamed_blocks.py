@@ -220,7 +220,7 @@ def _stream(device: torch.device) -> Any:
     """A stream for copies; on a CPU, PyTorch's placeholder for one."""
     if device.type != "cuda":
         return torch.cpu.Stream()
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch has no types for it
+    return torch.cuda.Stream(device)
 
 
 def resident_blocks(room: int, block_bytes: int, blocks: int) -> int:

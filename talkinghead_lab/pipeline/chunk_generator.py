@@ -99,8 +99,8 @@ class ChunkGenerator:
 
         Args:
             chunk: one of `resolved.chunks`.
-            previous: frames of the previous chunk, [3, ≥ motion_frame, H, W], whose last ones are the overlap.
-                All chunks but the first need it.
+            previous: frames of the previous chunk, [3, ≥ motion_frame, H, W], the last of which are the
+                overlap. All chunks but the first need it.
             noise: [C, T, h, w], instead of the seed's.
             on_step: called with the number of finished steps; an exception that it raises ends the sampling.
 

@@ -1,7 +1,7 @@
 """Caches encodings on disk, keyed by everything that determines them.
 
-The cells of a sweep over guidance or steps share text, speech and picture. With an `EncoderCache` passed to the
-pipeline, these are encoded once, also across processes and later runs.
+The cells of a sweep over guidance or steps share text, speech and picture. With an `EncoderCache` passed to
+the pipeline, these are encoded once, also across processes and later runs.
 """
 
 import hashlib
@@ -34,7 +34,9 @@ class EncodingStore(Protocol):
     `inputs` are the key: tensors, and values whose `str` identifies them.
     """
 
-    def __call__(self, kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors: ...
+    def __call__(self, kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors:
+        """Return the tensors of one kind, such as `text`."""
+        ...
 
 
 def no_cache(kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors:
@@ -46,9 +48,9 @@ def no_cache(kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]
 class EncoderCache:
     """A folder of encodings of limited size; the least recently used entries are evicted first.
 
-    An entry's name is a digest of its inputs, of the encoders' weights, and of everything that affects rounding:
-    device, number of threads, PyTorch version. A cache hit is therefore byte-identical to computing. A damaged
-    entry is removed and recomputed. A folder that cannot be written costs time, nothing else.
+    An entry's name is a digest of its inputs, of the encoders' weights, and of everything that affects
+    rounding: device, number of threads, PyTorch version. So a cache hit is byte-identical to computing.
+    A damaged entry is removed and recomputed. A folder that cannot be written costs time, nothing else.
 
     Args:
         folder: where entries are stored; made when needed.
@@ -128,7 +130,7 @@ class EncoderCache:
 
 
 def _is_encoder(name: str) -> bool:
-    """Whether a weight file belongs to an encoder. A quantised transformer brings a text encoder, t5_…"""
+    """Whether a weight file belongs to an encoder; a quantised transformer brings a text encoder, t5_*."""
     place, _, file = name.partition("/")
     return (
         file.startswith("t5_") if place == "infinitetalk" else not file.startswith((TRANSFORMER, "config."))

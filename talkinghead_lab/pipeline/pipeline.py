@@ -191,7 +191,7 @@ class Pipeline:
         cache: EncodingStore,
     ) -> Conditions:
         text = self.text_encoder
-        assert text and self.tokenizer and self.speech_encoder, "needs the encoders"
+        assert text, "needs the text encoder"
         texts = (request.prompt, request.negative_prompt)
         with stage("text"):
             key = [*texts, dtype_name(text)]
@@ -202,7 +202,8 @@ class Pipeline:
         return Conditions(prompt, negative, voices, inputs.reference, inputs.frame_size)
 
     def _encode_texts(self, texts: tuple[str, ...], memory: StageMemory) -> tuple[Tensor, ...]:
-        assert self.text_encoder and self.tokenizer
+        assert self.text_encoder
+        assert self.tokenizer
         with self.use(self.text_encoder, memory):
             return tuple(self.text_encoder.encode(texts, self.tokenizer))
 
@@ -221,7 +222,8 @@ class Pipeline:
     def image_features(self, picture: Tensor) -> Tensor:
         """Encode a picture [1, 3, H, W] in [−1, 1]: [1, tokens, channels]."""
         with self.use(self.image_encoder):
-            return self.image_encoder(picture.to(self.device))
+            features: Tensor = self.image_encoder(picture.to(self.device))
+            return features
 
 
 def dtype_name(network: nn.Module) -> str:

@@ -66,7 +66,7 @@ class Resolved:
         return LatentGrid(self.request.chunk_frames, height, width)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values. Types are PyTorch's names; `storage_type` is that of 8-bit linear layers made here."""
+        """Plain values; `storage_type` is that of linear layers which are quantised while loading."""
         networks = self.networks
         return {
             "frame_size": "{}x{}".format(*self.frame_size),

@@ -83,10 +83,12 @@ class RunFolder:
 
     @property
     def chunk_folder(self) -> Path:
+        """Folder of the finished chunks."""
         return self.path / "chunks"
 
     @property
     def finished(self) -> bool:
+        """Whether the run has a record."""
         return (self.path / RECORD).is_file()
 
     def _claim(self) -> None:
@@ -161,7 +163,8 @@ class RunFolder:
         if not chunk.repeated:
             return None
         with safe_open(self._part(chunk.index - 1, ".safetensors"), "pt") as file:
-            return file.get_tensor("last_frames")
+            frames: Tensor = file.get_tensor("last_frames")
+        return frames
 
     def pictures(self, chunks: list[Chunk]) -> list[Path]:
         """Paths of finished chunks' silent videos."""
@@ -178,7 +181,8 @@ class RunFolder:
 
     def _facts(self, chunk: Chunk) -> dict[str, str]:
         with safe_open(self._part(chunk.index, ".safetensors"), "pt") as file:
-            return file.metadata()
+            facts: dict[str, str] = file.metadata()
+        return facts
 
     def new_video_path(self) -> Path:
         """Path of the finished video. Removes the video of a call that was interrupted before its record."""

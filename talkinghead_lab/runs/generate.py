@@ -1,7 +1,8 @@
 """One run: request → chunks → video and record, resumable after every finished chunk.
 
-A run's folder holds `request.yaml` from the start, and `chunks/` while it is under way. The video, the contact
-sheet and finally `run.json` appear when they are complete; then the run is finished and `chunks/` is removed.
+A run's folder holds `request.yaml` from the start, and `chunks/` while it is under way. The video, the
+contact sheet and finally `run.json` appear when they are complete; then the run is finished and `chunks/` is
+removed.
 """
 
 import base64
@@ -52,10 +53,12 @@ class GenerationResult:
 
     @property
     def run_dir(self) -> Path:
+        """Folder of the run."""
         return self.video_path.parent
 
     @property
     def contact_sheet_path(self) -> Path:
+        """Path of the contact sheet."""
         return self.run_dir / "contact_sheet.png"
 
     def to_json(self) -> dict[str, Any]:
@@ -101,13 +104,13 @@ def generate(
 
     Args:
         params: the request.
-        run_dir: the run's folder. An unfinished run of the same request resumes at its last finished chunk; a
-            finished one is returned unchanged. None: a new folder under `outputs/`.
+        run_dir: the run's folder. An unfinished run of the same request resumes at its last finished chunk;
+            a finished one is returned unchanged. None: a new folder under `outputs/`.
         inputs: media of the request that were read already.
         pipeline: networks that were loaded with `Pipeline.load` for a request of the same checkpoint, LoRAs,
             precision, attention and device; None: loaded for this run.
         encoder_cache: stores encodings; see `encoder_cache`.
-        on_progress: called after every step. An exception that it raises ends the run; False stops it cleanly.
+        on_progress: called after every step. An exception from it ends the run; False stops it cleanly.
         show_progress: draw a progress bar, in a notebook or on stderr.
 
     Raises:
@@ -142,7 +145,7 @@ def _make_chunks(
     on_progress: OnProgress | None,
     show_progress: bool,
 ) -> None:
-    """Generate and save chunks; each continues the previous one, handed on in memory where it was just made."""
+    """Generate and save chunks; each continues the previous one, which stays in memory until then."""
     chunks, steps = len(generator.resolved.chunks), generator.resolved.sampling.steps
     previous: GeneratedChunk | None = None
     with tqdm(total=chunks * steps, unit="step", disable=not show_progress, leave=False) as bar:
@@ -248,7 +251,7 @@ class _StepReport:
     chunk: Chunk
     chunks: int
     steps: int
-    bar: tqdm
+    bar: "tqdm[Any]"
     on_progress: OnProgress | None
 
     def __call__(self, step: int) -> None:

@@ -48,8 +48,8 @@ class PastRun:
 
     @property
     def seconds(self) -> float:
-        """What the call that finished the run took, all stages together."""
-        return sum(stage["seconds"] for stage in self.record["stages"].values())
+        """Seconds of all stages of the call that finished the run."""
+        return float(sum(stage["seconds"] for stage in self.record["stages"].values()))
 
 
 def parts_in(folder: Path) -> list[Path]:

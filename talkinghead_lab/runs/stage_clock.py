@@ -18,8 +18,8 @@ class StageClock:
     `stages` maps a name to `seconds`, `peak_host_gib` (resident memory of the process, mapped weight files
     included) and, once CUDA is in use, `peak_gpu_gib` (allocated by PyTorch on the current device),
     `reserved_gpu_gib`, and `outside_gpu_gib` (what the driver counts in addition, other programs included).
-    Figures that this machine cannot give are absent. `timeline` lists every visit to a stage, with its start in
-    seconds since the clock was made. Stages must not overlap.
+    Figures that this machine cannot give are absent. `timeline` lists every visit to a stage, with its start
+    in seconds since the clock was made. Stages must not overlap.
     """
 
     def __init__(self) -> None:
@@ -29,6 +29,7 @@ class StageClock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Measure the named stage."""
         gpu = _gpu_in_use()
         if gpu:
             torch.cuda.synchronize()

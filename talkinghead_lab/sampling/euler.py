@@ -19,9 +19,9 @@ TRAINED_TIMESTEPS = 1000
 
 
 def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw the standard normal noise of one chunk, float32, on the CPU: it is the same for every device.
+    """Draw the standard normal noise of one chunk, float32; it is drawn on the CPU, so devices agree.
 
-    The generator's seed is a hash of seed and chunk number, so any chunk can be reproduced without the others.
+    The generator's seed is a hash of seed and chunk number, so any chunk can be reproduced alone.
     """
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

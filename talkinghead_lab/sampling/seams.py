@@ -7,12 +7,12 @@ from torch import Tensor
 def blend_seam(frames: Tensor, previous: Tensor, overlap: int, blend_frames: int) -> Tensor:
     """Fade out the difference between a chunk and the frames that it continues.
 
-    The last overlap frame is decoded twice, in both chunks, with slightly different results. The difference is
-    added to the new frames with linearly decreasing weight.
+    The last overlap frame is decoded twice, in both chunks, with slightly different results. The difference
+    is added to the new frames with linearly decreasing weight.
 
     Args:
-        frames: [..., 3, F, H, W] in [−1, 1], the chunk; its first `overlap` frames belong to the previous one.
-        previous: [..., 3, ≥ 1, H, W], frames of the previous chunk; the last one precedes the first new frame.
+        frames: [..., 3, F, H, W] in [−1, 1], the chunk, overlap frames first.
+        previous: [..., 3, ≥ 1, H, W], the previous chunk, up to the frame before the first new one.
         overlap: frames shared by the two chunks.
         blend_frames: new frames over which the difference fades out.
     """

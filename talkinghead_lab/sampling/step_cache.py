@@ -1,4 +1,4 @@
-"""Skips forward passes whose output would hardly differ from the previous step (TeaCache, arXiv 2411.19108)."""
+"""Skips forward passes whose output would hardly differ from the last step's (TeaCache, arXiv 2411.19108)."""
 
 from collections.abc import Callable, Sequence
 

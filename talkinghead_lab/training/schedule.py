@@ -122,7 +122,7 @@ class NetworkTraining:
         # from the buffer on the host: the argument is a copy on the device.
         count = int(self.average.n_averaged)
         decay = min(self.decay, count / (count + 9))
-        get_ema_multi_avg_fn(decay)(averaged, current, count)  # type: ignore[no-untyped-call]  # not annotated
+        get_ema_multi_avg_fn(decay)(averaged, current, count)
 
     def captured(self, compute: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
         """A function that performs one optimiser step; on a GPU it replays a CUDA graph.
@@ -142,7 +142,7 @@ class NetworkTraining:
 
         if not self.parameters[0].is_cuda:
             return step
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # not annotated
+        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):

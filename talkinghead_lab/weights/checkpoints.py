@@ -64,8 +64,8 @@ def locate(checkpoint: str, speakers: int, folders: Mapping[str, str | None]) ->
     Args:
         checkpoint: `embedded` or `released`.
         speakers: 1 or 2; each has an adapter of its own.
-        folders: of the released checkpoint, by the keys of `RELEASED_REPOSITORIES`; None: read the environment
-            variable of that name in capitals.
+        folders: of the released checkpoint, by the keys of `RELEASED_REPOSITORIES`; None: read the
+            environment variable of that name in capitals.
 
     Raises:
         CheckpointError: a folder is not named anywhere, or does not exist.

@@ -1,6 +1,5 @@
 """A form with every field of the request, in groups, that shows and returns `GenerationParams`."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +68,9 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def mark(self) -> str:
         """Mark changed fields and the invalid one; return the error message, empty if all is valid."""
         try:
-            params, message, invalid = self.params, "", ""
+            params, message, invalid = self.params, "", None
         except InvalidRequest as error:
-            params, message = None, str(error)
-            invalid = next(iter(re.findall(r"`?(\w+)", error.problem)), "")
+            params, message, invalid = None, str(error), error.field
         for name, control in self.controls.items():
             control.mark("wrong", name == invalid)
             if params is not None:

@@ -22,4 +22,5 @@ def test_identity_is_one_for_the_portrait_itself():
 
 def test_without_an_encoder_there_is_a_reason():
     measure = identity(Image.new("RGB", (32, 32)), [], None)
-    assert measure.value is None and measure.why_not == "no image encoder was given"
+    assert measure.value is None
+    assert measure.why_not == "no image encoder was given"

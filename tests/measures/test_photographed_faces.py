@@ -46,7 +46,8 @@ def test_the_opening_follows_the_mouth_and_the_box_the_head(tmp_path):
     seen = shown_to(photographed_faces.FaceTracker(50), path).faces()
     assert np.corrcoef(seen.opening, wanted)[0, 1] > 0.9
     left, top, right, bottom = seen.boxes.mean(0)
-    assert 0 < left < 80 < right < 160 and 0 < top < 80 < bottom < 160
+    assert 0 < left < 80 < right < 160
+    assert 0 < top < 80 < bottom < 160
 
 
 @needs_model

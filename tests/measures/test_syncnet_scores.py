@@ -47,7 +47,8 @@ def test_sound_that_comes_late_is_found(weights_file, shift):
     scores = syncnet_scores.best_shift(heard.roll(-shift, 0), heard)
     assert scores.shift == shift
     unlike = syncnet_scores.best_shift(heard.flip(0), heard)
-    assert unlike.distance > 2 * scores.distance and unlike.confidence < scores.confidence / 2
+    assert unlike.distance > 2 * scores.distance
+    assert unlike.confidence < scores.confidence / 2
 
 
 def test_the_search_gives_the_figures_of_the_definition():
@@ -89,7 +90,8 @@ def test_a_crop_is_the_square_about_the_face(tmp_path):
     frames[:, 16:44, 16:44] = (200, 100, 40)
     boxes = np.tile([20.0, 16, 40, 36], (3, 1))
     crops = syncnet_scores.face_crops(write(tmp_path / "face.mp4", frames), Faces(np.zeros(3), boxes))
-    assert crops.shape == (3, 3, 224, 224) and crops.dtype == torch.uint8
+    assert crops.shape == (3, 3, 224, 224)
+    assert crops.dtype == torch.uint8
     middle = crops[1, :, 20:-20, 20:-20].float()
     assert middle.mean((1, 2)).tolist() == pytest.approx([40, 100, 200], abs=6)  # blue, green, red
     assert middle.std((1, 2)).max() < 6
@@ -108,7 +110,8 @@ def test_a_video_is_scored(weights_file, tmp_path, monkeypatch):
     assert syncnet_scores.sound_cepstrum(soundtrack).shape[0] == 13
     boxes = np.tile([20.0, 20, 44, 44], (20, 1))
     scores = syncnet_scores.sync_scores(path, Faces(np.zeros(20), boxes), soundtrack)
-    assert scores.distance > 0 and scores.confidence >= 0
+    assert scores.distance > 0
+    assert scores.confidence >= 0
     with pytest.raises(MediaError, match="shorter than a window"):
         syncnet_scores.sync_scores(path, Faces(np.zeros(5), boxes[:5]), soundtrack)
 

@@ -73,4 +73,5 @@ def test_conditions_from_the_cache_are_those_that_are_computed(request_for, tmp_
         made.append((generator.conditions.prompt, *generator.conditions.audio, latent))
     assert (cache.hits, cache.misses) == (4, 4)
     for computed, first, known in zip(*made, strict=True):
-        assert torch.equal(computed, first) and torch.equal(computed, known)
+        assert torch.equal(computed, first)
+        assert torch.equal(computed, known)

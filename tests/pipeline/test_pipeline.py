@@ -96,8 +96,10 @@ def test_memory_that_runs_out_is_reported_and_the_next_try_succeeds(request_for,
         generator.generate(chunk)
     gc.collect()
     assert failure.held[0]() is None, "the error keeps no tensor of the failed work"
-    assert generator.texts == {} and generator.picture is None
-    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    assert generator.texts == {}
+    assert generator.picture is None
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
     assert torch.equal(generator.generate(chunk).new_frames, plain[:, : chunk.new])
 
 

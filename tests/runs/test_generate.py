@@ -54,7 +54,8 @@ def test_result(run, request_for):
     facts = video.probe(result.video_path)
     assert (facts.width, facts.height, facts.frame_count) == (32, 32, 25)
     assert facts.duration_seconds == facts.audio_seconds == result.duration_seconds == 1.0
-    assert result.resolution == "32x32" and result.frame_count == 25
+    assert result.resolution == "32x32"
+    assert result.frame_count == 25
     assert result.video_path.name.startswith("infinitetalk_32x32_a-calm-presenter_")
     expected = {
         "seed": "42", "diffusion_steps": "1", "text_guide_scale": "5.0", "audio_guide_scale": "4.0",
@@ -105,7 +106,8 @@ def test_the_record_names_what_the_video_was_made_from(run, request_for):
         record["environment"]
     )
     for stage in record["stages"].values():
-        assert stage["seconds"] > 0 and 0.05 < stage["peak_host_gib"] < 100
+        assert stage["seconds"] > 0
+        assert 0.05 < stage["peak_host_gib"] < 100
     for measure in record["measures"]:
         assert (measure["value"] is None) == (measure["why_not"] is not None), measure
 
@@ -349,6 +351,7 @@ def test_exit_status_tells_bad_input_from_failure(request_for, tmp_path):
     request.write_text(request_for().to_yaml())
     done = shell("generate", str(request), "-p", "seeed", "7")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Did you mean `seed`?" in done.stderr and "Traceback" not in done.stderr
+    assert "Did you mean `seed`?" in done.stderr
+    assert "Traceback" not in done.stderr
     (tmp_path / "notes.txt").write_text("mine")
     assert shell("generate", str(request), "--run", str(tmp_path)).returncode == 1

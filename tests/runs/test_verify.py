@@ -35,7 +35,9 @@ def change_record(run_dir, change) -> None:
 def test_a_run_done_again_is_identical(finished, capsys):
     assert main(["verify", str(finished.run_dir), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["identical"] is True and told["first_chunk"] is None and told["changed"] == {}
+    assert told["identical"] is True
+    assert told["first_chunk"] is None
+    assert told["changed"] == {}
 
 
 def test_where_a_difference_begins_and_what_could_explain_it(finished, pipeline, request_for, tmp_path):
@@ -51,26 +53,31 @@ def test_where_a_difference_begins_and_what_could_explain_it(finished, pipeline,
         ),
     )
     found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
-    assert not found.identical and found.video_intact
+    assert not found.identical
+    assert found.video_intact
     assert (found.first_chunk, found.first_frame) == (0, 1)  # frame 0 is the portrait whatever the seed
     errors = np.square(ours.astype(float) - theirs).mean((1, 2, 3))
     assert errors[0] == 0
     assert found.psnr == pytest.approx(10 * np.log10(255**2 / errors[1]))
     assert found.worst_psnr == pytest.approx(10 * np.log10(255**2 / errors.max()))
-    assert list(found.changed) == ["environment.torch"] and found.changed["environment.torch"][0] == "1.0"
+    assert list(found.changed) == ["environment.torch"]
+    assert found.changed["environment.torch"][0] == "1.0"
 
 
 def test_a_later_chunk_is_named(finished, pipeline):
     change_record(finished.run_dir, lambda record: record["chunks"][1].update(latent_sha256="0" * 64))
     found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
-    assert not found.identical and (found.first_chunk, found.first_frame) == (1, None)
+    assert not found.identical
+    assert (found.first_chunk, found.first_frame) == (1, None)
 
 
 def test_a_video_that_was_changed_since_is_told(finished, pipeline):
     with finished.video_path.open("ab") as file:
         file.write(b"\0")
     found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
-    assert not found.identical and not found.video_intact and found.first_chunk is None
+    assert not found.identical
+    assert not found.video_intact
+    assert found.first_chunk is None
 
 
 def test_without_a_finished_run_there_is_nothing_to_verify(tmp_path):

@@ -37,7 +37,8 @@ def test_a_trimmed_plan_differs_in_the_last_chunk_alone(plan):
     assert trimmed[:-1] == chunks[:-1]
     last, whole = trimmed[-1], chunks[-1]
     assert (last.start, last.repeated, last.new) == (whole.start, whole.repeated, whole.new)
-    assert is_whole_chunk(last.frames) and 5 <= last.frames <= whole.frames
+    assert is_whole_chunk(last.frames)
+    assert 5 <= last.frames <= whole.frames
     assert 0 <= last.frames - last.repeated - last.new < 4 or last.frames == 5
 
 
@@ -94,7 +95,8 @@ def test_latent_grid(frames, rows, columns):
     grid = LatentGrid(frames, 16 * rows, 16 * columns)
     _, time, height, width = grid.latent_shape(16)
     assert is_whole_chunk(frames)
-    assert (time - 1) * 4 + 1 == frames and latent_frames(frames) == time
+    assert (time - 1) * 4 + 1 == frames
+    assert latent_frames(frames) == time
     assert (height, width) == (2 * rows, 2 * columns)
     assert grid.tokens == time * rows * columns == time * grid.tokens_per_frame
 

@@ -74,7 +74,9 @@ def test_projected_updates_are_bounded_and_orthogonal():
 
 def test_timesteps_start_at_1000_and_end_at_0():
     t = timesteps(8, 2.0)
-    assert len(t) == 9 and t[0] == 1000 and t[-1] == 0
+    assert len(t) == 9
+    assert t[0] == 1000
+    assert t[-1] == 0
     assert (t[:-1] > t[1:]).all()
     assert (timesteps(8, 7.0)[1:-1] > t[1:-1]).all(), "a larger shift stays longer at high noise"
 
@@ -98,7 +100,9 @@ def test_a_larger_threshold_never_computes_more():
         steps_to_skip(embeddings(30), StepCacheConfig(t, COEFFICIENTS["infinitetalk-720"])).count(False)
         for t in (1e-6, 0.05, 0.5, 50)
     ]
-    assert computed == sorted(computed, reverse=True) and computed[0] == 30 and computed[-1] < 30
+    assert computed == sorted(computed, reverse=True)
+    assert computed[0] == 30
+    assert computed[-1] < 30
 
 
 def test_a_skipped_forward_adds_the_last_residual():
