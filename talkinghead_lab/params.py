@@ -16,7 +16,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
@@ -46,6 +45,14 @@ def _absolute(path: object) -> object:
 
 MediaPath = Annotated[str, BeforeValidator(_absolute)]
 Box = tuple[int, int, int, int]
+
+
+class _Contradiction(ValueError):
+    """Two fields contradict each other; `field` is the one to change."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class Lora(BaseModel):
@@ -216,12 +223,13 @@ class GenerationParams(BaseModel):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.motion_frame >= self.chunk_frames:
-            message = "motion_frame {motion_frame} must be smaller than chunk_frames {chunk_frames}"
-            sizes = {"motion_frame": self.motion_frame, "chunk_frames": self.chunk_frames}
-            raise PydanticCustomError("contradiction", message, {"field": "motion_frame", **sizes})
+            message = (
+                f"motion_frame {self.motion_frame} must be smaller than chunk_frames {self.chunk_frames}"
+            )
+            raise _Contradiction(message, "motion_frame")
         if self.speaker_boxes and not self.second_audio_path:
             message = "speaker_boxes requires a second recording: set second_audio_path"
-            raise PydanticCustomError("contradiction", message, {"field": "second_audio_path"})
+            raise _Contradiction(message, "second_audio_path")
         return self
 
     @property
@@ -329,7 +337,8 @@ def _first_error(error: ValidationError) -> InvalidRequest:
     if finding["type"] == "missing":
         return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=name)
     if not finding["loc"]:  # fields that contradict each other
-        return InvalidRequest(finding["msg"], field=finding["ctx"]["field"])
+        error_of_fields: _Contradiction = finding["ctx"]["error"]
+        return InvalidRequest(str(error_of_fields), field=error_of_fields.field)
     field = GenerationParams.model_fields.get(str(finding["loc"][0]))
     received = repr(finding["input"])
     return InvalidRequest(

@@ -265,7 +265,7 @@ YAML = list(fences("yaml"))
 @pytest.mark.parametrize(("page", "text"), YAML, ids=[page for page, _ in YAML])
 def test_yaml_is_a_valid_request_or_sweep(page, text):
     fields = yaml.safe_load(text)
-    assert Sweep.from_parts(fields).cells() if "axes" in fields else GenerationParams(**fields)
+    assert Sweep.from_sections(fields).cells() if "axes" in fields else GenerationParams(**fields)
 
 
 def test_json_is_valid():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.params import RELEASED_SHIFT, GenerationParams, read_yaml
+from talkinghead_lab.pipeline.request import sampling_config
 
 PARAMETER_FILES = sorted((Path(__file__).parent.parent / "params").glob("[!s]*.yaml"))
 MEDIA = {"audio_path": "sample:recording", "image_path": "sample:portrait"}
@@ -38,8 +39,8 @@ def test_presets_have_the_values_their_names_promise():
     assert preset["infinitetalk-720"].shift == 11
     fast = preset["infinitetalk-fast"]
     assert (fast.diffusion_steps, fast.text_guide_scale, fast.audio_guide_scale, fast.shift) == (8, 1, 2, 2)
-    assert not fast.text_is_guided
-    assert fast.audio_is_guided
+    assert not sampling_config(fast).text_is_guided
+    assert sampling_config(fast).audio_is_guided
     assert len(fast.loras) == 1
     assert preset["two-speakers"].speakers == 2
     assert preset["dubbing"].speakers == 1

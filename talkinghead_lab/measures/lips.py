@@ -39,8 +39,8 @@ def mouth_follows_sound(openings: Openings, soundtrack: audio.Wave) -> Measure:
     """Pearson's correlation of the mouth's opening with the loudness (unit 1, higher is better).
 
     Works for any recording. Takes the best of the lags of up to 3 frames. After Chandrasekaran et al. 2009,
-    who find the two correlated in filmed speech. Loudness says nothing about the shape of a mouth, so this detects lips
-    that do not follow the sound; it does not rank good ones.
+    who find the two correlated in filmed speech. Loudness says nothing about the shape of a mouth, so this
+    detects lips that do not follow the sound; it does not rank good ones.
     """
     value = correlation_with_loudness(openings, soundtrack.mean(axis=0), audio.SOUNDTRACK_RATE)
     reason = "the mouth does not move, or the loudness does not change" if value is None else None

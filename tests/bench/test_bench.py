@@ -24,6 +24,7 @@ from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES
 from talkinghead_lab.bench.table import markdown, read_rows
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.profiling import profile
 from talkinghead_lab.sampling.chunks import plan_chunks
 from talkinghead_lab.weights import checkpoints
@@ -117,7 +118,7 @@ def test_jobs_add_up():
 def test_a_random_checkpoint_is_written_in_shards_and_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 50_000)
     fields = checkpoint.random_checkpoint(tmp_path / "weights", TINY)
-    files = checkpoints.locate(GenerationParams(audio_path="none", image_path="none", **fields))
+    files = checkpoint_files(GenerationParams(audio_path="none", image_path="none", **fields))
     assert len(list(files.wan.glob("diffusion_pytorch_model-*.safetensors"))) > 2
     dit = checkpoints.load_dit(files, None, "cpu")
     assert dit.config == TINY.dit

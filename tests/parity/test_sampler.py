@@ -2,6 +2,7 @@
 
 import pytest
 
+from talkinghead_lab.sampling.config import ProjectionConfig
 from talkinghead_lab.sampling.euler import timesteps
 from talkinghead_lab.sampling.guidance import AdaptiveProjection
 from tests.parity import golden
@@ -17,7 +18,8 @@ def test_timesteps(case: str):
 
 def test_adaptive_projected_guidance():
     settings = CASE["apg"]
-    projection = AdaptiveProjection(settings["momentum"], settings["norm_threshold"], settings["eta"])
+    config = ProjectionConfig(settings["momentum"], settings["norm_threshold"])
+    projection = AdaptiveProjection(config, settings["eta"])
     for i in range(sum(name.startswith("apg.") for name in OUTPUTS)):
         difference = golden.seeded(f"diff{i}", settings["shape"], settings["diff_scale"])
         update = projection(difference, golden.seeded(f"pred{i}", settings["shape"]))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import CONDITIONAL, DROP_TEXT, UNCONDITIONAL, Guidance
 from talkinghead_lab.training import scores, train_lora
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
@@ -200,7 +201,7 @@ def test_the_distillation_target_equals_the_guidance_of_sampling():
     examples = SimpleNamespace(batch=batch, videos=numbered_videos())
     examples.velocity = lambda noisy, one: noisy * one.ids.float().mean() + one.windows.mean()
     audio = batch.windows.mean()
-    expected = Guidance(train_lora.TEXT_SCALE, train_lora.AUDIO_SCALE, True, True).combine(
+    expected = Guidance(SamplingConfig(1, 1.0, train_lora.TEXT_SCALE, train_lora.AUDIO_SCALE)).combine(
         {CONDITIONAL: noisy + audio, DROP_TEXT: audio, UNCONDITIONAL: torch.zeros(())}
     )
     torch.testing.assert_close(train_lora.guided(examples, noisy), expected)
