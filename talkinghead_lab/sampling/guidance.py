@@ -26,11 +26,10 @@ UNCONDITIONAL = Branch(prompt=False, audio=False)
 class AdaptiveProjection:
     """Adaptive projected guidance (arXiv 2410.02416).
 
-    Updates are averaged and bounded in length, and keep only `eta` of their component along the prediction.
+    Updates are averaged, bounded in length, and made orthogonal to the prediction.
     """
 
     config: ProjectionConfig
-    eta: float = 0.0
     average: Tensor | float = 0.0
 
     def __call__(self, update: Tensor, prediction: Tensor) -> Tensor:
@@ -41,8 +40,7 @@ class AdaptiveProjection:
             update = update * (self.config.norm_threshold / update.norm()).clamp(max=1.0)
         direction = prediction.double() / prediction.double().norm().clamp(min=1e-12)
         along = (update.double() * direction).sum() * direction
-        projected: Tensor = update.double() - (1 - self.eta) * along
-        return projected.to(update.dtype)
+        return (update.double() - along).to(update.dtype)
 
 
 class Guidance:

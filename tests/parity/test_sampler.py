@@ -18,8 +18,9 @@ def test_timesteps(case: str):
 
 def test_adaptive_projected_guidance():
     settings = CASE["apg"]
+    assert settings["eta"] == 0, "the only value in use"
     config = ProjectionConfig(settings["momentum"], settings["norm_threshold"])
-    projection = AdaptiveProjection(config, settings["eta"])
+    projection = AdaptiveProjection(config)
     for i in range(sum(name.startswith("apg.") for name in OUTPUTS)):
         difference = golden.seeded(f"diff{i}", settings["shape"], settings["diff_scale"])
         update = projection(difference, golden.seeded(f"pred{i}", settings["shape"]))
