@@ -60,8 +60,10 @@ def declared() -> list[Requirement]:
 
 
 def to_lock() -> list[Requirement]:
-    """Requirements that `make setup` installs: not the face detector (300 MB that few need), not the kernel for
-    Hopper GPUs, not the library that benchmarks compare with."""
+    """Requirements that `make setup` installs.
+
+    Not the face detector (300 MB that few need), the kernel for Hopper GPUs and the peer of the benchmark.
+    """
     extras = ("bench", "faces", "hopper")
     left_out = {Requirement(text).name for name in extras for text in EXTRAS[name]}
     return [requirement for requirement in declared() if requirement.name not in left_out]

@@ -27,9 +27,13 @@ def test_a_finished_file_appears_under_its_name_with_usual_rights(tmp_path):
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, RuntimeError, FileNotFoundError])
 def test_any_exception_leaves_nothing_and_keeps_its_kind(tmp_path, exception):
-    with pytest.raises(exception), atomic_path(tmp_path / "video.mp4") as temporary:
-        temporary.write_bytes(b"half")
-        raise exception
+    def fail_while_writing() -> None:
+        with atomic_path(tmp_path / "video.mp4") as temporary:
+            temporary.write_bytes(b"half")
+            raise exception
+
+    with pytest.raises(exception):
+        fail_while_writing()
     assert names_in(tmp_path) == []
 
 
@@ -45,9 +49,14 @@ def test_an_existing_file_is_never_overwritten_unless_told(tmp_path):
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
     final = tmp_path / "run.json"
-    with pytest.raises(OutputError, match="exists already"), atomic_path(final) as temporary:
-        temporary.write_text("mine")
-        final.write_text("theirs")
+
+    def write_meanwhile() -> None:
+        with atomic_path(final) as temporary:
+            temporary.write_text("mine")
+            final.write_text("theirs")
+
+    with pytest.raises(OutputError, match="exists already"):
+        write_meanwhile()
     assert final.read_text() == "theirs"
     assert names_in(tmp_path) == ["run.json"]
 

@@ -87,7 +87,7 @@ def test_stopping_a_waiting_and_a_running_job(desk):
 
 
 @pytest.mark.parametrize(
-    "error, status",
+    ("error", "status"),
     [
         (ValueError("/secret/path"), 500), (SystemExit(3), 500), (MemoryError(), 503),
         (RuntimeError("CUDA out of memory."), 503), (OSError(28, "No space left"), 507),
@@ -104,13 +104,9 @@ def test_the_queue_outlives_what_a_job_raises(desk, error, status):
 
 
 def test_an_error_s_cause_decides():
-    try:
-        try:
-            raise MemoryError
-        except MemoryError as cause:
-            raise OutputError("the video cannot be written") from cause
-    except OutputError as error:
-        assert problem_of(error).status == 503
+    with pytest.raises(OutputError) as caught:
+        raise OutputError("the video cannot be written") from MemoryError()
+    assert problem_of(caught.value).status == 503
 
 
 def test_idleness_is_told():

@@ -27,7 +27,7 @@ def description(narrow_server):
     return schemathesis.openapi.from_url(f"{narrow_server.url}/openapi.json", headers=TOKEN)
 
 
-@pytest.mark.parametrize("mode, method, path", CASES, ids=str)
+@pytest.mark.parametrize(("mode", "method", "path"), CASES, ids=str)
 def test_answers_are_as_described(description, narrow_server, mode, method, path):
     operation = description[path][method]
 

@@ -37,7 +37,7 @@ def test_an_empty_environment_serves_the_small_model(environment):
 
 
 @pytest.mark.parametrize(
-    "resolution, size", [("infinitetalk-480", (1024, 576)), ("infinitetalk-720", (1280, 720))]
+    ("resolution", "size"), [("infinitetalk-480", (1024, 576)), ("infinitetalk-720", (1280, 720))]
 )
 def test_released_weights_get_the_promised_sizes(environment, resolution, size):
     params = environment(**FOLDERS).params(**CALL, resolution=resolution)
@@ -57,7 +57,7 @@ def test_a_call_s_own_fields_win_over_the_environment(environment):
 
 
 @pytest.mark.parametrize(
-    "variables, told",
+    ("variables", "told"),
     [
         ({"QUEUE_LENGTH": "many"}, "QUEUE_LENGTH"),
         ({"PORT": "99999"}, "PORT"),

@@ -8,7 +8,9 @@ from tests.offload.test_streamed_blocks import DEVICES
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("stored, dtype", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
+)
 def test_parts_are_sent_one_after_the_other_through_two_buffers(device, stored, dtype):
     upload = Upload(torch.device(device), stage_bytes=1024)
     source = torch.randn(2000).to(stored)

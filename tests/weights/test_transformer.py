@@ -40,10 +40,15 @@ def test_settings_are_as_they_were_once_weights_are_read():
     def settings() -> tuple[bool, float, int]:
         return gc.isenabled(), sys.getswitchinterval(), torch.get_num_threads()
 
+    def fail_while_importing() -> None:
+        with importing():
+            assert not gc.isenabled()
+            assert sys.getswitchinterval() < usual[1]
+            raise KeyError
+
     usual = settings()
-    with pytest.raises(KeyError), importing():
-        assert not gc.isenabled() and sys.getswitchinterval() < usual[1]
-        raise KeyError
+    with pytest.raises(KeyError):
+        fail_while_importing()
     assert settings() == usual
 
 
