@@ -1,10 +1,12 @@
 """pyproject.toml, the lock, environment.yml, the Makefile and the package's own imports say the same."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from importlib.metadata import packages_distributions, requires
@@ -153,22 +155,71 @@ def top_level_imports(folder: Path) -> set[str]:
     return names
 
 
-def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(
-        ROOT / "talkinghead_lab", tmp_path / "talkinghead_lab", ignore=shutil.ignore_patterns("__pycache__")
+        ROOT / "talkinghead_lab", folder / "talkinghead_lab", ignore=shutil.ignore_patterns("__pycache__")
     )
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run(command, cwd=folder, check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("talkinghead_lab/")}
     ours = {
-        str(path.relative_to(tmp_path))
-        for path in (tmp_path / "talkinghead_lab").rglob("*")
+        str(path.relative_to(wheel.parent))
+        for path in (wheel.parent / "talkinghead_lab").rglob("*")
         if path.is_file()
     }
     assert packed == ours
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_makes_a_video_outside_the_project(wheel, tmp_path):
+    """Dependencies come from the environment of the tests, the package only from the wheel."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env" / "lib").glob("python3.*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*command, wheel], check=True)
+    request = {
+        "checkpoint": "embedded", "image_path": "sample:portrait", "audio_path": "sample:recording",
+        "prompt": "a calm presenter", "frame_size": "32x32", "chunk_frames": 5, "motion_frame": 1,
+        "max_frames": 5, "diffusion_steps": 1,
+    }  # fmt: skip
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "request.yaml").write_text(yaml.safe_dump(request))
+
+    def run(*arguments: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [python, *arguments], cwd=tmp_path / "work", env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    imported = run("-c", "import talkinghead_lab; print(talkinghead_lab.__file__)")
+    assert Path(imported).is_relative_to(site)
+    video = tmp_path / "work" / run("-m", "talkinghead_lab", "generate", "request.yaml")
+    assert video.stat().st_size > 1000
+    assert video.is_relative_to(tmp_path / "work")
 
 
 def test_make_lists_its_targets_by_default():
