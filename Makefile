@@ -7,7 +7,7 @@ WORKERS ?= 2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo verify bench test lint lab notebooks published serve smoke lock clean
+.PHONY: help setup demo verify bench test lint hooks lab notebooks published serve smoke wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,14 +36,17 @@ bench: setup ## measure this machine's ceilings and how near to them the network
 	@mkdir -p outputs
 	$(BIN)/python -m talkinghead_lab.bench --out outputs/bench.json $(BENCH)
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+test: setup ## run the tests on all cores and print the coverage of the package
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov
 
 lint: setup ## check style, format, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hooks: setup ## check every commit before it is made: style, imports, notebooks
+	$(BIN)/pre-commit install
 
 lab: setup ## open JupyterLab in notebooks/
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_generate.ipynb
@@ -75,6 +78,10 @@ serve: setup ## serve over HTTP on port 8200; SHARED_DIR, OUTPUT_DIR, CKPT_DIR a
 
 smoke: setup ## try a running service: make smoke AUDIO=recording.wav IMAGE=portrait.png PROMPT='…'
 	@$(BIN)/python -m talkinghead_lab.service.smoke --audio "$$AUDIO" --image "$$IMAGE" --prompt "$$PROMPT"
+
+wheel: setup ## build the wheel and the source distribution into dist/
+	@rm -rf build dist
+	$(BIN)/python -m build --no-isolation
 
 # uv resolves for every Python at once. PyTorch has a file of its own, without hashes: its version is fixed, its build
 # (CPU or CUDA) is the machine's. What CUDA needs stays out: pip adds it where that build asks for it. Extras `bench`,
