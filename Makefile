@@ -100,5 +100,5 @@ lock: ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` al
 	  grep -o '^torch==[^ ]*' $(LOCKED); } > requirements-torch.txt
 
 clean: ## remove .venv and what builds and tools leave; outputs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

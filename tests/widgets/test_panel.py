@@ -89,7 +89,7 @@ def test_many_clicks_begin_one_video(panel_for):
 
 
 def test_chunks_are_shown_with_their_sound_as_they_are_finished_and_stop_leaves_them(panel_for, tmp_path):
-    panel = panel_for(diffusion_steps=20)
+    panel = panel_for(diffusion_steps=10)
     panel.generate()
     wait_for(lambda: panel._parts_shown, panel)
     assert "under way" in panel.player.clips[0]["title"]
@@ -120,7 +120,7 @@ def test_a_video_that_is_stopped_at_once_leaves_nothing(panel_for, monkeypatch):
 
 
 def test_of_a_long_run_only_the_newest_chunks_are_shown(panel_for, monkeypatch, tmp_path):
-    panel = panel_for(diffusion_steps=20)
+    panel = panel_for(diffusion_steps=10)
     panel.generate()
     wait_for(lambda: panel._parts_shown >= 2, panel)
     panel.stop()
@@ -160,9 +160,9 @@ def test_what_nobody_foresaw_is_told_with_its_place(panel_for, monkeypatch):
 
 
 def test_a_panel_that_is_opened_again_meets_the_video_under_way(panel_for):
-    first = panel_for(diffusion_steps=20)
+    first = panel_for(diffusion_steps=10)
     first.generate()
-    second = panel_for(diffusion_steps=20)
+    second = panel_for(diffusion_steps=10)
     assert second.thread is first.thread
     assert second.generate_button.disabled and not second.stop_button.disabled
     second.generate()
