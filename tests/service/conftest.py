@@ -134,7 +134,10 @@ def launch(checkpoint, shared, tmp_path_factory) -> Iterator[Callable[..., Serve
     yield make
     for server in started:
         if server.process.poll() is None:
-            server.kill()
+            try:
+                server.stop()  # not killed: what it covered is written at its end
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 @pytest.fixture(scope="session")
