@@ -1,7 +1,8 @@
 """Tiny real networks in the released layout, and requests that use them."""
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -49,6 +50,16 @@ def cache_of_its_own(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALKINGHEAD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def process_coverage() -> Iterator[dict[str, str]]:
+    """The variable that has a process measure its coverage; for services only, as it doubles import times."""
+    name = "COVERAGE_PROCESS_CONFIG"
+    with pytest.MonkeyPatch.context() as patch:
+        found = {name: os.environ[name]} if name in os.environ else {}
+        patch.delenv(name, raising=False)
+        yield found
 
 
 @pytest.fixture(scope="session")

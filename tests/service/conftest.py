@@ -117,7 +117,7 @@ def shared(tmp_path_factory, recording) -> Path:
 
 
 @pytest.fixture(scope="session")
-def launch(checkpoint, shared, tmp_path_factory) -> Iterator[Callable[..., Server]]:
+def launch(checkpoint, shared, tmp_path_factory, process_coverage) -> Iterator[Callable[..., Server]]:
     """Start services: their own output folder, frames of 32x32 in chunks of 9, and what is given."""
     started: list[Server] = []
 
@@ -127,7 +127,7 @@ def launch(checkpoint, shared, tmp_path_factory) -> Iterator[Callable[..., Serve
         }
         small = {"FRAME_SIZE": "32x32", "CHUNK_FRAMES": "9", "MOTION_FRAME": "5", "SHARED_DIR": str(shared)}
         output = {"OUTPUT_DIR": str(tmp_path_factory.mktemp("output"))}
-        server = Server(folders | small | output | environment).start()
+        server = Server(folders | small | output | process_coverage | environment).start()
         started.append(server)
         return server
 

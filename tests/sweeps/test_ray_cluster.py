@@ -57,7 +57,6 @@ def test_a_sweep_on_two_workers_of_which_one_is_killed(request_for, tmp_path, mo
         {"base": base, "axes": {}, "seeds": [1, 2, 3], "recordings": [base["audio_path"], str(broken)]}
     )
     here = run_sweep(sweep, tmp_path / "here", show_progress=False)
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # measuring slows Ray's own processes down
     start(ray)
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker_at_work, args=(killed,))
