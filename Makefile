@@ -7,19 +7,21 @@ WORKERS ?= 2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo verify bench test lint lab notebooks published serve smoke lock clean
+.PHONY: help setup demo verify bench test lint hooks lab notebooks published serve smoke wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create the environment .venv from requirements.lock, if missing or outdated
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-torch.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] < (3, 14); \
 	  sys.exit(None if ok else "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d: make setup PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the versions of requirements.lock into $(VENV); the first time takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --requirement requirements.lock --editable .
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --requirement requirements-torch.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 	@echo "The environment is ready: $(VENV)"
 
@@ -34,14 +36,17 @@ bench: setup ## benchmark the networks against this machine's limits; one part: 
 	@mkdir -p outputs
 	$(BIN)/python -m talkinghead_lab.bench --out outputs/bench.json $(BENCH)
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+test: setup ## run the tests on all cores and print the coverage of the package
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov
 
 lint: setup ## check style, formatting, types and import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hooks: setup ## check every commit before it is made: style, imports, notebooks
+	$(BIN)/pre-commit install
 
 lab: setup ## open JupyterLab in notebooks/
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_generate.ipynb
@@ -74,16 +79,26 @@ serve: setup ## start the HTTP service on port 8200; set SHARED_DIR, OUTPUT_DIR,
 smoke: setup ## test a running service: make smoke AUDIO=recording.wav IMAGE=portrait.png PROMPT='…'
 	@$(BIN)/python -m talkinghead_lab.service.smoke --audio "$$AUDIO" --image "$$IMAGE" --prompt "$$PROMPT"
 
-# uv resolves for every Python at once. What CUDA needs stays out of the lock: pip adds it where the
-# machine's PyTorch asks for it, and a machine with the CPU build never sees it. Ray, extra `cluster`, has to be of
-# the version of the cluster it joins; the packages of extra `faces` are large, and few need them.
-lock: setup ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` also raises one pin
+wheel: setup ## build the wheel and the source distribution into dist/
+	@rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+# uv resolves for every Python at once. PyTorch has a file of its own, without hashes: its version is fixed, its build
+# (CPU or CUDA) is the machine's. What CUDA needs stays out: pip adds it where that build asks for it. Extras `bench`,
+# `faces` and `hopper` are left out: large, or for one kind of GPU.
+lock: LOCKED := build/locked.txt
+lock: ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` also raises one pin
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra service --extra test --extra training --universal --python-version 3.11 \
-	  --fork-strategy fewest --no-header --no-annotate $(if $(UPGRADE),--upgrade-package $(UPGRADE)) \
-	  --output-file requirements.lock
-	sed -i -E '/^(cuda|nvidia|triton)[-=]/d; 1i # Exact versions for Python 3.11 to 3.13, made by `make lock`.' requirements.lock
+	@mkdir -p build
+	cat requirements.lock requirements-torch.txt > $(LOCKED)
+	$(BIN)/uv pip compile --quiet pyproject.toml $(addprefix --extra ,cluster dev service test training) \
+	  --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-annotate \
+	  $(if $(UPGRADE),--upgrade-package $(UPGRADE)) --output-file $(LOCKED)
+	{ echo '# Exact versions for Python 3.11 to 3.13, made by `make lock`. PyTorch: requirements-torch.txt.'; \
+	  awk '/^[a-z]/ { kept = !/^(cuda|nvidia|torch|triton)[-=]/ } kept' $(LOCKED); } > requirements.lock
+	{ echo '# Made by `make lock`. Without a hash: which build pip finds is the choice of the machine.'; \
+	  grep -o '^torch==[^ ]*' $(LOCKED); } > requirements-torch.txt
 
 clean: ## remove .venv, build files and tool caches; outputs/ is kept
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,8 @@
 """Tiny real networks in the released layout, and requests that use them."""
 
-from collections.abc import Callable
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -9,10 +11,37 @@ import pytest
 import soundfile
 
 from talkinghead_lab.params import GenerationParams
+from tests.parity import golden
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(config, items):
+    """On several workers, files with many slow tests start first: no worker is left with them at the end."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_sessionfinish(session):
+    """A worker sends its parity errors to the process that prints the report."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["comparisons"] = golden.comparisons
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    golden.comparisons += map(tuple, getattr(node, "workeroutput", {}).get("comparisons", []))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the table of parity errors."""
+    if golden.comparisons:
+        terminalreporter.section(f"parity with the reference ({golden.FOLDER.name}, salt {golden.SALT!r})")
+        for case, error, bound in sorted(golden.comparisons):
+            terminalreporter.write_line(f"{case:40} {error:9.2e}  (bound {bound:.0e})")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +50,16 @@ def cache_of_its_own(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALKINGHEAD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def process_coverage() -> Iterator[dict[str, str]]:
+    """The variable that has a process measure its coverage; for services only, as it doubles import times."""
+    name = "COVERAGE_PROCESS_CONFIG"
+    with pytest.MonkeyPatch.context() as patch:
+        found = {name: os.environ[name]} if name in os.environ else {}
+        patch.delenv(name, raising=False)
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from talkinghead_lab.media import video
 
 def test_ctrl_c_keeps_finished_chunks_and_the_run_resumes(request_for, tmp_path):
     request, run = tmp_path / "params.yaml", tmp_path / "run"
-    request.write_text(request_for(diffusion_steps=20, max_frames=17).to_yaml())
+    request.write_text(request_for(diffusion_steps=10, max_frames=17).to_yaml())
     command = [sys.executable, "-m", "talkinghead_lab", "generate", str(request), "--run", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -1,10 +1,12 @@
 """pyproject.toml, the lock, environment.yml, the Makefile and the package's own imports say the same."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from importlib.metadata import packages_distributions, requires
@@ -20,14 +22,28 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LOCK = ROOT / "requirements.lock"
+TORCH = ROOT / "requirements-torch.txt"
 PYTHONS = ("3.11", "3.12", "3.13")
 ABSENT = {"fa3_fwd_interface": "fa3-fwd", "pynvml": "nvidia-ml-py"}
 CUDA_ONLY = re.compile(r"^(nvidia|cuda|triton)\b")
 
 
+def entries() -> list[tuple[str, list[str]]]:
+    """The pins of the lock, each `name==version` with an optional marker, and the hashes of each."""
+    text = "\n".join(line for line in LOCK.read_text().splitlines() if not line.startswith("#"))
+    pins = [re.split(r"\s*\\\n\s+", pin) for pin in re.split(r"\n(?=\S)", text)]
+    return [(pin, hashes) for pin, *hashes in pins]
+
+
+def torch() -> Requirement:
+    """The only line of requirements-torch.txt that is no comment."""
+    (line,) = [line for line in TORCH.read_text().splitlines() if not line.startswith("#")]
+    return Requirement(line)
+
+
 def locked() -> list[Requirement]:
-    """The pins of the lock, each `name==version`, with a marker where not every Python needs it."""
-    return [Requirement(line) for line in LOCK.read_text().splitlines() if not line.startswith("#")]
+    """Everything that `make setup` installs, PyTorch included."""
+    return [*(Requirement(pin) for pin, _ in entries()), torch()]
 
 
 def pins(python: str) -> dict[str, str]:
@@ -46,20 +62,28 @@ def declared() -> list[Requirement]:
 
 
 def to_lock() -> list[Requirement]:
-    """What the lock pins: all that `make setup` installs. Ray's version is that of the cluster it is to join;
-    seeing faces takes 300 MB that few need; one kernel is for one kind of GPU, a peer for comparison."""
-    extras = ("bench", "cluster", "faces", "hopper")
+    """Requirements that `make setup` installs.
+
+    Not the face detector (300 MB that few need), the kernel for Hopper GPUs and the peer of the benchmark.
+    """
+    extras = ("bench", "faces", "hopper")
     left_out = {Requirement(text).name for name in extras for text in EXTRAS[name]}
     return [requirement for requirement in declared() if requirement.name not in left_out]
 
 
-def test_the_lock_is_plain_exact_and_free_of_places():
-    for line in LOCK.read_text().splitlines():
-        if not line.startswith("#"):
-            assert re.match(r"[a-z0-9][a-z0-9-]*==[0-9][0-9a-z.]*( ; [^#]+)?$", line), line
-            assert not CUDA_ONLY.match(line), f"{line}: left to the machine's own PyTorch"
-    names = [canonicalize_name(pin.name) for pin in locked()]
-    assert names == sorted(set(names))
+def test_the_lock_has_exact_versions_with_hashes_and_no_hosts():
+    for pin, hashes in entries():
+        assert re.match(r"[a-z0-9][a-z0-9-]*==[0-9][0-9a-z.]*( ; [^#]+)?$", pin), pin
+        assert not CUDA_ONLY.match(pin), f"{pin}: left to the machine's own PyTorch"
+        assert hashes, pin
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", text) for text in hashes), pin
+    names = [canonicalize_name(Requirement(pin).name) for pin, _ in entries()]
+    assert names == sorted(set(names) - {"torch"})
+
+
+def test_pytorch_is_pinned_by_version_alone():
+    """A CPU build and a CUDA build of one version have different hashes."""
+    assert re.fullmatch(r"torch==\d+\.\d+\.\d+", str(torch()))
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -82,13 +106,15 @@ def test_the_lock_is_complete():
 
 
 def test_environment_yml_gives_the_same_pins():
-    """It reads the lock itself; only Python is its own to choose, and that inside the project's range."""
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    """It reads the lock itself and chooses only Python, within the project's range."""
+    text = (ROOT / "environment.yml").read_text()
+    environment = yaml.safe_load(text)
     python, pip, from_pip = environment["dependencies"]
     assert python.removeprefix("python=") in PYTHONS
     assert pip == "pip"
-    assert from_pip == {"pip": ["--requirement requirements.lock", "--editable ."]}
+    assert from_pip == {"pip": [f"--requirement {LOCK.name}"]}
     assert environment["name"] == PROJECT["name"]
+    assert 'make setup VENV="$CONDA_PREFIX"' in text, "installs PyTorch and the package, as everywhere"
 
 
 def test_the_range_of_pythons_is_the_one_that_is_locked():
@@ -129,22 +155,71 @@ def top_level_imports(folder: Path) -> set[str]:
     return names
 
 
-def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(
-        ROOT / "talkinghead_lab", tmp_path / "talkinghead_lab", ignore=shutil.ignore_patterns("__pycache__")
+        ROOT / "talkinghead_lab", folder / "talkinghead_lab", ignore=shutil.ignore_patterns("__pycache__")
     )
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run(command, cwd=folder, check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("talkinghead_lab/")}
     ours = {
-        str(path.relative_to(tmp_path))
-        for path in (tmp_path / "talkinghead_lab").rglob("*")
+        str(path.relative_to(wheel.parent))
+        for path in (wheel.parent / "talkinghead_lab").rglob("*")
         if path.is_file()
     }
     assert packed == ours
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_makes_a_video_outside_the_project(wheel, tmp_path):
+    """Dependencies come from the environment of the tests, the package only from the wheel."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env" / "lib").glob("python3.*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*command, wheel], check=True)
+    request = {
+        "checkpoint": "embedded", "image_path": "sample:portrait", "audio_path": "sample:recording",
+        "prompt": "a calm presenter", "frame_size": "32x32", "chunk_frames": 5, "motion_frame": 1,
+        "max_frames": 5, "diffusion_steps": 1,
+    }  # fmt: skip
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "request.yaml").write_text(yaml.safe_dump(request))
+
+    def run(*arguments: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [python, *arguments], cwd=tmp_path / "work", env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    imported = run("-c", "import talkinghead_lab; print(talkinghead_lab.__file__)")
+    assert Path(imported).is_relative_to(site)
+    video = tmp_path / "work" / run("-m", "talkinghead_lab", "generate", "request.yaml")
+    assert video.stat().st_size > 1000
+    assert video.is_relative_to(tmp_path / "work")
 
 
 def test_make_lists_its_targets_by_default():

@@ -40,7 +40,8 @@ class AdaptiveProjection:
             update = update * (self.config.norm_threshold / update.norm()).clamp(max=1.0)
         direction = prediction.double() / prediction.double().norm().clamp(min=1e-12)
         along = (update.double() * direction).sum() * direction
-        return (update.double() - along).to(update.dtype)
+        projected: Tensor = update.double() - along
+        return projected.to(update.dtype)
 
 
 class Guidance:

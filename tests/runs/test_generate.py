@@ -165,11 +165,19 @@ def test_chunks_of_other_weights_are_made_again(run, request_for, recording, tmp
     assert [p.chunk for p in seen] == [1, 2]
 
 
+def forking() -> multiprocessing.context.ForkServerContext:
+    """Processes that begin with all imports done, so that little but the run itself takes time."""
+    processes = multiprocessing.get_context("forkserver")
+    libraries = ["umt5.modeling_umt5", "wav2vec2.modeling_wav2vec2"]
+    processes.set_forkserver_preload(
+        ["talkinghead_lab.runs.generate", *(f"transformers.models.{name}" for name in libraries)]
+    )
+    return processes
+
+
 def killed_after(seconds: float, params: GenerationParams, run_dir: Path) -> float:
     """Run in a process of its own, killed like a power cut; gives how long it ran."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["talkinghead_lab.runs.generate"])
-    process = processes.Process(target=generate, args=(params, run_dir), kwargs={"show_progress": False})
+    process = forking().Process(target=generate, args=(params, run_dir), kwargs={"show_progress": False})
     started = time.monotonic()
     process.start()
     process.join(seconds)
@@ -274,8 +282,7 @@ def test_another_request_does_not_get_the_folder(run, request_for):
 
 def test_a_run_that_another_process_makes_is_left_to_it(run, request_for, tmp_path):
     params = request_for()
-    processes = multiprocessing.get_context("forkserver")
-    other = processes.Process(target=generate_slowly, args=(params, tmp_path / "run"))
+    other = forking().Process(target=generate_slowly, args=(params, tmp_path / "run"))
     other.start()
     while not (tmp_path / "run" / "request.yaml").is_file():
         time.sleep(0.01)

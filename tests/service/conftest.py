@@ -117,7 +117,7 @@ def shared(tmp_path_factory, recording) -> Path:
 
 
 @pytest.fixture(scope="session")
-def launch(checkpoint, shared, tmp_path_factory) -> Iterator[Callable[..., Server]]:
+def launch(checkpoint, shared, tmp_path_factory, process_coverage) -> Iterator[Callable[..., Server]]:
     """Start services, each with its own output folder, 32x32 frames, chunks of 9 and the given variables."""
     started: list[Server] = []
 
@@ -127,14 +127,17 @@ def launch(checkpoint, shared, tmp_path_factory) -> Iterator[Callable[..., Serve
         }
         small = {"FRAME_SIZE": "32x32", "CHUNK_FRAMES": "9", "MOTION_FRAME": "5", "SHARED_DIR": str(shared)}
         output = {"OUTPUT_DIR": str(tmp_path_factory.mktemp("output"))}
-        server = Server(folders | small | output | environment).start()
+        server = Server(folders | small | output | process_coverage | environment).start()
         started.append(server)
         return server
 
     yield make
     for server in started:
         if server.process.poll() is None:
-            server.kill()
+            try:
+                server.stop()  # not killed: what it covered is written at its end
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def test_dockerfile():
     arguments = re.search(r"^ARG CUDA_IMAGE=(\S+)\nFROM \$\{CUDA_IMAGE\}", DOCKERFILE, re.M)
     assert re.fullmatch(r"nvidia/cuda:12\.8\.\d+-runtime-\w+\.04@sha256:[0-9a-f]{64}", arguments[1])
     assert (
-        DOCKERFILE.count("--mount=type=cache,target=/root/.cache/pip") == DOCKERFILE.count("pip install") == 2
+        DOCKERFILE.count("--mount=type=cache,target=/root/.cache/pip") == DOCKERFILE.count("pip install") == 3
     )
     assert re.search(r"^USER (?!0|root)", DOCKERFILE, re.M)
     health = re.search(rf"http://127\.0\.0\.1:{PORT}(/[\w/-]+)", DOCKERFILE)

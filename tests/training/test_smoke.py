@@ -1,6 +1,7 @@
 """The reduced training on a real recording: every stage runs, and its files load."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import soundfile
@@ -9,6 +10,7 @@ import torch
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.training.corpus import Monologue
 from talkinghead_lab.training.curves import plot_curves
+from talkinghead_lab.training.schedule import Budget
 from talkinghead_lab.training.speech import SAMPLES_PER_FRAME, Voice
 from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, load_networks
 from talkinghead_lab.weights.lora import merge_lora
@@ -24,7 +26,8 @@ def corpus() -> list[Monologue]:
 
 @pytest.mark.slow
 def test_every_stage_runs_once(tmp_path, corpus):
-    training = Training(tmp_path, SMOKE, torch.device("cpu"))
+    few = replace(SMOKE, speech=Budget(2), vae=Budget(2), dit=Budget(1), lora=Budget(1))
+    training = Training(tmp_path, few, torch.device("cpu"))
     training.corpus = corpus
     training.run()
     for stage in STAGES:

@@ -92,7 +92,7 @@ def test_many_clicks_start_one_run(panel_for):
 
 
 def test_finished_chunks_are_shown_with_sound_and_kept_after_stop(panel_for, tmp_path):
-    panel = panel_for(diffusion_steps=20)
+    panel = panel_for(diffusion_steps=10)
     panel.generate()
     wait_for(lambda: panel._parts_shown, panel)
     assert "under way" in panel.player.clips[0]["title"]
@@ -127,7 +127,7 @@ def test_a_run_stopped_at_once_leaves_nothing(panel_for, monkeypatch):
 
 
 def test_a_long_run_shows_only_its_newest_chunks(panel_for, monkeypatch, tmp_path):
-    panel = panel_for(diffusion_steps=20)
+    panel = panel_for(diffusion_steps=10)
     panel.generate()
     wait_for(lambda: panel._parts_shown >= 2, panel)
     panel.stop()
@@ -170,9 +170,9 @@ def test_an_unexpected_error_is_shown_with_its_traceback(panel_for, monkeypatch)
 
 
 def test_a_reopened_panel_shows_the_running_job(panel_for):
-    first = panel_for(diffusion_steps=20)
+    first = panel_for(diffusion_steps=10)
     first.generate()
-    second = panel_for(diffusion_steps=20)
+    second = panel_for(diffusion_steps=10)
     assert second.thread is first.thread
     assert second.generate_button.disabled
     assert not second.stop_button.disabled
