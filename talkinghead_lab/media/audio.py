@@ -60,14 +60,8 @@ def read_recording(path: str | Path) -> Recording:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         _fill(path, file, speech, sound)
-    return Recording(_as_speech(speech), sound.wave(), digest)
-
-
-def read_speech(path: str | Path) -> Wave:
-    """Read only the `speech` of a `Recording`; errors as for `read_recording`."""
-    speech = ResampledTrack(SAMPLE_RATE, mono=True)
-    _fill(Path(path), str(path), speech)
-    return _as_speech(speech)
+    normalized = normalize_loudness(speech.wave()[0]).astype(np.float32)
+    return Recording(normalized, sound.wave(), digest)
 
 
 def read_soundtrack(path: str | Path) -> Wave:
@@ -75,10 +69,6 @@ def read_soundtrack(path: str | Path) -> Wave:
     sound = ResampledTrack(SOUNDTRACK_RATE)
     _fill(Path(path), str(path), sound)
     return sound.wave()
-
-
-def _as_speech(track: "ResampledTrack") -> Wave:
-    return normalize_loudness(track.wave()[0]).astype(np.float32)
 
 
 def normalize_loudness(wave: NDArray[np.floating], lufs: float = SPEECH_LOUDNESS) -> NDArray[np.float64]:

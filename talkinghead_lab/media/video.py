@@ -43,7 +43,7 @@ MP4_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact"}
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Properties of a video file; with `faststart` the index comes first, for playback during download."""
+    """Properties of a video file."""
 
     width: int
     height: int
@@ -51,7 +51,6 @@ class VideoFacts:
     duration_seconds: float
     audio_seconds: float
     codecs: tuple[str, ...]
-    faststart: bool
 
 
 class _SoundTrack:
@@ -216,27 +215,11 @@ def probe(path: str | Path) -> VideoFacts:
             duration_seconds=_seconds(stream),
             audio_seconds=_seconds(sound) if sound else 0.0,
             codecs=tuple(found.codec_context.name for found in (stream, sound) if found),
-            faststart=_index_first(path),
         )
 
 
 def _seconds(stream: VideoStream | AudioStream) -> float:
     return float((stream.duration or 0) * (stream.time_base or 0))
-
-
-def _index_first(path: Path) -> bool:
-    """Whether the box `moov` of an mp4 precedes `mdat` (ISO/IEC 14496-12, 4.2)."""
-    with path.open("rb") as file:
-        while len(header := file.read(8)) == 8:
-            size, kind = int.from_bytes(header[:4]), header[4:]
-            if kind in (b"moov", b"mdat"):
-                return kind == b"moov"
-            if size == 1:
-                size = int.from_bytes(file.read(8)) - 8
-            if size < 8:
-                return False
-            file.seek(size - 8, 1)
-    return False
 
 
 def read_frames(path: str | Path) -> Iterator[Frames]:

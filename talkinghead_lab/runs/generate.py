@@ -77,16 +77,16 @@ class GenerationResult:
         return cls(**(result | {"video_path": run_dir / result["video_path"]}))
 
     def _repr_html_(self) -> str:
-        caption = f"{html.escape(self.video_path.name)} · {self.resolution} · {self.duration_seconds:.2f} s"
-        path, kind = self.video_path, "video"
-        if path.stat().st_size > LARGEST_INLINE_VIDEO:
-            path, kind = self.contact_sheet_path, "img"
-        data = base64.b64encode(path.read_bytes()).decode()
+        """The video in a notebook, embedded; the contact sheet, if the video is too large."""
+        from IPython.display import Video
+
         width = min(640, max(320, int(self.resolution.split("x")[0])))
-        if kind == "video":
-            shown = f'<video controls width="{width}" src="data:video/mp4;base64,{data}"></video>'
+        if self.video_path.stat().st_size <= LARGEST_INLINE_VIDEO:
+            shown = Video(str(self.video_path), embed=True, width=width)._repr_html_()  # type: ignore[no-untyped-call]
         else:
+            data = base64.b64encode(self.contact_sheet_path.read_bytes()).decode()
             shown = f'<img width="{width}" src="data:image/png;base64,{data}">'
+        caption = f"{html.escape(self.video_path.name)} · {self.resolution} · {self.duration_seconds:.2f} s"
         return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 

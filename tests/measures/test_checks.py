@@ -44,7 +44,10 @@ def check(speech, tmp_path_factory):
         heard = audio.read_soundtrack(speech[0]) if sound else None
         video.write_video(path, [frames], heard, len(frames), {})
         made_from = subject(
-            speech=audio.read_speech(speech[0]), frame_count=announced, seconds=SECONDS, cartoon=drawn
+            speech=audio.read_recording(speech[0]).speech,
+            frame_count=announced,
+            seconds=SECONDS,
+            cartoon=drawn,
         )
         return judge_video(path, made_from).checks
 

@@ -18,8 +18,8 @@ from talkinghead_lab.media.audio import (
     mix_soundtracks,
     mix_speakers,
     normalize_loudness,
+    read_recording,
     read_soundtrack,
-    read_speech,
 )
 
 
@@ -49,7 +49,7 @@ def test_speech_equals_librosas_with_normalised_loudness(tmp_path, rate):
     noise = np.random.default_rng(rate).normal(scale=0.05, size=(rate + 17, 2)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", noise, rate, subtype="FLOAT")
     expected, _ = librosa.load(tmp_path / "a.wav", sr=SAMPLE_RATE)
-    speech = read_speech(tmp_path / "a.wav")
+    speech = read_recording(tmp_path / "a.wav").speech
     assert speech.dtype == np.float32
     np.testing.assert_allclose(speech, normalize_loudness(expected), rtol=1e-5, atol=1e-7)
 
@@ -57,7 +57,7 @@ def test_speech_equals_librosas_with_normalised_loudness(tmp_path, rate):
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3", "a.aiff"])
 def test_sound_files_keep_length_pitch_and_level(tmp_path, name):
     soundfile.write(tmp_path / name, tone(1.0, 44100), 44100)
-    speech = read_speech(tmp_path / name)
+    speech = read_recording(tmp_path / name).speech
     # mp3 keeps its padding, ogg drops its first block.
     assert len(speech) == pytest.approx(SAMPLE_RATE, abs=1200)
     assert np.abs(np.fft.rfft(speech, SAMPLE_RATE)).argmax() == 440
@@ -73,7 +73,7 @@ def test_sound_files_keep_length_pitch_and_level(tmp_path, name):
 def test_containers_with_and_without_a_picture(tmp_path, name, codec):
     wave = np.stack([tone(1.0, 48000), tone(1.0, 48000, hertz=880.0)])
     write_with_av(tmp_path / name, wave, 48000, codec, with_picture=name != "a.m4a")
-    speech = read_speech(tmp_path / name)
+    speech = read_recording(tmp_path / name).speech
     assert len(speech) == pytest.approx(SAMPLE_RATE, abs=1200)
     spectrum = np.abs(np.fft.rfft(speech, SAMPLE_RATE))
     assert set(np.argsort(spectrum)[-2:]) == {440, 880}
@@ -83,7 +83,7 @@ def test_containers_with_and_without_a_picture(tmp_path, name, codec):
 def test_surround_is_mixed_down(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.stack([tone(0.5, 48000)] * 6, axis=1), 48000, subtype="PCM_24")
     assert read_soundtrack(tmp_path / "a.wav").shape == (2, 24000)
-    assert read_speech(tmp_path / "a.wav").shape == (8000,)
+    assert read_recording(tmp_path / "a.wav").speech.shape == (8000,)
 
 
 def test_the_sound_track_equals_the_recording(tmp_path):
@@ -96,12 +96,12 @@ def test_the_sound_track_equals_the_recording(tmp_path):
 
 def test_silence_stays_silence(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
-    assert np.array_equal(read_speech(tmp_path / "a.wav"), np.zeros(SAMPLE_RATE, np.float32))
+    assert np.array_equal(read_recording(tmp_path / "a.wav").speech, np.zeros(SAMPLE_RATE, np.float32))
 
 
 def test_a_clipped_recording_is_read(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.clip(tone(1.0, level=4.0), -1, 1), SAMPLE_RATE)
-    speech = read_speech(tmp_path / "a.wav")
+    speech = read_recording(tmp_path / "a.wav").speech
     assert pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(speech) == pytest.approx(-23, abs=1e-3)
 
 
@@ -109,7 +109,7 @@ def test_a_clipped_recording_is_read(tmp_path):
 def test_short_recordings_are_measured_on_a_repeated_copy(tmp_path, samples):
     wave = tone(samples / SAMPLE_RATE) + np.float32(0.01)
     soundfile.write(tmp_path / "a.wav", wave, SAMPLE_RATE, subtype="FLOAT")
-    speech = read_speech(tmp_path / "a.wav")
+    speech = read_recording(tmp_path / "a.wav").speech
     assert speech.shape == (samples,)
     assert np.isfinite(speech).all()
     if samples >= 3200:
@@ -154,7 +154,7 @@ def test_a_truncated_recording_yields_what_is_left(tmp_path):
     soundfile.write(tmp_path / "whole.mp3", tone(4.0), SAMPLE_RATE)
     whole = (tmp_path / "whole.mp3").read_bytes()
     (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
-    assert 1.5 < len(read_speech(tmp_path / "cut.mp3")) / SAMPLE_RATE < 2.1
+    assert 1.5 < len(read_recording(tmp_path / "cut.mp3").speech) / SAMPLE_RATE < 2.1
 
 
 def overwrite_a_part(path, share):
@@ -170,10 +170,10 @@ def test_a_few_damaged_packets_are_skipped_and_many_are_an_error(tmp_path):
         write_with_av(tmp_path / "a.m4a", tone(4.0, 48000)[None], 48000, "aac")
         overwrite_a_part(tmp_path / "a.m4a", share)
         if share < 0.1:
-            assert 3.7 < len(read_speech(tmp_path / "a.m4a")) / SAMPLE_RATE < 4.1
+            assert 3.7 < len(read_recording(tmp_path / "a.m4a").speech) / SAMPLE_RATE < 4.1
         else:
             with pytest.raises(MediaError, match=r"damaged: .*a\.m4a, \d+ of \d+ packets unreadable"):
-                read_speech(tmp_path / "a.m4a")
+                read_recording(tmp_path / "a.m4a")
 
 
 def files_that_are_no_recordings(folder):
@@ -206,7 +206,7 @@ NO_RECORDINGS = [
 @pytest.mark.parametrize("name", NO_RECORDINGS)
 def test_the_error_names_a_file_that_is_no_recording(tmp_path, name):
     files_that_are_no_recordings(tmp_path)
-    for read in (read_speech, read_soundtrack):
+    for read in (read_recording, read_soundtrack):
         with pytest.raises(MediaError, match=name) as caught:
             read(tmp_path / name)
         assert caught.value.remedy
@@ -217,7 +217,7 @@ def test_the_error_names_the_time_of_nan_or_infinity(tmp_path, bad):
     wave = tone(1.0)
     wave[12_000] = bad
     soundfile.write(tmp_path / "a.wav", wave, SAMPLE_RATE, subtype="FLOAT")
-    for read in (read_speech, read_soundtrack):
+    for read in (read_recording, read_soundtrack):
         with pytest.raises(MediaError, match=r"NaN or infinity before 0\.[789]"):
             read(tmp_path / "a.wav")
 
@@ -225,7 +225,7 @@ def test_the_error_names_the_time_of_nan_or_infinity(tmp_path, bad):
 def test_a_recording_over_the_limit_is_refused_while_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(audio, "MAX_SECONDS", 1)
     soundfile.write(tmp_path / "a.wav", tone(1.0), SAMPLE_RATE)
-    assert len(read_speech(tmp_path / "a.wav")) == SAMPLE_RATE
+    assert len(read_recording(tmp_path / "a.wav").speech) == SAMPLE_RATE
     soundfile.write(tmp_path / "b.wav", tone(1.2), SAMPLE_RATE)
     with pytest.raises(MediaError, match="too long"):
-        read_speech(tmp_path / "b.wav")
+        read_recording(tmp_path / "b.wav")

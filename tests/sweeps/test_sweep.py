@@ -272,3 +272,10 @@ def test_cells_that_have_not_run_are_missing(sweep, tmp_path):
     job = Job(sweep.cells()[0].params, tmp_path / "cells" / sweep.cells()[0].key())
     job.record_failure(Failure("OutOfMemory: 3 GiB"))
     assert results(sweep, tmp_path)["error"][0] == "OutOfMemory: 3 GiB"
+
+
+def test_a_sweep_file_without_a_version_is_read():
+    old = Sweep.from_yaml(Path(__file__).parent / "files-0.1.0" / "sweep.yaml")
+    now = Sweep.from_yaml(Path(__file__).parents[2] / "params" / "sweep-step.yaml")
+    assert [cell.params for cell in old.cells()] == [cell.params for cell in now.cells()]
+    assert old.to_yaml().startswith("schema_version: 1\n")
