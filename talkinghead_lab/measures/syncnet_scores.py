@@ -25,8 +25,8 @@ from talkinghead_lab.weights import reading
 VARIABLE = "SYNCNET_MODEL"
 LARGEST_SHIFT = 15  # video frames, each way
 SMOOTHED_FRAMES = 13
-MARGIN = 0.4  # of half a face, beside it, and twice below
-BORDER_GREY = 110.0  # what lies outside the frame
+MARGIN = 0.4  # of half a face on each side, and twice that below
+BORDER_GREY = 110.0  # pixels outside the frame
 WINDOWS_AT_ONCE = 20
 
 

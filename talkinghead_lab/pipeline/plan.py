@@ -50,15 +50,15 @@ class Plan:
     """The memory that a request will need, in GiB.
 
     Args:
-        device: what it is to run on.
+        device: where it is to run.
         weights_gib: of each network, as loaded.
-        work_gib: what the stage that takes most takes besides, libraries and driver included.
-        needed_gib: on the device: with everything resident, or within `vram_budget_gib` at the least.
+        work_gib: peak of the largest stage beyond weights, libraries and driver included.
+        needed_gib: on the device, with all weights resident; with a budget, the smallest that runs.
         smallest_budget_gib: the smallest `vram_budget_gib` that runs.
-        stages_gib: what each stage needs at the least, when networks visit in turn and blocks stream.
-        free_gib: what this process can have of the device now.
-        measured_on: the machine whose profiles the model was fitted to; None: estimates, not calibrated.
-        fits: None where only estimates say that it does.
+        stages_gib: minimum of each stage when blocks are streamed.
+        free_gib: memory of the device that this process can use now.
+        measured_on: the machine whose profiles the model was fitted to; None: uncalibrated estimates.
+        fits: None where only estimates say so.
     """
 
     device: str
@@ -90,15 +90,15 @@ class Plan:
 
 
 def plan(params: GenerationParams) -> Plan:
-    """Predict the memory of a request before it runs; no weight is read.
+    """Predict the memory of a request before it runs; reads no weight.
 
     Raises:
-        InvalidRequest: there is no such GPU.
-        MediaError, CheckpointError: what the request names is missing or cannot be used.
+        InvalidRequest: the device is not available.
+        MediaError, CheckpointError: a file of the request is missing or cannot be used.
     """
     resolved = resolve(params, read_inputs(params))
     device, needs = resolved.networks.device, planned(resolved)
-    # A budget spares a GPU its memory; on a CPU the streamed copies are in the same memory.
+    # On a CPU, streamed copies are in the same memory as the weights, so a budget saves nothing.
     offloaded = params.vram_budget_gib is not None and device.type == "cuda"
     needed, free = needs.smallest if offloaded else needs.resident, available_bytes(device)
     allowed = min(free, params.vram_budget_gib * GIB) if offloaded and params.vram_budget_gib else free

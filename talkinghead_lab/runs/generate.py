@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from talkinghead_lab.errors import Stopped
@@ -24,7 +25,7 @@ from talkinghead_lab.measures.judge import Subject, judge_video
 from talkinghead_lab.media import video
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
-from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator, GeneratedChunk
+from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
@@ -145,18 +146,21 @@ def _make_chunks(
     on_progress: OnProgress | None,
     show_progress: bool,
 ) -> None:
-    """Generate and save chunks; each continues the previous one, which stays in memory until then."""
+    """Generate and save chunks; each starts from the last frames of the previous one, held in memory."""
     chunks, steps = len(generator.resolved.chunks), generator.resolved.sampling.steps
-    previous: GeneratedChunk | None = None
+    overlap = generator.resolved.request.motion_frame
+    done: tuple[int, Tensor] | None = None  # the chunk made last: its index and last frames
     with tqdm(total=chunks * steps, unit="step", disable=not show_progress, leave=False) as bar:
         bar.update((chunks - len(unfinished)) * steps)
         for chunk in unfinished:
             on_step = _StepReport(chunk, chunks, steps, bar, on_progress)
             started = time.perf_counter()
-            follows = previous is not None and previous.chunk.index == chunk.index - 1
-            frames = previous.frames if previous is not None and follows else run.last_frames(chunk)
-            previous = generator.generate(chunk, frames, on_step=on_step)
-            run.save(previous, time.perf_counter() - started)
+            follows = done is not None and done[0] == chunk.index - 1
+            previous = done[1] if done is not None and follows else run.last_frames(chunk)
+            generated = generator.generate(chunk, previous, on_step=on_step)
+            run.save(generated, time.perf_counter() - started)
+            done = chunk.index, generated.frames[:, -overlap:].clone()
+            del generated
 
 
 def _join_chunks(run: RunFolder, resolved: Resolved, inputs: Inputs, clock: StageClock) -> Path:
