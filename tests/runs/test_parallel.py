@@ -96,7 +96,7 @@ def test_what_cannot_be_shared_evenly_is_computed_by_each(heads, tokens):
 
 @pytest.mark.slow
 def test_torchrun_makes_the_run_of_one_process(tmp_path, request_for):
-    request = request_for(max_frames=13)
+    request = request_for(max_frames=13, precision="fp32")
     (tmp_path / "request.yaml").write_text(request.to_yaml())
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # `--` because torchrun has options of its own that begin with `--run`.
