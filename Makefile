@@ -100,5 +100,5 @@ lock: ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` al
 	  grep -o '^torch==[^ ]*' $(LOCKED); } > requirements-torch.txt
 
 clean: ## remove .venv, build files and tool caches; outputs/ is kept
-	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .coverage* .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
