@@ -123,17 +123,19 @@ class ResampledTrack:
 
     def __init__(self, rate: int, mono: bool = False):
         self.rate, self.mono, self.source_rate, self.samples = rate, mono, 0, 0
-        self._planes: AudioResampler | None = None
+        self._packed: AudioResampler | None = None
         self._stream: soxr.ResampleStream | None = None
         self._parts = deque[Wave]()
 
     def add(self, frame: AudioFrame, channels: int, path: Path) -> None:
         """Add a decoded frame of a stream of so many channels."""
-        if self._planes is None:
+        if self._packed is None:
             layout = "stereo" if channels > 2 and not self.mono else None
-            self._planes = AudioResampler(format="fltp", layout=layout)
-        for part in self._planes.resample(frame):
-            block = cast(Wave, part.to_ndarray())
+            self._packed = AudioResampler(format="flt", layout=layout)
+        for part in self._packed.resample(frame):
+            # Packed samples: PyAV reads wild pointers behind the eighth plane of planar ones.
+            samples = cast(Wave, part.to_ndarray()).reshape(-1, part.layout.nb_channels)
+            block = np.ascontiguousarray(samples.T)
             self.samples += block.shape[1]
             _check(block, self.samples / part.sample_rate, path)
             if self.mono:

@@ -229,3 +229,16 @@ def test_a_recording_over_the_limit_is_refused_while_decoding(tmp_path, monkeypa
     soundfile.write(tmp_path / "b.wav", tone(1.2), SAMPLE_RATE)
     with pytest.raises(MediaError, match="too long"):
         read_recording(tmp_path / "b.wav")
+
+
+@pytest.mark.parametrize("channels", [7, 8, 10, 12, 24])
+def test_one_speaking_channel_of_many_is_heard(tmp_path, channels):
+    """PyAV crashes the process on planar samples of eight channels and more."""
+    sound = np.zeros((SAMPLE_RATE, channels))
+    sound[:, 2] = tone(1.0)
+    soundfile.write(tmp_path / "many.wav", sound, SAMPLE_RATE)
+    soundfile.write(tmp_path / "one.wav", tone(1.0), SAMPLE_RATE)
+    many, one = (read_recording(tmp_path / name) for name in ("many.wav", "one.wav"))
+    assert many.soundtrack.shape == (2, SOUNDTRACK_RATE)
+    # Both are normalised to the same loudness; the average of the channels is only quieter before that.
+    np.testing.assert_allclose(many.speech, one.speech, atol=1e-3)
