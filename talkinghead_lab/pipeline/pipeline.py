@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.reference import ReferenceMedia
@@ -24,7 +23,7 @@ from talkinghead_lab.offload.streamed_blocks import stream
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.plan import needed_memory, planned
-from talkinghead_lab.pipeline.request import Resolved, load_settings, read_inputs, resolve
+from talkinghead_lab.pipeline.request import Resolved, load_settings, memory_budget, read_inputs, resolve
 from talkinghead_lab.pipeline.stages import Stage, no_stage
 from talkinghead_lab.weights.checkpoints import NETWORKS, load_network, load_tokenizer
 from talkinghead_lab.weights.load_settings import LoadSettings
@@ -89,8 +88,7 @@ class Pipeline:
             CheckpointError: see `weights.checkpoints` and `weights.lora`.
             OutOfMemory: the networks do not fit.
         """
-        settings, gib = load_settings(request), request.vram_budget_gib
-        budget = None if gib is None else round(gib * GIB)
+        settings, budget = load_settings(request), memory_budget(request)
 
         def plan() -> Requirements:
             return planned(resolve(request, read_inputs(request)))

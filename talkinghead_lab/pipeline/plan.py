@@ -99,9 +99,9 @@ def plan(params: GenerationParams) -> Plan:
     resolved = resolve(params, read_inputs(params))
     device, needs = resolved.networks.device, planned(resolved)
     # On a CPU, streamed copies are in the same memory as the weights, so a budget saves nothing.
-    offloaded = params.vram_budget_gib is not None and device.type == "cuda"
-    needed, free = needs.smallest if offloaded else needs.resident, available_bytes(device)
-    allowed = min(free, params.vram_budget_gib * GIB) if offloaded and params.vram_budget_gib else free
+    budget = resolved.budget if device.type == "cuda" else None
+    needed, free = needs.resident if budget is None else needs.smallest, available_bytes(device)
+    allowed = free if budget is None else min(free, budget)
     return Plan(
         device=str(device),
         weights_gib={name: size / GIB for name, size in needs.weights.items()},

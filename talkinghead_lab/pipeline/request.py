@@ -95,7 +95,6 @@ def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
         CheckpointError: the checkpoint is missing.
     """
     frames = audio.frame_count(inputs.voices[0])
-    gib = request.vram_budget_gib
     return Resolved(
         request=request,
         networks=load_settings(request),
@@ -103,7 +102,7 @@ def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
         frame_size=inputs.frame_size,
         seconds=inputs.seconds,
         frames=min(frames, request.max_frames or frames),
-        budget=None if gib is None else round(gib * GIB),
+        budget=memory_budget(request),
     )
 
 
@@ -148,6 +147,12 @@ def load_settings(request: GenerationParams) -> LoadSettings:
         compiled=_is_compiled(request, files, device),
         offloaded=request.vram_budget_gib is not None,
     )
+
+
+def memory_budget(request: GenerationParams) -> int | None:
+    """Device memory that a request stays within, in bytes; None: all weights stay on the device."""
+    gib = request.vram_budget_gib
+    return None if gib is None else round(gib * GIB)
 
 
 def checkpoint_files(request: GenerationParams) -> CheckpointFiles:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation import environment
-from talkinghead_lab.foundation.devices import GIB, pick_device
+from talkinghead_lab.foundation.devices import pick_device
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.plan import planned
 from talkinghead_lab.pipeline.request import read_inputs, resolve
@@ -76,10 +76,10 @@ def _profile_one(
         if done.returncode:
             yield common | {"error": done.stderr.strip().splitlines()[-1]}
             return
-    plan = planned(resolve(params, read_inputs(params)))
+    resolved = resolve(params, read_inputs(params))
+    plan = planned(resolved)
     # On a CPU, streamed blocks are in the same memory as their source, so a budget has no effect.
-    gib = params.vram_budget_gib if device == "cuda" else None
-    budget = None if gib is None else round(gib * GIB)
+    budget = resolved.budget if device == "cuda" else None
     for stage in read_record(run_dir)["timeline"]:
         yield common | stage | plan.known(stage["stage"], budget)
 
