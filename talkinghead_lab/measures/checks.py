@@ -1,5 +1,6 @@
 """Checks of a finished video: a verdict for each, with the figure behind it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def check_video(
     seconds: float,
     openings: NDArray[np.float64] | None,
     speech: audio.Wave,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Check a video against what it was made from.
 
@@ -59,10 +61,11 @@ def check_video(
         seconds: how long it should last.
         openings: of a cartoon presenter's mouth, [F]; None: nobody read them.
         speech: the recording, mono at 16 kHz.
+        warnings: what was said about the request before the video was made. A warning does not fail a video.
 
     Returns:
         `passed`, whether no check failed, and under each check's name `passed` (None: not measured), what was
-        `measured`, and the `reason` where nothing was.
+        `measured`, and the `reason` of a None.
     """
     checks: dict[str, Check] = {
         "streams": _check(facts.codecs == CODECS, "+".join(facts.codecs)),
@@ -71,6 +74,7 @@ def check_video(
         "not_black": _check(meter.black == 0, f"{meter.black} black frames"),
         "not_frozen": _not_frozen(meter.longest_still, meter.frames),
         "mouth_moves_with_speech": _mouth(openings, speech),
+        "no_warnings": _no_warnings(warnings),
     }
     return {"passed": all(check["passed"] is not False for check in checks.values()), **checks}
 
@@ -81,6 +85,12 @@ def _check(passed: bool, measured: object) -> Check:
 
 def _not_measured(reason: str) -> Check:
     return {"passed": None, "measured": None, "reason": reason}
+
+
+def _no_warnings(warnings: Sequence[str]) -> Check:
+    if not warnings:
+        return _check(True, "none")
+    return {"passed": None, "measured": f"{len(warnings)} given", "reason": " ".join(warnings)}
 
 
 def _length(facts: video.VideoFacts, seconds: float) -> Check:

@@ -38,6 +38,7 @@ class Subject:
         seams: numbers of the frames that start a new chunk.
         speakers: 1 or 2.
         cartoon: whether the bundled model made it, whose cartoon presenters the mouth reader knows.
+        warnings: what was said about the request before the video was made.
     """
 
     portrait: Image.Image
@@ -48,6 +49,7 @@ class Subject:
     seams: Sequence[int] = ()
     speakers: int = 1
     cartoon: bool = False
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,15 @@ def judge_video(
         *frame_measures(viewing.statistics, subject.seams),
         Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
     ]
-    checks = check_video(facts, viewing.meter, subject.frame_count, subject.seconds, openings, subject.speech)
+    checks = check_video(
+        facts,
+        viewing.meter,
+        subject.frame_count,
+        subject.seconds,
+        openings,
+        subject.speech,
+        subject.warnings,
+    )
     shown = [(number / FRAMES_PER_SECOND, viewing.kept[number]) for number in viewing.snapshot_numbers]
     return Judgement(measures, checks, shown)
 

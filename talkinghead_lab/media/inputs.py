@@ -20,6 +20,7 @@ class Inputs:
         voices: a 16 kHz mono wave per speaker, equally long.
         soundtrack: of the video, [1 or 2 channels, samples] at 48 kHz.
         sha256: digests of the files: the picture's, then each recording's.
+        warnings: what the user should know about the media before anything is generated.
     """
 
     reference: ReferenceMedia
@@ -27,6 +28,7 @@ class Inputs:
     voices: tuple[audio.Wave, ...]
     soundtrack: audio.Wave
     sha256: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def read(

@@ -59,6 +59,7 @@ class Plan:
         free_gib: memory of the device that this process can use now.
         measured_on: the machine whose profiles the model was fitted to; None: uncalibrated estimates.
         fits: None where only estimates say so.
+        warnings: what the user should know before the run; see `Resolved`.
     """
 
     device: str
@@ -70,6 +71,7 @@ class Plan:
     free_gib: float
     measured_on: str | None
     fits: bool | None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -85,7 +87,12 @@ class Plan:
         }
         source = f"fitted on {self.measured_on}" if self.measured_on else "estimates, not calibrated"
         return "\n".join(
-            [verdict[self.fits], *(f"{row}: {gib:.2f} GiB" for row, gib in rows.items()), source]
+            [
+                verdict[self.fits],
+                *(f"{row}: {gib:.2f} GiB" for row, gib in rows.items()),
+                source,
+                *(f"warning: {warning}" for warning in self.warnings),
+            ]
         )
 
 
@@ -112,4 +119,5 @@ def plan(params: GenerationParams) -> Plan:
         free_gib=free / GIB,
         measured_on=needs.measured_on,
         fits=False if needed > allowed else True if needs.measured_on else None,
+        warnings=resolved.warnings,
     )

@@ -43,6 +43,7 @@ class Resolved:
         seconds: length of the recordings.
         frames: of the video.
         budget: device memory to stay within, in bytes; None: all weights stay on the device.
+        warnings: what the user should know before anything is generated, one sentence or more each.
     """
 
     request: GenerationParams
@@ -52,6 +53,7 @@ class Resolved:
     seconds: float
     frames: int
     budget: int | None
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def chunks(self) -> list[Chunk]:
@@ -84,6 +86,7 @@ class Resolved:
             "compiled": networks.compiled,
             "offloaded": networks.offloaded,
             "vram_budget_gib": None if self.budget is None else self.budget / GIB,
+            "warnings": list(self.warnings),
         }
 
 
@@ -103,6 +106,7 @@ def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
         seconds=inputs.seconds,
         frames=min(frames, request.max_frames or frames),
         budget=memory_budget(request),
+        warnings=inputs.warnings,
     )
 
 

@@ -7,6 +7,7 @@ removed.
 
 import base64
 import html
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,8 @@ from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.sampling.chunks import Chunk
+
+LOG = logging.getLogger(__name__)
 
 CONTACT_SHEET_FRAMES = 12
 LARGEST_INLINE_VIDEO = 50_000_000  # bytes; beyond it a notebook shows the contact sheet alone
@@ -101,7 +104,7 @@ def generate(
     on_progress: OnProgress | None = None,
     show_progress: bool = True,
 ) -> GenerationResult:
-    """Generate the video that a request describes.
+    """Generate the video that a request describes. Its warnings are logged before the networks are loaded.
 
     Args:
         params: the request.
@@ -128,6 +131,8 @@ def generate(
     with RunFolder.open(params, run_dir, resolved.frame_size, origin.digest) as run:
         if run.finished:
             return GenerationResult.from_run(run.path)
+        for warning in resolved.warnings:
+            LOG.warning(warning)
         with clock("load"):
             pipeline = (pipeline or Pipeline.load(params)).serving(resolved)
         conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
@@ -232,6 +237,7 @@ def _subject(resolved: Resolved, inputs: Inputs, origin: InputDigests) -> Subjec
         seams=[chunk.start + chunk.repeated for chunk in resolved.chunks[1:]],
         speakers=request.speakers,
         cartoon=request.checkpoint == "embedded",
+        warnings=resolved.warnings,
     )
 
 

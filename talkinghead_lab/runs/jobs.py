@@ -43,6 +43,7 @@ class GenerationJob:
         params: the request.
         state: `waiting` until `begin`, `running` until `end`.
         progress: the last finished step; None before the first.
+        warnings: of the request, known once its media have been read.
         created, started, ended: seconds since 1970; None: not yet.
         first_step: when this call reported its first step (monotonic clock), and the number of that step.
         stop: set it to stop the job after its current step.
@@ -52,6 +53,7 @@ class GenerationJob:
     params: GenerationParams
     state: State = "waiting"
     progress: Progress | None = None
+    warnings: tuple[str, ...] = ()
     created: float = field(default_factory=time.time)
     started: float | None = None
     ended: float | None = None

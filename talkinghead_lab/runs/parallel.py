@@ -3,6 +3,7 @@
 Every process encodes, samples and decodes. The first writes the run, the others a temporary copy.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -37,6 +38,7 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
         if share.rank == 0:
             dist.barrier()  # the others have copied the finished chunks
             return generate(params, run_dir, pipeline=pipeline)
+        logging.getLogger("talkinghead_lab").setLevel(logging.ERROR)  # the first process warns
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "run"
             if run_dir is not None and run_dir.is_dir():

@@ -9,6 +9,7 @@ from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import allowed_inputs
 from talkinghead_lab.service.jobs import QueuedJob
+from talkinghead_lab.service.problems import without_paths
 from talkinghead_lab.service.retention import FINISHED, OutputFolder
 from talkinghead_lab.service.settings import ServiceSettings
 
@@ -41,12 +42,13 @@ class Generator:
             Problem: an input changed since it was accepted.
         """
         # The pipeline imports torch and transformers: too slow for the start of the service.
-        from talkinghead_lab.pipeline.request import read_inputs
+        from talkinghead_lab.pipeline.request import read_inputs, resolve
         from talkinghead_lab.runs.folder import read_record
         from talkinghead_lab.runs.generate import generate
 
         params = allowed_inputs(self.settings, job.params)
         inputs = read_inputs(params)
+        job.warnings = tuple(map(without_paths, resolve(params, inputs).warnings))
         params = self._within_budget(params, inputs)
         with self.output.claimed(job.id) as folder:
             result = generate(
@@ -61,7 +63,8 @@ class Generator:
             with atomic_path(folder / FINISHED) as temporary:
                 temporary.write_text(json.dumps(checks, indent=1), encoding="utf-8")
         answer = result.to_json()
-        return answer | {"metadata": answer["metadata"] | {"checks": checks}}
+        told = {"checks": checks, "warnings": list(job.warnings)}
+        return answer | {"metadata": answer["metadata"] | told}
 
     def after(self, job: QueuedJob, error: BaseException | None) -> None:
         """Give back what the run held: GPU memory, and the folder where the run failed."""

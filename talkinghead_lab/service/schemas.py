@@ -37,6 +37,7 @@ RESULT_EXAMPLE: dict[str, Any] = {
         "seed": "42",
         "actual_resolution": "1024x576",
         "checks": {"passed": True, "frame_count": {"passed": True, "measured": 200}},
+        "warnings": [],
     },
 }
 
@@ -61,7 +62,10 @@ VideoRequest: type[BaseModel] = create_model(
 
 
 class VideoAnswer(BaseModel):
-    """A finished video, as `generate` returns it; `metadata.checks` holds the results of the checks."""
+    """A finished video, as `generate` returns it; `metadata.checks` holds the results of the checks.
+
+    `metadata.warnings` lists what the user should know about the request.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [RESULT_EXAMPLE]})
 
@@ -93,6 +97,7 @@ class JobView(BaseModel):
     created: float
     started: float | None
     ended: float | None
+    warnings: list[str] = Field(description="what to know about the request, once its media were read")
     result: VideoAnswer | None
     problem: dict[str, Any] | None
 
@@ -110,6 +115,7 @@ class JobView(BaseModel):
             created=job.created,
             started=job.started,
             ended=job.ended,
+            warnings=list(job.warnings),
             result=VideoAnswer(**job.result) if job.result and job.ended else None,
             problem=job.problem.to_json() if job.problem else None,
         )

@@ -11,7 +11,7 @@ from typing import Self
 from talkinghead_lab.errors import Stopped, TalkingHeadError
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
-from talkinghead_lab.pipeline.request import checkpoint_files, read_inputs
+from talkinghead_lab.pipeline.request import checkpoint_files, read_inputs, resolve
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.jobs import GenerationJob
 from talkinghead_lab.runs.worker import Worker
@@ -91,9 +91,10 @@ class GenerationThread(threading.Thread):
 
     def _generate(self, job: PanelJob) -> None:
         inputs = read_inputs(job.params)  # before weights are loaded
+        _stop_if_asked(job)
+        job.warnings = resolve(job.params, inputs).warnings
         pipeline = self._networks.load(job.params)
-        if job.stop.is_set():
-            raise Stopped("the run was stopped")
+        _stop_if_asked(job)
         generate(
             job.params,
             job.folder,
@@ -103,6 +104,11 @@ class GenerationThread(threading.Thread):
             on_progress=job.report,
             show_progress=False,
         )
+
+
+def _stop_if_asked(job: PanelJob) -> None:
+    if job.stop.is_set():
+        raise Stopped("the run was stopped")
 
 
 def status_html(job: PanelJob) -> str:

@@ -60,7 +60,8 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def _make_widgets(self, params: GenerationParams, media_folder: Path | None) -> None:
         self.status, self.bar = widgets.HTML(), widgets.FloatProgress(max=1.0)
-        self.complaint, self.saved, self.table = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.complaint, self.notice = widgets.HTML(), widgets.HTML()
+        self.saved, self.table = widgets.HTML(), widgets.HTML()
         self.generate_button = widgets.Button(description="Generate", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.generate_button.on_click(lambda button: self.generate())
@@ -82,12 +83,13 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             [title, widgets.Label("Preset"), self.preset, self.reset_button, self.file_name, self.save_button]
         )
         actions = widgets.HBox([self.generate_button, self.stop_button, self.status, self.saved])
-        stage = widgets.VBox([actions, self.bar, self.complaint, self.player, self.gallery, self.table])
+        messages = [self.complaint, self.notice]
+        stage = widgets.VBox([actions, self.bar, *messages, self.player, self.gallery, self.table])
         body = widgets.Box([self.form, stage])
         parts = {
             "panel": self, "top": top, "actions": actions, "stage": stage, "body": body, "bar": self.bar,
-            "status": self.status, "complaint": self.complaint, "generate": self.generate_button,
-            "stop": self.stop_button, "saved": self.saved,
+            "status": self.status, "complaint": self.complaint, "notice": self.notice,
+            "generate": self.generate_button, "stop": self.stop_button, "saved": self.saved,
         }  # fmt: skip
         for name, part in parts.items():
             part.add_class(f"thl-{name}")
@@ -153,6 +155,7 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             if job.is_done and job is not self._handled:
                 self._handle_end(job)
             self.status.value = status_html(job)
+            self.notice.value = "".join(f"<p>{html.escape(warning)}</p>" for warning in job.warnings)
             self.bar.value = 1.0 if job.state == "finished" else job.fraction
             self.bar.bar_style = {"finished": "success", "failed": "danger"}.get(job.state, "")
         busy = self.thread.busy

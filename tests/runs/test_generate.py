@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from talkinghead_lab import GenerationParams, generate
 from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, Stopped
 from talkinghead_lab.media import video
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.pipeline.request import read_inputs
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.jobs import Progress
 
@@ -83,7 +85,7 @@ def test_record(run, request_for):
         "frame_size": "32x32", "frames": 25, "chunks": 5, "seconds": 1.0, "sample_shift": 7.0,
         "guided_by_text": True, "guided_by_audio": True, "device": "cpu", "compute_type": "float32",
         "storage_type": None, "decode_type": "float32", "attention": "sdpa", "compiled": False,
-        "offloaded": False, "vram_budget_gib": None,
+        "offloaded": False, "vram_budget_gib": None, "warnings": [],
     }  # fmt: skip
     assert record["checks"]["frame_count"] == {"passed": True, "measured": 25}
     assert {"read", "text", "audio", "image", "vae_encode", "sampling", "decode", "mux"} <= set(
@@ -92,6 +94,21 @@ def test_record(run, request_for):
     assert [chunk["new"] for chunk in record["chunks"]] == [9, 4, 4, 4, 4]
     assert len(record["inputs"]["audio_path"]) == 64
     assert GenerationResult.from_run(result.run_dir) == result
+
+
+def test_warnings_are_logged_before_anything_is_loaded_and_recorded(request_for, tmp_path, caplog):
+    params = request_for(max_frames=9)
+    inputs = replace(read_inputs(params), warnings=("The recording is silent.", "The picture is dark."))
+
+    def logged(progress: Progress) -> None:
+        assert [record.getMessage() for record in caplog.records] == list(inputs.warnings)
+
+    result = generate(params, tmp_path / "run", inputs=inputs, on_progress=logged, show_progress=False)
+    record = json.loads((result.run_dir / "run.json").read_text())
+    assert record["resolved"]["warnings"] == list(inputs.warnings)
+    assert record["checks"]["no_warnings"] == {
+        "passed": None, "measured": "2 given", "reason": " ".join(inputs.warnings)
+    }  # fmt: skip
 
 
 def test_the_record_names_what_the_video_was_made_from(run, request_for):

@@ -19,7 +19,10 @@ from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.weights.checkpoints import EMBEDDED_WEIGHTS
 
 RESULT_FIELDS = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
-CHECKS = ["streams", "frame_count", "length", "not_black", "not_frozen", "mouth_moves_with_speech"]
+CHECKS = [
+    *("streams", "frame_count", "length", "not_black", "not_frozen", "mouth_moves_with_speech"),
+    "no_warnings",
+]
 
 
 def test_it_starts_quickly_and_without_the_model(launch):
@@ -39,6 +42,7 @@ def test_the_video_is_the_same_as_from_generate(server, tmp_path):
     made = response.json()
     assert list(made) == RESULT_FIELDS
     checks = made["metadata"].pop("checks")
+    assert made["metadata"].pop("warnings") == []
     path = server.output / response.headers["X-Job-Id"]
     assert GenerationResult.from_run(path).to_json() == made
     facts = video.probe(made["video_path"])
