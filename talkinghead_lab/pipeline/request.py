@@ -11,6 +11,7 @@ from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.inputs import Inputs
+from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.kernels.attention import choose_attention
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
@@ -115,15 +116,19 @@ def read_inputs(request: GenerationParams) -> Inputs:
 
     Raises:
         MediaError: a file is missing or cannot be used.
+        InvalidRequest: a speaker's box cannot be used with this picture.
     """
     recordings = [path for path in (request.audio_path, request.second_audio_path) if path is not None]
-    return Inputs.read(
+    inputs = Inputs.read(
         local_file(request.image_path),
         [local_file(path) for path in recordings],
         request.audio_mix,
         request.resolution,
         request.forced_size,
     )
+    if request.speakers > 1:
+        speaker_masks(inputs.reference.size, request.speaker_boxes, inputs.frame_size)
+    return inputs
 
 
 def read_soundtrack(request: GenerationParams) -> audio.Wave:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.media.colors import match_colors
-from talkinghead_lab.media.frame_size import RELEASED_SIZES, fit, nearest_size
+from talkinghead_lab.media.frame_size import RELEASED_SIZES, fit, nearest_size, place
 from talkinghead_lab.media.image import is_picture, read_portrait
 from talkinghead_lab.media.speaker_masks import speaker_masks
 
@@ -219,6 +219,48 @@ def test_default_masks_are_halves_with_a_margin_of_five_percent():
 def test_the_error_names_a_speaker_outside_the_frame(box):
     with pytest.raises(InvalidRequest, match=r"speaker 2 is outside the frame: .*; allowed: .*800x400"):
         speaker_masks((800, 400), [(300, 0, 500, 400), box], (400, 400))
+
+
+@pytest.mark.parametrize(
+    ("source", "box", "smallest"),
+    [
+        ((800, 400), (400, 100, 430, 300), "32x32"),  # one side too small
+        ((800, 400), (300, 300, 500, 330), "32x32"),
+        ((800, 400), (-50, 0, 230, 400), "32x32"),  # within the frame, 15 pixels are left
+        ((801, 399), (400, 100, 431, 300), "32x32"),
+        ((100, 50), (40, 10, 43, 40), "4x4"),  # a picture that is scaled up
+    ],
+)
+def test_a_box_smaller_than_a_token_is_refused_and_the_smallest_is_named(source, box, smallest):
+    other = (source[0] // 2, 0, source[0], source[1])
+    with pytest.raises(
+        InvalidRequest, match=rf"speaker 1 is smaller than a token.*at least {smallest} pixels"
+    ):
+        speaker_masks(source, [box, other], (200, 200))
+
+
+@pytest.mark.parametrize("source", [(800, 400), (333, 517), (1000, 1000), (120, 90)])
+def test_the_smallest_box_owns_a_token_wherever_it_is(source):
+    frame = (192, 128)
+    side = math.ceil(16 / max(frame[0] / source[0], frame[1] / source[1]))
+    left, top, right, bottom = place(source, frame).kept
+    other = (0, 0, *source)
+    for x in (*range(left, right - side, 7), right - side):
+        y = top + (x - left) * (bottom - side - top) // (right - left)
+        box = (x, y, x + side, y + side)
+        assert speaker_masks(source, [box, other], frame)[0, ::2, ::2].any(), box
+
+
+def test_boxes_of_any_numbers_are_cut_at_the_picture():
+    everything = [(0, 0, 80, 80), (80, 0, 160, 80)]
+    beyond = [(-(10**30), 0, 80, 80), (80, 0, 10**30, 10**30)]
+    assert torch.equal(*(speaker_masks((160, 80), boxes, (160, 80)) for boxes in (everything, beyond)))
+
+
+@pytest.mark.parametrize("second", [(0, 0, 160, 80), (0, 0, 159, 79), (0, 0, 1000, 1000)])
+def test_speakers_that_share_every_token_are_refused(second):
+    with pytest.raises(InvalidRequest, match=r"same part of the frame.*16x16 pixels of the picture"):
+        speaker_masks((160, 80), [(0, 0, 160, 80), second], (160, 80))
 
 
 def test_matched_frames_have_the_colours_of_the_reference():

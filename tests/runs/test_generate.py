@@ -22,6 +22,7 @@ from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import read_inputs
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.jobs import Progress
+from tests.pipeline.start import start
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +348,30 @@ def test_two_speakers_and_dubbing(run, request_for, recording, tmp_path):
     assert run(two, run_dir=tmp_path / "two").frame_count == 37
     dubbed = run(request_for(image_path="sample:driving"), run_dir=tmp_path / "dubbed")
     assert dubbed.frame_count == 25
+
+
+def test_speakers_may_share_the_frame_without_background(run, request_for, recording):
+    boxes = ((0, 0, 160, 160), (160, 0, 320, 160))
+    params = request_for(
+        image_path="sample:two-people", second_audio_path=recording(0.5), speaker_boxes=boxes, max_frames=9,
+        frame_size="64x32",
+    )  # fmt: skip
+    generator = start(params, Pipeline.load(params))
+    assert generator.regions.sum(dim=1).tolist() == [4, 4, 0]
+    assert generator.generate(generator.resolved.chunks[0]).latent.isfinite().all()
+
+
+def test_a_box_that_is_too_small_is_refused_before_anything_is_loaded(request_for, recording, monkeypatch):
+    boxes = ((0, 0, 40, 160), (160, 0, 320, 160))
+    params = request_for(
+        image_path="sample:two-people", second_audio_path=recording(0.5), speaker_boxes=boxes,
+        frame_size="64x32",
+    )  # fmt: skip
+    monkeypatch.setattr(Pipeline, "load", None)
+    with pytest.raises(
+        InvalidRequest, match=r"speaker 1 .*received \[0, 0, 40, 160\].* at least 80x80 pixels"
+    ):
+        generate(params)
 
 
 def shell(*arguments: str) -> subprocess.CompletedProcess:

@@ -186,12 +186,13 @@ def attention_per_region(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
     Args:
         query: [B, L, heads, head width], rotated.
         key: [B, S, heads, head width], rotated keys of the first latent frame.
-        regions: [R, S], 1 inside a region and 0 outside.
+        regions: [R, S], 1 inside a region and 0 outside. An empty region, such as no background between two
+            speakers, gets no attention.
 
     Returns:
         [B, R, L] in the query's type.
     """
-    regions = (regions / regions.sum(dim=1, keepdim=True)).to(query.dtype)
+    regions = (regions / regions.sum(dim=1, keepdim=True).clamp(min=1)).to(query.dtype)
     heads = max(1, query.shape[2] // 2 * 2)
     total = query.new_zeros(query.shape[0], regions.shape[0], query.shape[1])
     for head in range(heads):

@@ -1,10 +1,11 @@
-"""Attention to the audio: folding the projections changes nothing but rounding errors."""
+"""Attention to the audio: folding the projections, and the binding of tokens to speakers."""
 
 import pytest
 import torch
 
 from talkinghead_lab.bench.forwards import relative_error
-from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention
+from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention, speaker_rotation
+from talkinghead_lab.models.kernels.attention import attention_per_region
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.weights.quantization import quantize_linears
 
@@ -25,3 +26,18 @@ def test_folded_attention_matches_plain_attention(audio_tokens, stored):
     plain, folded = (update.added_to(torch.zeros_like(x)) for update in updates)
     assert relative_error(folded, plain) < 1e-5
     assert torch.equal(folded, plain) is (audio_tokens > FRAME_TOKENS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_background_every_token_is_bound_to_the_speaker_it_attends_to(dtype):
+    """Two speakers cover the frame: tokens look at one of them, and none is bound to the background."""
+    tokens, width = 12, 8
+    owner = torch.arange(tokens) % 2
+    seen = torch.stack([1 - owner, owner]).float()
+    regions = torch.stack([*seen, torch.zeros(tokens)])
+    looks = 4 * torch.nn.functional.one_hot(owner, width).to(dtype)[None, :, None].expand(1, tokens, 2, width)
+    attended = attention_per_region(looks, looks, regions)
+    assert torch.equal(attended[0, 2], torch.zeros(tokens, dtype=dtype))
+    slow = speaker_rotation(attended, width).sine[0, :, 0, 5].float() / 0.01  # turns by 0.01 per position
+    assert torch.equal((slow > 16).long(), owner)
+    assert ((slow < 5) | (slow > 19)).all()
