@@ -6,11 +6,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from talkinghead_lab import __version__
-from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
+from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.imports import gc_disabled
+
+PROTECTION = " "  # an argument that begins with it is never taken for an option
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,11 +42,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("generate", help="generate the video of a parameter file")
-    command.add_argument("params", type=Path, help="YAML file of the request")
-    command.add_argument(
-        "-p", nargs=2, action="append", default=[], dest="overrides", metavar=("NAME", "VALUE"),
-        help="override a parameter (YAML syntax); can be repeated",
-    )  # fmt: skip
+    command.add_argument("params", type=Path, help="YAML or JSON file of the request")
+    _add_overrides(command, "override a parameter")
     command.add_argument(
         "--run", type=Path, dest="run_dir", help="folder of the run; an unfinished run in it is resumed"
     )
@@ -60,11 +58,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command = commands.add_parser(
         "plan", help="predict the memory a request needs; exit status 1 if it does not fit"
     )
-    command.add_argument("params", type=Path, help="YAML file of the request")
+    command.add_argument("params", type=Path, help="YAML or JSON file of the request")
+    _add_overrides(command, "override a parameter")
     command.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     command.set_defaults(run=run_plan)
     command = commands.add_parser("sweep", help="generate every run of a sweep; exit status 1 if one failed")
-    command.add_argument("sweep", type=Path, help="YAML file of the sweep")
+    command.add_argument("sweep", type=Path, help="YAML or JSON file of the sweep")
+    _add_overrides(command, "override a parameter of the sweep's base")
     command.add_argument(
         "--out", type=Path, required=True, help="folder of the sweep; finished runs in it are reused"
     )
@@ -82,7 +82,30 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command = commands.add_parser("fetch", help="download the released weights (about 80 GB)")
     command.add_argument("folder", type=Path, help="target folder")
     command.set_defaults(run=run_fetch)
-    return parser.parse_args(arguments)
+    return parser.parse_args(_protected(sys.argv[1:] if arguments is None else arguments))
+
+
+def _add_overrides(command: argparse.ArgumentParser, meaning: str) -> None:
+    command.add_argument(
+        "-p", nargs=2, action="append", default=[], dest="overrides", metavar=("NAME", "VALUE"),
+        type=lambda text: text.removeprefix(PROTECTION),
+        help=f"{meaning}: text as it is, lists as YAML or JSON; can be repeated",
+    )  # fmt: skip
+
+
+def _protected(arguments: Sequence[str]) -> list[str]:
+    """Protect the two arguments after each `-p`: argparse takes a text such as `-man` for an option."""
+    protected, following = [], 0
+    for argument in arguments:
+        protected.append(PROTECTION + argument if following else argument)
+        following = following - 1 if following else 2 * (argument == "-p")
+    return protected
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    from talkinghead_lab.foundation.parameter_text import Plain
+
+    return {name: Plain(text) for name, text in options.overrides}
 
 
 def run_generate(options: argparse.Namespace) -> None:
@@ -91,8 +114,7 @@ def run_generate(options: argparse.Namespace) -> None:
         from talkinghead_lab.params import GenerationParams
         from talkinghead_lab.runs import parallel
         from talkinghead_lab.runs.generate import generate
-    overrides = {name: _value(name, text) for name, text in options.overrides}
-    params = GenerationParams.from_yaml(options.params, **overrides)
+    params = GenerationParams.from_yaml(options.params, **_overrides(options))
     if parallel.is_parallel():
         result = parallel.generate_in_parallel(params, options.run_dir)
     else:
@@ -116,7 +138,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from talkinghead_lab.params import GenerationParams
     from talkinghead_lab.pipeline.plan import plan
 
-    planned = plan(GenerationParams.from_yaml(options.params))
+    planned = plan(GenerationParams.from_yaml(options.params, **_overrides(options)))
     print(json.dumps(planned.to_json()) if options.json else planned)
     return 1 if planned.fits is False else 0
 
@@ -126,7 +148,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from talkinghead_lab.sweeps import sweep
 
     table = sweep.run_sweep(
-        sweep.Sweep.from_yaml(options.sweep),
+        sweep.Sweep.from_yaml(options.sweep, _overrides(options)),
         options.out,
         workers=options.workers,
         retry_failed=options.retry_failed,
@@ -145,15 +167,6 @@ def run_fetch(options: argparse.Namespace) -> None:
 
     for variable, folder in fetch_released(options.folder).items():
         print(f"export {variable}={folder}")
-
-
-def _value(name: str, text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidRequest(f"the value of `{name}` is not valid YAML ({error})", received=text) from None
 
 
 if __name__ == "__main__":

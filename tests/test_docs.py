@@ -20,6 +20,7 @@ from papermill.inspection import inspect_notebook
 from talkinghead_lab import __version__
 from talkinghead_lab.__main__ import parse
 from talkinghead_lab.bench.__main__ import main as bench_main
+from talkinghead_lab.foundation.parameter_text import Plain
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service import smoke
@@ -195,7 +196,7 @@ def check_request(options: argparse.Namespace) -> None:
     if "sweep" in options:
         assert Sweep.from_yaml(ROOT / options.sweep).cells()
     if "params" in options:
-        overrides = {name: yaml.safe_load(value) for name, value in getattr(options, "overrides", [])}
+        overrides = {name: Plain(value) for name, value in getattr(options, "overrides", [])}
         assert GenerationParams.from_yaml(ROOT / options.params, **overrides)
 
 

@@ -1,5 +1,6 @@
 """The shell command: stopped by Ctrl-C, and in a Python without the dependencies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from talkinghead_lab.__main__ import main, parse
 from talkinghead_lab.media import video
+from talkinghead_lab.params import GenerationParams
 
 
 def test_ctrl_c_keeps_finished_chunks_and_the_run_resumes(request_for, tmp_path):
@@ -48,3 +51,33 @@ def test_without_the_environment_one_line_says_what_to_do(command):
     assert line.endswith(
         "is not installed in this Python. Run `make setup`, then `source .venv/bin/activate`."
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["it's a man # of the year", "-man", "--json", "-p", " [x] ", "", "a: b", "010"]
+)
+def test_text_reaches_the_request_as_the_shell_gave_it(text):
+    options = parse(["plan", "params/embedded.yaml", "-p", "prompt", text, "-p", "seed", "010", "--json"])
+    assert dict(options.overrides) == {"prompt": text, "seed": "010"}
+    assert options.json
+
+
+@pytest.mark.parametrize("command", ["generate", "plan"])
+def test_commands_take_overrides(command, request_for, tmp_path, capsys):
+    (tmp_path / "request.yaml").write_text(request_for(device="cpu").to_yaml())
+    given = {"prompt": "it's # 1", "max_frames": "03"} | (
+        {"frame_size": "640x640"} if command == "plan" else {}
+    )
+    arguments = [command, str(tmp_path / "request.yaml"), "--json"]
+    arguments += [text for name, value in given.items() for text in ("-p", name, value)]
+    assert main([*arguments, "-p", "seed", "-1"]) == 2
+    assert "`seed` is not valid" in capsys.readouterr().err
+    run = ["--run", str(tmp_path / "run")] if command == "generate" else []
+    assert main([*arguments, *run]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if run:
+        params = GenerationParams.from_yaml(tmp_path / "run" / "request.yaml")
+        assert (params.prompt, params.max_frames, found["frame_count"]) == ("it's # 1", 3, 3)
+    else:
+        main([command, str(tmp_path / "request.yaml"), "--json"])
+        assert found["work_gib"] > json.loads(capsys.readouterr().out)["work_gib"]

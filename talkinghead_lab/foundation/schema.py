@@ -21,6 +21,8 @@ def without_version(fields: Mapping[str, Any]) -> dict[str, Any]:
         InvalidRequest: a later version of the package wrote the file.
     """
     version = fields.get(FIELD, SCHEMA_VERSION)
+    if isinstance(version, str) and version.isdecimal():  # from a parameter file
+        version = int(version)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise InvalidRequest(
             "the file has an unknown version",

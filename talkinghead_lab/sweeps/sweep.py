@@ -31,7 +31,7 @@ from talkinghead_lab.foundation import digests
 from talkinghead_lab.foundation.files import atomic_path, locked
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.foundation.schema import versioned
-from talkinghead_lab.params import GenerationParams, read_yaml
+from talkinghead_lab.params import GenerationParams, read_yaml, typed_value
 from talkinghead_lab.pipeline.request import NETWORK_FIELDS
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.origin import InputDigests
@@ -40,7 +40,8 @@ from talkinghead_lab.sweeps.processes import run_on_this_machine
 from talkinghead_lab.sweeps.ray_cluster import run_on_ray
 from talkinghead_lab.sweeps.statistics import PAIRED_BY
 
-SECTIONS = ("base", "axes", "seeds", "portraits", "recordings")
+REPLICATED = {"seeds": "seed", "portraits": "image_path", "recordings": "audio_path"}  # section: field
+SECTIONS = ("base", "axes", *REPLICATED)
 MAX_CELLS = 100_000
 
 Axis = tuple[Any, ...] | dict[str, dict[str, Any]]
@@ -91,7 +92,7 @@ class Sweep:
             InvalidRequest: a section, a field or a range is not valid.
         """
         sections = read_yaml(project_folder() / path)
-        return cls.from_sections(sections | {"base": {**(sections.get("base") or {}), **(base or {})}})
+        return cls.from_sections(sections | {"base": {**_section(sections, "base", dict), **(base or {})}})
 
     def reduced(self, frames: int = 25) -> "Sweep":
         """A small version as a quick check.
@@ -111,9 +112,12 @@ class Sweep:
                 raise InvalidRequest(
                     "unknown section of a sweep", received=name, remedy=nearest_name(name, SECTIONS)
                 )
-        axes = {name: _parsed_axis(name, values) for name, values in (sections.get("axes") or {}).items()}
-        listed = {name: tuple(sections.get(name) or ()) for name in SECTIONS[2:]}
-        sweep = cls(sections.get("base") or {}, axes, **listed)
+        axes = {name: _parsed_axis(name, axis) for name, axis in _section(sections, "axes", dict).items()}
+        replicates = {
+            name: tuple(typed_value(field, value) for value in _section(sections, name, list))
+            for name, field in REPLICATED.items()
+        }
+        sweep = cls(_typed(_section(sections, "base", dict)), axes, **replicates)
         sweep.cells()
         return sweep
 
@@ -176,7 +180,7 @@ class Sweep:
         """YAML that `from_yaml` reads back."""
         axes = {name: axis if isinstance(axis, dict) else list(axis) for name, axis in self.axes.items()}
         sections = {"base": dict(self.base), "axes": axes}
-        listed = {name: list(getattr(self, name)) for name in SECTIONS[2:] if getattr(self, name)}
+        listed = {name: list(getattr(self, name)) for name in REPLICATED if getattr(self, name)}
         content = json.loads(json.dumps(versioned(sections | listed)))
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
@@ -266,15 +270,15 @@ def _row(cell: Cell, folder: Path) -> dict[str, Any]:
 def _parsed_axis(name: str, values: Any) -> Axis:
     """Parse an axis: a list of values, a range including its end, or named sets of fields."""
     if isinstance(values, list) and values:
-        return tuple(values)
+        return tuple(typed_value(name, value) for value in values)
     if (
         isinstance(values, Mapping)
         and values
         and all(isinstance(value, Mapping) for value in values.values())
     ):
-        return {str(label): dict(fields) for label, fields in values.items()}
+        return {str(label): _typed(fields) for label, fields in values.items()}
     if isinstance(values, Mapping) and values.keys() == {"from", "to", "step"}:
-        first, last, step = (values[key] for key in ("from", "to", "step"))
+        first, last, step = (typed_value(name, values[key]) for key in ("from", "to", "step"))
         if (
             all(isinstance(number, int | float) for number in (first, last, step))
             and step > 0 <= last - first
@@ -288,6 +292,19 @@ def _parsed_axis(name: str, values: Any) -> Axis:
         allowed="a list of values; {from: 1, to: 5, step: 0.5}, which includes its end; or names, each with "
         "a mapping of the fields it sets",
     )
+
+
+def _section(sections: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+    """A section of the file, empty if it is left out."""
+    found = sections.get(name) or kind()
+    if not isinstance(found, kind):
+        allowed = "a list" if kind is list else "a mapping of names to values"
+        raise InvalidRequest(f"the section `{name}` is not valid", received=found, allowed=allowed)
+    return found
+
+
+def _typed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name): typed_value(str(name), value) for name, value in fields.items()}
 
 
 def _fields(name: str, axis: Axis) -> set[str]:

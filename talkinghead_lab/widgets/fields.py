@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
-import yaml
 from pydantic.fields import FieldInfo
 
 from talkinghead_lab.figures.labels import title
@@ -136,8 +135,6 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             return round(shown, 6)  # a slider accumulates rounding errors of its steps
         if self.name == "loras":
             return _parsed_loras(shown)
-        if self.name == "speaker_boxes":
-            return _parsed_boxes(shown)
         return shown
 
     @value.setter
@@ -226,14 +223,6 @@ def _parsed_loras(text: str) -> list[dict[str, Any]]:
         except ValueError:
             found.append({"path": line})
     return found
-
-
-def _parsed_boxes(text: str) -> Any:
-    """The boxes in a YAML list; text that is not YAML is returned as it is, which the request rejects."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _placeholder(name: str) -> str:
