@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,13 +148,17 @@ def run_sweep(options: argparse.Namespace) -> int:
     """Run a sweep and print the path of its table; return 0 if every run finished, else 1."""
     from talkinghead_lab.sweeps import sweep
 
-    table = sweep.run_sweep(
-        sweep.Sweep.from_yaml(options.sweep, _overrides(options)),
-        options.out,
-        workers=options.workers,
-        retry_failed=options.retry_failed,
-        ray_address=options.ray,
-    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as for Ctrl-C
+    try:
+        table = sweep.run_sweep(
+            sweep.Sweep.from_yaml(options.sweep, _overrides(options)),
+            options.out,
+            workers=options.workers,
+            retry_failed=options.retry_failed,
+            ray_address=options.ray,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
     states = table["state"].to_list()
     counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
     path = str(options.out / "results.csv")

@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TalkingHeadError(Exception):
-    """Base class for errors the user can fix.
+    """Base class for errors the user can fix. They can be pickled, to be raised in another process.
 
     Args:
         problem: what is wrong, as a phrase.
@@ -26,6 +27,18 @@ class TalkingHeadError(Exception):
         if allowed:
             message += f"; allowed: {allowed}"
         super().__init__(message + "." + (f" {remedy}" if remedy else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default `__init__` would be called with the whole message.
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(
+    kind: type[TalkingHeadError], arguments: tuple[Any, ...], fields: dict[str, Any]
+) -> TalkingHeadError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(fields)
+    return error
 
 
 class InvalidRequest(TalkingHeadError, ValueError):
@@ -65,6 +78,14 @@ class CheckpointError(TalkingHeadError):
 
 class OutputError(TalkingHeadError):
     """A result cannot be written: no space, no permission, or the name is taken."""
+
+
+class NoSpaceLeft(OutputError):
+    """The disk, the quota or the limit on file sizes is exhausted; the next result would not fit either."""
+
+
+class FolderLocked(OutputError):
+    """Another call is writing the folder."""
 
 
 class MissingExtra(TalkingHeadError, ImportError):

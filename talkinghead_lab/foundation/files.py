@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from talkinghead_lab.errors import OutputError
+from talkinghead_lab.errors import FolderLocked, NoSpaceLeft, OutputError
 
 # EFBIG comes from a limit on file sizes, EDQUOT from a quota; the remedy is the same.
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -27,7 +27,8 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     Ctrl-C included.
 
     Raises:
-        OutputError: `final` exists and `overwrite` is off, its folder is not writable, or no space is left.
+        NoSpaceLeft: while creating or writing the file.
+        OutputError: `final` exists and `overwrite` is off, or its folder is not writable.
     """
     final = Path(final)
     temporary = final.with_name(f".{secrets.token_hex(8)}.partial{final.suffix}")
@@ -100,7 +101,7 @@ def _already_there(final: Path) -> OutputError:
 
 def _cannot_write(final: Path, error: OSError) -> OutputError:
     if error.errno in NO_SPACE:
-        return OutputError(
+        return NoSpaceLeft(
             f"no space left while writing ({error.strerror})",
             received=str(final),
             remedy=f"Free space under {final.parent}, or write to another disk. Nothing was left behind.",
@@ -120,7 +121,8 @@ def locked(folder: Path) -> Iterator[None]:
     a lock file that is left behind blocks nobody. A file system without locks gives no protection.
 
     Raises:
-        OutputError: another call holds the lock, with its process; or the folder is not writable.
+        FolderLocked: another call holds the lock; the error names its process.
+        OutputError: the folder is not writable.
     """
     path = folder / LOCK
     # Not thread-local, so that a generator may be closed in another thread. A soft lock would survive a kill.
@@ -129,7 +131,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.stat()  # FileLock would create a missing folder
         lock.acquire()
     except Timeout:
-        raise OutputError(
+        raise FolderLocked(
             f"the folder is being written by {_holder(path)}",
             received=str(folder),
             remedy="Wait for it, stop it, or choose another folder.",

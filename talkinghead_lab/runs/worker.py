@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.errors import FolderLocked, NoSpaceLeft
+from talkinghead_lab.foundation.files import NO_SPACE, atomic_path
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.pipeline import Pipeline
@@ -51,13 +52,23 @@ class Worker:
     pipeline: Pipeline | None = field(default=None, init=False)
 
     def run(self, job: Job) -> None:
-        """Run a job. An error is recorded and ends this job only."""
+        """Run a job. A failure is recorded and ends this job only.
+
+        Raises:
+            FolderLocked, NoSpaceLeft: see `attempt`.
+            OutputError: the failure cannot be recorded.
+        """
         failure = self.attempt(job)
         if failure is not None:
             job.record_failure(failure)
 
     def attempt(self, job: Job) -> Failure | None:
-        """Run a job and return why it failed, if it did."""
+        """Run a job and return why it failed, if it did.
+
+        Raises:
+            FolderLocked: another process writes this run. The job is unfinished, not failed.
+            NoSpaceLeft: the job is unfinished, and the next one would not finish either.
+        """
         try:
             inputs = read_inputs(job.params)  # before weights are loaded
             pipeline = self.load(job.params)
@@ -70,7 +81,11 @@ class Worker:
                 encoder_cache=cache,
                 show_progress=False,
             )
+        except (FolderLocked, NoSpaceLeft):
+            raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise NoSpaceLeft(f"no space left ({error.strerror})", received=str(job.run_dir)) from None
             return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
         return None
 

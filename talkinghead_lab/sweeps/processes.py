@@ -4,41 +4,59 @@ The pools of `concurrent.futures` and `pebble` fail every waiting job, without a
 dies before it took one. Here a dead worker fails its own job only, and its replacement gets the same GPU.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 import torch
-from tqdm import tqdm
 
+from talkinghead_lab.errors import FolderLocked, OutputError
 from talkinghead_lab.runs.worker import Failure, Job, Worker
+from talkinghead_lab.sweeps.worker_process import PARENT_SIGNALS, serve
+
+logger = logging.getLogger(__name__)
 
 
 def run_on_this_machine(jobs: list[Job], workers: int, on_done: Callable[[], object]) -> None:
     """Run jobs and call `on_done` after each.
 
+    A job whose folder another process writes is left unfinished. An interrupt leaves all running jobs
+    unfinished and starts no other.
+
     Args:
         jobs: what to run.
         workers: worker processes. 0: one per GPU, or this process if there is no GPU; 1: this process.
-        on_done: called after every job, finished or failed.
+        on_done: called after every job, however it ended.
+
+    Raises:
+        NoSpaceLeft: the running jobs are unfinished.
     """
     workers = min(workers or torch.cuda.device_count(), len(jobs))
     if workers > 1:
         return _run_in_processes(jobs, workers, on_done)
     worker = Worker()
     for job in jobs:
-        worker.run(job)
+        try:
+            worker.run(job)
+        except FolderLocked as error:
+            leave_unfinished(job, error)
         on_done()
     return None
 
 
+def leave_unfinished(job: Job, error: FolderLocked) -> None:
+    """Say that another process writes a job's folder."""
+    logger.warning("%s is left unfinished: %s", job.run_dir.name, error)
+
+
 def _run_in_processes(jobs: list[Job], count: int, on_done: Callable[[], object]) -> None:
-    """Give each idle worker the next job. An interrupt stops the workers; their jobs stay unfinished."""
+    """Give each idle worker the next job; stop the workers in the end, also those in the middle of a job."""
     workers = [_WorkerProcess(visible_device(number), count) for number in range(count)]
     waiting, idle = list(reversed(jobs)), list(reversed(workers))
     busy: dict[Connection, tuple[_WorkerProcess, Job]] = {}
@@ -50,14 +68,21 @@ def _run_in_processes(jobs: list[Job], count: int, on_done: Callable[[], object]
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 worker, job = busy.pop(connection)
-                status = worker.finish()
-                if status is not None:
-                    job.record_failure(Failure(f"the worker died with status {status}"))
+                outcome = worker.finish()
+                if isinstance(outcome, Failure):
+                    job.record_failure(outcome)
+                elif isinstance(outcome, FolderLocked):
+                    leave_unfinished(job, outcome)
+                elif outcome is not None:
+                    raise outcome
                 idle.append(worker)
                 on_done()
     finally:
-        for worker in workers:
-            worker.stop()
+        processes = [worker.process for worker in workers if worker.process is not None]
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
 
 
 class _WorkerProcess:
@@ -78,29 +103,35 @@ class _WorkerProcess:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.connection, theirs = context.Pipe()
-            self.process = context.Process(target=_serve, args=(theirs, self.gpu, self.workers), daemon=True)
-            self.process.start()
+            self.process = context.Process(target=serve, args=(theirs, self.gpu, self.workers), daemon=True)
+            with _parent_signals_blocked():
+                self.process.start()
             theirs.close()
         with suppress(OSError):  # a process that died while idle: `finish` reports it
             self.connection.send(job)
         return self.connection
 
-    def finish(self) -> int | None:
-        """Receive the end of the job; the exit status if the process died instead."""
+    def finish(self) -> Failure | OutputError | None:
+        """Receive how the job ended: None if it finished or its failure is recorded."""
         try:
-            self.connection.recv()
+            outcome: OutputError | None = self.connection.recv()
         except (EOFError, OSError):
             assert self.process is not None
             self.process.join()
             status, self.process = self.process.exitcode, None
-            return status
-        return None
+            return Failure(f"the worker died with status {status}")
+        return outcome
 
-    def stop(self) -> None:
-        """Kill the process, also in the middle of a job."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.join()
+
+@contextmanager
+def _parent_signals_blocked() -> Iterator[None]:
+    """Block the signals in this thread; a process started here inherits that until it ignores them itself."""
+    resource_tracker.ensure_running()  # would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def visible_device(number: int) -> str | None:
@@ -109,21 +140,3 @@ def visible_device(number: int) -> str | None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(device) for device in range(count)]
     return devices[number % count] if count else None
-
-
-def _serve(connection: Connection, gpu: str | None, workers: int) -> None:
-    """Main loop of a worker process: run each job received, on one GPU or on a share of the cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent stops this one
-    tqdm.set_lock(threading.RLock())  # a killed process would leak the semaphore of the default lock
-    if gpu is None:
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when CUDA initialises, which importing torch does not
-    worker = Worker()
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            return
-        worker.run(job)
-        connection.send(None)

@@ -17,6 +17,7 @@ The folder of a sweep contains `sweep.yaml`, `cells/` with a run folder per cell
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,9 @@ def run_sweep(
 ) -> polars.DataFrame:
     """Run every unfinished cell and write the table of results.
 
+    An interrupt leaves the running cells unfinished; the next call resumes them after their last finished
+    chunk.
+
     Args:
         sweep: what to run.
         folder: folder of the sweep; its finished cells are not repeated.
@@ -209,35 +213,52 @@ def run_sweep(
         The table of `results`; failed cells have their error in it.
 
     Raises:
+        NoSpaceLeft: the running cells are unfinished, not failed.
         OutputError: the folder cannot be written, or another process is running a sweep in it.
     """
     folder = project_folder() / folder
     _make_folder(folder)
     with locked(folder):
-        waiting = _unfinished(sweep, folder, retry_failed)
+        jobs = _jobs(sweep, folder)
+        waiting = _unfinished([job for _, job in jobs], retry_failed)
         _replace_file(folder / "sweep.yaml", sweep.to_yaml().encode())
-        with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
-            if ray_address is not None and waiting:
-                run_on_ray(waiting, ray_address, bar.update)
-            else:
-                run_on_this_machine(waiting, workers, bar.update)
-        table = results(sweep, folder)
-        _replace_file(folder / "results.csv", table.write_csv().encode())
-        with atomic_path(folder / "results.parquet", overwrite=True) as temporary:
-            table.write_parquet(temporary)
-    return table
+        try:
+            with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
+                if ray_address is not None and waiting:
+                    run_on_ray(waiting, ray_address, bar.update)
+                else:
+                    run_on_this_machine(waiting, workers, bar.update)
+        except BaseException:
+            with suppress(TalkingHeadError):
+                _write_table(folder, jobs)
+            raise
+        return _write_table(folder, jobs)
 
 
-def _unfinished(sweep: Sweep, folder: Path, retry_failed: bool) -> list[Job]:
-    """Jobs of the unfinished cells, sorted so that jobs with the same networks follow each other."""
-    jobs = {}
-    for cell in sweep.cells():
-        job = Job(cell.params, folder / "cells" / cell.key())
-        if retry_failed:
+def _jobs(sweep: Sweep, folder: Path) -> list[tuple[Cell, Job]]:
+    return [(cell, Job(cell.params, folder / "cells" / cell.key())) for cell in sweep.cells()]
+
+
+def _unfinished(jobs: list[Job], retry_failed: bool) -> list[Job]:
+    """The unfinished jobs, sorted so that jobs with the same networks follow each other."""
+    unfinished = {}
+    for job in jobs:
+        finished = (job.run_dir / RECORD).is_file()
+        if retry_failed or finished:
             job.failure.unlink(missing_ok=True)
-        if not (job.run_dir / RECORD).is_file() and not job.failure.is_file():
-            jobs[job.run_dir] = job
-    return sorted(jobs.values(), key=lambda job: str([getattr(job.params, name) for name in NETWORK_FIELDS]))
+        if not finished and not job.failure.is_file():
+            unfinished[job.run_dir] = job
+    return sorted(
+        unfinished.values(), key=lambda job: str([getattr(job.params, name) for name in NETWORK_FIELDS])
+    )
+
+
+def _write_table(folder: Path, jobs: list[tuple[Cell, Job]]) -> polars.DataFrame:
+    table = _table(folder, jobs)
+    _replace_file(folder / "results.csv", table.write_csv().encode())
+    with atomic_path(folder / "results.parquet", overwrite=True) as temporary:
+        table.write_parquet(temporary)
+    return table
 
 
 def results(sweep: Sweep, folder: str | Path) -> polars.DataFrame:
@@ -246,18 +267,22 @@ def results(sweep: Sweep, folder: str | Path) -> polars.DataFrame:
     `state` is finished, failed or missing. `error` and `not_taken` give the reason for null measures.
     `video_path` is relative to the folder of the sweep.
     """
-    rows = [_row(cell, project_folder() / folder) for cell in sweep.cells()]
+    folder = project_folder() / folder
+    return _table(folder, _jobs(sweep, folder))
+
+
+def _table(folder: Path, jobs: list[tuple[Cell, Job]]) -> polars.DataFrame:
+    rows = [_row(cell, job, folder) for cell, job in jobs]
     return polars.DataFrame(rows, infer_schema_length=None, strict=False)
 
 
-def _row(cell: Cell, folder: Path) -> dict[str, Any]:
-    job = Job(cell.params, folder / "cells" / cell.key())
+def _row(cell: Cell, job: Job, folder: Path) -> dict[str, Any]:
     row = {**cell.position, "cell": job.run_dir.name, "state": "missing", "error": None}
-    if job.failure.is_file():
+    if not (job.run_dir / RECORD).is_file():
+        if not job.failure.is_file():
+            return row
         failure = json.loads(job.failure.read_text(encoding="utf-8"))
         return row | {"state": "failed", "error": failure["error"]}
-    if not (job.run_dir / RECORD).is_file():
-        return row
     record = read_record(job.run_dir)
     measures = record["measures"]
     values = {measure["name"]: measure["value"] for measure in measures}

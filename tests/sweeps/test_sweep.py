@@ -2,10 +2,6 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -210,47 +206,6 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch, visible, devices):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [processes.visible_device(number) for number in range(3)] == devices
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_running_cells_unfinished(sections, tmp_path):
-    base = sections["base"] | {"diffusion_steps": 1000}
-    sweep = Sweep.from_sections(sections | {"base": base})
-    path, out = tmp_path / "sweep.yaml", tmp_path / "out"
-    path.write_text(sweep.to_yaml())
-    command = [
-        sys.executable,
-        "-m",
-        "talkinghead_lab",
-        "sweep",
-        str(path),
-        "--out",
-        str(out),
-        "--workers",
-        "2",
-    ]
-    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    shell = psutil.Popen(
-        command, env=os.environ | root, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while len(begun := cells_begun(out)) < 2:
-        assert time.monotonic() < deadline
-        assert shell.poll() is None
-        time.sleep(0.02)
-    processes = [shell, *shell.children(recursive=True)]
-    os.killpg(shell.pid, signal.SIGINT)  # as a terminal does, to every process of the command
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    assert len(processes) >= 3
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-    assert shell.returncode == 130
-    errors = shell.stderr.read()
-    assert "Stopped" in errors
-    assert "Traceback" not in errors
-    assert "leaked" not in errors
-    assert results(sweep, out)["state"].to_list() == ["missing"] * 4
-    assert cells_begun(out) == begun
-    assert list(out.glob("cells/*.error.json")) == []
 
 
 def cells_begun(folder) -> list[Path]:
