@@ -33,12 +33,12 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     final = Path(final)
     temporary = final.with_name(f".{secrets.token_hex(8)}.partial{final.suffix}")
     try:
-        if _exists(final) and not overwrite:
-            raise _already_there(final)
-        temporary.open("xb").close()
-    except OSError as error:
-        raise _cannot_write(final, error) from error
-    try:
+        try:
+            if _exists(final) and not overwrite:
+                raise _already_there(final)
+            temporary.open("xb").close()
+        except OSError as error:
+            raise _cannot_write(final, error) from error
         yield temporary
         _publish(temporary, final, overwrite)
     except OSError as error:
@@ -47,7 +47,24 @@ def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             raise _cannot_write(final, error) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OutputError: it cannot be removed, for example because it is a folder.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the file cannot be removed ({error.strerror})",
+            received=str(path),
+            remedy="Move it away, and check the permissions of its folder.",
+        ) from None
 
 
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:

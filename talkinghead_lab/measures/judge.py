@@ -60,11 +60,13 @@ class Judgement:
         measures: one of each kind but those of cost.
         checks: of `checks.check_video`.
         snapshots: (seconds, frame), evenly spaced.
+        facts: of the file.
     """
 
     measures: list[Measure]
     checks: dict[str, Any]
     snapshots: list[tuple[float, Image.Image]]
+    facts: video.VideoFacts
 
 
 def judge_video(
@@ -104,7 +106,7 @@ def judge_video(
         subject.warnings,
     )
     shown = [(number / FRAMES_PER_SECOND, viewing.kept[number]) for number in viewing.snapshot_numbers]
-    return Judgement(measures, checks, shown)
+    return Judgement(measures, checks, shown, facts)
 
 
 class _Viewing:

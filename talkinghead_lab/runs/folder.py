@@ -1,31 +1,24 @@
 """The folder of one run: its request, its finished chunks, its record."""
 
-import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor
-
 from talkinghead_lab.errors import InvalidRequest, OutputError
-from talkinghead_lab.foundation import schema
-from talkinghead_lab.foundation.files import LOCK, atomic_path, locked
+from talkinghead_lab.foundation import digests, schema
+from talkinghead_lab.foundation.files import LOCK, atomic_path, locked, remove_file
 from talkinghead_lab.foundation.paths import project_folder
-from talkinghead_lab.media import video
-from talkinghead_lab.media.pixels import to_uint8
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.chunk_generator import GeneratedChunk
-from talkinghead_lab.sampling.chunks import Chunk
+from talkinghead_lab.runs.chunk_files import ChunkFiles
 
-RECORD = "run.json"
+RECORD, REQUEST, CHUNKS = "run.json", "request.yaml", "chunks"
+CHUNK_FILE = re.compile(r"\d{5,}\.(mp4|safetensors)")
 NOTEBOOK_SUFFIX = ".ipynb"  # papermill writes the run's notebook into the folder before the run starts
 
 
@@ -84,7 +77,14 @@ class RunFolder:
     @property
     def chunk_folder(self) -> Path:
         """Folder of the finished chunks."""
-        return self.path / "chunks"
+        return self.path / CHUNKS
+
+    @cached_property
+    def chunks(self) -> ChunkFiles:
+        """The chunks of an unfinished run; those of another request do not count."""
+        request = digests.sha256_of_file(self.path / REQUEST)
+        made_from = digests.combined([request, self.made_from])
+        return ChunkFiles(self.chunk_folder, made_from, self.params.motion_frame)
 
     @property
     def finished(self) -> bool:
@@ -93,7 +93,7 @@ class RunFolder:
 
     def _claim(self) -> None:
         """Record the request, or check that the folder belongs to the same one."""
-        request = self.path / "request.yaml"
+        request = self.path / REQUEST
         _remove_partial_files(self.path)
         if request.is_file():
             try:
@@ -128,72 +128,25 @@ class RunFolder:
         with atomic_path(self.path / RECORD) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
-    def _part(self, chunk_index: int, suffix: str) -> Path:
-        return self.chunk_folder / f"{chunk_index:05d}{suffix}"
-
-    def has(self, chunk: Chunk) -> bool:
-        """Whether the chunk is finished and was made from the files that the request names now."""
-        if not self._part(chunk.index, ".safetensors").is_file():
-            return False
-        return self._facts(chunk)["made_from"] == self.made_from
-
-    def save(self, generated: GeneratedChunk, seconds: float) -> None:
-        """Save a chunk: its new frames as a silent video, then the overlap frames of the next chunk.
+    def new_video_path(self) -> Path:
+        """Path of the finished video. Removes the video of a call that was interrupted before its record.
 
         Raises:
-            OutputError: no space is left; earlier chunks stay.
+            OutputError: it cannot be removed.
         """
-        frames, index = to_uint8(generated.new_frames), generated.chunk.index
-        picture, rest = self._part(index, ".mp4"), self._part(index, ".safetensors")
-        for earlier in (rest, picture):  # of an interrupted call, or made from other files
-            earlier.unlink(missing_ok=True)
-        video.write_video(picture, [frames], None, len(frames), {})
-        last_frames = generated.frames[:, -self.params.motion_frame :].contiguous()
-        facts = {
-            "frames_sha256": hashlib.sha256(frames.data).hexdigest(),
-            "latent_sha256": hashlib.sha256(generated.latent.numpy().data).hexdigest(),
-            "seconds": f"{seconds:.3f}",
-            "made_from": self.made_from,
-        }
-        with atomic_path(rest) as temporary:
-            temporary.write_bytes(save({"last_frames": last_frames}, facts))
-
-    def last_frames(self, chunk: Chunk) -> Tensor | None:
-        """Read the overlap frames that the previous chunk saved, [3, motion_frame, H, W]."""
-        if not chunk.repeated:
-            return None
-        with safe_open(self._part(chunk.index - 1, ".safetensors"), "pt") as file:
-            frames: Tensor = file.get_tensor("last_frames")
-        return frames
-
-    def pictures(self, chunks: list[Chunk]) -> list[Path]:
-        """Paths of finished chunks' silent videos."""
-        return [self._part(chunk.index, ".mp4") for chunk in chunks]
-
-    def chunk_records(self, chunks: list[Chunk]) -> list[dict[str, Any]]:
-        """Position, digests and seconds of finished chunks."""
-        kept = ("frames_sha256", "latent_sha256")
-        facts = [(chunk, self._facts(chunk)) for chunk in chunks]
-        return [
-            asdict(chunk) | {name: known[name] for name in kept} | {"seconds": float(known["seconds"])}
-            for chunk, known in facts
-        ]
-
-    def _facts(self, chunk: Chunk) -> dict[str, str]:
-        with safe_open(self._part(chunk.index, ".safetensors"), "pt") as file:
-            facts: dict[str, str] = file.metadata()
-        return facts
-
-    def new_video_path(self) -> Path:
-        """Path of the finished video. Removes the video of a call that was interrupted before its record."""
         stem = _file_stem(self.params, self.frame_size)
         for unfinished in self.path.glob(f"{stem}_*.mp4"):
-            unfinished.unlink()
+            remove_file(unfinished)
         return self.path / f"{stem}_{self.timestamp}.mp4"
 
     def clear_chunks(self) -> None:
-        """Remove the chunks of a finished run."""
-        shutil.rmtree(self.chunk_folder, ignore_errors=True)
+        """Remove the chunks of a finished run; other files in their folder stay."""
+        with suppress(OSError):
+            _remove_partial_files(self.chunk_folder)
+            for path in self.chunk_folder.iterdir():
+                if CHUNK_FILE.fullmatch(path.name):
+                    path.unlink()
+            self.chunk_folder.rmdir()
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from talkinghead_lab.errors import Stopped
+from talkinghead_lab.errors import OutputError, Stopped
 from talkinghead_lab.foundation import digests, environment
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.cost import cost
-from talkinghead_lab.measures.judge import Subject, judge_video
+from talkinghead_lab.measures.judge import Judgement, Subject, judge_video
 from talkinghead_lab.media import video
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
@@ -30,6 +30,7 @@ from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
+from talkinghead_lab.runs.chunk_files import ChunkFiles
 from talkinghead_lab.runs.folder import RunFolder, read_record
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests
@@ -130,6 +131,8 @@ def generate(
         origin = InputDigests.of(params, inputs)
     with RunFolder.open(params, run_dir, resolved.frame_size, origin.digest) as run:
         if run.finished:
+            if pipeline is not None:
+                pipeline.dit.group.broadcast(None)  # the other processes have nothing to do
             return GenerationResult.from_run(run.path)
         for warning in resolved.warnings:
             LOG.warning(warning)
@@ -137,43 +140,63 @@ def generate(
             pipeline = (pipeline or Pipeline.load(params)).serving(resolved)
         conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
         generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
-        unfinished = [chunk for chunk in resolved.chunks if not run.has(chunk)]
-        _make_chunks(run, generator, unfinished, on_progress, show_progress)
+        start = ResumePoint.of(run.chunks, resolved.chunks, origin)
+        pipeline.dit.group.broadcast(start)
+        _make_chunks(run.chunks, generator, start, on_progress, show_progress)
         del generator, conditions  # memory for the image encoder, which judges the video
         path = _join_chunks(run, resolved, inputs, clock)
-        return _finish(run, resolved, inputs, pipeline, clock, origin, path, len(unfinished))
+        return _finish(run, resolved, inputs, pipeline, clock, origin, path, start.finished)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on.
+
+    Args:
+        finished: number of chunks that earlier calls finished.
+        last_frames: overlap frames of the last of them, [3, motion_frame, H, W]; None: there is none.
+        made_from: digest of weights and media.
+    """
+
+    finished: int
+    last_frames: Tensor | None
+    made_from: str
+
+    @classmethod
+    def of(cls, files: ChunkFiles, chunks: list[Chunk], origin: InputDigests) -> "ResumePoint":
+        """Find the first chunk that is to be generated."""
+        finished = files.find_finished(chunks)
+        previous = files.last_frames(chunks[finished]) if finished < len(chunks) else None
+        return cls(finished, previous, origin.digest)
 
 
 def _make_chunks(
-    run: RunFolder,
+    files: ChunkFiles,
     generator: ChunkGenerator,
-    unfinished: list[Chunk],
+    start: ResumePoint,
     on_progress: OnProgress | None,
     show_progress: bool,
 ) -> None:
     """Generate and save chunks; each starts from the last frames of the previous one, held in memory."""
-    chunks, steps = len(generator.resolved.chunks), generator.resolved.sampling.steps
-    overlap = generator.resolved.request.motion_frame
-    done: tuple[int, Tensor] | None = None  # the chunk made last: its index and last frames
-    with tqdm(total=chunks * steps, unit="step", disable=not show_progress, leave=False) as bar:
-        bar.update((chunks - len(unfinished)) * steps)
-        for chunk in unfinished:
-            on_step = _StepReport(chunk, chunks, steps, bar, on_progress)
+    chunks, steps = generator.resolved.chunks, generator.resolved.sampling.steps
+    overlap, previous = generator.resolved.request.motion_frame, start.last_frames
+    with tqdm(total=len(chunks) * steps, unit="step", disable=not show_progress, leave=False) as bar:
+        bar.update(start.finished * steps)
+        for chunk in chunks[start.finished :]:
+            on_step = _StepReport(chunk, len(chunks), steps, bar, on_progress)
             started = time.perf_counter()
-            follows = done is not None and done[0] == chunk.index - 1
-            previous = done[1] if done is not None and follows else run.last_frames(chunk)
             generated = generator.generate(chunk, previous, on_step=on_step)
-            run.save(generated, time.perf_counter() - started)
-            done = chunk.index, generated.frames[:, -overlap:].clone()
+            files.save(generated, time.perf_counter() - started)
+            previous = generated.frames[:, -overlap:].clone()
             del generated
 
 
 def _join_chunks(run: RunFolder, resolved: Resolved, inputs: Inputs, clock: StageClock) -> Path:
     """Join the chunks under the sound track."""
-    path = run.new_video_path()
     with clock("mux"):
+        pictures, path = run.chunks.pictures(resolved.chunks), run.new_video_path()
         request = {VIDEO_METADATA_KEY: resolved.request.to_yaml()}
-        video.join_videos(path, run.pictures(resolved.chunks), inputs.soundtrack, request)
+        video.join_videos(path, pictures, inputs.soundtrack, request)
     return path
 
 
@@ -185,9 +208,13 @@ def _finish(
     clock: StageClock,
     origin: InputDigests,
     path: Path,
-    made: int,
+    made_earlier: int,
 ) -> GenerationResult:
-    """Judge the video, then write the contact sheet and, last, the record."""
+    """Judge the video, then write the contact sheet and, last, the record.
+
+    Raises:
+        OutputError: the video is not as long as planned.
+    """
     result = GenerationResult(
         video_path=path,
         duration_seconds=resolved.frames / FRAMES_PER_SECOND,
@@ -198,9 +225,10 @@ def _finish(
     with clock("measure"):
         subject = _subject(resolved, inputs, origin)
         judgement = judge_video(path, subject, pipeline.image_features, CONTACT_SHEET_FRAMES)
+    _check_length(judgement, result)
     with atomic_path(result.contact_sheet_path, overwrite=True) as temporary:
         video.contact_sheet(judgement.snapshots).save(temporary)
-    chunk_records = run.chunk_records(resolved.chunks)
+    chunk_records = run.chunks.records(resolved.chunks)
     seconds = sum(chunk["seconds"] for chunk in chunk_records)
     measures = judgement.measures + cost(clock.stages, seconds, result.frame_count)
     run.write_record(
@@ -213,7 +241,7 @@ def _finish(
             "loras": origin.loras,
             "video_sha256": digests.sha256_of_file(path),
             "environment": environment.describe(),
-            "chunks_of_earlier_calls": len(resolved.chunks) - made,  # `stages` does not include these
+            "chunks_of_earlier_calls": made_earlier,  # `stages` does not include these
             "stages": clock.stages,
             "timeline": clock.timeline,
             "measures": [asdict(measure) for measure in measures],
@@ -223,6 +251,20 @@ def _finish(
     )
     run.clear_chunks()
     return result
+
+
+def _check_length(judgement: Judgement, result: GenerationResult) -> None:
+    """Count the frames of the video, and compare its sound, with the plan."""
+    frames, sound = judgement.checks["frame_count"], judgement.facts.audio_seconds
+    if frames["passed"] and abs(sound - result.duration_seconds) < 1 / FRAMES_PER_SECOND:
+        return
+    result.video_path.unlink()
+    raise OutputError(
+        "the finished video is not as long as planned",
+        received=f"{frames['measured']} frames and {sound:.2f} s of sound",
+        allowed=f"{result.frame_count} frames, {result.duration_seconds:.2f} s",
+        remedy="Request the run again: finished chunks are checked, and damaged ones generated again.",
+    )
 
 
 def _subject(resolved: Resolved, inputs: Inputs, origin: InputDigests) -> Subject:

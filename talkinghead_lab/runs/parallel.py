@@ -1,24 +1,31 @@
 """One run on several GPUs of one host, started by torchrun: they share the forward passes of every step.
 
-Every process encodes, samples and decodes. The first writes the run, the others a temporary copy.
+Every process encodes, samples and decodes; the first alone writes.
 """
 
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.devices import pick_device
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.runs.generate import GenerationResult, generate
+from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.runs.generate import GenerationResult, ResumePoint, generate
+from talkinghead_lab.runs.origin import InputDigests
+
+# The first process saves chunks and judges the video while the others wait. If a process fails, torchrun ends
+# all, so no shorter time is needed.
+LONGEST_WAIT = timedelta(days=1)
 
 
 def is_parallel() -> bool:
@@ -29,23 +36,43 @@ def is_parallel() -> bool:
 def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> GenerationResult | None:
     """Generate with all processes that torchrun started. The first returns the result, the others None.
 
+    The first alone has the run's folder. It tells the others at which chunk the run goes on, and from which
+    frames, so that all run the same forward passes.
+
     Args:
         run_dir: the run's folder; an unfinished run resumes. None: a new one, named by the first process.
     """
     with _process_group(params) as share:
         pipeline = Pipeline.load(params)
         pipeline.dit.group = share
+        result = None
         if share.rank == 0:
-            dist.barrier()  # the others have copied the finished chunks
-            return generate(params, run_dir, pipeline=pipeline)
-        logging.getLogger("talkinghead_lab").setLevel(logging.ERROR)  # the first process warns
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "run"
-            if run_dir is not None and run_dir.is_dir():
-                shutil.copytree(run_dir, copy)
-            dist.barrier()
-            generate(params, copy, pipeline=pipeline, show_progress=False)
-    return None
+            result = generate(params, run_dir, pipeline=pipeline)
+        else:
+            logging.getLogger("talkinghead_lab").setLevel(logging.ERROR)  # the first process warns
+            _follow(params, pipeline)
+        dist.barrier()  # the first still judges the video
+    return result
+
+
+def _follow(params: GenerationParams, pipeline: Pipeline) -> None:
+    """Generate the chunks that the first process generates, and keep nothing.
+
+    Raises:
+        MediaError: this process reads other files than the first.
+    """
+    inputs = read_inputs(params)
+    resolved = resolve(params, inputs)
+    pipeline = pipeline.serving(resolved)
+    generator = ChunkGenerator(pipeline, pipeline.encode(inputs, resolved), resolved)
+    start: ResumePoint | None = pipeline.dit.group.broadcast(None)
+    if start is None:
+        return
+    if start.made_from != InputDigests.of(params, inputs).digest:
+        raise MediaError("the processes of the run read different files", remedy="Leave them as they are.")
+    previous = start.last_frames
+    for chunk in resolved.chunks[start.finished :]:
+        previous = generator.generate(chunk, previous).frames[:, -params.motion_frame :].clone()
 
 
 @contextmanager
@@ -54,8 +81,7 @@ def _process_group(params: GenerationParams) -> Iterator[SequenceParallelGroup]:
     device = pick_device(params.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield SequenceParallelGroup.of_all_processes()
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    yield SequenceParallelGroup.of_all_processes()
+    # After an error this could wait for the others; torchrun ends them once this process has ended.
+    dist.destroy_process_group()

@@ -7,6 +7,7 @@ the heads, and back (DeepSpeed Ulysses, arXiv 2309.14509).
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,13 @@ class SequenceParallelGroup:
         gathered = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(gathered, x)
         return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """The value that the first process passes, in every process; it can be pickled."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Group the heads by process: [B, l, heads, width] → [size, B, l, heads / size, width]."""

@@ -1,0 +1,177 @@
+"""The finished chunks of a run on disk.
+
+A chunk is two files: its new frames as a silent video, and the overlap frames of the next chunk, with the
+chunk's facts in their metadata. The facts hold a digest of everything else, so that a chunk that was damaged,
+exchanged or copied from elsewhere does not count as finished.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from talkinghead_lab.errors import OutputError
+from talkinghead_lab.foundation import digests
+from talkinghead_lab.foundation.files import atomic_path, remove_file
+from talkinghead_lab.media import video
+from talkinghead_lab.media.pixels import to_uint8
+from talkinghead_lab.pipeline.chunk_generator import GeneratedChunk
+from talkinghead_lab.sampling.chunks import Chunk
+
+Facts = Mapping[str, str]
+FRAMES = "last_frames"  # tensor [3, motion_frame, H, W] in [−1, 1]
+FACTS_DIGEST = "facts_sha256"
+RECORDED = ("frames_sha256", "latent_sha256")
+
+
+@dataclass
+class ChunkFiles:
+    """Saves chunks, and finds those that an earlier call finished.
+
+    Args:
+        folder: where the files are; it exists.
+        made_from: digest of the request, the weights and the media.
+        overlap: frames shared with the next chunk.
+    """
+
+    folder: Path
+    made_from: str
+    overlap: int
+    _facts: list[Facts] = field(default_factory=list, init=False)  # of finished chunks, in order
+
+    def find_finished(self, chunks: Sequence[Chunk]) -> int:
+        """Count the chunks, from the first on, that are whole and made from these inputs.
+
+        Files of later chunks are removed: those would have to start from frames that are generated again.
+
+        Raises:
+            OutputError: a file cannot be removed.
+        """
+        self._facts = []
+        for chunk in chunks:
+            facts = self._checked(chunk)
+            if facts is None:
+                break
+            self._facts.append(facts)
+        for chunk in chunks[len(self._facts) :]:
+            self._remove(chunk)
+        return len(self._facts)
+
+    def save(self, generated: GeneratedChunk, seconds: float) -> None:
+        """Save the next chunk.
+
+        Raises:
+            OutputError: no space is left; earlier chunks stay.
+        """
+        chunk, frames = generated.chunk, to_uint8(generated.new_frames)
+        self._remove(chunk)
+        video.write_video(self.picture(chunk), [frames], None, len(frames), {})
+        last_frames = generated.frames[:, -self.overlap :].contiguous()
+        facts = {
+            "frames_sha256": hashlib.sha256(frames.data).hexdigest(),
+            "latent_sha256": hashlib.sha256(generated.latent.numpy().data).hexdigest(),
+            "video_sha256": digests.sha256_of_file(self.picture(chunk)),
+            "last_frames_sha256": _digest(last_frames),
+            "seconds": f"{seconds:.3f}",
+            **self._place(chunk),
+        }
+        content = save({FRAMES: last_frames}, facts | {FACTS_DIGEST: digests.combined([facts])})
+        with atomic_path(self._rest(chunk)) as temporary:
+            temporary.write_bytes(content)
+        self._facts.append(facts)
+
+    def last_frames(self, chunk: Chunk) -> Tensor | None:
+        """Read the overlap frames that the previous chunk saved, [3, motion_frame, H, W].
+
+        Raises:
+            OutputError: they were damaged since they were checked.
+        """
+        if not chunk.repeated:
+            return None
+        found = _read(self._rest_of(chunk.index - 1))
+        if found is None:
+            raise self._changed(chunk.index - 1)
+        return found[1]
+
+    def pictures(self, chunks: Sequence[Chunk]) -> list[Path]:
+        """Paths of the finished chunks' silent videos.
+
+        Raises:
+            OutputError: one was changed since it was saved.
+        """
+        for chunk, facts in zip(chunks, self._facts, strict=True):
+            if not _has_digest(self.picture(chunk), facts["video_sha256"]):
+                raise self._changed(chunk.index)
+        return [self.picture(chunk) for chunk in chunks]
+
+    def records(self, chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
+        """Position, digests and seconds of finished chunks."""
+        return [
+            asdict(chunk) | {name: facts[name] for name in RECORDED} | {"seconds": float(facts["seconds"])}
+            for chunk, facts in zip(chunks, self._facts, strict=True)
+        ]
+
+    def picture(self, chunk: Chunk) -> Path:
+        """Path of a chunk's silent video."""
+        return self.folder / f"{chunk.index:05d}.mp4"
+
+    def _rest(self, chunk: Chunk) -> Path:
+        return self._rest_of(chunk.index)
+
+    def _rest_of(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.safetensors"
+
+    def _place(self, chunk: Chunk) -> dict[str, str]:
+        """What a chunk must follow from: the inputs, its number, and the frames before it."""
+        before = self._facts[chunk.index - 1]["last_frames_sha256"] if chunk.index else ""
+        return {"made_from": self.made_from, "index": str(chunk.index), "follows": before}
+
+    def _checked(self, chunk: Chunk) -> Facts | None:
+        """The facts of a chunk whose files fit them; otherwise None."""
+        found = _read(self._rest(chunk))
+        if found is None:
+            return None
+        facts, last_frames = found
+        in_place = facts.items() >= self._place(chunk).items()
+        whole = in_place and facts["last_frames_sha256"] == _digest(last_frames)
+        return facts if whole and _has_digest(self.picture(chunk), facts["video_sha256"]) else None
+
+    def _remove(self, chunk: Chunk) -> None:
+        for path in (self._rest(chunk), self.picture(chunk)):  # without its facts, a video does not count
+            remove_file(path)
+
+    def _changed(self, index: int) -> OutputError:
+        return OutputError(
+            f"chunk {index} was changed while the run was under way",
+            received=str(self.folder),
+            remedy="Request the run again: it resumes at this chunk.",
+        )
+
+
+def _read(path: Path) -> tuple[Facts, Tensor] | None:
+    """Read the facts and the frames of a chunk; None if there are none, or they are damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, str] = dict(file.metadata() or {})
+            frames: Tensor = file.get_tensor(FRAMES)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError):
+        return None
+    return (facts, frames) if facts.pop(FACTS_DIGEST, None) == digests.combined([facts]) else None
+
+
+def _has_digest(path: Path, sha256: str) -> bool:
+    try:
+        return digests.sha256_of_file(path) == sha256
+    except OSError:
+        return False
+
+
+def _digest(frames: Tensor) -> str:
+    digest = hashlib.sha256(f"{frames.dtype}{tuple(frames.shape)}".encode())
+    digest.update(frames.contiguous().numpy().data)
+    return digest.hexdigest()
