@@ -50,7 +50,8 @@ class EncoderCache:
 
     An entry's name is a digest of its inputs, of the encoders' weights, and of everything that affects
     rounding: device, number of threads, PyTorch version. So a cache hit is byte-identical to computing.
-    A damaged entry is removed and recomputed. A folder that cannot be written costs time, nothing else.
+    An entry that is damaged, or was renamed, is removed and recomputed. A folder that cannot be written costs
+    time, nothing else.
 
     Args:
         folder: where entries are stored; made when needed.
@@ -82,8 +83,9 @@ class EncoderCache:
 
     def __call__(self, kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]) -> Tensors:
         """Return the result of `compute` for these inputs; a cache hit is on the CPU."""
-        entry = self.folder / f"{kind}-{self._key(kind, inputs)}.safetensors"
-        known = _read(entry)
+        key = self._key(kind, inputs)
+        entry = self.folder / f"{kind}-{key}.safetensors"
+        known = _read(entry, key)
         if known is not None:
             self.hits += 1
             with suppress(OSError):
@@ -91,7 +93,7 @@ class EncoderCache:
             return known
         self.misses += 1
         tensors = compute()
-        self._store(entry, tensors)
+        self._store(entry, key, tensors)
         return tensors
 
     def _key(self, kind: str, inputs: Iterable[object]) -> str:
@@ -105,9 +107,9 @@ class EncoderCache:
             digest.update(f"{type(part).__name__}{shape}{len(content)}:".encode() + content)
         return digest.hexdigest()
 
-    def _store(self, entry: Path, tensors: Tensors) -> None:
+    def _store(self, entry: Path, key: str, tensors: Tensors) -> None:
         named = {str(place): tensor.cpu().contiguous() for place, tensor in enumerate(tensors)}
-        content = save(named, {"sha256": _digest(tuple(named.values()))})
+        content = save(named, {"sha256": _digest(key, tuple(named.values()))})
         if len(content) > self.limit_bytes:
             return
         with suppress(OSError, OutputError):
@@ -137,24 +139,24 @@ def _is_encoder(name: str) -> bool:
     )
 
 
-def _read(entry: Path) -> Tensors | None:
-    """Read an entry; remove it if it is damaged."""
+def _read(entry: Path, key: str) -> Tensors | None:
+    """Read an entry; remove it if it is damaged, or was stored under another key and renamed."""
     try:
         with safe_open(entry, "pt") as file:
             tensors = tuple(file.get_tensor(str(place)) for place in range(len(file.keys())))
-            if (file.metadata() or {}).get("sha256") == _digest(tensors):
+            if (file.metadata() or {}).get("sha256") == _digest(key, tensors):
                 return tensors
     except FileNotFoundError:
         return None
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError):
         pass
     with suppress(OSError):
         entry.unlink(missing_ok=True)
     return None
 
 
-def _digest(tensors: Tensors) -> str:
-    digest = hashlib.sha256()
+def _digest(key: str, tensors: Tensors) -> str:
+    digest = hashlib.sha256(key.encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + _bytes(tensor))
     return digest.hexdigest()

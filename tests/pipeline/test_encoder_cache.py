@@ -1,5 +1,9 @@
 """The cache gives what computing would give, to the bit; what is damaged is computed again."""
 
+import multiprocessing
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -50,6 +54,40 @@ def test_a_damaged_entry_is_computed_again(cache, tmp_path, damage):
     assert torch.equal(cache("image", ["a"], lambda: (value,))[0], value)
     assert cache.misses == 2
     assert torch.equal(cache("image", ["a"], lambda: pytest.fail("not mended"))[0], value)
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_an_entry_under_the_name_of_another_is_computed_again(cache, tmp_path, kind):
+    cache("image", ["a"], lambda: (torch.zeros(3),))
+    (entry,) = tmp_path.iterdir()
+    other = EncoderCache(tmp_path / "other", "weights", CPU)
+    other(kind, ["b"], lambda: (torch.ones(3),))
+    (place,) = other.folder.iterdir()
+    shutil.copy(entry, place)
+    assert torch.equal(other(kind, ["b"], lambda: (torch.ones(3),))[0], torch.ones(3))
+    assert other.misses == 2
+    assert torch.equal(other(kind, ["b"], lambda: pytest.fail("not mended"))[0], torch.ones(3))
+
+
+def store_again_and_again(folder: Path) -> None:
+    cache = EncoderCache(folder, "weights", CPU, limit_bytes=10_000)
+    for number in range(200):
+        value = torch.full((500,), float(number % 7))
+        assert torch.equal(cache("audio", [number % 7], lambda value=value: (value,))[0], value)
+
+
+def test_processes_share_a_cache(tmp_path):
+    """They store, read and evict the same entries; each gets what it would have computed."""
+    processes = [
+        multiprocessing.get_context("fork").Process(target=store_again_and_again, args=(tmp_path,))
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_the_folder_stays_within_its_bound(tmp_path):
