@@ -13,7 +13,7 @@ MAX_PIXELS = 80_000_000  # 240 MB decoded
 MAX_ASPECT_RATIO = 8  # about twice that of the widest released frame; little of a wider image would be left
 
 
-def read_portrait(path: str | Path) -> Image.Image:
+def read_portrait(path: str | Path, background: str = "white") -> Image.Image:
     """Read an image upright, as 8-bit RGB.
 
     Applies EXIF rotation, puts transparency on white and scales 16 bits to 8. Of an animation, reads the
@@ -26,7 +26,7 @@ def read_portrait(path: str | Path) -> Image.Image:
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
             check_size(*picture.size, path)
-            return _flat_rgb(ImageOps.exif_transpose(picture))
+            return _flat_rgb(ImageOps.exif_transpose(picture), background)
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -86,7 +86,7 @@ def _too_large(path: Path, found: str) -> MediaError:
     )
 
 
-def _flat_rgb(picture: Image.Image) -> Image.Image:
+def _flat_rgb(picture: Image.Image, background: str) -> Image.Image:
     if picture.mode == "F":
         raise ValueError("floating-point samples have no known range")
     if picture.mode.startswith("I"):
@@ -94,5 +94,5 @@ def _flat_rgb(picture: Image.Image) -> Image.Image:
         return Image.fromarray(samples.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")
     return picture.convert("RGB")

@@ -1,24 +1,32 @@
 """Reference media, which show the speaker: a portrait, or a driving video to dub."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import av
+import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer, Type
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
 from talkinghead_lab.errors import MediaError
-from talkinghead_lab.media.image import check_size, is_picture, read_portrait
+from talkinghead_lab.media.deinterlacing import progressive
+from talkinghead_lab.media.frame_colors import to_rgb
+from talkinghead_lab.media.image import MAX_PIXELS, check_size, is_picture, read_portrait
 
 # Demuxers that render text files and unknown bytes as video.
 TEXT_ART_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
 TIME_TOLERANCE = 0.001  # seconds; floating-point sums are inexact, and some containers round to milliseconds
 
 
@@ -54,19 +62,24 @@ class Portrait:
 class DrivingVideo:
     """A video of any frame rate, indexed by time; the file is open only during a read.
 
+    Args:
+        path: the video.
+        background: what is seen behind transparent pixels; a colour that Pillow's ImageColor knows.
+
     Raises:
         MediaError: no frame can be decoded, or an unusable size or shape.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, background: str = "white") -> None:
+        self.path, self.background = Path(path), background
         with open_video(self.path) as (container, stream):
+            # Before anything is decoded; frames may still differ from the header.
+            check_size(*_square_size(stream, stream.sample_aspect_ratio), self.path)
             first = next(timed_frames(container, stream), None)
             if first is None:
                 raise _unreadable(self.path, "no frames")
             self._start, frame = first
-            self._size = _upright(frame, stream.sample_aspect_ratio).size
-        check_size(*self._size, self.path)
+            self._size = self._upright(frame, stream).size
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,16 +105,33 @@ class DrivingVideo:
                 with suppress(av.error.FFmpegError):
                     container.seek(int(target / stream.time_base), stream=stream)
             frame = _last_until(target, timed_frames(container, stream))
-            return _upright(frame, stream.sample_aspect_ratio) if frame else None
+            return self._upright(frame, stream) if frame else None
+
+    def _upright(self, frame: VideoFrame, stream: VideoStream) -> Image.Image:
+        """The frame as RGB in square pixels, turned and mirrored as its metadata says."""
+        size = _square_size(frame, stream.sample_aspect_ratio)
+        check_size(*size, self.path)
+        picture = Image.fromarray(to_rgb(frame, self.background))
+        if size != picture.size:
+            picture = picture.resize(size)
+        for turn in _turns(frame):
+            picture = picture.transpose(turn)
+        return picture
 
 
-def open_reference(path: str | Path) -> ReferenceMedia:
+def open_reference(path: str | Path, background: str = "white") -> ReferenceMedia:
     """Open a portrait or a driving video, distinguished by content.
+
+    Args:
+        path: the picture or video.
+        background: what is seen behind transparent pixels; a colour that Pillow's ImageColor knows.
 
     Raises:
         MediaError: neither of them, or not usable.
     """
-    return DrivingVideo(path) if is_video(path) else Portrait(read_portrait(path))
+    if is_video(path):
+        return DrivingVideo(path, background)
+    return Portrait(read_portrait(path, background))
 
 
 def is_video(path: str | Path) -> bool:
@@ -110,6 +140,8 @@ def is_video(path: str | Path) -> bool:
         return False
     try:
         with open_video(Path(path)) as (container, stream):
+            if stream.width * stream.height > MAX_PIXELS:
+                return True  # not decoded: DrivingVideo refuses it by its size
             return len(list(itertools.islice(timed_frames(container, stream), 2))) == 2
     except MediaError:
         return False
@@ -134,13 +166,27 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
-    """Decode (seconds, frame) in presentation order; skips damaged packets like a media player."""
+    """Decode (seconds, frame) in presentation order; skips damaged packets like a media player.
+
+    Interlaced frames are deinterlaced. VP8 and VP9 are decoded with their transparency.
+    """
+    return progressive(_decoded(container, stream))
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
     stream.thread_type = "AUTO"
     step = float(1 / (stream.average_rate or 25))
     time = -step
+    decoder: VideoStream | VideoCodecContext = stream
+    if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ALPHA_DECODERS:
+        # FFmpeg's own decoders leave the transparency out.
+        decoder = cast(
+            VideoCodecContext, av.CodecContext.create(ALPHA_DECODERS[stream.codec_context.name], "r")
+        )
     for packet in container.demux(stream):
         with suppress(av.error.FFmpegError):
-            for frame in packet.decode():
+            for frame in decoder.decode(packet):
+                frame.time_base = frame.time_base or stream.time_base
                 time = frame.time if frame.time is not None else time + step
                 yield time, frame
 
@@ -154,12 +200,36 @@ def _last_until(target: float, frames: Iterable[tuple[float, VideoFrame]]) -> Vi
     return shown
 
 
-def _upright(frame: VideoFrame, pixel_shape: Fraction | None) -> Image.Image:
-    """The frame as RGB in square pixels, with the rotation of its metadata applied."""
-    picture: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]  # PyAV has no types for it
-    if pixel_shape and pixel_shape != 1:
-        picture = picture.resize((max(1, round(picture.width * pixel_shape)), picture.height))
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+def _square_size(frame: VideoFrame | VideoStream, pixel_shape: Fraction | None) -> tuple[int, int]:
+    """(width, height) in square pixels, not turned yet."""
+    return max(1, round(frame.width * (pixel_shape or 1))), frame.height
+
+
+def _turns(frame: VideoFrame) -> Iterator[Image.Transpose]:
+    """How to turn and mirror a frame; an angle between multiples of 90° counts as the nearest of them."""
+    a, b, c, d = _display_matrix(frame)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        yield Image.Transpose.TRANSPOSE
+        a, d = c, b
+    if a < 0:
+        yield Image.Transpose.FLIP_LEFT_RIGHT
+    if d < 0:
+        yield Image.Transpose.FLIP_TOP_BOTTOM
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
+    """a, b, c, d of x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, 8.3.2)."""
+    try:
+        matrix = cast(SideDataContainer, frame.side_data).get(Type.DISPLAYMATRIX)
+    except (
+        ValueError
+    ):  # PyAV lists no side data if it does not know one of them; the angle leaves mirrors out
+        angle = math.radians(frame.rotation)
+        return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
+    if matrix is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    return a, b, c, d
 
 
 def _unreadable(path: Path, reason: str) -> MediaError:

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.media.audio import SOUNDTRACK_RATE, ResampledTrack
+from talkinghead_lab.media.frame_colors import to_rgb
 from talkinghead_lab.media.reference import DrivingVideo, open_video, timed_frames
 
 Frames = NDArray[np.uint8]
@@ -230,7 +231,7 @@ def read_frames(path: str | Path) -> Iterator[Frames]:
     """
     with open_video(Path(path)) as (container, stream):
         for _, frame in timed_frames(container, stream):
-            yield cast(Frames, frame.to_ndarray(format="rgb24"))
+            yield to_rgb(frame)
 
 
 def decode_once(path: str | Path, on_frame: Callable[[Frames], None]) -> NDArray[np.float32] | None:
@@ -253,7 +254,7 @@ def decode_once(path: str | Path, on_frame: Callable[[Frames], None]) -> NDArray
         for packet in container.demux([picture] if sound is None else [picture, sound]):
             for frame in packet.decode():
                 if isinstance(frame, VideoFrame):
-                    on_frame(cast(Frames, frame.to_ndarray(format="rgb24")))
+                    on_frame(to_rgb(frame))
                 elif isinstance(frame, AudioFrame) and sound is not None:
                     track.add(frame, sound.channels, path)
     return track.wave() if track.samples else None

@@ -1,5 +1,7 @@
 """Driving videos are indexed by time; portraits and videos are told apart by content."""
 
+import io
+import math
 import struct
 import subprocess
 from fractions import Fraction
@@ -105,6 +107,9 @@ def test_a_damaged_packet_is_skipped(tmp_path):
     assert number_at(video, 0.76) == 19
 
 
+ONE = 1 << 16  # 1.0 of a display matrix
+
+
 def set_rotation(path, matrix):
     """Change the display matrix of an mp4's track header (ISO/IEC 14496-12, 8.3.2)."""
     content = bytearray(path.read_bytes())
@@ -113,46 +118,78 @@ def set_rotation(path, matrix):
     path.write_bytes(content)
 
 
-ONE, TURNED = (
-    1 << 16,
-    {
-        "quarter": (0, 1, 0, -1, 0, 0),
-        "half": (-1, 0, 0, 0, -1, 0),
-        "three quarters": (0, -1, 0, 1, 0, 0),
-    },
-)
+# (a, b, c, d) of every way to turn by a multiple of 90° and mirror.
+TURNS = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+
+
+def write_gradient(path, count=2, **stream_settings):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for name, value in stream_settings.items():
+            setattr(stream.codec_context, name, value)
+        rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+        pixels = np.stack([columns * 4, rows * 5, 0 * rows], axis=-1).astype(np.uint8)
+        for _ in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def shown_by_ffmpeg(path, filters="null"):
+    """The first frame as the ffmpeg program shows it."""
+    shown = path.with_suffix(".png")
+    command = ["/usr/bin/ffmpeg", "-v", "error", "-i", path, "-frames:v", "1", "-vf", filters, "-y", shown]
+    subprocess.run(command, check=True)
+    return Image.open(shown).convert("RGB")
+
+
+def difference(found, expected):
+    """Mean absolute difference of two pictures, in levels of 255."""
+    assert found.size == expected.size
+    return np.abs(np.asarray(found).astype(int) - np.asarray(expected)).mean()
 
 
 @pytest.mark.skipif(not Path("/usr/bin/ffmpeg").exists(), reason="compares with the ffmpeg program")
-@pytest.mark.parametrize("turn", TURNED)
-def test_rotation_metadata_is_applied_like_ffmpeg(tmp_path, turn):
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-        pixels = np.stack([columns * 4, rows * 5, 0 * rows], axis=-1).astype(np.uint8)
-        for _ in range(2):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode(None))
-    set_rotation(path, [*(ONE * entry for entry in TURNED[turn]), 0, 0, 1 << 30])
-    command = ["/usr/bin/ffmpeg", "-v", "error", "-i", path, "-frames:v", "1", tmp_path / "shown.png"]
-    subprocess.run(command, check=True)
-    expected = Image.open(tmp_path / "shown.png")
-    video = DrivingVideo(path)
+@pytest.mark.parametrize("turn", TURNS)
+def test_videos_are_turned_and_mirrored_like_ffmpeg(tmp_path, turn):
+    path = write_gradient(tmp_path / "a.mp4")
+    a, b, c, d = (ONE * entry for entry in turn)
+    set_rotation(path, [a, b, 0, c, d, 0, 0, 0, 1 << 30])
+    video, expected = DrivingVideo(path), shown_by_ffmpeg(path)
     assert video.size == expected.size
-    assert np.abs(np.asarray(video.frame_at(0)).astype(int) - np.asarray(expected)).max() <= 8
+    assert difference(video.frame_at(0), expected) < 2
+
+
+@pytest.mark.parametrize(("angle", "size"), [(20, (WIDTH, HEIGHT)), (70, (HEIGHT, WIDTH))])
+def test_other_angles_count_as_the_nearest_quarter_turn(tmp_path, angle, size):
+    path = write_gradient(tmp_path / "a.mp4")
+    cosine, sine = (round(ONE * f(math.radians(angle))) for f in (math.cos, math.sin))
+    set_rotation(path, [cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 30])
+    assert DrivingVideo(path).size == size
+
+
+def test_a_frame_with_unknown_side_data_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = io.BytesIO()
+    Image.linear_gradient("L").resize((WIDTH, HEIGHT)).save(picture, "jpeg", exif=exif)
+    (tmp_path / "a.mjpeg").write_bytes(2 * picture.getvalue())
+    shown = np.asarray(DrivingVideo(tmp_path / "a.mjpeg").frame_at(0))
+    assert shown.shape == (WIDTH, HEIGHT, 3)
+    assert shown[:, 40].mean() < shown[:, 8].mean()  # the dark top is on the right
+
+
+@pytest.mark.parametrize("shape", [Fraction(20), Fraction(1, 20)])
+def test_an_impossible_pixel_shape_is_refused_before_scaling(tmp_path, shape, monkeypatch):
+    path = write_gradient(tmp_path / "a.mp4", sample_aspect_ratio=shape)
+    monkeypatch.setattr(Image.Image, "resize", lambda *_: pytest.fail("scaled"))
+    with pytest.raises(MediaError, match=r"too narrow|too small"):
+        DrivingVideo(path)
 
 
 def test_non_square_pixels_are_scaled(tmp_path):
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        for _ in range(2):
-            container.mux(stream.encode(av.VideoFrame(WIDTH, HEIGHT, "yuv420p")))
-        container.mux(stream.encode(None))
+    path = write_gradient(tmp_path / "a.mkv", sample_aspect_ratio=Fraction(4, 3))
     assert DrivingVideo(path).size == (85, HEIGHT)
 
 
