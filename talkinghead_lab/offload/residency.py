@@ -88,6 +88,19 @@ def _fitting_budget(plan: Requirements, available: int, budget: int | None) -> i
     return available if budget is None else least
 
 
+def free_weights(network: nn.Module) -> None:
+    """Free the weights of a network for good, also where something still refers to it.
+
+    Compiled blocks are reference cycles, and the frames of an error's traceback hold networks.
+    """
+    for module in network.modules():
+        if isinstance(module, StreamedBlocks):
+            module.free_weights()
+    with torch.inference_mode(False):
+        for tensor in chain(network.parameters(), network.buffers()):
+            tensor.data = tensor.data.new_empty(0)
+
+
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -170,6 +170,11 @@ class StreamedBlocks(nn.ModuleList):
             weights.point_to(weights.host)
         self._slots, self._streamed = [], []
 
+    def free_weights(self) -> None:
+        """Free the weights on the host as well; the blocks cannot run afterwards."""
+        self.close()
+        self._weights = []
+
     def __iter__(self) -> Iterator[nn.Module]:
         if self._streamed and self._position % len(self._streamed):
             self._refill()  # the last loop was left early

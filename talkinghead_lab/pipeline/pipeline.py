@@ -1,5 +1,7 @@
 """The networks put together: they encode a request once, then serve its chunks."""
 
+import gc
+import traceback
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.foundation.devices import empty_cache
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.reference import ReferenceMedia
@@ -18,7 +21,7 @@ from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.models.encoders.text import TextEncoder, Tokenizer
 from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.offload.requirements import STREAMED_BLOCKS, Requirements, StageMemory
-from talkinghead_lab.offload.residency import handle_out_of_memory, within_budget
+from talkinghead_lab.offload.residency import free_weights, handle_out_of_memory, within_budget
 from talkinghead_lab.offload.streamed_blocks import stream
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
@@ -93,8 +96,12 @@ class Pipeline:
         def plan() -> Requirements:
             return planned(resolve(request, read_inputs(request)))
 
-        with torch.inference_mode(False):  # inference tensors could not be exchanged later
-            pipeline = handle_out_of_memory(lambda: cls._load(settings), settings.device, plan, budget)
+        try:
+            with torch.inference_mode(False):  # inference tensors could not be exchanged later
+                pipeline = handle_out_of_memory(lambda: cls._load(settings), settings.device, plan, budget)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the networks that were loaded so far
+            raise
         return replace(pipeline, budget=budget)
 
     @classmethod
@@ -121,6 +128,23 @@ class Pipeline:
             loaded_as=settings,
         )
 
+    def release(self) -> None:
+        """Free the networks' memory, before others are loaded; the pipeline cannot be used afterwards."""
+        for network in self._networks().values():
+            free_weights(network)
+        gc.collect()
+        empty_cache(self.device)
+
+    def _networks(self) -> dict[str, nn.Module]:
+        networks: dict[str, nn.Module | None] = {
+            "transformer": self.dit,
+            "video autoencoder": self.vae,
+            "text encoder": self.text_encoder,
+            "image encoder": self.image_encoder,
+            "speech encoder": self.speech_encoder,
+        }
+        return {name: network for name, network in networks.items() if network is not None}
+
     def fits(self, settings: LoadSettings) -> bool:
         """Whether loading with these settings would give the same networks."""
         return self.loaded_as is None or not self.loaded_as.differences(settings)
@@ -144,15 +168,7 @@ class Pipeline:
 
     def requirements(self, resolved: Resolved) -> Requirements:
         """Compute the memory that a request needs with these networks."""
-        networks: dict[str, nn.Module | None] = {
-            "transformer": self.dit,
-            "video autoencoder": self.vae,
-            "text encoder": self.text_encoder,
-            "image encoder": self.image_encoder,
-            "speech encoder": self.speech_encoder,
-        }
-        present = {name: network for name, network in networks.items() if network is not None}
-        return needed_memory(present, resolved)
+        return needed_memory(self._networks(), resolved)
 
     def use(self, network: nn.Module, memory: StageMemory | None = None) -> AbstractContextManager[object]:
         """Hold a network on the device; without the stage's `memory`, streamed blocks stay on the host."""

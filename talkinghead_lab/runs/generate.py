@@ -10,6 +10,7 @@ import html
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def generate(
         inputs = inputs or read_inputs(params)
         resolved = resolve(params, inputs)
         origin = InputDigests.of(params, inputs)
-    with RunFolder.open(params, run_dir, resolved.frame_size, origin.digest) as run:
+    with RunFolder.open(params, run_dir, resolved.frame_size, origin.digest) as run, ExitStack() as ending:
         if run.finished:
             if pipeline is not None:
                 pipeline.dit.group.broadcast(None)  # the other processes have nothing to do
@@ -137,7 +138,10 @@ def generate(
         for warning in resolved.warnings:
             LOG.warning(warning)
         with clock("load"):
-            pipeline = (pipeline or Pipeline.load(params)).serving(resolved)
+            if pipeline is None:
+                pipeline = Pipeline.load(params)
+                ending.callback(pipeline.release)
+            pipeline = pipeline.serving(resolved)
         conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
         generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
         start = ResumePoint.of(run.chunks, resolved.chunks, origin)

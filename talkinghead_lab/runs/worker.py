@@ -6,8 +6,6 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from talkinghead_lab.errors import FolderLocked, NoSpaceLeft
 from talkinghead_lab.foundation.files import NO_SPACE, atomic_path
 from talkinghead_lab.params import GenerationParams
@@ -91,10 +89,15 @@ class Worker:
 
     def load(self, request: GenerationParams) -> Pipeline:
         """Return the networks of a request; they stay loaded until different ones are needed."""
-        if self.pipeline is None or not self.pipeline.fits(load_settings(request)):
-            self.pipeline = None
-            gc.collect()  # before the next networks are read: two sets may not fit
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if self.pipeline is not None and not self.pipeline.fits(load_settings(request)):
+            self.release()  # before the next networks are read: two sets may not fit
+        if self.pipeline is None:
             self.pipeline = Pipeline.load(request)
         return self.pipeline
+
+    def release(self) -> None:
+        """Free the memory of the networks."""
+        if self.pipeline is not None:
+            self.pipeline.release()
+            self.pipeline = None
+            gc.collect()  # modules in reference cycles, now that nothing else refers to them

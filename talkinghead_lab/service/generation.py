@@ -79,6 +79,7 @@ class Generator:
     def unload(self) -> None:
         """Drop the networks."""
         if self._pipeline is not None:
+            self._pipeline.release()
             self._pipeline = None
             LOG.info("model dropped")
         _free_memory()
