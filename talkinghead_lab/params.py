@@ -77,6 +77,13 @@ class GenerationParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     audio_path: MediaPath = Field(description="speech recording, or a video with speech in its sound track")
+    audio_track: int | None = Field(
+        None,
+        ge=1,
+        le=99,
+        description="sound track of `audio_path`, counted from 1; unset: the file's default track",
+    )
+    audio_start: float = Field(0.0, ge=0, le=7200, description="seconds to skip at the start of `audio_path`")
     image_path: MediaPath = Field(description="portrait image, or a driving video to dub")
     prompt: str = Field(
         "", max_length=2000, description="description of the scene and of how the person moves"

@@ -10,6 +10,8 @@ from talkinghead_lab.measures.measure import KINDS
 # Every field of the request and every measure, as it appears within a sentence.
 NAMES = {
     "audio_path": "recording",
+    "audio_track": "sound track",
+    "audio_start": "start in the recording",
     "image_path": "portrait or video",
     "prompt": "prompt",
     "negative_prompt": "negative prompt",
@@ -61,6 +63,7 @@ NAMES = {
     "peak_gpu_gib": "peak GPU memory",
 }
 FIELD_UNITS = {
+    "audio_start": "s",
     "frame_size": "pixels",
     "max_frames": "frames",
     "chunk_frames": "frames",

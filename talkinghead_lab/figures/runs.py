@@ -20,6 +20,7 @@ from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.frame_size import fit, nearest_size
 from talkinghead_lab.media.reference import open_reference
+from talkinghead_lab.media.resampled_track import to_mono
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.sampling.chunks import plan_chunks
@@ -84,7 +85,7 @@ def frames_with_sound(result: GenerationResult, frames: int = 9) -> NotebookFigu
         above, below = _stacked_axes(figure, (strip_inches, 1.2))
         _draw_strip(above, pictures, duration)
         above.set_title(f"{result.frame_count} frames, {result.resolution} pixels, {duration:.2f} s")
-        _draw_loudness(below, audio.read_soundtrack(result.video_path).mean(axis=0))
+        _draw_loudness(below, to_mono(audio.read_soundtrack(result.video_path)))
         below.vlines(
             seconds, 0, 1, transform=below.get_xaxis_transform(), color=INK, alpha=0.4, linewidth=0.8
         )
@@ -111,10 +112,12 @@ def _escaped(value: object) -> str:
 
 def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
     """Each speaker's recording on the time axis of the video, [samples] at 48 kHz."""
-    first = audio.read_soundtrack(local_file(params.audio_path)).mean(axis=0)
+    first = to_mono(
+        audio.read_soundtrack(local_file(params.audio_path), params.audio_track, params.audio_start)
+    )
     if params.second_audio_path is None:
         return [first]
-    second = audio.read_soundtrack(local_file(params.second_audio_path)).mean(axis=0)
+    second = to_mono(audio.read_soundtrack(local_file(params.second_audio_path)))
     return list(audio.mix_speakers(first, second, params.audio_mix))
 
 

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.measure import Measure
 from talkinghead_lab.media import audio
+from talkinghead_lab.media.resampled_track import to_mono
 
 LARGEST_LAG = 3  # frames; beyond an eighth of a second, viewers notice that lips and sound part
 
@@ -42,7 +43,7 @@ def mouth_follows_sound(openings: Openings, soundtrack: audio.Wave) -> Measure:
     who find the two correlated in filmed speech. Loudness says nothing about the shape of a mouth, so this
     detects lips that do not follow the sound; it does not rank good ones.
     """
-    value = correlation_with_loudness(openings, soundtrack.mean(axis=0), audio.SOUNDTRACK_RATE)
+    value = correlation_with_loudness(openings, to_mono(soundtrack), audio.SOUNDTRACK_RATE)
     reason = "the mouth does not move, or the loudness does not change" if value is None else None
     return Measure.of("mouth_follows_sound", value, reason)
 

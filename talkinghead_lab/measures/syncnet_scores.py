@@ -19,6 +19,7 @@ from torch.nn import functional
 from talkinghead_lab.errors import MediaError, MissingExtra
 from talkinghead_lab.measures.photographed_faces import Faces, model_file
 from talkinghead_lab.media import audio, video
+from talkinghead_lab.media.resampled_track import to_mono
 from talkinghead_lab.models.judges.syncnet import COLUMNS, PICTURE_SIZE, WINDOW, SyncNet
 from talkinghead_lab.weights import reading
 
@@ -124,7 +125,7 @@ def _crop(pixels: video.Frames, half: float, x: float, y: float) -> Tensor:
 
 def sound_cepstrum(soundtrack: audio.Wave) -> Tensor:
     """Compute MFCCs [13, columns], 100 columns per second, of the sound as 16-bit mono at 16 kHz."""
-    wave = soxr.resample(soundtrack.mean(axis=0), audio.SOUNDTRACK_RATE, audio.SAMPLE_RATE)
+    wave = soxr.resample(to_mono(soundtrack), audio.SOUNDTRACK_RATE, audio.SAMPLE_RATE)
     samples: NDArray[np.int16] = (wave * 32768).round().clip(-32768, 32767).astype(np.int16)
     try:
         import python_speech_features

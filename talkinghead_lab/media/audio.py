@@ -2,31 +2,23 @@
 
 import hashlib
 import math
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Literal
 
-import av
 import numpy as np
-import soxr
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
-from av.container import InputContainer
 from numpy.typing import NDArray
 
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.media.resampled_track import MonoTrack, ResampledTrack
+from talkinghead_lab.media.resampled_track import Wave as Wave
+from talkinghead_lab.media.sound_track import decode
 
 SAMPLE_RATE = 16_000  # the training rate of the released wav2vec2
 SOUNDTRACK_RATE = 48_000
 SPEECH_LOUDNESS = -23.0  # LUFS, EBU R 128; the level of speech in the released pipeline
-MAX_SECONDS = 2 * 60 * 60
-# Share of packets. Media players skip a few damaged ones; noise that is mistaken for a format has many.
-MAX_DAMAGE = 0.1
 
-Wave = NDArray[np.float32]
 Mix = Literal["para", "add"]
 
 
@@ -45,30 +37,62 @@ class Recording:
     sha256: str
 
 
-def read_recording(path: str | Path) -> Recording:
+def read_recording(path: str | Path, track: int | None = None, start: float = 0.0) -> Recording:
     """Open a recording, or a video with a sound track, once, and read everything that a run needs of it.
 
-    Channels are averaged for the speech encoder and resampled with soxr HQ, as `librosa.load` does. Only the
-    results are held in memory. A truncated file gives what is there; a few damaged packets are skipped.
+    Timestamps are followed: gaps become silence, and sound that starts later than the picture stays late.
+    Channels are averaged for the speech encoder; if they cancel each other, as in opposite phase, the loudest
+    one is taken. Only the results are held in memory. A truncated file gives what is there; a few damaged
+    packets are skipped.
+
+    Args:
+        path: the file.
+        track: number of the sound track, from 1; None: the default one (`sound_track.choose`).
+        start: seconds to skip.
 
     Raises:
-        MediaError: not a recording, no sound in it, too long, damaged, or samples that are NaN or infinity.
+        MediaError: not a recording, no sound in it, no such track, less than a video frame of sound after
+            `start`, too long, damaged, or samples that are NaN or infinity.
     """
     path = Path(path)
-    speech, sound = ResampledTrack(SAMPLE_RATE, mono=True), ResampledTrack(SOUNDTRACK_RATE)
+    speech, sound = MonoTrack(SAMPLE_RATE), ResampledTrack(SOUNDTRACK_RATE)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
-        _fill(path, file, speech, sound)
-    normalized = normalize_loudness(speech.wave()[0]).astype(np.float32)
-    return Recording(normalized, sound.wave(), digest)
+        decode(path, file, (speech, sound), track)
+        if speech.loudest:
+            speech = MonoTrack(SAMPLE_RATE, speech.loudest)
+            file.seek(0)
+            decode(path, file, (speech,), track)
+    heard = _after(speech.wave(), SAMPLE_RATE, start, path)[0]
+    soundtrack = _after(sound.wave(), SOUNDTRACK_RATE, start, path)
+    return Recording(normalize_loudness(heard).astype(np.float32), soundtrack, digest)
 
 
-def read_soundtrack(path: str | Path) -> Wave:
-    """Read only the `soundtrack` of a `Recording`; errors as for `read_recording`."""
-    sound = ResampledTrack(SOUNDTRACK_RATE)
-    _fill(Path(path), str(path), sound)
-    return sound.wave()
+def read_soundtrack(path: str | Path, track: int | None = None, start: float = 0.0) -> Wave:
+    """Read only the `soundtrack` of a `Recording`; arguments and errors as for `read_recording`."""
+    path, sound = Path(path), ResampledTrack(SOUNDTRACK_RATE)
+    decode(path, str(path), (sound,), track)
+    return _after(sound.wave(), SOUNDTRACK_RATE, start, path)
+
+
+def _after(wave: Wave, rate: int, start: float, path: Path) -> Wave:
+    """The samples from `start` on, enough for one video frame."""
+    seconds = wave.shape[1] / rate
+    if seconds < start:
+        raise MediaError(
+            "audio_start is beyond the end of the recording",
+            received=f"{start:g} s, {path} lasts {seconds:.2f} s",
+            remedy="Choose an earlier start.",
+        )
+    rest = wave[:, round(start * rate) :]
+    if rest.shape[1] < rate / FRAMES_PER_SECOND:
+        raise MediaError(
+            "the recording is shorter than one video frame",
+            received=f"{path}, {rest.shape[1] / rate:.4f} s" + (f" after {start:g} s" if start else ""),
+            allowed=f"{1 / FRAMES_PER_SECOND:g} s or more",
+        )
+    return rest
 
 
 def normalize_loudness(wave: NDArray[np.floating], lufs: float = SPEECH_LOUDNESS) -> NDArray[np.float64]:
@@ -116,110 +140,3 @@ def mix_soundtracks(first: Wave, second: Wave, mix: Mix) -> Wave:
 
 def _pad(wave: Wave, before: int, after: int) -> Wave:
     return np.pad(wave, [(0, 0)] * (wave.ndim - 1) + [(before, after)])
-
-
-class ResampledTrack:
-    """A sound track at another sample rate, filled frame by frame; more than two channels become stereo."""
-
-    def __init__(self, rate: int, mono: bool = False):
-        self.rate, self.mono, self.source_rate, self.samples = rate, mono, 0, 0
-        self._packed: AudioResampler | None = None
-        self._stream: soxr.ResampleStream | None = None
-        self._parts = deque[Wave]()
-
-    def add(self, frame: AudioFrame, channels: int, path: Path) -> None:
-        """Add a decoded frame of a stream of so many channels."""
-        if self._packed is None:
-            layout = "stereo" if channels > 2 and not self.mono else None
-            self._packed = AudioResampler(format="flt", layout=layout)
-        for part in self._packed.resample(frame):
-            # Packed samples: PyAV reads wild pointers behind the eighth plane of planar ones.
-            samples = cast(Wave, part.to_ndarray()).reshape(-1, part.layout.nb_channels)
-            block = np.ascontiguousarray(samples.T)
-            self.samples += block.shape[1]
-            _check(block, self.samples / part.sample_rate, path)
-            if self.mono:
-                block = block.mean(axis=0, keepdims=True)
-            if self._stream is None:
-                self.source_rate = part.sample_rate
-                self._stream = soxr.ResampleStream(
-                    self.source_rate, self.rate, len(block), dtype="float32", quality="HQ"
-                )
-            self._parts.append(self._stream.resample_chunk(np.ascontiguousarray(block.T)))
-
-    def wave(self) -> Wave:
-        """Finish: [channels, ceil(duration · rate)], the length that librosa gives too."""
-        assert self._stream is not None
-        self._parts.append(self._stream.resample_chunk(self._parts[0][:0], last=True))
-        length = -(-self.samples * self.rate // self.source_rate)
-        wave, start = np.zeros((self._parts[0].shape[1], length), np.float32), 0
-        while self._parts:  # free every part after it is copied: hardly anything is in memory twice
-            part = self._parts.popleft().T[:, : length - start]
-            wave[:, start : start + part.shape[1]] = part
-            start += part.shape[1]
-        return wave
-
-
-def _fill(path: Path, source: str | BinaryIO, *tracks: ResampledTrack) -> None:
-    """Decode the first sound track of a file once, into every one of `tracks`."""
-    try:
-        # Playlists may name further files; only this one may be opened.
-        options = {"protocol_whitelist": "file"}
-        with av.open(source, "r", options=options, metadata_errors="replace") as container:
-            stream = next(iter(container.streams.audio), None)
-            if stream is None:
-                raise _no_sound(path)
-            for frame in _frames(container, path):
-                for track in tracks:
-                    track.add(frame, stream.channels, path)
-    except (av.error.FFmpegError, ValueError) as error:
-        raise MediaError(
-            f"the recording cannot be read ({getattr(error, 'strerror', None) or error})",
-            received=str(path),
-            allowed="sound or video files such as wav, flac, mp3, m4a, ogg, mp4, mkv",
-            remedy="Check that the file plays, or convert it to wav.",
-        ) from error
-    if not tracks[0].samples:
-        raise _no_sound(path)
-
-
-def _frames(container: InputContainer, path: Path) -> Iterator[AudioFrame]:
-    """Decode like a media player: skip damaged packets; too many of them are an error."""
-    packets = damaged = 0
-    for packet in container.demux(container.streams.audio[0]):
-        packets += 1
-        try:
-            yield from packet.decode()
-        except av.error.FFmpegError:
-            damaged += 1
-    if damaged > max(1, MAX_DAMAGE * packets):
-        raise MediaError(
-            "the recording is damaged",
-            received=f"{path}, {damaged} of {packets} packets unreadable",
-            allowed=f"up to {MAX_DAMAGE:.0%}",
-            remedy="Download or export the file again.",
-        )
-
-
-def _check(block: Wave, seconds: float, path: Path) -> None:
-    if not np.isfinite(block).all():
-        raise MediaError(
-            f"the recording contains NaN or infinity before {seconds:.2f} s",
-            received=str(path),
-            remedy="Export it again, for example as 16-bit wav.",
-        )
-    if seconds > MAX_SECONDS:
-        raise MediaError(
-            "the recording is too long",
-            received=str(path),
-            allowed=f"up to {MAX_SECONDS // 3600} hours",
-            remedy="Split it into parts.",
-        )
-
-
-def _no_sound(path: Path) -> MediaError:
-    return MediaError(
-        "the file contains no sound",
-        received=str(path),
-        remedy="Choose a recording, or a video with a sound track.",
-    )

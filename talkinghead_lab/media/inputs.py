@@ -38,6 +38,8 @@ class Inputs:
         mix: audio.Mix,
         resolution: str,
         frame_size: tuple[int, int] | None = None,
+        audio_track: int | None = None,
+        audio_start: float = 0.0,
     ) -> "Inputs":
         """Open and read the media of one or two speakers; each recording is opened once.
 
@@ -47,13 +49,16 @@ class Inputs:
             mix: how two recordings share the time line.
             resolution: family of released frame sizes; the one nearest to the picture's shape is chosen.
             frame_size: (W, H) instead of a released one.
+            audio_track: sound track of the first recording, from 1; None: the default one.
+            audio_start: seconds to skip in the first recording.
 
         Raises:
             MediaError: a file cannot be used.
         """
         reference = open_reference(picture)
         size = frame_size or nearest_size(*reference.size, resolution)
-        first, *others = [audio.read_recording(path) for path in recordings]
+        first = audio.read_recording(recordings[0], audio_track, audio_start)
+        others = [audio.read_recording(path) for path in recordings[1:]]
         voices: tuple[audio.Wave, ...] = (first.speech,)
         soundtrack = first.soundtrack
         for second in others:

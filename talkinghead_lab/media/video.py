@@ -22,9 +22,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
-from talkinghead_lab.media.audio import SOUNDTRACK_RATE, ResampledTrack
+from talkinghead_lab.media.audio import SOUNDTRACK_RATE
 from talkinghead_lab.media.frame_colors import to_rgb
 from talkinghead_lab.media.reference import DrivingVideo, open_video, timed_frames
+from talkinghead_lab.media.resampled_track import ResampledTrack
+from talkinghead_lab.media.sound_track import Timeline, choose
 
 Frames = NDArray[np.uint8]
 
@@ -250,14 +252,17 @@ def decode_once(path: str | Path, on_frame: Callable[[Frames], None]) -> NDArray
     track, path = ResampledTrack(SOUNDTRACK_RATE), Path(path)
     with open_video(path) as (container, picture):
         picture.thread_type = "AUTO"
-        sound = next(iter(container.streams.audio), None)
-        for packet in container.demux([picture] if sound is None else [picture, sound]):
+        sound = choose(container, path) if container.streams.audio else None
+        timeline = Timeline(container, sound, path, [track]) if sound else None
+        for packet in container.demux([picture, sound] if sound else [picture]):
             for frame in packet.decode():
                 if isinstance(frame, VideoFrame):
                     on_frame(to_rgb(frame))
-                elif isinstance(frame, AudioFrame) and sound is not None:
-                    track.add(frame, sound.channels, path)
-    return track.wave() if track.samples else None
+                elif isinstance(frame, AudioFrame) and timeline:
+                    timeline.add(frame)
+        if timeline:
+            timeline.finish()
+    return track.wave() if timeline and timeline.seconds else None
 
 
 def evenly_spaced_numbers(frames: int, count: int) -> list[int]:

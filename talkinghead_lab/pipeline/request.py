@@ -125,6 +125,8 @@ def read_inputs(request: GenerationParams) -> Inputs:
         request.audio_mix,
         request.resolution,
         request.forced_size,
+        request.audio_track,
+        request.audio_start,
     )
     if request.speakers > 1:
         speaker_masks(inputs.reference.size, request.speaker_boxes, inputs.frame_size)
@@ -133,7 +135,7 @@ def read_inputs(request: GenerationParams) -> Inputs:
 
 def read_soundtrack(request: GenerationParams) -> audio.Wave:
     """Read only the sound track of a request's video, [channels, samples] at 48 kHz; errors as above."""
-    first = audio.read_soundtrack(local_file(request.audio_path))
+    first = audio.read_soundtrack(local_file(request.audio_path), request.audio_track, request.audio_start)
     if request.second_audio_path is None:
         return first
     second = audio.read_soundtrack(local_file(request.second_audio_path))

@@ -15,7 +15,10 @@ from talkinghead_lab.widgets.media_picker import MediaPicker
 
 # Fields missing here are added to the last group, so that the panel never lacks a new field.
 GROUPS = {
-    "Inputs": ("image_path", "audio_path", "prompt", "second_audio_path", "audio_mix", "speaker_boxes"),
+    "Inputs": (
+        "image_path", "audio_path", "audio_track", "audio_start", "prompt",
+        "second_audio_path", "audio_mix", "speaker_boxes",
+    ),
     "Guidance": (
         "audio_guide_scale", "text_guide_scale", "negative_prompt",
         "use_apg", "apg_momentum", "apg_norm_threshold",
@@ -181,8 +184,11 @@ def _widget(name: str, field: FieldInfo, kind: Any) -> Any:
     if name in SUGGESTIONS:
         return widgets.Combobox(options=SUGGESTIONS[name], continuous_update=False)
     span = bounds(field)
-    if kind in (int, float) and span and _steps(name, kind, span) <= LARGEST_SLIDER_RANGE:
-        return _slider(name, kind, *span)
+    if kind in (int, float) and span:
+        # A log slider cannot start at 0.
+        largest = LARGEST_SLIDER_RANGE if span[0] > 0 else LARGEST_LINEAR_RANGE
+        if _steps(name, kind, span) <= largest:
+            return _slider(name, kind, *span)
     return widgets.Text(continuous_update=False, placeholder=_placeholder(name))
 
 

@@ -36,7 +36,9 @@ def test_a_wide_range_has_a_log_slider(name, low, high):
     assert slider.base**slider.max == pytest.approx(high)
 
 
-@pytest.mark.parametrize("name", ["seed", "max_frames", "apg_norm_threshold", "step_cache_threshold"])
+@pytest.mark.parametrize(
+    "name", ["seed", "max_frames", "apg_norm_threshold", "step_cache_threshold", "audio_start"]
+)
 def test_a_range_too_wide_for_a_slider_has_a_text_box(name):
     assert isinstance(Control(name, lambda: None).widget, widgets.Text)
 
@@ -90,6 +92,7 @@ CHANGES = [
     },
     {"loras": (Lora(path="/weights/version 2"),)},
     {"second_audio_path": "sample:recording-2", "speaker_boxes": ((0, 1, 2, 3), (4, 5, 6, 7))},
+    {"audio_track": 2, "audio_start": 12.5},
     {"prompt": "Zeile eins\nsecond line", "negative_prompt": "", "frame_size": "640x320"},
     {"ckpt_dir": "/w/ckpt", "checkpoint": "released", "precision": "int8", "device": "cuda:3"},
 ]

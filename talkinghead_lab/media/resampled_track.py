@@ -1,0 +1,179 @@
+"""A sound track at another sample rate, filled frame by frame while a file is decoded."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import soxr
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from numpy.typing import NDArray
+
+from talkinghead_lab.errors import MediaError
+
+# Upsampling multiplies the samples: below this rate, a small file would fill the memory.
+LOWEST_RATE = 1000
+# Full scale is 1. Floating-point files hold larger samples; sums and squares of these stay finite.
+LARGEST_SAMPLE = 1e12
+# Share of the energy which the mean of unrelated channels has. A mean with less is one of channels in
+# opposite phase: two equally loud ones whose correlation is below −0.75.
+CANCELLATION = 0.25
+
+Wave = NDArray[np.float32]
+
+
+class ResampledTrack:
+    """A sound track at another sample rate; more than two channels become stereo.
+
+    Consecutive frames of one sample rate and number of channels are resampled with soxr HQ as one part, as
+    `librosa.load` does. Each part is placed at its own time, and between parts there is silence.
+
+    Args:
+        rate: samples per second of the result.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._parts: list[_Part] = []
+        self._converter: AudioResampler | None = None
+        self._converts: tuple[object, ...] = ()
+
+    def add(self, frame: AudioFrame, start: Fraction, path: Path) -> None:
+        """Add a decoded frame that starts at `start` seconds, not before the end of the last one.
+
+        Raises:
+            MediaError: samples that are NaN or infinity, or an unusable sample rate.
+        """
+        rate = frame.sample_rate
+        if rate < LOWEST_RATE:
+            raise MediaError(
+                "the recording's sample rate is too low",
+                received=f"{path}, {rate} Hz",
+                allowed=f"{LOWEST_RATE} Hz or more",
+            )
+        for samples in self._packed(frame):
+            if not np.abs(samples).max(initial=0) < LARGEST_SAMPLE:  # not: NaN compares as false
+                end = float(start) + len(samples) / rate
+                raise MediaError(
+                    f"the recording contains NaN or infinity before {end:.2f} s",
+                    received=str(path),
+                    allowed=f"samples up to {LARGEST_SAMPLE:g} times full scale",
+                    remedy="Export it again, for example as 16-bit wav.",
+                )
+            block = self._mixed(np.ascontiguousarray(samples.T))
+            part = self._parts[-1] if self._parts else None
+            if part is None or not part.continues(start, rate, len(block)):
+                part = _Part(start, rate, len(block), self.rate)
+                self._parts.append(part)
+            part.add(block)
+
+    def wave(self) -> Wave:
+        """Finish: [channels, ceil(seconds · rate)], stereo if any part is; frees the parts."""
+        length = math.ceil(self._parts[-1].end * self.rate)
+        wave = np.zeros((max(part.channels for part in self._parts), length), np.float32)
+        for part in self._parts:
+            part.write(wave)  # mono parts go to both channels
+        return wave
+
+    def _packed(self, frame: AudioFrame) -> list[Wave]:
+        """Samples [n, channels]; PyAV reads wild pointers behind the eighth plane of planar ones."""
+        received = (frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate)
+        if self._converter is None or received != self._converts:
+            self._converter = AudioResampler(format="flt", layout=self._layout(frame.layout.nb_channels))
+            self._converts = received
+        return [
+            cast(Wave, part.to_ndarray()).reshape(-1, part.layout.nb_channels)
+            for part in self._converter.resample(frame)
+        ]
+
+    def _layout(self, channels: int) -> str | None:
+        return "stereo" if channels > 2 else None
+
+    def _mixed(self, block: Wave) -> Wave:
+        return block
+
+
+class MonoTrack(ResampledTrack):
+    """A sound track that is mixed to one channel: the mean of all.
+
+    Args:
+        rate: see `ResampledTrack`.
+        chosen: the channel to take instead of the mean, by number of channels.
+    """
+
+    def __init__(self, rate: int, chosen: Mapping[int, int] | None = None) -> None:
+        super().__init__(rate)
+        self._chosen = chosen or {}
+        self._energies: dict[int, NDArray[np.float64]] = {}  # of each channel and of their mean
+
+    @property
+    def loudest(self) -> dict[int, int]:
+        """The loudest channel by number of channels, where the channels cancel each other in their mean."""
+        return {
+            channels: int(energies[:-1].argmax())
+            for channels, energies in self._energies.items()
+            if _cancel(energies[:-1], energies[-1])
+        }
+
+    def _layout(self, channels: int) -> str | None:
+        return None
+
+    def _mixed(self, block: Wave) -> Wave:
+        if len(block) in self._chosen:
+            channel = self._chosen[len(block)]
+            return block[channel : channel + 1]
+        mean: Wave = block.mean(axis=0, keepdims=True)
+        energies = _energies(np.concatenate([block, mean]))
+        self._energies[len(block)] = self._energies.get(len(block), 0.0) + energies
+        return mean
+
+
+def to_mono(wave: Wave) -> Wave:
+    """Mix [channels, samples] to [samples]: the mean, or the loudest channel if they cancel each other."""
+    mean, energies = cast(Wave, wave.mean(axis=0)), _energies(wave)
+    return cast(Wave, wave[energies.argmax()]) if _cancel(energies, _energies(mean[None])[0]) else mean
+
+
+def _energies(wave: Wave) -> NDArray[np.float64]:
+    return cast(NDArray[np.float64], np.einsum("cn,cn->c", wave, wave, dtype=np.float64))
+
+
+def _cancel(energies: NDArray[np.float64], mean: float) -> bool:
+    return bool(mean < CANCELLATION * energies.sum() / len(energies) ** 2)
+
+
+class _Part:
+    """Consecutive samples of one rate and number of channels, resampled to `to`."""
+
+    def __init__(self, start: Fraction, rate: int, channels: int, to: int) -> None:
+        self.start, self.rate, self.channels, self.to, self.samples = start, rate, channels, to, 0
+        self._stream = soxr.ResampleStream(rate, to, channels, dtype="float32", quality="HQ")
+        self._blocks = deque[Wave]()
+
+    @property
+    def end(self) -> Fraction:
+        """Seconds."""
+        return self.start + Fraction(self.samples, self.rate)
+
+    def continues(self, start: Fraction, rate: int, channels: int) -> bool:
+        """Whether such samples follow without a break."""
+        return (rate, channels) == (self.rate, self.channels) and start == self.end
+
+    def add(self, block: Wave) -> None:
+        """Add [channels, samples]."""
+        self.samples += block.shape[1]
+        self._blocks.append(self._stream.resample_chunk(np.ascontiguousarray(block.T)))
+
+    def write(self, wave: Wave) -> None:
+        """Write the part to its place in [1 or 2 channels, samples]."""
+        nothing = np.zeros((0, self.channels), np.float32)
+        self._blocks.append(self._stream.resample_chunk(nothing, last=True))
+        position, end = round(self.start * self.to), math.ceil(self.end * self.to)
+        while self._blocks:  # free every block after it is copied: hardly anything is in memory twice
+            block = self._blocks.popleft().T[:, : end - position]
+            wave[:, position : position + block.shape[1]] = block
+            position += block.shape[1]

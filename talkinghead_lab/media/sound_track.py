@@ -1,0 +1,231 @@
+"""Choose a sound track of a file and decode it in step with its timestamps."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.format import Flags
+from av.stream import Disposition
+
+from talkinghead_lab.errors import MediaError
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.media.resampled_track import ResampledTrack
+
+MAX_SECONDS = 2 * 60 * 60
+# Share of packets. Media players skip a few damaged ones; noise that is mistaken for a format has many.
+MAX_DAMAGE = 0.1
+# Timestamps jitter: containers round them, and programs that record write them by the clock. Gaps of up to
+# one video frame are ignored, since nobody sees them; so are late starts of up to 1 ms (FFmpeg's `min_comp`).
+GAP_TOLERANCE, START_TOLERANCE = Fraction(1, FRAMES_PER_SECOND), Fraction(1, 1000)
+# A larger step back is a clock that was set anew, as between joined files.
+RESTART = Fraction(1)
+# In formats whose clock may be set anew, a larger step ahead is that, too: FFmpeg's `dts_delta_threshold`.
+LONGEST_STEP = Fraction(10)
+
+
+def decode(
+    path: Path, source: str | BinaryIO, tracks: Sequence[ResampledTrack], number: int | None = None
+) -> None:
+    """Decode a sound track of a file once, into every one of `tracks`.
+
+    Args:
+        path: the file, for messages.
+        source: the path or the open file to read.
+        tracks: what to fill.
+        number: see `choose`.
+
+    Raises:
+        MediaError: no sound, no such track, too long, damaged, or unusable samples.
+    """
+    try:
+        # Playlists may name further files; only this one may be opened.
+        options = {"protocol_whitelist": "file"}
+        with av.open(source, "r", options=options, metadata_errors="replace") as container:
+            stream = choose(container, path, number)
+            timeline = Timeline(container, stream, path, tracks)
+            _decode_packets(container, stream, timeline, path)
+            timeline.finish()
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(
+            f"the recording cannot be read ({getattr(error, 'strerror', None) or error})",
+            received=str(path),
+            allowed="sound or video files such as wav, flac, mp3, m4a, ogg, mp4, mkv",
+            remedy="Check that the file plays, or convert it to wav.",
+        ) from error
+    if not timeline.seconds:
+        raise _no_sound(path)
+
+
+def choose(container: InputContainer, path: Path, number: int | None = None) -> AudioStream:
+    """Choose a sound track.
+
+    Args:
+        container: the open file.
+        path: its name, for messages.
+        number: counts from 1. None: the track that is flagged as default; of several, or none, the one with
+            the most channels, then the first, as FFmpeg chooses.
+
+    Raises:
+        MediaError: there is no sound track, or none of this number.
+    """
+    streams = container.streams.audio
+    if not streams:
+        raise _no_sound(path)
+    if number is None:
+        return max(streams, key=_rank)
+    if number > len(streams):
+        raise MediaError(
+            "the file has no such sound track",
+            received=f"{path}, track {number}",
+            allowed=", ".join(f"{i} ({_described(stream)})" for i, stream in enumerate(streams, start=1)),
+            remedy="Set audio_track to one of these.",
+        )
+    return streams[number - 1]
+
+
+class Timeline:
+    """Places decoded frames by their timestamps, as FFmpeg's `aresample=async=1:first_pts=0` does.
+
+    Time starts with the first of all streams: sound that starts later than the picture is preceded by
+    silence, and gaps are filled with silence. No sound is cut: where timestamps overlap or step back, it goes
+    on without a break. A step ahead counts only if the next frame does not step back again.
+
+    Args:
+        container: the open file.
+        stream: the sound track that is decoded.
+        path: the file, for messages.
+        tracks: what the frames are added to.
+    """
+
+    def __init__(
+        self, container: InputContainer, stream: AudioStream, path: Path, tracks: Sequence[ResampledTrack]
+    ) -> None:
+        self.seconds = Fraction(0)
+        self._path, self._tracks = path, tracks
+        self._clock_restarts = bool(container.format.flags & cast(int, Flags.ts_discont.value))
+        self._others = _start_of_others(container, stream)
+        self._origin: Fraction | None = None  # timestamp of time 0
+        self._waiting: tuple[AudioFrame, bool] | None = None
+        self._lost = False
+
+    def add(self, frame: AudioFrame) -> None:
+        """Add the next frame of the stream."""
+        if frame.samples and frame.sample_rate > 0:
+            self._place_waiting(frame)
+            self._waiting, self._lost = (frame, self._lost), False
+
+    def lose(self) -> None:
+        """Note that a packet could not be decoded: its duration is kept."""
+        self._lost = True
+
+    def finish(self) -> None:
+        """Place the last frame."""
+        self._place_waiting(None)
+
+    def _place_waiting(self, following: AudioFrame | None) -> None:
+        if self._waiting is None:
+            return
+        frame, after_loss = self._waiting
+        duration, time = Fraction(frame.samples, frame.sample_rate), _time(frame)
+        if time is not None and following is not None:
+            next_time = _time(following)
+            step = duration if next_time is None else next_time - time
+            self._follow(time, duration, step, duration / 2 if after_loss else GAP_TOLERANCE)
+        for track in self._tracks:
+            track.add(frame, self.seconds, self._path)
+        self.seconds += duration
+        self._check_length()
+
+    def _follow(self, time: Fraction, duration: Fraction, step: Fraction, tolerance: Fraction) -> None:
+        """Move on to the timestamp of a frame, if it is plausible.
+
+        Args:
+            time: the timestamp.
+            duration: of the frame.
+            step: from this timestamp to the next.
+            tolerance: the smallest gap.
+        """
+        if self._origin is None and step >= 0:
+            first = time - self.seconds
+            self._origin = first if self._others is None else min(first, self._others)
+            tolerance = START_TOLERANCE
+        if self._origin is None:
+            return
+        ahead = time - self._origin - self.seconds
+        if ahead < -RESTART or (self._clock_restarts and ahead > LONGEST_STEP):
+            if abs(step - duration) <= duration / 2:
+                self._origin = time - self.seconds
+        elif ahead > tolerance and step >= 0:
+            self.seconds += ahead
+            self._check_length()
+
+    def _check_length(self) -> None:
+        if self.seconds > MAX_SECONDS:
+            raise MediaError(
+                "the recording is too long",
+                received=f"{self._path}, {float(self.seconds):.2f} s by its samples and timestamps",
+                allowed=f"up to {MAX_SECONDS // 3600} hours",
+                remedy="Split it into parts, or convert it to wav if it is shorter than that.",
+            )
+
+
+def _decode_packets(container: InputContainer, stream: AudioStream, timeline: Timeline, path: Path) -> None:
+    """Decode like a media player: skip damaged packets; too many of them are an error."""
+    packets = damaged = 0
+    for packet in container.demux(stream):
+        packets += 1
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            damaged += 1
+            timeline.lose()
+            continue
+        for frame in frames:
+            timeline.add(frame)
+    if damaged > max(1, MAX_DAMAGE * packets):
+        raise MediaError(
+            "the recording is damaged",
+            received=f"{path}, {damaged} of {packets} packets unreadable",
+            allowed=f"up to {MAX_DAMAGE:.0%}",
+            remedy="Download or export the file again.",
+        )
+
+
+def _time(frame: AudioFrame) -> Fraction | None:
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+
+
+def _start_of_others(container: InputContainer, chosen: AudioStream) -> Fraction | None:
+    """The first timestamp of all other streams of sound and pictures."""
+    starts = []
+    for stream in (*container.streams.audio, *container.streams.video):
+        cover = stream.disposition & Disposition.attached_pic
+        if stream is not chosen and not cover and stream.start_time is not None and stream.time_base:
+            start = stream.start_time * stream.time_base
+            # Sound before 0 is the delay of its encoder, which decoders drop.
+            starts.append(max(start, Fraction(0)) if isinstance(stream, AudioStream) else start)
+    return min(starts, default=None)
+
+
+def _rank(stream: AudioStream) -> tuple[bool, bool, int]:
+    context = stream.codec_context  # None: FFmpeg has no decoder
+    channels = context.channels if context else 0
+    return channels > 0, bool(stream.disposition & Disposition.default), channels
+
+
+def _described(stream: AudioStream) -> str:
+    named = (stream.language, stream.metadata.get("title"))
+    return ", ".join(name for name in named if name) or "unnamed"
+
+
+def _no_sound(path: Path) -> MediaError:
+    return MediaError(
+        "the file contains no sound",
+        received=str(path),
+        remedy="Choose a recording, or a video with a sound track.",
+    )
