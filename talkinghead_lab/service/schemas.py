@@ -14,7 +14,6 @@ from talkinghead_lab.service.problems import MEDIA_TYPE
 REQUEST_FIELDS = (
     *("audio_path", "image_path", "prompt", "resolution", "seed", "diffusion_steps"),
     *("text_guide_scale", "audio_guide_scale", "motion_frame", "use_color_correction"),
-    *("audio_track", "audio_start"),
 )
 MAX_PATH_LENGTH = 4096  # PATH_MAX on Linux
 EXAMPLE: dict[str, Any] = {
