@@ -17,22 +17,15 @@ from pydantic import (
     model_validator,
 )
 
+from talkinghead_lab import defaults
+from talkinghead_lab.defaults import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
-from talkinghead_lab.foundation import parameter_text
+from talkinghead_lab.foundation import parameter_text, schema
+from talkinghead_lab.foundation.field_errors import Contradiction, first_error, not_valid
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, project_folder
-from talkinghead_lab.foundation.schema import without_version
 
 VIDEO_METADATA_KEY = "comment"
-
-# `sample_neg_prompt` of the released 14B config; the model's published figures use it.
-RELEASED_NEGATIVE_PROMPT = (
-    "bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, "
-    "overall gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, "
-    "poorly drawn hands, poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, "
-    "still picture, messy background, three legs, many people in the background, walking backwards"
-)
-RELEASED_SHIFT = {"infinitetalk-480": 7.0, "infinitetalk-720": 11.0}
 
 
 def _absolute(path: object) -> object:
@@ -48,14 +41,6 @@ MediaPath = Annotated[str, BeforeValidator(_absolute)]
 Box = tuple[int, int, int, int]
 
 
-class _Contradiction(ValueError):
-    """Two fields contradict each other; `field` is the one to change."""
-
-    def __init__(self, message: str, field: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
 class Lora(BaseModel):
     """A LoRA file and its strength."""
 
@@ -68,6 +53,7 @@ class Lora(BaseModel):
 class GenerationParams(BaseModel):
     """All inputs and settings of a video; equal requests give equal frames on the same machine.
 
+    Fields that are left out take the values of the checkpoint, see `defaults`.
     Relative paths start from the working directory, or from its parent if that is `notebooks/`.
 
     Raises:
@@ -118,7 +104,7 @@ class GenerationParams(BaseModel):
         None,
         gt=0,
         le=100,
-        description="timestep shift; unset: 7 for infinitetalk-480, 11 for infinitetalk-720",
+        description="timestep shift; unset: 3 for embedded, 7 for infinitetalk-480, 11 for infinitetalk-720",
     )
     chunk_frames: int = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
     motion_frame: int = Field(
@@ -191,10 +177,11 @@ class GenerationParams(BaseModel):
 
     def __init__(self, **fields: Any) -> None:
         values = {name: typed_value(name, value) for name, value in fields.items()}
+        checkpoint = values.get("checkpoint", type(self).model_fields["checkpoint"].default)
         try:
-            super().__init__(**values)
+            super().__init__(**{**defaults.of_checkpoint(checkpoint), **values})
         except ValidationError as error:
-            raise _first_error(error) from None
+            raise first_error(error, type(self).model_fields) from None
 
     @field_validator("frame_size")
     @classmethod
@@ -230,16 +217,18 @@ class GenerationParams(BaseModel):
             message = (
                 f"motion_frame {self.motion_frame} must be smaller than chunk_frames {self.chunk_frames}"
             )
-            raise _Contradiction(message, "motion_frame")
+            raise Contradiction(message, "motion_frame")
         if self.speaker_boxes and not self.second_audio_path:
             message = "speaker_boxes requires a second recording: set second_audio_path"
-            raise _Contradiction(message, "second_audio_path")
+            raise Contradiction(message, "second_audio_path")
         return self
 
     @property
     def shift(self) -> float:
-        """The effective timestep shift: the request's, or the released one for its resolution."""
-        return self.sample_shift if self.sample_shift is not None else RELEASED_SHIFT[self.resolution]
+        """The effective timestep shift: the request's, or that of its checkpoint and resolution."""
+        if self.sample_shift is not None:
+            return self.sample_shift
+        return defaults.timestep_shift(self.checkpoint, self.resolution)
 
     @property
     def speakers(self) -> int:
@@ -263,15 +252,28 @@ class GenerationParams(BaseModel):
         """Return a validated copy with `changes` applied."""
         return type(self)(**(self.model_dump() | changes))
 
-    def to_yaml(self, *, complete: bool = False) -> str:
+    @classmethod
+    def defaults_of(cls, checkpoint: str) -> dict[str, Any]:
+        """The values of all fields that a request on a checkpoint can leave out."""
+        fields = {name: field.default for name, field in cls.model_fields.items() if not field.is_required()}
+        return {**fields, **defaults.of_checkpoint(checkpoint)}
+
+    def to_yaml(self, *, complete: bool = False, versioned: bool = False) -> str:
         """Return YAML that `from_yaml` and papermill can read.
 
         Args:
-            complete: Include fields at their defaults, for notebooks with other defaults.
+            complete: Include fields at their defaults.
+            versioned: Begin with the version, so that later versions of the package know its defaults.
         """
-        fields = self.model_dump(mode="json", exclude_defaults=not complete)
+        left_out = {} if complete else self.defaults_of(self.checkpoint)
+        fields = {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name not in left_out or left_out[name] != getattr(self, name)
+        }
         # PyYAML cannot read back these three line breaks unless they are escaped.
         escaped = re.search("[\x85\u2028\u2029]", json.dumps(fields, ensure_ascii=False))
+        fields = schema.versioned(fields) if versioned else fields
         return yaml.safe_dump(fields, sort_keys=False, allow_unicode=not escaped)
 
     @classmethod
@@ -284,13 +286,13 @@ class GenerationParams(BaseModel):
         """Build the request from a notebook's `globals()`.
 
         Papermill does not check the names it injects. Therefore every plain literal in the namespace
-        counts as a parameter, and an unknown one is rejected.
+        counts as a parameter, and an unknown one is rejected. None stands for the default.
 
         Args:
             namespace: Variables of the notebook.
             besides: Names of variables that belong to the notebook, not to the request.
         """
-        literals = (str, int, float, bool, list, tuple, dict, type(None))
+        literals = (str, int, float, bool, list, tuple, dict)
         hidden_by_jupyter = {"In", "Out", "exit", "quit", "get_ipython"}
         fields = {
             name: value
@@ -299,7 +301,8 @@ class GenerationParams(BaseModel):
             and not name.startswith("_")
             and name not in {*hidden_by_jupyter, *besides}
         }
-        return cls(**without_version(fields))  # papermill injects that of a run's `request.yaml`
+        version, fields = schema.split(fields)  # papermill injects that of a run's `request.yaml`
+        return cls(**(defaults.completed_version_1(fields) if version < 2 else fields))
 
     @classmethod
     def from_video(cls, path: str | Path) -> Self:
@@ -321,7 +324,9 @@ class GenerationParams(BaseModel):
                 received=str(path),
                 remedy="Only videos generated by talkinghead_lab, and not re-encoded, contain one.",
             )
-        return cls(**fields)
+        version, fields = schema.split(fields, unwritten=1)
+        fields = {name: typed_value(name, value) for name, value in fields.items()}
+        return cls(**(defaults.completed_version_1(fields) if version < 2 else fields))
 
 
 def typed_value(name: str, value: Any) -> Any:
@@ -337,7 +342,7 @@ def typed_value(name: str, value: Any) -> Any:
     try:
         return parameter_text.typed(known[name].annotation, value)
     except ValueError as error:
-        raise _not_valid(name, value, str(error)) from None
+        raise not_valid(name, value, str(error), known) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -348,34 +353,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         InvalidRequest: the file cannot be read, or a value does not have the type of its field.
     """
-    fields = without_version(parameter_text.read_mapping(path))
+    # 0.1.0 wrote no version into the request of a run.
+    parts = [Path(path).with_name(name) for name in ("run.json", "chunks")]
+    of_run = Path(path).name == "request.yaml" and any(part.exists() for part in parts)
+    unwritten = 1 if of_run else schema.SCHEMA_VERSION
+    version, fields = schema.split(parameter_text.read_mapping(path), unwritten)
     known = GenerationParams.model_fields
-    return {name: typed_value(name, value) if name in known else value for name, value in fields.items()}
-
-
-def _first_error(error: ValidationError) -> InvalidRequest:
-    """Convert pydantic's first error into ours: field, received value, allowed values."""
-    finding = error.errors(include_url=False)[0]
-    name = ".".join(map(str, finding["loc"])) or "request"
-    if finding["type"] == "missing":
-        return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=name)
-    if not finding["loc"]:  # fields that contradict each other
-        error_of_fields: _Contradiction = finding["ctx"]["error"]
-        return InvalidRequest(str(error_of_fields), field=error_of_fields.field)
-    remedy = "Give text: in quotes, or with papermill by `-r`." if finding["type"] == "string_type" else None
-    allowed = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return _not_valid(name, finding["input"], allowed, remedy)
-
-
-def _not_valid(name: str, value: object, allowed: str, remedy: str | None = None) -> InvalidRequest:
-    top = name.partition(".")[0]
-    field = GenerationParams.model_fields.get(top)
-    meaning = f"`{name}`: {field.description}." if field else None
-    received = repr(value)
-    return InvalidRequest(
-        f"`{name}` is not valid",
-        received=received if len(received) <= 80 else f"{received[:60]}… ({len(received)} characters)",
-        allowed=allowed,
-        remedy=" ".join(filter(None, (remedy, meaning))) or None,
-        field=top,
-    )
+    fields = {name: typed_value(name, value) if name in known else value for name, value in fields.items()}
+    if version >= 2:
+        return fields
+    if isinstance(fields.get("base"), dict):
+        return fields | {"base": defaults.completed_version_1(fields["base"])}
+    return defaults.completed_version_1(fields)

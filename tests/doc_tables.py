@@ -8,7 +8,8 @@ from typing import Any, get_args
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic.fields import FieldInfo
 
-from talkinghead_lab.params import RELEASED_NEGATIVE_PROMPT, GenerationParams
+from talkinghead_lab.defaults import EMBEDDED, RELEASED_NEGATIVE_PROMPT
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service import settings
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,10 @@ def parameter_table() -> str:
     """A row for every field of a request."""
     rows = ["| name | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for name, field in GenerationParams.model_fields.items():
-        rows.append(f"| `{name}` | {_default(field)} | {_allowed(field)} | {field.description} |")
+        default = _default(field, field.default)
+        if name in EMBEDDED:
+            default = f"{_default(field, EMBEDDED[name])}; released: {default}"
+        rows.append(f"| `{name}` | {default} | {_allowed(field)} | {field.description} |")
     return "\n".join(rows)
 
 
@@ -58,12 +62,12 @@ def _split(text: str, name: str) -> tuple[str, str, str]:
     return before, table, after
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: FieldInfo, value: Any) -> str:
     if field.is_required():
         return "required"
-    if field.default == RELEASED_NEGATIVE_PROMPT:
+    if value == RELEASED_NEGATIVE_PROMPT:
         return "the released one"
-    return {None: "unset", "": "empty", (): "none"}.get(field.default, str(field.default).lower())
+    return {None: "unset", "": "empty", (): "none"}.get(value, str(value).lower())
 
 
 def _allowed(field: FieldInfo) -> str:

@@ -80,4 +80,13 @@ def test_commands_take_overrides(command, request_for, tmp_path, capsys):
         assert (params.prompt, params.max_frames, found["frame_count"]) == ("it's # 1", 3, 3)
     else:
         main([command, str(tmp_path / "request.yaml"), "--json"])
+        assert found["settings"]["frame_size"] == "640x640"
         assert found["work_gib"] > json.loads(capsys.readouterr().out)["work_gib"]
+
+
+def test_plan_says_what_a_bare_request_gets(tmp_path, capsys):
+    (tmp_path / "bare.yaml").write_text("image_path: sample:portrait\naudio_path: sample:recording\n")
+    assert main(["plan", str(tmp_path / "bare.yaml"), "-p", "device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    for setting in ("frame_size 160x160", "sample_shift 3.0", "diffusion_steps 4", "text_guide_scale 2.0"):
+        assert f" {setting}," in printed

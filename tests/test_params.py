@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from talkinghead_lab.defaults import EMBEDDED, RELEASED_SHIFT
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.foundation.paths import local_file
-from talkinghead_lab.params import RELEASED_SHIFT, GenerationParams, read_yaml
+from talkinghead_lab.params import GenerationParams, read_yaml
 from talkinghead_lab.pipeline.request import sampling_config
 
 PARAMETER_FILES = sorted((Path(__file__).parent.parent / "params").glob("[!s]*.yaml"))
@@ -117,8 +118,35 @@ def test_fields_are_frozen_and_replace_validates():
 
 def test_the_shift_follows_the_resolution_unless_set():
     for resolution, shift in RELEASED_SHIFT.items():
-        assert GenerationParams(**MEDIA, resolution=resolution).shift == shift
-        assert GenerationParams(**MEDIA, resolution=resolution, sample_shift=3).shift == 3
+        given = MEDIA | {"resolution": resolution}
+        assert GenerationParams(**given, checkpoint="released").shift == shift
+        assert GenerationParams(**given, checkpoint="released", sample_shift=2).shift == 2
+        for unset in ({}, {"sample_shift": None}):
+            assert GenerationParams(**given, **unset).shift == 3
+
+
+def test_what_is_left_out_follows_the_checkpoint():
+    """`embedded.yaml` spells out the defaults of the bundled model."""
+    preset = GenerationParams.from_yaml(PARAMETER_FILES[0].with_name("embedded.yaml"))
+    bare = GenerationParams(**MEDIA, prompt=preset.prompt)
+    assert bare == preset
+    assert EMBEDDED.items() <= read_yaml(PARAMETER_FILES[0].with_name("embedded.yaml")).items()
+    assert (bare.frame_size, bare.diffusion_steps, bare.shift) == ("160x160", 4, 3.0)
+    released = GenerationParams(**MEDIA, checkpoint="released")
+    assert (released.frame_size, released.diffusion_steps, released.text_guide_scale) == ("auto", 40, 5.0)
+    assert (released.sample_shift, released.seam_frames, released.trim_last_chunk) == (None, 0, False)
+    assert GenerationParams(**MEDIA, diffusion_steps=40).diffusion_steps == 40
+
+
+@pytest.mark.parametrize("checkpoint", ["embedded", "released"])
+def test_yaml_leaves_out_only_what_equals_the_defaults_of_the_checkpoint(checkpoint):
+    params = GenerationParams(**MEDIA, checkpoint=checkpoint)
+    assert set(yaml.safe_load(params.to_yaml())) - {"checkpoint"} == set(MEDIA)
+    for other in ("embedded", "released"):
+        given = GenerationParams.defaults_of(other) | {"checkpoint": checkpoint}
+        params = GenerationParams(**MEDIA, **given)
+        assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
+        assert all(getattr(params, name) == value for name, value in given.items())
 
 
 def test_relative_paths_start_from_the_project_also_in_notebooks(tmp_path, monkeypatch):

@@ -5,7 +5,10 @@ from typing import Any
 
 from talkinghead_lab.errors import InvalidRequest
 
-SCHEMA_VERSION = 1  # files without one, written by 0.1.0, differ from it by the field alone
+# 1: what a request leaves out has one default for all checkpoints. Files without a version, written by 0.1.0,
+# differ from it by the field alone.
+# 2: what a request leaves out follows its checkpoint.
+SCHEMA_VERSION = 2
 FIELD = "schema_version"
 
 
@@ -14,13 +17,17 @@ def versioned(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {FIELD: SCHEMA_VERSION, **fields}
 
 
-def without_version(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a file that was read, without its version.
+def split(fields: Mapping[str, Any], unwritten: int = SCHEMA_VERSION) -> tuple[int, dict[str, Any]]:
+    """The version of a file that was read, and its other fields.
+
+    Args:
+        fields: of the file.
+        unwritten: version of a file that states none.
 
     Raises:
         InvalidRequest: a later version of the package wrote the file.
     """
-    version = fields.get(FIELD, SCHEMA_VERSION)
+    version = fields.get(FIELD, unwritten)
     if isinstance(version, str) and version.isdecimal():  # from a parameter file
         version = int(version)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
@@ -30,4 +37,4 @@ def without_version(fields: Mapping[str, Any]) -> dict[str, Any]:
             allowed=f"up to {SCHEMA_VERSION}",
             remedy="Update talkinghead_lab.",
         )
-    return {name: value for name, value in fields.items() if name != FIELD}
+    return version, {name: value for name, value in fields.items() if name != FIELD}

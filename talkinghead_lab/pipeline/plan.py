@@ -59,6 +59,7 @@ class Plan:
         free_gib: memory of the device that this process can use now.
         measured_on: the machine whose profiles the model was fitted to; None: uncalibrated estimates.
         fits: None where only estimates say so.
+        settings: the effective values of settings whose defaults follow the checkpoint or the media.
         warnings: what the user should know before the run; see `Resolved`.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     free_gib: float
     measured_on: str | None
     fits: bool | None
+    settings: dict[str, Any]
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ class Plan:
                 verdict[self.fits],
                 *(f"{row}: {gib:.2f} GiB" for row, gib in rows.items()),
                 source,
+                "settings: " + ", ".join(f"{name} {value}" for name, value in self.settings.items()),
                 *(f"warning: {warning}" for warning in self.warnings),
             ]
         )
@@ -119,5 +122,13 @@ def plan(params: GenerationParams) -> Plan:
         free_gib=free / GIB,
         measured_on=needs.measured_on,
         fits=False if needed > allowed else True if needs.measured_on else None,
+        settings=_settings(resolved),
         warnings=resolved.warnings,
     )
+
+
+def _settings(resolved: Resolved) -> dict[str, Any]:
+    decided = resolved.to_json()
+    names = ("frame_size", "frames", "chunks", "sample_shift")
+    asked = ("diffusion_steps", "text_guide_scale", "audio_guide_scale", "seam_frames", "trim_last_chunk")
+    return {name: decided[name] for name in names} | {name: getattr(resolved.request, name) for name in asked}

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from talkinghead_lab.defaults import completed_version_1
 from talkinghead_lab.errors import InvalidRequest, OutputError
 from talkinghead_lab.foundation import digests, schema
 from talkinghead_lab.foundation.files import LOCK, atomic_path, locked, remove_file
@@ -119,8 +120,7 @@ class RunFolder:
                 remedy="Choose a folder that is new or empty.",
             )
         with atomic_path(request) as temporary:
-            text = f"{schema.FIELD}: {schema.SCHEMA_VERSION}\n{self.params.to_yaml()}"
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(self.params.to_yaml(versioned=True), encoding="utf-8")
 
     def write_record(self, content: dict[str, Any]) -> None:
         """Write `run.json`, which finishes the run."""
@@ -167,7 +167,10 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(record, dict):
         raise OutputError("the record of the run is damaged", received=str(path))
-    return schema.without_version(record)
+    version, record = schema.split(record, unwritten=1)
+    if version < 2 and isinstance(record.get("request"), dict):
+        record["request"] = completed_version_1(record["request"])
+    return record
 
 
 @contextmanager

@@ -199,7 +199,7 @@ def _join_chunks(run: RunFolder, resolved: Resolved, inputs: Inputs, clock: Stag
     """Join the chunks under the sound track."""
     with clock("mux"):
         pictures, path = run.chunks.pictures(resolved.chunks), run.new_video_path()
-        request = {VIDEO_METADATA_KEY: resolved.request.to_yaml()}
+        request = {VIDEO_METADATA_KEY: resolved.request.to_yaml(versioned=True)}
         video.join_videos(path, pictures, inputs.soundtrack, request)
     return path
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
+from talkinghead_lab.defaults import EMBEDDED
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.jobs import State
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
@@ -49,7 +50,10 @@ def _request_field(name: str) -> tuple[Any, FieldInfo]:
         return str, Field(min_length=1, max_length=MAX_PATH_LENGTH, description=meaning)
     if name == "prompt":
         return str, Field(max_length=2000, description=known.description)
-    return known.annotation, copy(known)
+    field = copy(known)
+    if name in EMBEDDED:
+        field.description = f"{known.description}; default of the bundled model: {EMBEDDED[name]}"
+    return known.annotation, field
 
 
 VideoRequest: type[BaseModel] = create_model(

@@ -11,7 +11,6 @@ from talkinghead_lab.params import GenerationParams
 
 PORT = 8200
 FRAME_SIZES = {"infinitetalk-480": "1024x576", "infinitetalk-720": "1280x720"}
-EMBEDDED_FRAME_SIZE = "160x160"
 
 
 class ServiceSettings(BaseSettings):
@@ -90,13 +89,10 @@ class ServiceSettings(BaseSettings):
         Raises:
             InvalidRequest: a value is out of range.
         """
+        own: dict[str, Any] = {"motion_frame": self.motion_frame, "chunk_frames": self.chunk_frames}
         resolution = fields.get("resolution", GenerationParams.model_fields["resolution"].default)
-        size = FRAME_SIZES.get(resolution, "auto") if self.released else EMBEDDED_FRAME_SIZE
-        own: dict[str, Any] = {
-            "motion_frame": self.motion_frame,
-            "chunk_frames": self.chunk_frames,
-            "frame_size": self.frame_size or size,
-        }
+        if size := self.frame_size or (FRAME_SIZES.get(resolution, "auto") if self.released else None):
+            own["frame_size"] = size
         if self.released:
             own |= {"checkpoint": "released", "ckpt_dir": str(self.ckpt_dir)}
             own |= {"wav2vec_dir": str(self.wav2vec_dir), "infinitetalk_dir": str(self.infinitetalk_dir)}

@@ -11,10 +11,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from talkinghead_lab.defaults import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT, latent_frames
 from talkinghead_lab.models.encoders.text import Tokenizer
 from talkinghead_lab.models.vae.model import VAE
-from talkinghead_lab.params import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.sampling.chunks import audio_windows, plan_chunks
 from talkinghead_lab.training.avatar import Motion, render
 from talkinghead_lab.training.dataset import Clip, ClipMaker

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from talkinghead_lab.defaults import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.model import DiT
@@ -13,7 +14,6 @@ from talkinghead_lab.models.encoders.image import ImageEncoder, ImageEncoderConf
 from talkinghead_lab.models.encoders.speech import SpeechEncoder, SpeechEncoderConfig
 from talkinghead_lab.models.encoders.text import PADDING, TextEncoder, TextEncoderConfig
 from talkinghead_lab.models.vae.model import VAE, VAEConfig
-from talkinghead_lab.params import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.training import motion
 from talkinghead_lab.weights.writing import CLOSING, UNKNOWN, Networks
 

@@ -32,7 +32,7 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     ) -> None:
         self._on_change: OnChange | None = None
         self._loading = True
-        self.loaded = params
+        self.loaded, self._checkpoint = params, params.checkpoint
         self.controls: dict[str, Control] = {}
         sections = []
         for title, names in grouped_fields().items():
@@ -62,8 +62,17 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self._loading, self.loaded = True, params
         for name, value in params.model_dump().items():
             self.controls[name].value = value
-        self._loading = False
+        self._loading, self._checkpoint = False, params.checkpoint
         self._changed()
+
+    def _follow_checkpoint(self) -> None:
+        """Fields at the defaults of the earlier checkpoint take those of the one now chosen."""
+        before, now = map(GenerationParams.defaults_of, (self._checkpoint, self["checkpoint"].value))
+        self._loading, self._checkpoint = True, self["checkpoint"].value
+        for name, value in now.items():
+            if value != before[name] == self.controls[name].value:
+                self.controls[name].value = value
+        self._loading = False
 
     def mark(self) -> str:
         """Mark changed fields and the invalid one; return the error message, empty if all is valid."""
@@ -80,6 +89,8 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def _changed(self) -> None:
         if self._loading:
             return
+        if self["checkpoint"].value != self._checkpoint:
+            self._follow_checkpoint()
         for name, (condition, values) in SHOWN_WITH.items():
             value = self.controls[condition].value
             shown = value in values if values else bool(value)

@@ -46,6 +46,7 @@ def request(run: dict) -> GenerationParams:
     return GenerationParams(
         audio_path="unused",
         image_path="unused",
+        checkpoint="released",  # the defaults of the reference
         second_audio_path="unused" if run["people"] > 1 else None,
         frame_size="{}x{}".format(*CASE["size_wh"]),
         max_frames=run["max_frames"],

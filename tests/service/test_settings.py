@@ -51,6 +51,14 @@ def test_the_default_resolution_gets_its_frame_size(environment):
     assert environment(**FOLDERS).params(**CALL).forced_size == (1024, 576)
 
 
+def test_what_a_call_leaves_out_follows_the_weights(environment):
+    bundled, released = environment().params(**CALL), environment(**FOLDERS).params(**CALL)
+    assert (bundled.diffusion_steps, bundled.shift, bundled.seam_frames) == (4, 3.0, 8)
+    assert (released.diffusion_steps, released.shift, released.seam_frames) == (40, 7.0, 0)
+    properties = VideoRequest.model_json_schema()["properties"]
+    assert "bundled model: 4" in properties["diffusion_steps"]["description"]
+
+
 def test_request_fields_take_precedence_over_the_environment(environment):
     settings = environment(MOTION_FRAME="13")
     assert settings.params(**CALL).motion_frame == 13

@@ -233,4 +233,4 @@ def test_a_sweep_file_without_a_version_is_read():
     old = Sweep.from_yaml(Path(__file__).parent / "files-0.1.0" / "sweep.yaml")
     now = Sweep.from_yaml(Path(__file__).parents[2] / "params" / "sweep-step.yaml")
     assert [cell.params for cell in old.cells()] == [cell.params for cell in now.cells()]
-    assert old.to_yaml().startswith("schema_version: 1\n")
+    assert old.to_yaml().startswith("schema_version: 2\n")

@@ -10,7 +10,8 @@ from talkinghead_lab.widgets.fields import Control, bounds, grouped_fields
 from talkinghead_lab.widgets.request_form import RequestForm
 
 FIELDS = GenerationParams.model_fields
-REQUEST = GenerationParams(image_path="sample:portrait", audio_path="sample:recording")
+MEDIA_FIELDS = {"image_path": "sample:portrait", "audio_path": "sample:recording"}
+REQUEST = GenerationParams(**MEDIA_FIELDS)
 
 
 def test_every_field_is_in_exactly_one_group():
@@ -154,3 +155,16 @@ def test_only_applicable_fields_are_shown(project):
     form["checkpoint"].widget.value = "released"
     form["use_color_correction"].widget.value = False
     assert hidden() == {"audio_mix", "speaker_boxes", "color_correction_strength"}
+
+
+def test_fields_at_their_defaults_follow_the_checkpoint():
+    form = RequestForm(REQUEST.replace(text_guide_scale=3.0), lambda: None)
+    form["checkpoint"].widget.value = "released"
+    assert form.params == REQUEST.replace(
+        **GenerationParams.defaults_of("released") | {"checkpoint": "released", "text_guide_scale": 3.0}
+    )
+    form["diffusion_steps"].value = 8
+    form["checkpoint"].widget.value = "embedded"
+    assert form.params == REQUEST.replace(text_guide_scale=3.0, diffusion_steps=8)
+    form.load(GenerationParams(**MEDIA_FIELDS, checkpoint="released"))
+    assert form.params.diffusion_steps == 40

@@ -1,0 +1,46 @@
+"""Errors of a request's fields: which field, what it received, what it takes."""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from talkinghead_lab.errors import InvalidRequest
+
+
+class Contradiction(ValueError):
+    """Two fields contradict each other; `field` is the one to change."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def first_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> InvalidRequest:
+    """Convert pydantic's first error into ours: field, received value, allowed values."""
+    finding = error.errors(include_url=False)[0]
+    name = ".".join(map(str, finding["loc"])) or "request"
+    if finding["type"] == "missing":
+        return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=name)
+    if not finding["loc"]:  # fields that contradict each other
+        error_of_fields: Contradiction = finding["ctx"]["error"]
+        return InvalidRequest(str(error_of_fields), field=error_of_fields.field)
+    remedy = "Give text: in quotes, or with papermill by `-r`." if finding["type"] == "string_type" else None
+    allowed = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return not_valid(name, finding["input"], allowed, fields, remedy)
+
+
+def not_valid(
+    name: str, value: object, allowed: str, fields: Mapping[str, FieldInfo], remedy: str | None = None
+) -> InvalidRequest:
+    """The error of a value that its field does not take; `name` may be that of a part, as `loras.0.scale`."""
+    top = name.partition(".")[0]
+    meaning = f"`{name}`: {fields[top].description}." if top in fields else None
+    received = repr(value)
+    return InvalidRequest(
+        f"`{name}` is not valid",
+        received=received if len(received) <= 80 else f"{received[:60]}… ({len(received)} characters)",
+        allowed=allowed,
+        remedy=" ".join(filter(None, (remedy, meaning))) or None,
+        field=top,
+    )
