@@ -18,7 +18,7 @@ from torch import nn
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.devices import GIB
-from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND, LatentGrid
 from talkinghead_lab.offload.streamed_blocks import SLOTS, large_tensors, resident_blocks, slot_bytes
 
 COEFFICIENTS_FILE = Path(__file__).parent / "memory_coefficients.json"
@@ -109,7 +109,8 @@ class Requirements:
     Args:
         needs: memory by stage.
         outside: memory of the driver and of libraries, apart from PyTorch's tensors.
-        kept: cached keys and values of the conditions; they are cached only if everything is resident.
+        kept: cached keys and values of the conditions; they are cached only if everything is resident. On a
+            CPU, also the encoded recordings, which are always in host memory.
         measured_on: the machine whose profiles the model was fitted to; None: estimates.
     """
 
@@ -188,6 +189,7 @@ def requirements(
     grid: LatentGrid,
     seconds: float,
     caches_steps: bool,
+    voices: int = 1,
     fitted: Mapping[str, Any] | None = None,
 ) -> Requirements:
     """Compute the memory requirements of a request.
@@ -198,6 +200,7 @@ def requirements(
         grid: of one chunk.
         seconds: duration of the recording.
         caches_steps: whether the step cache stores residuals.
+        voices: number of recordings.
         fitted: coefficients of the memory model; unset: the bundled ones.
     """
     fitted = fitted or coefficients(device.type)
@@ -216,6 +219,8 @@ def requirements(
         work = round(pieces * (model["base_gib"] * GIB + model["activations"] * unit)) + extra
         needs[stage] = StageMemory(name, sizes[name], unit, extra, work)
     kept = _keys_and_values(networks["transformer"], grid) if "transformer" in networks else 0
+    if "speech encoder" in networks and device.type == "cpu":
+        kept += voices * _speech_states(networks["speech encoder"], seconds)
     return Requirements(needs, round(fitted["outside_gib"] * GIB), kept, fitted["measured_on"])
 
 
@@ -238,8 +243,9 @@ def largest_activation(stage: str, network: Any, grid: LatentGrid, seconds: floa
         return int(2 * TEXT_TOKENS * config.ffn_dim * element)  # prompt and negative prompt
     if stage == "image":
         return int((1 + (config.image_size // config.patch_size) ** 2) * config.ffn_dim * element)
-    frames = seconds * config.sampling_rate / config.conv_stride[0]
-    size: float = frames * config.conv_dim[0] * element
+    # The first convolution; everything after it is smaller, also for a long recording.
+    samples = min(seconds * config.sampling_rate, config.samples_per_piece)
+    size: float = samples / config.conv_stride[0] * config.conv_dim[0] * element
     return round(size)
 
 
@@ -248,3 +254,10 @@ def _keys_and_values(transformer: Any, grid: LatentGrid) -> int:
     config = transformer.config
     tokens = 2 * config.text_len + 257 + 2 * grid.latent_frames * config.audio_tokens
     return int(2 * config.num_layers * tokens * config.dim * transformer.dtype.itemsize)
+
+
+def _speech_states(encoder: Any, seconds: float) -> int:
+    """Bytes of an encoded recording: one row per layer and video frame."""
+    config, element = encoder.config, next(encoder.parameters()).element_size()
+    frames = round(seconds * FRAMES_PER_SECOND)
+    return int(frames * config.num_hidden_layers * config.hidden_size * element)

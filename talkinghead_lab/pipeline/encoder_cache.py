@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from talkinghead_lab.errors import OutputError
@@ -25,6 +25,8 @@ from talkinghead_lab.weights.checkpoints import TRANSFORMER, CheckpointFiles
 from talkinghead_lab.weights.digests import weight_digests
 
 GIB = 2**30
+# Part of every key: raise it when an encoder computes something else from the same inputs and weights.
+ENCODERS_VERSION = 2
 Tensors = tuple[Tensor, ...]
 
 
@@ -101,21 +103,21 @@ class EncoderCache:
         rounding = [torch.cuda.get_device_name(self.device) if gpu else platform.node()]
         rounding += [torch.__version__, "" if gpu else str(torch.get_num_threads())]
         digest = hashlib.sha256()
-        for part in (kind, self.encoders, *rounding, *inputs):
-            content = _bytes(part) if isinstance(part, Tensor) else str(part).encode()
+        for part in (ENCODERS_VERSION, kind, self.encoders, *rounding, *inputs):
+            content = _bytes(part) if isinstance(part, Tensor) else memoryview(str(part).encode())
             shape = (part.dtype, tuple(part.shape)) if isinstance(part, Tensor) else ()
-            digest.update(f"{type(part).__name__}{shape}{len(content)}:".encode() + content)
+            digest.update(f"{type(part).__name__}{shape}{len(content)}:".encode())
+            digest.update(content)
         return digest.hexdigest()
 
     def _store(self, entry: Path, key: str, tensors: Tensors) -> None:
         named = {str(place): tensor.cpu().contiguous() for place, tensor in enumerate(tensors)}
-        content = save(named, {"sha256": _digest(key, tuple(named.values()))})
-        if len(content) > self.limit_bytes:
+        if sum(tensor.nbytes for tensor in named.values()) > self.limit_bytes:
             return
-        with suppress(OSError, OutputError):
+        with suppress(OSError, OutputError, SafetensorError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(entry, overwrite=True) as temporary:
-                temporary.write_bytes(content)
+                save_file(named, temporary, {"sha256": _digest(key, tuple(named.values()))})
             self._evict()
 
     def _evict(self) -> None:
@@ -158,9 +160,12 @@ def _read(entry: Path, key: str) -> Tensors | None:
 def _digest(key: str, tensors: Tensors) -> str:
     digest = hashlib.sha256(key.encode())
     for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + _bytes(tensor))
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor; not a copy, if it is contiguous and in host memory."""
+    flat: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(flat)

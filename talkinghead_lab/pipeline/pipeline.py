@@ -40,7 +40,7 @@ class Conditions:
     Args:
         prompt: text embedding [n, text width].
         negative_prompt: likewise.
-        audio: a wav2vec2 embedding [frames, layers, channels] per speaker, equally long.
+        audio: a wav2vec2 embedding [frames, layers, channels] per speaker, equally long, in host memory.
         reference: portrait or driving video.
         frame_size: (W, H).
     """
@@ -228,7 +228,7 @@ class Pipeline:
 
         def compute() -> tuple[Tensor, ...]:
             with self.use(encoder):
-                return (encoder(wave.to(self.device), frames).cpu(),)
+                return (encoder(wave, frames),)
 
         (embedding,) = cache("audio", [wave, dtype_name(encoder)], compute)
         return embedding

@@ -42,6 +42,7 @@ def needed_memory(networks: Mapping[str, nn.Module], resolved: Resolved) -> Requ
         resolved.grid,
         resolved.seconds,
         caches_steps=resolved.sampling.step_cache is not None,
+        voices=resolved.request.speakers,
     )
 
 

@@ -9,7 +9,15 @@ from torch import nn
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.devices import GIB
-from talkinghead_lab.offload.requirements import FRAGMENTED, NetworkSize, coefficients
+from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.models.encoders.speech import SpeechEncoder, SpeechEncoderConfig
+from talkinghead_lab.offload.requirements import (
+    FRAGMENTED,
+    NetworkSize,
+    Requirements,
+    coefficients,
+    requirements,
+)
 from talkinghead_lab.offload.streamed_blocks import SLOTS, StreamedBlocks
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.plan import planned
@@ -61,6 +69,25 @@ def test_requirements_grow_with_pixels_frames_and_the_step_cache(request_for):
     frames = 4 * 3 * 32 * 32 * 4  # four more frames, with three floats per pixel
     assert work("decode", chunk_frames=13) - work("decode") == frames
     assert work("decode", (64, 64)) > work("decode")
+
+
+def test_the_budget_of_a_long_recording_is_that_of_a_short_one():
+    """Released sizes of the speech encoder, whose convolutions and attention work in pieces."""
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "conv_bias": False}
+    sizes |= {"conv_dim": (512,) * 7, "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "conv_stride": (5, *(2,) * 6)}
+    sizes |= {"intermediate_size": 3072, "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16}
+    with torch.device("meta"):
+        networks = {"speech encoder": SpeechEncoder(SpeechEncoderConfig(**sizes))}
+
+    def need(kind: str, seconds: float, voices: int = 1) -> Requirements:
+        return requirements(networks, torch.device(kind), LatentGrid(81, 480, 832), seconds, False, voices)
+
+    for kind in ("cuda", "cpu"):
+        minute, hours = need(kind, 60), need(kind, 2 * 60 * 60)
+        assert hours.smallest == minute.smallest < 2 * GIB
+        assert minute.smallest - need(kind, 10).smallest < 0.35 * GIB
+    assert need("cuda", 600, 2).kept == 0, "encoded recordings are in host memory"
+    assert need("cpu", 600, 2).kept == 2 * 15_000 * 12 * 768 * 4
 
 
 def test_budgets_follow_from_the_stages(request_for):

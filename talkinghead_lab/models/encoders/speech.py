@@ -8,8 +8,7 @@ frame rate of the video, as in InfiniteTalk.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError, MediaError
+from talkinghead_lab.models.encoders import long_recordings
+from talkinghead_lab.models.encoders.long_recordings import ROWS_PER_PIECE, pieces
 from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
 
 RELEASED_FOLDER = "chinese-wav2vec2-base"
@@ -32,8 +33,7 @@ _WEIGHT_NORM = {
 # Config fields of the random operations in training; all are set to zero.
 _RANDOM = ("hidden_dropout", "activation_dropout", "attention_dropout", "layerdrop", "mask_time_prob")
 
-# Twenty seconds at the released sizes; the widest convolution then takes about 130 MB.
-_FEATURES_PER_PIECE = 1000
+# Twenty seconds; at the released sizes, the widest convolution then takes about 130 MB.
 _SAMPLES_PER_PIECE = 320_000
 
 
@@ -96,6 +96,11 @@ class SpeechEncoderConfig:
     def samples_per_feature(self) -> int:
         """Samples between consecutive features."""
         return prod(self.conv_stride)
+
+    @property
+    def samples_per_piece(self) -> int:
+        """Number of samples that the convolutions process at a time."""
+        return _SAMPLES_PER_PIECE
 
     @property
     def receptive_field(self) -> int:
@@ -192,25 +197,18 @@ class SpeechEncoder(nn.Module):
         self.feature_projection: Any = network.feature_projection
         self.encoder: Any = network.encoder
 
-    def forward(
-        self, waveform: Tensor, frames: int, window_seconds: float = 60.0, context_seconds: float = 5.0
-    ) -> Tensor:
+    def forward(self, waveform: Tensor, frames: int) -> Tensor:
         """Encode a recording.
 
-        The convolutions and the interpolation are computed piece by piece, with the same result as for the
-        full recording. The transformer processes recordings longer than `window_seconds` in equal windows of
-        at most that length. Each window also sees `context_seconds` of its neighbours on either side, whose
-        rows are discarded. The rows of a long recording are therefore close, but not equal, to those of a
-        single window, and memory hardly grows beyond the size of the result.
+        A recording of more than a minute stays in host memory; the device computes one piece of it at a
+        time, with the same result as for the full recording. So device memory does not grow with its length.
 
         Args:
             waveform: [samples], mono, `sampling_rate` samples per second.
             frames: F, duration of the recording in video frames.
-            window_seconds: longest range of attention.
-            context_seconds: context on either side of a window.
 
         Returns:
-            [F, layers, hidden_size]: the states after each layer.
+            [F, layers, hidden_size], in host memory: the states after each layer.
 
         Raises:
             MediaError: the recording is shorter than one feature.
@@ -221,42 +219,49 @@ class SpeechEncoder(nn.Module):
                 received=f"{list(waveform.shape)} samples for {frames} frames",
                 allowed=f"one channel of {self.config.receptive_field} samples or more",
             )
-        rows = self._rows(waveform, frames)
-        seconds = len(waveform) / self.config.sampling_rate
-        windows = min(ceil(seconds / window_seconds), frames)
-        context = ceil(frames * context_seconds / seconds)
-        states = rows.new_empty(frames, self.config.num_hidden_layers, self.config.hidden_size)
-        bounds = [frames * i // windows for i in range(windows + 1)]
-        for start, end in pairwise(bounds):
-            before = min(start, context)
-            for layer, x in enumerate(self.layer_states(rows[None, start - before : end + context])):
-                states[start:end, layer] = x[0, before : before + end - start]
+        config, device = self.config, self.feature_projection.projection.weight.device
+        if frames <= ROWS_PER_PIECE:
+            rows = self._rows(waveform.to(device), frames)
+            layers: Iterator[Tensor] = (x[0] for x in self.layer_states(rows[None]))
+        else:
+            rows = self._rows(waveform.cpu(), frames)
+            heads = config.num_attention_heads
+            layers = long_recordings.layer_states(self.encoder, rows, heads, config.do_stable_layer_norm)
+        states = torch.empty(frames, config.num_hidden_layers, config.hidden_size, dtype=rows.dtype)
+        for layer, x in enumerate(layers):
+            states[:, layer] = x
         return states
 
     def _rows(self, waveform: Tensor, frames: int) -> Tensor:
-        """The transformer's input [F, hidden_size]."""
-        weight = self.feature_projection.projection.weight
-        waveform = waveform.to(weight.device, torch.float32)
+        """The transformer's input [F, hidden_size], on the device of the waveform."""
+        waveform = waveform.float()
         if self.config.do_normalize:
             # As in transformers' Wav2Vec2FeatureExtractor, including the 1e-7.
             waveform = (waveform - waveform.mean()) / (waveform.var(correction=0) + 1e-7).sqrt()
+        weight = self.feature_projection.projection.weight
         features = self._features(waveform.to(weight.dtype))
-        features = F.interpolate(features[None], size=frames, mode="linear", align_corners=True)
-        return self.feature_projection(features.transpose(1, 2))[0][0]
+        features = F.interpolate(features[None], size=frames, mode="linear", align_corners=True)[0].T
+        rows = features.new_empty(frames, self.config.hidden_size)
+        for piece in pieces(frames):
+            rows[piece] = self.feature_projection(features[None, piece].to(weight.device))[0][0]
+        return rows
 
     def _features(self, waveform: Tensor) -> Tensor:
         """The features [channels, n] of the full recording, computed in pieces that overlap as needed."""
         stride, field = self.config.samples_per_feature, self.config.receptive_field
+        device = self.feature_projection.projection.weight.device
         first, *others = self.feature_extractor.conv_layers
         if self.config.feat_extract_norm == "group":
             first = _with_global_norm(first, waveform)
-        pieces = []
-        for piece in _overlapping_pieces(waveform, field, stride, _FEATURES_PER_PIECE):
-            x = first(piece[None, None])
+        length, done = (len(waveform) - field) // stride + 1, 0
+        features = waveform.new_empty(self.config.conv_dim[-1], length)
+        for piece in _overlapping_pieces(waveform, field, stride, _SAMPLES_PER_PIECE // stride):
+            x = first(piece[None, None].to(device))
             for layer in others:
                 x = layer(x)
-            pieces.append(x[0])
-        return torch.cat(pieces, dim=1)
+            features[:, done : done + x.shape[2]] = x[0]
+            done += x.shape[2]
+        return features
 
     def layer_states(self, x: Tensor) -> Iterator[Tensor]:
         """The states [1, n, hidden_size] after each layer of the transformer."""
@@ -291,8 +296,9 @@ def _with_global_norm(layer: Any, waveform: Tensor) -> Callable[[Tensor], Tensor
     """
     convolution, norm = layer.conv, layer.layer_norm
     kernel, stride = convolution.kernel_size[0], convolution.stride[0]
-    pieces = _overlapping_pieces(waveform, kernel, stride, _SAMPLES_PER_PIECE // stride)
-    parts = [_statistics(convolution(piece[None, None])[0].float()) for piece in pieces]
+    samples = _overlapping_pieces(waveform, kernel, stride, _SAMPLES_PER_PIECE // stride)
+    device = convolution.weight.device
+    parts = [_statistics(convolution(piece[None, None].to(device))[0].float()) for piece in samples]
     lengths, variances, means = (torch.stack(part) for part in zip(*parts, strict=True))
     fraction = (lengths / lengths.sum())[:, None]
     mean = (fraction * means).sum(dim=0)

@@ -6,8 +6,12 @@ from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from talkinghead_lab.errors import CheckpointError, MediaError
+from talkinghead_lab.models.encoders import long_recordings
 from talkinghead_lab.models.encoders import speech as speech_encoder
 from talkinghead_lab.models.encoders.speech import SpeechEncoder, SpeechEncoderConfig, from_released
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.request import checkpoint_files
+from talkinghead_lab.weights.checkpoints import load_speech_encoder
 
 SIZES = {
     "hidden_size": 16,
@@ -72,8 +76,7 @@ def test_states_equal_those_of_transformers(norm: dict):
 def test_pieces_give_the_features_of_the_full_recording(norm: dict, samples: int, monkeypatch):
     network, audio = reference_model(norm), recording(4)[:samples]
     expected = network.feature_extractor(audio[None])[0]
-    monkeypatch.setattr(speech_encoder, "_FEATURES_PER_PIECE", 7)
-    monkeypatch.setattr(speech_encoder, "_SAMPLES_PER_PIECE", 1234)
+    monkeypatch.setattr(speech_encoder, "_SAMPLES_PER_PIECE", 7 * 320 + 100)
     torch.testing.assert_close(build(network, norm)._features(audio), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -86,34 +89,40 @@ def test_normalisation_removes_the_loudness(model: SpeechEncoder):
     torch.testing.assert_close(model(0.02 * recording(1), 25), model(recording(1), 25), rtol=1e-3, atol=1e-3)
 
 
-def test_windows_change_the_rows_of_a_long_recording_only_slightly(model: SpeechEncoder):
-    audio, frames = recording(30), 750
-    one_window = model(audio, frames)
-    windows = model(audio, frames, window_seconds=10, context_seconds=2)
-    assert windows.shape == one_window.shape == (frames, 2, 16)
-    spread = (one_window - one_window.mean(dim=0)).norm() / frames**0.5
-    difference = (windows - one_window).flatten(1).norm(dim=1) / spread
-    # Only attention differs: it sees 12 to 14 of the 30 seconds.
-    assert 0 < difference.mean() < 0.05
-    assert difference.max() < 0.1
-    assert torch.equal(model(audio, frames, window_seconds=30), one_window)
+@pytest.mark.parametrize("norm", [GROUP, LAYER], ids=["group", "layer"])
+@pytest.mark.parametrize("heads_at_once", [1, 3, 4])
+def test_a_recording_in_pieces_has_the_states_of_the_full_one(norm: dict, heads_at_once: int, monkeypatch):
+    """Every row attends to the whole recording; three pieces, the last of them shorter."""
+    network, audio, frames = reference_model(norm), recording(2.6), 65
+    model = build(network, norm)
+    at_once = model(audio, frames)
+    monkeypatch.setattr(speech_encoder, "ROWS_PER_PIECE", 30)
+    monkeypatch.setattr(long_recordings, "ROWS_PER_PIECE", 30)
+    monkeypatch.setattr(long_recordings, "KEYS_AND_VALUES_BYTES", heads_at_once * 2 * frames * 4 * 4)
+    calls = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, k, v: calls.append((*q.shape[1:3], k.shape[2])) or attention(q, k, v),
+    )
+    torch.testing.assert_close(model(audio, frames), at_once, rtol=1e-4, atol=1e-5)
+    groups = {1: [1, 1, 1, 1], 3: [3, 1], 4: [4]}[heads_at_once]
+    assert calls == 2 * [(heads, rows, 65) for heads in groups for rows in (30, 30, 5)], "both layers"
 
 
-def test_windows_have_no_seams():
-    """Without attention a row depends only on its neighbourhood, and windows change nothing."""
-    network = reference_model(GROUP)
-    for layer in network.encoder.layers:
-        layer.attention.out_proj.weight.zero_()
-    model, audio = build(network, GROUP), recording(31.7)
-    one_window = model(audio, 792)
-    windows = model(audio, 792, window_seconds=7, context_seconds=1)
-    torch.testing.assert_close(windows, one_window, rtol=1e-4, atol=1e-5)
-    without_context = model(audio, 792, window_seconds=7, context_seconds=0)
-    differing = (without_context - one_window).abs().amax(dim=(1, 2)) > 1e-3
-    assert 4 <= differing.sum() <= 4 * 8, "at four seams, within the positional convolution's reach"
+def test_the_bundled_encoder_in_pieces():
+    """Ninety seconds, which take two pieces, against the layers of transformers on all rows."""
+    request = GenerationParams(checkpoint="embedded", prompt="-", image_path="-", audio_path="-")
+    model = load_speech_encoder(checkpoint_files(request), torch.float32, "cpu")
+    with torch.inference_mode():
+        states = model(recording(90), 2250)
+        rows = model._rows(recording(90), 2250)
+        at_once = torch.stack(list(model.layer_states(rows[None])), dim=2)[0]
+    torch.testing.assert_close(states, at_once, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("seconds", [60.0, 60.04, 119.9, 601.0])
+@pytest.mark.parametrize("seconds", [60.0, 61.0])
 def test_long_recordings_have_one_row_per_frame(model: SpeechEncoder, seconds: float):
     frames = int(seconds * 25)
     states = model(recording(seconds), frames)
