@@ -5,7 +5,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from talkinghead_lab import __version__
@@ -16,11 +17,12 @@ PROTECTION = " "  # an argument that begins with it is never taken for an option
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 for invalid input, 1 for a failure, 130 if interrupted."""
+    """Run one command; return 0, 2 for invalid input, 1 for a failure, 130 if interrupted or terminated."""
     options = parse(arguments)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        return options.run(options) or 0
+        with _terminated_like_ctrl_c():
+            return options.run(options) or 0
     except TalkingHeadError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -35,6 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped; finished chunks stay in the run's folder.", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """While the block runs, a signal to end the process stops it like Ctrl-C, which removes partial files.
+
+    A signal that is ignored, as under nohup, stays so.
+    """
+    endings = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in endings:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in endings:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -148,17 +168,13 @@ def run_sweep(options: argparse.Namespace) -> int:
     """Run a sweep and print the path of its table; return 0 if every run finished, else 1."""
     from talkinghead_lab.sweeps import sweep
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as for Ctrl-C
-    try:
-        table = sweep.run_sweep(
-            sweep.Sweep.from_yaml(options.sweep, _overrides(options)),
-            options.out,
-            workers=options.workers,
-            retry_failed=options.retry_failed,
-            ray_address=options.ray,
-        )
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    table = sweep.run_sweep(
+        sweep.Sweep.from_yaml(options.sweep, _overrides(options)),
+        options.out,
+        workers=options.workers,
+        retry_failed=options.retry_failed,
+        ray_address=options.ray,
+    )
     states = table["state"].to_list()
     counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
     path = str(options.out / "results.csv")

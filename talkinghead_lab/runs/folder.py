@@ -70,10 +70,16 @@ class RunFolder:
     def _prepare(self) -> None:
         self._claim()
         if self.finished:
-            self.clear_chunks()  # the call that finished may have been killed before this
+            self._remove_remains()
         else:
             self.chunk_folder.mkdir(exist_ok=True)
             _remove_partial_files(self.chunk_folder)
+
+    def _remove_remains(self) -> None:
+        """Remove what is left of a call that was killed after its record; not while that call still runs."""
+        if self.chunk_folder.exists() or (self.path / LOCK).exists():
+            with suppress(OutputError), locked(self.path):
+                self.clear_chunks()
 
     @property
     def chunk_folder(self) -> Path:

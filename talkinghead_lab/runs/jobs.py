@@ -78,7 +78,7 @@ class GenerationJob:
         if error is None:
             self.state = "finished"
         else:
-            self.state = "stopped" if isinstance(error, Stopped) else "failed"
+            self.state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
 
     def wait(self, seconds: float | None = None) -> bool:
         """Block until the job is done or `seconds` have passed; returns whether it is done."""

@@ -1,8 +1,6 @@
 """Runs on disk: what a user gets, what survives a stop, and what bad input gets."""
 
 import json
-import multiprocessing
-import random
 import resource
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from talkinghead_lab.pipeline.request import read_inputs
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.jobs import Progress
 from tests.pipeline.start import start
+from tests.runs.processes import forking
 
 
 @pytest.fixture(scope="module")
@@ -181,49 +180,6 @@ def test_chunks_of_other_weights_are_made_again(run, request_for, recording, tmp
     seen: list[Progress] = []
     assert run(params, on_progress=seen.append).frame_count == 12
     assert [p.chunk for p in seen] == [1, 2]
-
-
-def forking() -> multiprocessing.context.ForkServerContext:
-    """Processes that begin with all imports done, so that little but the run itself takes time."""
-    processes = multiprocessing.get_context("forkserver")
-    libraries = ["umt5.modeling_umt5", "wav2vec2.modeling_wav2vec2"]
-    processes.set_forkserver_preload(
-        ["talkinghead_lab.runs.generate", *(f"transformers.models.{name}" for name in libraries)]
-    )
-    return processes
-
-
-def killed_after(seconds: float, params: GenerationParams, run_dir: Path) -> float:
-    """Run in a process of its own, killed like a power cut; gives how long it ran."""
-    process = forking().Process(target=generate, args=(params, run_dir), kwargs={"show_progress": False})
-    started = time.monotonic()
-    process.start()
-    process.join(seconds)
-    process.kill()
-    process.join()
-    return time.monotonic() - started
-
-
-@pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(request_for, tmp_path):
-    params = request_for()
-    killed_after(600, request_for(max_frames=1), tmp_path / "warm-up")
-    length = killed_after(600, params, tmp_path / "undisturbed")
-    undisturbed = GenerationResult.from_run(tmp_path / "undisturbed")
-    dice, kills = random.Random(1), 0
-    for number in range(2):
-        folder = tmp_path / f"run-{number}"
-        for _ in range(6):
-            if not (folder / "run.json").exists():
-                kills += 1
-                killed_after(dice.uniform(0.2, 0.7) * length, params, folder)
-        killed_after(600, params, folder)
-        result = GenerationResult.from_run(folder)
-        assert result.video_path.read_bytes() == undisturbed.video_path.read_bytes()
-        records = [json.loads((r.run_dir / "run.json").read_text()) for r in (result, undisturbed)]
-        assert digests(records[0]) == digests(records[1])
-        assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".mp4", ".png", ".yaml"]
-    assert kills >= 4
 
 
 def test_it_displays_itself(run, request_for):

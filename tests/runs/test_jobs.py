@@ -42,7 +42,7 @@ def test_stop_is_returned_by_the_next_report():
 @pytest.mark.parametrize(
     ("error", "state"),
     [(None, "finished"), (Stopped("stopped"), "stopped"), (OutputError("no space"), "failed"),
-     (SystemExit(1), "failed")],
+     (SystemExit(1), "failed"), (KeyboardInterrupt(), "stopped")],
 )  # fmt: skip
 def test_the_error_decides_the_final_state(error, state):
     job = GenerationJob(params=None)
