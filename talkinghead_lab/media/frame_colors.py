@@ -45,12 +45,11 @@ def to_rgb(frame: VideoFrame, background: str = "white") -> NDArray[np.uint8]:
         ValueError: the matrix of the frame is not supported.
     """
     frame.colorspace = _matrix(frame)
-    hdr = frame.color_trc in (PQ, HLG)
-    primaries = WIDE_PRIMARIES.get(frame.color_primaries, gamut.BT2020 if hdr else None)
-    if primaries is None:
+    if is_srgb(frame.color_primaries, frame.color_trc):
         colors = cast(NDArray[np.uint8], frame.to_ndarray(format="rgb24"))
     else:
-        colors = _to_srgb(frame, gamut.to_srgb_primaries(primaries))
+        codes = cast(NDArray[np.uint16], frame.to_ndarray(format="rgb48le"))
+        colors = to_srgb(codes, frame.color_primaries, frame.color_trc)
     if not _has_alpha(frame):
         return colors
     alpha = Image.fromarray(np.ascontiguousarray(frame.to_ndarray(format="rgba")[..., 3]))
@@ -75,10 +74,15 @@ def _has_alpha(frame: VideoFrame) -> bool:
     return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
 
 
-def _to_srgb(frame: VideoFrame, matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Light of every pixel, moved to the primaries of sRGB, as 8-bit values."""
-    codes = frame.to_ndarray(format="rgb48le")
-    light_of, hdr = _light(frame.color_trc), frame.color_trc in (PQ, HLG)
+def is_srgb(primaries: int, transfer: int) -> bool:
+    """Whether RGB values are shown as they are: neither HDR nor a wide gamut."""
+    return primaries not in WIDE_PRIMARIES and transfer not in (PQ, HLG)
+
+
+def to_srgb(codes: NDArray[np.uint16], primaries: int, transfer: int) -> NDArray[np.uint8]:
+    """16-bit RGB in HDR or a wide gamut as 8-bit sRGB; uint16 and uint8 [H, W, 3]."""
+    light_of, hdr = _light(transfer), transfer in (PQ, HLG)
+    matrix = gamut.to_srgb_primaries(WIDE_PRIMARIES.get(primaries, gamut.BT2020))
     colors = np.empty(codes.shape, np.uint8)
     for top in range(0, len(codes), BAND):
         light = np.maximum(light_of[codes[top : top + BAND]] @ matrix.T, 0)

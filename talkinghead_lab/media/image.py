@@ -2,54 +2,92 @@
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from talkinghead_lab.errors import MediaError
+from talkinghead_lab.media.picture_colors import upright_srgb
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis"}  # still pictures in HEVC, ISO/IEC 23008-12
+MAX_FILE_TYPE = 256  # bytes read to recognise a format
+# Formats that are recognised but not read, by their first bytes.
+UNREAD_FORMATS = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "Photoshop",
+    b"%PDF": "PDF",
+    b"v/1\x01": "OpenEXR",
+}
 MIN_SIDE = 16
 MAX_PIXELS = 80_000_000  # 240 MB decoded
 MAX_ASPECT_RATIO = 8  # about twice that of the widest released frame; little of a wider image would be left
 
 
 def read_portrait(path: str | Path, background: str = "white") -> Image.Image:
-    """Read an image upright, as 8-bit RGB.
+    """Read an image upright, as 8-bit sRGB.
 
-    Applies EXIF rotation, puts transparency on white and scales 16 bits to 8. Of an animation, reads the
-    first frame.
+    Applies EXIF rotation and colour profiles and scales 16 bits to 8. Of an animation, reads the first frame.
+
+    Args:
+        path: the image, of any name.
+        background: what is seen behind transparent pixels; a colour that Pillow's ImageColor knows.
 
     Raises:
         MediaError: not an image, damaged, or an unusable size or shape.
     """
     path = Path(path)
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        with _opened(path) as picture:
             check_size(*picture.size, path)
-            return _flat_rgb(ImageOps.exif_transpose(picture), background)
+            return upright_srgb(picture, background)
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, str(error)) from error
     except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise MediaError(
-            f"the image cannot be read ({reason})",
-            received=str(path),
-            allowed=f"{', '.join(PICTURE_FORMATS)}, or a video to dub",
-            remedy="Open it in an image viewer and save it as PNG.",
-        ) from error
+        raise _unread(path, str(reason), "Open it in an image viewer and save it as PNG.") from error
 
 
 def is_picture(path: str | Path) -> bool:
     """Whether a file contains a still or animated image, whatever its name."""
     try:
-        with Image.open(path, formats=PICTURE_FORMATS):
+        with _opened(Path(path)):
             return True
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return True
+    except (MediaError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True  # recognised; read_portrait says why it is refused
     except Exception:  # as in read_portrait
         return False
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open an image of a known format.
+
+    Raises:
+        MediaError: it is of a format that is recognised but not read.
+    """
+    with path.open("rb") as file:
+        start = file.read(MAX_FILE_TYPE)
+    unread = next((name for first, name in UNREAD_FORMATS.items() if start.startswith(first)), None)
+    if unread:
+        raise _unread(path, f"{unread} is not supported", "Save it as PNG or JPEG.")
+    if not _is_heic(start):
+        return Image.open(path, formats=PICTURE_FORMATS)
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        remedy = "Run `pip install 'talkinghead_lab[heic]'`, or save it as JPEG."
+        raise _unread(path, "HEIC needs the extra `heic`", remedy) from None
+    picture: Image.Image = HeifImageFile(path)  # type: ignore[no-untyped-call]
+    return picture
+
+
+def _is_heic(start: bytes) -> bool:
+    """Whether a file type box (ISO/IEC 14496-12, 4.3) lists a brand of HEVC pictures."""
+    if start[4:8] != b"ftyp":
+        return False
+    brands = start[8 : min(int.from_bytes(start[:4], "big"), MAX_FILE_TYPE)]
+    return any(brands[at : at + 4] in HEIC_BRANDS for at in range(0, len(brands), 4))
 
 
 def check_size(width: int, height: int, path: Path) -> None:
@@ -77,6 +115,15 @@ def check_size(width: int, height: int, path: Path) -> None:
         raise _too_large(path, f"{width}x{height}")
 
 
+def _unread(path: Path, reason: str, remedy: str) -> MediaError:
+    return MediaError(
+        f"the image cannot be read ({reason})",
+        received=str(path),
+        allowed=f"{', '.join(PICTURE_FORMATS)}, HEIC, or a video to dub",
+        remedy=remedy,
+    )
+
+
 def _too_large(path: Path, found: str) -> MediaError:
     return MediaError(
         "the image is too large",
@@ -84,15 +131,3 @@ def _too_large(path: Path, found: str) -> MediaError:
         allowed=f"up to {MAX_PIXELS // 1_000_000} million pixels",
         remedy="Scale it down; frames have at most one million pixels.",
     )
-
-
-def _flat_rgb(picture: Image.Image, background: str) -> Image.Image:
-    if picture.mode == "F":
-        raise ValueError("floating-point samples have no known range")
-    if picture.mode.startswith("I"):
-        samples = np.asarray(picture).astype(np.float64) / 257  # 65535 becomes 255
-        return Image.fromarray(samples.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")
-    return picture.convert("RGB")

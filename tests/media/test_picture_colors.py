@@ -1,0 +1,239 @@
+"""Pictures become 8-bit sRGB: profiles, PNG gamma, depth, transparency and orientation."""
+
+import io
+import logging
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from talkinghead_lab.errors import MediaError
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media.image import is_picture, read_portrait
+from tests.media.profiles import RGB_SPACES, cmyk_profile, gray_profile, rgb_profile, to_inks
+
+SRGB = ImageCms.createProfile("sRGB")
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    """The sample portrait, paler, so that every colour space contains its colours."""
+    picture = Image.open(local_file("sample:portrait")).convert("RGB").resize((80, 80))
+    return Image.blend(picture, Image.new("RGB", picture.size, "gray"), 0.3)
+
+
+def pixels(path, background="white"):
+    return np.asarray(read_portrait(path, background)).astype(int)
+
+
+def difference(found, expected):
+    return np.abs(found - np.asarray(expected).astype(int)).mean()
+
+
+@pytest.mark.parametrize("space", RGB_SPACES)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tiff", "a.webp"])
+def test_rgb_profiles(tmp_path, portrait, space, name):
+    profile = rgb_profile(space)
+    encoded = ImageCms.profileToProfile(portrait, SRGB, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    lossless = {"lossless": True} if name.endswith("webp") else {"quality": 100, "subsampling": 0}
+    encoded.save(tmp_path / name, icc_profile=profile, **lossless)
+    assert difference(pixels(tmp_path / name), portrait) < 1.5
+    assert difference(np.asarray(encoded).astype(int), portrait) > 2
+
+
+def test_profiles_apply_to_palettes_and_beside_transparency(tmp_path, portrait):
+    profile = rgb_profile("Adobe RGB")
+    encoded = ImageCms.profileToProfile(portrait, SRGB, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    encoded.quantize(256).save(tmp_path / "palette.png", icc_profile=profile)
+    assert difference(pixels(tmp_path / "palette.png"), portrait) < 3
+    half = encoded.copy()
+    half.putalpha(Image.linear_gradient("L").resize((80, 80)).point(lambda level: 255 * (level > 127)))
+    half.save(tmp_path / "alpha.png", icc_profile=profile)
+    found = pixels(tmp_path / "alpha.png", "#102030")
+    assert (found[0, 0] == (16, 32, 48)).all(), "the background is sRGB"
+    assert difference(found[50:], np.asarray(portrait)[50:]) < 1.5
+
+
+def test_cmyk_profiles(tmp_path, portrait):
+    to_inks(portrait).save(tmp_path / "a.jpg", quality=100, subsampling=0, icc_profile=cmyk_profile())
+    to_inks(portrait).save(tmp_path / "a.tiff", icc_profile=cmyk_profile())
+    for name in ("a.jpg", "a.tiff"):
+        assert difference(pixels(tmp_path / name), portrait) < 3
+    to_inks(portrait).save(tmp_path / "plain.jpg", quality=100, subsampling=0)
+    assert difference(pixels(tmp_path / "plain.jpg"), portrait) > 20
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_grey_profiles(tmp_path, mode):
+    grey = Image.linear_gradient("L").resize((64, 64))
+    picture = grey.convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(grey, np.uint16) * 257)
+    picture.save(tmp_path / "a.png", icc_profile=gray_profile(1.0))
+    light = np.asarray(grey)[32, 32] / 255
+    expected = 255 * (1.055 * light ** (1 / 2.4) - 0.055)
+    assert np.abs(pixels(tmp_path / "a.png")[32, 32] - expected).max() <= 2
+
+
+def test_an_srgb_profile_changes_nothing(tmp_path, portrait):
+    profile = ImageCms.ImageCmsProfile(SRGB).tobytes()
+    portrait.save(tmp_path / "a.png", icc_profile=profile)
+    assert difference(pixels(tmp_path / "a.png"), portrait) == 0
+
+
+@pytest.mark.parametrize("profile", [b"no profile", cmyk_profile()[:900], cmyk_profile(), gray_profile(2.2)])
+def test_a_profile_that_does_not_fit_is_ignored_with_a_warning(tmp_path, portrait, profile, caplog):
+    portrait.save(tmp_path / "a.png", icc_profile=profile)
+    with caplog.at_level(logging.WARNING):
+        assert difference(pixels(tmp_path / "a.png"), portrait) == 0
+    assert "colour profile is ignored" in caplog.text
+
+
+def test_lab_tiff(tmp_path, portrait):
+    lab = ImageCms.profileToProfile(portrait, SRGB, ImageCms.createProfile("LAB"), outputMode="LAB")
+    lab.save(tmp_path / "a.tiff")
+    assert difference(pixels(tmp_path / "a.tiff"), portrait) < 2
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def write_png(path, pixels, depth, color, *chunks):
+    """A PNG of 32x32 pixels that repeats one row of bytes."""
+    header = chunk(b"IHDR", struct.pack(">2I5B", 32, 32, depth, color, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(32 * (b"\0" + pixels)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + data + chunk(b"IEND", b""))
+    return path
+
+
+def chromaticities(*values):
+    return chunk(b"cHRM", struct.pack(">8I", *(round(100_000 * value) for value in values)))
+
+
+LINEAR = chunk(b"gAMA", struct.pack(">I", 100_000))
+USUAL = chunk(b"gAMA", struct.pack(">I", 45_455))
+SRGB_PRIMARIES = chromaticities(0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+P3_PRIMARIES = chromaticities(0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+
+
+@pytest.mark.parametrize(
+    ("color", "row", "chunks", "expected"),
+    [
+        (0, b"\x80", (LINEAR,), (188, 188, 188)),
+        (2, b"\x80\x40\x20", (LINEAR, SRGB_PRIMARIES), (188, 137, 99)),
+        (2, b"\x80\x40\x20", (USUAL, SRGB_PRIMARIES), (128, 64, 32)),
+        (2, b"\x80\x40\x20", (LINEAR, chunk(b"sRGB", b"\0")), (128, 64, 32)),
+        (2, b"\x78\x43\x31", (USUAL, P3_PRIMARIES), (128, 63, 44)),
+        (2, b"\x80\x40\x20", (LINEAR, chromaticities(*8 * [0.3])), (188, 137, 99)),
+    ],
+)
+def test_png_gamma_and_primaries(tmp_path, color, row, chunks, expected):
+    path = write_png(tmp_path / "a.png", 32 * row, 8, color, *chunks)
+    assert np.abs(pixels(path)[5, 5] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("transparent", ["white", "black"])
+def test_a_transparent_grey_of_any_depth(tmp_path, depth, transparent):
+    row = b"\xff" * (2 * depth) + b"\0" * (2 * depth)  # white on the left, black on the right
+    level = ((1 << depth) - 1) if transparent == "white" else 0
+    path = write_png(tmp_path / "a.png", row, depth, 0, chunk(b"tRNS", struct.pack(">H", level)))
+    left, right = pixels(path, "#00ff00")[5, [2, 30]]
+    assert (left.tolist(), right.tolist()) == (
+        ([0, 255, 0], [0, 0, 0]) if transparent == "white" else ([255, 255, 255], [0, 255, 0])
+    )
+
+
+def test_a_transparent_colour_of_sixteen_bits(tmp_path):
+    row = 16 * struct.pack(">3H", 0x8012, 0x1234, 0xFF00) + 16 * struct.pack(">3H", 0, 0, 0)
+    transparent = chunk(b"tRNS", struct.pack(">3H", 0x8012, 0x1234, 0xFF00))
+    left, right = pixels(write_png(tmp_path / "a.png", row, 16, 2, transparent), "#00ff00")[5, [2, 30]]
+    assert (left.tolist(), right.tolist()) == ([0, 255, 0], [0, 0, 0])
+
+
+def test_sixteen_bit_colours(tmp_path):
+    values = np.array([0x0000, 0x80FF, 0xFF00, 0xFFFF])
+    row = 32 * struct.pack(">4H", *values)
+    found = pixels(write_png(tmp_path / "a.png", row, 16, 6), "black")[5, 5]
+    assert np.abs(found - values[:3] / 257).max() <= 1
+
+
+ORIENTED = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda p: np.rot90(p),
+}
+
+
+def corners():
+    picture = Image.new("RGB", (64, 48), "black")
+    picture.paste("red", (0, 0, 32, 24))
+    picture.paste("lime", (32, 0, 64, 24))
+    picture.paste("blue", (0, 24, 32, 48))
+    return picture
+
+
+@pytest.mark.parametrize("orientation", ORIENTED)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tiff", "a.avif", "a.heic"])
+def test_orientation(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = corners()
+    if name == "a.heic":
+        picture = pytest.importorskip("pillow_heif").from_pillow(picture)
+        picture.save(tmp_path / name, exif=exif.tobytes(), quality=95)
+    else:
+        picture.save(tmp_path / name, exif=exif, quality=95)
+    expected = ORIENTED[orientation](np.asarray(corners()).astype(int))
+    found = pixels(tmp_path / name)
+    assert found.shape == expected.shape
+    assert difference(found, expected) < 10
+
+
+def test_an_orientation_that_only_xmp_tells(tmp_path):
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:Description tiff:Orientation=\"6\"/></x:xmpmeta>"
+    corners().save(tmp_path / "a.jpg", xmp=xmp, quality=95)
+    assert pixels(tmp_path / "a.jpg").shape == (64, 48, 3)
+
+
+def test_a_heic_picture_has_its_profile_applied(tmp_path, portrait):
+    heif = pytest.importorskip("pillow_heif")
+    profile = rgb_profile("Adobe RGB")
+    encoded = ImageCms.profileToProfile(portrait, SRGB, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    encoded.info["icc_profile"] = profile
+    heif.from_pillow(encoded).save(tmp_path / "a.jpg", format="HEIF", quality=95, chroma=444)
+    assert is_picture(tmp_path / "a.jpg")
+    assert difference(pixels(tmp_path / "a.jpg"), portrait) < 3
+
+
+HEIC_START = b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf" + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (HEIC_START, "HEIC needs the extra `heic`.*pip install 'talkinghead_lab\\[heic\\]'"),
+        (b"\xff\x0a" + bytes(100), "JPEG XL is not supported"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "JPEG XL is not supported"),
+        (b"8BPS" + bytes(100), "Photoshop is not supported"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(tmp_path, start, message, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    (tmp_path / "a.png").write_bytes(start)
+    assert is_picture(tmp_path / "a.png")
+    with pytest.raises(MediaError, match=message):
+        read_portrait(tmp_path / "a.png")
+
+
+def test_a_damaged_heic_picture_is_refused(tmp_path):
+    pytest.importorskip("pillow_heif")
+    (tmp_path / "a.heic").write_bytes(HEIC_START)
+    with pytest.raises(MediaError, match=r"cannot be read .*a\.heic"):
+        read_portrait(tmp_path / "a.heic")
