@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
+from PIL import ImageColor
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -71,6 +72,10 @@ class GenerationParams(BaseModel):
     )
     audio_start: float = Field(0.0, ge=0, le=7200, description="seconds to skip at the start of `audio_path`")
     image_path: MediaPath = Field(description="portrait image, or a driving video to dub")
+    background: str = Field(
+        "white",
+        description="colour behind transparent pixels of `image_path`: #rrggbb or a CSS colour name",
+    )
     prompt: str = Field(
         "", max_length=2000, description="description of the scene and of how the person moves"
     )
@@ -191,6 +196,13 @@ class GenerationParams(BaseModel):
         match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
         if not match or any(side == 0 or side % PIXELS_PER_TOKEN for side in map(int, match.groups())):
             raise ValueError(f"must be auto or WIDTHxHEIGHT, both multiples of {PIXELS_PER_TOKEN}")
+        return value
+
+    @field_validator("background")
+    @classmethod
+    def _background_is_an_opaque_colour(cls, value: str) -> str:
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", value) and value.lower() not in ImageColor.colormap:
+            raise ValueError("must be #rrggbb or a CSS colour name; quote #rrggbb in YAML")
         return value
 
     @field_validator("chunk_frames", "motion_frame")

@@ -13,6 +13,7 @@ NAMES = {
     "audio_track": "sound track",
     "audio_start": "start in the recording",
     "image_path": "portrait or video",
+    "background": "background colour",
     "prompt": "prompt",
     "negative_prompt": "negative prompt",
     "resolution": "resolution",

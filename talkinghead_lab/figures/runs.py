@@ -122,7 +122,7 @@ def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
 
 
 def _draw_portrait(axes: Axes, params: GenerationParams) -> None:
-    source = open_reference(local_file(params.image_path))
+    source = open_reference(local_file(params.image_path), params.background)
     width, height = params.forced_size or nearest_size(*source.size, params.resolution)
     if params.speaker_boxes:
         axes.imshow(source.frame_at(0.0))

@@ -40,6 +40,7 @@ class Inputs:
         frame_size: tuple[int, int] | None = None,
         audio_track: int | None = None,
         audio_start: float = 0.0,
+        background: str = "white",
     ) -> "Inputs":
         """Open and read the media of one or two speakers; each recording is opened once.
 
@@ -51,11 +52,12 @@ class Inputs:
             frame_size: (W, H) instead of a released one.
             audio_track: sound track of the first recording, from 1; None: the default one.
             audio_start: seconds to skip in the first recording.
+            background: colour behind transparent pixels of the picture.
 
         Raises:
             MediaError: a file cannot be used.
         """
-        reference = open_reference(picture)
+        reference = open_reference(picture, background)
         size = frame_size or nearest_size(*reference.size, resolution)
         first = audio.read_recording(recordings[0], audio_track, audio_start)
         others = [audio.read_recording(path) for path in recordings[1:]]

@@ -127,6 +127,7 @@ def read_inputs(request: GenerationParams) -> Inputs:
         request.forced_size,
         request.audio_track,
         request.audio_start,
+        request.background,
     )
     if request.speakers > 1:
         speaker_masks(inputs.reference.size, request.speaker_boxes, inputs.frame_size)

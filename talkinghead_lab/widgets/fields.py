@@ -17,7 +17,7 @@ from talkinghead_lab.widgets.media_picker import MediaPicker
 GROUPS = {
     "Inputs": (
         "image_path", "audio_path", "audio_track", "audio_start", "prompt",
-        "second_audio_path", "audio_mix", "speaker_boxes",
+        "second_audio_path", "audio_mix", "speaker_boxes", "background",
     ),
     "Guidance": (
         "audio_guide_scale", "text_guide_scale", "negative_prompt",
@@ -52,6 +52,7 @@ SMALLEST_POSITIVE = 0.01  # lower end of a slider whose field must be greater th
 SUGGESTIONS = {
     "frame_size": ("auto", "160x160", "1024x576", "576x1024", "1280x720", "720x1280"),
     "device": ("auto", "cpu", "cuda"),
+    "background": ("white", "black", "gray", "#00ff00"),
 }
 
 OnChange = Callable[[], None]

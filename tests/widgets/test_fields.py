@@ -94,6 +94,7 @@ CHANGES = [
     {"loras": (Lora(path="/weights/version 2"),)},
     {"second_audio_path": "sample:recording-2", "speaker_boxes": ((0, 1, 2, 3), (4, 5, 6, 7))},
     {"audio_track": 2, "audio_start": 12.5},
+    {"background": "#1020C0"},
     {"prompt": "Zeile eins\nsecond line", "negative_prompt": "", "frame_size": "640x320"},
     {"ckpt_dir": "/w/ckpt", "checkpoint": "released", "precision": "int8", "device": "cuda:3"},
 ]
