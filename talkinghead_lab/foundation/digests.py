@@ -5,10 +5,52 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple, Self
 
-from talkinghead_lab.errors import OutputError
+from talkinghead_lab.errors import CheckpointError, OutputError
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.paths import user_cache_folder
+
+
+class FileState(NamedTuple):
+    """A file at one moment. A file that was changed or replaced since then has another state.
+
+    Args:
+        path: absolute, links resolved.
+        size: in bytes.
+        modified: mtime in ns.
+        changed: ctime in ns; it shows a change whose mtime was set back.
+        inode: of the file.
+        device: of the file system.
+    """
+
+    path: str
+    size: int
+    modified: int
+    changed: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The present state of a file.
+
+        Raises:
+            OSError: there is none.
+        """
+        path = path.resolve()
+        now = path.stat()
+        return cls(str(path), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_dev)
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether the bytes of this very file have changed, and with them what was mapped into memory."""
+        try:
+            now = FileState.of(Path(self.path))
+        except OSError:
+            return False
+        same_file = (self.inode, self.device) == (now.inode, now.device)
+        return same_file and (self.size, self.modified) != (now.size, now.modified)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -17,24 +59,34 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def known_sha256(path: Path, folder: Path | None = None) -> str:
-    """SHA-256 of a file's bytes, from the cache if path, size, times and inode are unchanged.
+def known_sha256(file: Path | FileState, folder: Path | None = None) -> str:
+    """SHA-256 of a file's bytes, from the cache if its state is known there.
 
     Args:
-        path: the file.
+        file: the file as it is now, or as it was before.
         folder: the cache; unset: `digests` in `user_cache_folder()`. If it is not writable, every call reads
             the file.
+
+    Raises:
+        CheckpointError: the file has changed meanwhile, and the digest of its state is not known.
     """
-    path, folder = path.resolve(), folder or user_cache_folder() / "digests"
-    state = path.stat()
-    # ctime detects a changed file whose mtime was set back.
-    facts = [str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev]
+    state, folder = (
+        FileState.of(file) if isinstance(file, Path) else file,
+        folder or user_cache_folder() / "digests",
+    )
+    facts = list(state)
     entry = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(entry.read_text(encoding="utf-8"))
         if known["facts"] == facts:
             return str(known["sha256"])
-    digest = sha256_of_file(path)
+    digest = sha256_of_file(Path(state.path))
+    if FileState.of(Path(state.path)) != state:
+        raise CheckpointError(
+            "the file was changed while it was in use",
+            received=state.path,
+            remedy="Try again when it is complete.",
+        )
     with suppress(OSError, OutputError):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(entry, overwrite=True) as temporary:

@@ -7,7 +7,7 @@ the pipeline, these are encoded once, also across processes and later runs.
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests, paths
+from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.weights.checkpoints import TRANSFORMER, CheckpointFiles
-from talkinghead_lab.weights.digests import weight_digests
+from talkinghead_lab.weights.digests import weight_digests, weight_states
 
 GIB = 2**30
 # Part of every key: raise it when an encoder computes something else from the same inputs and weights.
@@ -70,16 +71,21 @@ class EncoderCache:
     misses: int = field(default=0, init=False)
 
     @classmethod
-    def of(cls, files: CheckpointFiles, device: torch.device, folder: Path | None = None) -> Self:
+    def of(
+        cls,
+        files: CheckpointFiles | Mapping[str, FileState],
+        device: torch.device,
+        folder: Path | None = None,
+    ) -> Self:
         """Make a cache for the encoders of a checkpoint; the transformer and its LoRAs do not matter.
 
         Args:
-            files: the checkpoint.
+            files: the checkpoint, or states of its files when they were loaded.
             device: where the encoders run.
             folder: where entries are stored; None: `encodings` in the user's cache folder.
         """
-        weights = weight_digests(files)
-        encoders = {name: digest for name, digest in weights.items() if _is_encoder(name)}
+        states = weight_states(files) if isinstance(files, CheckpointFiles) else files
+        encoders = weight_digests({name: state for name, state in states.items() if _is_encoder(name)})
         folder = folder or paths.user_cache_folder() / "encodings"
         return cls(folder, digests.combined([encoders]), device)
 

@@ -146,8 +146,17 @@ class Pipeline:
         return {name: network for name, network in networks.items() if network is not None}
 
     def fits(self, settings: LoadSettings) -> bool:
-        """Whether loading with these settings would give the same networks."""
-        return self.loaded_as is None or not self.loaded_as.differences(settings)
+        """Whether loading with these settings would give the same networks, from unchanged files."""
+        return self.loaded_as is None or self.loaded_as == settings
+
+    def check_files(self) -> None:
+        """Check that no weight file that is mapped into memory was overwritten.
+
+        Raises:
+            CheckpointError: one was, and the networks have changed with it.
+        """
+        if self.loaded_as is not None:
+            self.loaded_as.check_mapped_files()
 
     def serving(self, resolved: Resolved) -> Self:
         """The same networks within the budget of a request.
@@ -156,12 +165,11 @@ class Pipeline:
             InvalidRequest: the request needs networks that are loaded differently.
         """
         if self.loaded_as is not None and not self.fits(resolved.networks):
-            wanted = resolved.networks
-            differing = self.loaded_as.differences(wanted)
+            differing = self.loaded_as.differences(resolved.networks)
             raise InvalidRequest(
                 "the loaded networks are not those of this request",
-                received=", ".join(f"{name} {getattr(wanted, name)}" for name in differing),
-                allowed=", ".join(f"{name} {getattr(self.loaded_as, name)}" for name in differing),
+                received=", ".join(f"{name} {wanted}" for name, (_, wanted) in differing.items()),
+                allowed=", ".join(f"{name} {loaded}" for name, (loaded, _) in differing.items()),
                 remedy="Load a pipeline for this request, or leave `pipeline` out.",
             )
         return replace(self, budget=resolved.budget)

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
+from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.kernels.attention import choose_attention
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.params import GenerationParams, Lora
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from talkinghead_lab.weights.checkpoints import CheckpointFiles, locate, quantization_map, transformer_width
+from talkinghead_lab.weights.digests import weight_states
 from talkinghead_lab.weights.load_settings import LoadSettings, LoraFile
 from talkinghead_lab.weights.quantization import stored_type
 
@@ -150,7 +152,7 @@ def load_settings(request: GenerationParams) -> LoadSettings:
     already_quantized = quantization_map(files.infinitetalk) is not None
     return LoadSettings(
         files=files,
-        loras=tuple(LoraFile(local_file(lora.path), lora.scale) for lora in request.loras),
+        loras=tuple(_lora_file(lora) for lora in request.loras),
         device=device,
         compute=compute,
         storage=None if already_quantized else stored_type(request.precision, device),
@@ -158,7 +160,13 @@ def load_settings(request: GenerationParams) -> LoadSettings:
         attention=choose_attention(request.attention, device),
         compiled=_is_compiled(request, files, device),
         offloaded=request.vram_budget_gib is not None,
+        weights=weight_states(files),
     )
+
+
+def _lora_file(lora: Lora) -> LoraFile:
+    path = local_file(lora.path)
+    return LoraFile(path, lora.scale, FileState.of(path))
 
 
 def memory_budget(request: GenerationParams) -> int | None:

@@ -6,7 +6,7 @@ exchanged or copied from elsewhere does not count as finished.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ class ChunkFiles:
 
     Args:
         folder: where the files are; it exists.
-        made_from: digest of the request, the weights and the media.
+        made_from: gives the digest of the request, the weights and the media; asked for when a chunk is
+            saved or checked, not before, because it may still be computed.
         overlap: frames shared with the next chunk.
     """
 
     folder: Path
-    made_from: str
+    made_from: Callable[[], str]
     overlap: int
     _facts: list[Facts] = field(default_factory=list, init=False)  # of finished chunks, in order
 
@@ -129,7 +130,7 @@ class ChunkFiles:
     def _place(self, chunk: Chunk) -> dict[str, str]:
         """What a chunk must follow from: the inputs, its number, and the frames before it."""
         before = self._facts[chunk.index - 1]["last_frames_sha256"] if chunk.index else ""
-        return {"made_from": self.made_from, "index": str(chunk.index), "follows": before}
+        return {"made_from": self.made_from(), "index": str(chunk.index), "follows": before}
 
     def _checked(self, chunk: Chunk) -> Facts | None:
         """The facts of a chunk whose files fit them; otherwise None."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,14 +31,15 @@ class RunFolder:
         path: the folder.
         params: the request.
         frame_size: (W, H) of the video.
-        made_from: digest of weights and media; chunks that were made from other files are made again.
+        made_from: gives the digest of weights and media; chunks that were made from other files are made
+            again.
         timestamp: of this call, for the name of the video.
     """
 
     path: Path
     params: GenerationParams
     frame_size: tuple[int, int]
-    made_from: str
+    made_from: Callable[[], str]
     timestamp: str
 
     @classmethod
@@ -48,9 +49,13 @@ class RunFolder:
         params: GenerationParams,
         path: str | Path | None,
         frame_size: tuple[int, int],
-        made_from: str,
+        made_from: str | Callable[[], str],
     ) -> Iterator["RunFolder"]:
         """Create the folder or resume an unfinished one; the folder is locked against other calls.
+
+        Args:
+            params, path, frame_size: see above; path None: a new folder under `outputs/`.
+            made_from: digest of weights and media, or a function that waits for it.
 
         Raises:
             OutputError: it cannot be made, holds something else, or is being written by another call.
@@ -59,7 +64,8 @@ class RunFolder:
         if path is None:
             name = f"{_file_stem(params, frame_size)}_{timestamp}"
             path = _not_taken(project_folder() / "outputs" / name)
-        run = cls(project_folder() / path, params, frame_size, made_from, timestamp)
+        digest = made_from if callable(made_from) else lambda: made_from
+        run = cls(project_folder() / path, params, frame_size, digest, timestamp)
         with _usable(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
         with nullcontext() if run.finished else locked(run.path):
@@ -90,8 +96,11 @@ class RunFolder:
     def chunks(self) -> ChunkFiles:
         """The chunks of an unfinished run; those of another request do not count."""
         request = digests.sha256_of_file(self.path / REQUEST)
-        made_from = digests.combined([request, self.made_from])
-        return ChunkFiles(self.chunk_folder, made_from, self.params.motion_frame)
+        return ChunkFiles(
+            self.chunk_folder,
+            lambda: digests.combined([request, self.made_from()]),
+            self.params.motion_frame,
+        )
 
     @property
     def finished(self) -> bool:

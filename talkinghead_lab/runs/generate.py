@@ -34,7 +34,7 @@ from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
 from talkinghead_lab.runs.chunk_files import ChunkFiles
 from talkinghead_lab.runs.folder import RunFolder, read_record
 from talkinghead_lab.runs.jobs import Progress
-from talkinghead_lab.runs.origin import InputDigests
+from talkinghead_lab.runs.origin import InputDigests, seen_files
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.sampling.chunks import Chunk
 
@@ -120,7 +120,7 @@ def generate(
         show_progress: draw a progress bar, in a notebook or on stderr.
 
     Raises:
-        InvalidRequest, MediaError, CheckpointError: something in the request cannot be used.
+        InvalidRequest, MediaError, CheckpointError: something in the request cannot be used, or changed.
         OutputError: nothing can be written, the folder belongs to another request, or another call writes it.
         OutOfMemory: the device or the budget is too small. The device is left clean, finished chunks stay.
         Stopped: `on_progress` returned False; finished chunks stay.
@@ -129,8 +129,9 @@ def generate(
     with clock("read"):
         inputs = inputs or read_inputs(params)
         resolved = resolve(params, inputs)
-        origin = InputDigests.of(params, inputs)
-    with RunFolder.open(params, run_dir, resolved.frame_size, origin.digest) as run, ExitStack() as ending:
+    origin = InputDigests.begin(params, inputs, resolved.networks, show_progress)
+    opened = RunFolder.open(params, run_dir, resolved.frame_size, lambda: origin().digest)
+    with opened as run, ExitStack() as ending:
         if run.finished:
             if pipeline is not None:
                 pipeline.dit.group.broadcast(None)  # the other processes have nothing to do
@@ -144,12 +145,12 @@ def generate(
             pipeline = pipeline.serving(resolved)
         conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
         generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
-        start = ResumePoint.of(run.chunks, resolved.chunks, origin)
+        start = ResumePoint.of(run.chunks, resolved.chunks, seen_files(inputs, resolved.networks))
         pipeline.dit.group.broadcast(start)
         _make_chunks(run.chunks, generator, start, on_progress, show_progress)
         del generator, conditions  # memory for the image encoder, which judges the video
         path = _join_chunks(run, resolved, inputs, clock)
-        return _finish(run, resolved, inputs, pipeline, clock, origin, path, start.finished)
+        return _finish(run, resolved, inputs, pipeline, clock, origin(), path, start.finished)
 
 
 @dataclass(frozen=True)
@@ -159,19 +160,19 @@ class ResumePoint:
     Args:
         finished: number of chunks that earlier calls finished.
         last_frames: overlap frames of the last of them, [3, motion_frame, H, W]; None: there is none.
-        made_from: digest of weights and media.
+        seen_files: what tells whether other processes read the same weights and media.
     """
 
     finished: int
     last_frames: Tensor | None
-    made_from: str
+    seen_files: str
 
     @classmethod
-    def of(cls, files: ChunkFiles, chunks: list[Chunk], origin: InputDigests) -> "ResumePoint":
+    def of(cls, files: ChunkFiles, chunks: list[Chunk], seen_files: str) -> "ResumePoint":
         """Find the first chunk that is to be generated."""
         finished = files.find_finished(chunks)
         previous = files.last_frames(chunks[finished]) if finished < len(chunks) else None
-        return cls(finished, previous, origin.digest)
+        return cls(finished, previous, seen_files)
 
 
 def _make_chunks(
@@ -190,6 +191,7 @@ def _make_chunks(
             on_step = _StepReport(chunk, len(chunks), steps, bar, on_progress)
             started = time.perf_counter()
             generated = generator.generate(chunk, previous, on_step=on_step)
+            generator.networks.check_files()
             files.save(generated, time.perf_counter() - started)
             previous = generated.frames[:, -overlap:].clone()
             del generated

@@ -1,16 +1,24 @@
 """Digests of everything a run was made from."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
-from talkinghead_lab.foundation.digests import combined, known_sha256
+from tqdm.auto import tqdm
+
+from talkinghead_lab.foundation.digests import FileState, combined, known_sha256
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
-from talkinghead_lab.weights.digests import weight_digests
+from talkinghead_lab.weights.digests import weight_states
+from talkinghead_lab.weights.load_settings import LoadSettings
 
 MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path")
+SECONDS_WITHOUT_BAR = 2
 
 
 @dataclass(frozen=True)
@@ -28,30 +36,96 @@ class InputDigests:
     media: dict[str, str]
 
     @classmethod
-    def of(cls, request: GenerationParams, inputs: Inputs | None = None) -> Self:
+    def of(
+        cls,
+        request: GenerationParams,
+        inputs: Inputs | None = None,
+        networks: LoadSettings | None = None,
+        show_progress: bool = False,
+    ) -> Self:
         """Compute the digests of a request.
 
         Args:
             request: names the files.
             inputs: media that were read already; None: digests of the files as they are now.
+            networks: how the networks are loaded; its states of files are those that count. None: weights
+                and LoRAs as they are now.
+            show_progress: draw a progress bar if it takes more than two seconds.
 
         Raises:
-            CheckpointError: a weight file is missing.
+            CheckpointError: a weight file is missing, or has changed since its state was taken.
             MediaError: a medium is missing.
         """
-        loras = [
-            {"path": lora.path, "scale": lora.scale, "sha256": known_sha256(local_file(lora.path))}
-            for lora in request.loras
-        ]
+        if networks is None:
+            weights = weight_states(checkpoint_files(request))
+            loras = [FileState.of(local_file(lora.path)) for lora in request.loras]
+        else:
+            weights = dict(networks.weights)
+            loras = [lora.state or FileState.of(lora.path) for lora in networks.loras]
+        sha256 = _hashed([*weights.values(), *loras], show_progress)
         named = {field: getattr(request, field) for field in MEDIA_FIELDS}
         paths = {field: value for field, value in named.items() if value is not None}
         if inputs is None:
             media = {field: known_sha256(local_file(value)) for field, value in paths.items()}
         else:
             media = dict(zip(paths, inputs.sha256, strict=True))
-        return cls(weight_digests(checkpoint_files(request)), loras, media)
+        return cls(
+            {name: sha256[state] for name, state in weights.items()},
+            [
+                {"path": lora.path, "scale": lora.scale, "sha256": sha256[state]}
+                for lora, state in zip(request.loras, loras, strict=True)
+            ],
+            media,
+        )
+
+    @classmethod
+    def begin(
+        cls, request: GenerationParams, inputs: Inputs, networks: LoadSettings, show_progress: bool
+    ) -> Callable[[], "InputDigests"]:
+        """Start to compute the digests in a thread, beside loading and sampling.
+
+        Hashing the released weights takes a minute unless their digests are cached.
+
+        Returns:
+            A function that waits for the digests; it raises the errors of `of`.
+        """
+        found: Future[InputDigests] = Future()
+
+        def compute() -> None:
+            try:
+                found.set_result(cls.of(request, inputs, networks, show_progress))
+            except BaseException as error:
+                found.set_exception(error)
+
+        threading.Thread(target=compute, name="digests", daemon=True).start()
+        return found.result
 
     @property
     def digest(self) -> str:
         """One digest of all."""
         return combined([self.weights, self.loras, self.media])
+
+
+def seen_files(inputs: Inputs, networks: LoadSettings) -> str:
+    """What processes on one host compare to know that they read the same files, without hashing weights."""
+    loras = [lora.state for lora in networks.loras]
+    return combined([dict(networks.weights), loras, inputs.sha256])
+
+
+def _hashed(states: list[FileState], show_progress: bool) -> dict[FileState, str]:
+    """The digest of each file."""
+    found = {}
+    with tqdm(
+        total=sum(state.size for state in states),
+        unit="B",
+        unit_scale=True,
+        desc="hashing weights",
+        delay=SECONDS_WITHOUT_BAR,
+        disable=not show_progress,
+        leave=False,
+    ) as bar:
+        for state in states:
+            bar.set_description(f"hashing {Path(state.path).name}")
+            found[state] = known_sha256(state)
+            bar.update(state.size)
+    return found

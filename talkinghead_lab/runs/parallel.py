@@ -21,7 +21,7 @@ from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import read_inputs, resolve
 from talkinghead_lab.runs.generate import GenerationResult, ResumePoint, generate
-from talkinghead_lab.runs.origin import InputDigests
+from talkinghead_lab.runs.origin import seen_files
 
 # The first process saves chunks and judges the video while the others wait. If a process fails, torchrun ends
 # all, so no shorter time is needed.
@@ -68,7 +68,7 @@ def _follow(params: GenerationParams, pipeline: Pipeline) -> None:
     start: ResumePoint | None = pipeline.dit.group.broadcast(None)
     if start is None:
         return
-    if start.made_from != InputDigests.of(params, inputs).digest:
+    if start.seen_files != seen_files(inputs, resolved.networks):
         raise MediaError("the processes of the run read different files", remedy="Leave them as they are.")
     previous = start.last_frames
     for chunk in resolved.chunks[start.finished :]:

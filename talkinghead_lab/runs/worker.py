@@ -11,7 +11,7 @@ from talkinghead_lab.foundation.files import NO_SPACE, atomic_path
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.request import checkpoint_files, load_settings, read_inputs
+from talkinghead_lab.pipeline.request import load_settings, read_inputs
 from talkinghead_lab.runs.generate import generate
 
 
@@ -70,7 +70,8 @@ class Worker:
         try:
             inputs = read_inputs(job.params)  # before weights are loaded
             pipeline = self.load(job.params)
-            cache = EncoderCache.of(checkpoint_files(job.params), pipeline.device)
+            assert pipeline.loaded_as
+            cache = EncoderCache.of(pipeline.loaded_as.weights, pipeline.device)
             generate(
                 job.params,
                 job.run_dir,

@@ -96,7 +96,10 @@ class Generator:
 
     def _loaded(self, params: GenerationParams) -> "Pipeline":
         from talkinghead_lab.pipeline.pipeline import Pipeline
+        from talkinghead_lab.pipeline.request import load_settings
 
+        if self._pipeline is not None and not self._pipeline.fits(load_settings(params)):
+            self.unload()  # a weight file was replaced
         if self._pipeline is None:
             self._pipeline = Pipeline.load(params)
             LOG.info("model loaded")

@@ -55,13 +55,13 @@ class Cell:
     params: GenerationParams
     position: Mapping[str, Any]
 
-    def key(self) -> str:
+    def key(self, show_progress: bool = False) -> str:
         """Digest of the request and of the content of weights and media; names the cell's folder.
 
         A missing file changes the key, so that the cell runs again once the file exists.
         """
         try:
-            inputs = InputDigests.of(self.params).digest
+            inputs = InputDigests.of(self.params, show_progress=show_progress).digest
         except TalkingHeadError as error:
             inputs = str(error)
         return digests.combined([self.params.model_dump(mode="json"), inputs])[:20]
@@ -219,7 +219,7 @@ def run_sweep(
     folder = project_folder() / folder
     _make_folder(folder)
     with locked(folder):
-        jobs = _jobs(sweep, folder)
+        jobs = _jobs(sweep, folder, show_progress)
         waiting = _unfinished([job for _, job in jobs], retry_failed)
         _replace_file(folder / "sweep.yaml", sweep.to_yaml().encode())
         try:
@@ -235,8 +235,9 @@ def run_sweep(
         return _write_table(folder, jobs)
 
 
-def _jobs(sweep: Sweep, folder: Path) -> list[tuple[Cell, Job]]:
-    return [(cell, Job(cell.params, folder / "cells" / cell.key())) for cell in sweep.cells()]
+def _jobs(sweep: Sweep, folder: Path, show_progress: bool = False) -> list[tuple[Cell, Job]]:
+    cells = folder / "cells"
+    return [(cell, Job(cell.params, cells / cell.key(show_progress))) for cell in sweep.cells()]
 
 
 def _unfinished(jobs: list[Job], retry_failed: bool) -> list[Job]:

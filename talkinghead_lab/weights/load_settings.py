@@ -1,19 +1,26 @@
 """What the networks are loaded from, and how."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 
+from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.weights.checkpoints import CheckpointFiles
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A low-rank adapter that is merged into the transformer, and its strength."""
+    """A low-rank adapter that is merged into the transformer, its strength, and the state of its file."""
 
     path: Path
     scale: float
+    state: FileState | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path} × {self.scale:g}"
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class LoadSettings:
         attention: kernel of self-attention.
         compiled: whether the transformer's blocks are compiled.
         offloaded: whether weights stay in host memory and move to the device stage by stage.
+        weights: states of the checkpoint's files before they are read, by place.
     """
 
     files: CheckpointFiles
@@ -41,7 +49,45 @@ class LoadSettings:
     attention: str
     compiled: bool
     offloaded: bool
+    weights: Mapping[str, FileState] = field(default_factory=dict)
 
-    def differences(self, other: "LoadSettings") -> list[str]:
-        """Names of the settings that are not equal."""
-        return [each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name)]
+    def differences(self, other: "LoadSettings") -> dict[str, tuple[str, str]]:
+        """The settings that are not equal, by name: their values here and there, in words."""
+        mine, theirs = self._in_words(), other._in_words()
+        found = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        if not found and self != other:
+            changed = [
+                state.path
+                for name, state in self._states().items()
+                if state is not None and other._states().get(name) != state
+            ]
+            found["files"] = ("as they were when loaded", f"changed since: {', '.join(changed)}")
+        return found
+
+    def _in_words(self) -> dict[str, str]:
+        words = {each.name: str(getattr(self, each.name)) for each in fields(self)}
+        del words["files"], words["weights"]
+        words["loras"] = ", ".join(map(str, self.loras)) or "none"
+        folders = {"ckpt_dir": self.files.wan, "wav2vec_dir": self.files.wav2vec2}
+        folders["infinitetalk_dir"] = self.files.infinitetalk
+        return {name: str(path) for name, path in folders.items()} | words
+
+    def _states(self) -> dict[str, FileState | None]:
+        loras = {f"lora {number}": lora.state for number, lora in enumerate(self.loras)}
+        return {**self.weights, **loras}
+
+    def check_mapped_files(self) -> None:
+        """Refuse weights that are mapped into memory and whose file was overwritten in place.
+
+        Raises:
+            CheckpointError: the networks' values have changed with the file.
+        """
+        if self.device.type != "cpu" and not self.offloaded:
+            return
+        for state in self.weights.values():
+            if state.is_overwritten:
+                raise CheckpointError(
+                    "a weight file was overwritten while it was in use",
+                    received=state.path,
+                    remedy="Run it again. Replace weight files by renaming new ones.",
+                )

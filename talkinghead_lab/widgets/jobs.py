@@ -11,7 +11,7 @@ from typing import Self
 from talkinghead_lab.errors import Stopped, TalkingHeadError
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
-from talkinghead_lab.pipeline.request import checkpoint_files, read_inputs, resolve
+from talkinghead_lab.pipeline.request import read_inputs, resolve
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.jobs import GenerationJob
 from talkinghead_lab.runs.worker import Worker
@@ -94,13 +94,14 @@ class GenerationThread(threading.Thread):
         _stop_if_asked(job)
         job.warnings = resolve(job.params, inputs).warnings
         pipeline = self._networks.load(job.params)
+        assert pipeline.loaded_as
         _stop_if_asked(job)
         generate(
             job.params,
             job.folder,
             inputs=inputs,
             pipeline=pipeline,
-            encoder_cache=EncoderCache.of(checkpoint_files(job.params), pipeline.device),
+            encoder_cache=EncoderCache.of(pipeline.loaded_as.weights, pipeline.device),
             on_progress=job.report,
             show_progress=False,
         )
