@@ -21,9 +21,9 @@ from pydantic import (
 from talkinghead_lab import defaults
 from talkinghead_lab.defaults import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
-from talkinghead_lab.foundation import parameter_text, schema
+from talkinghead_lab.foundation import notebook_cells, parameter_text, schema
 from talkinghead_lab.foundation.field_errors import Contradiction, first_error, not_valid
-from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
+from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk, largest_size
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, project_folder
 
 VIDEO_METADATA_KEY = "comment"
@@ -55,7 +55,7 @@ class GenerationParams(BaseModel):
     """All inputs and settings of a video; equal requests give equal frames on the same machine.
 
     Fields that are left out take the values of the checkpoint, see `defaults`.
-    Relative paths start from the working directory, or from its parent if that is `notebooks/`.
+    Relative paths start from the working directory, or from its parent in the project's `notebooks/`.
 
     Raises:
         InvalidRequest: A field is unknown (the nearest name is given), out of range, or contradicts another.
@@ -88,7 +88,8 @@ class GenerationParams(BaseModel):
     )
     frame_size: str = Field(
         "auto",
-        description="WIDTHxHEIGHT in pixels, multiples of 16; auto: released size closest to the portrait",
+        description="WIDTHxHEIGHT in pixels, multiples of 16, up to 3568x3568 with 81 chunk_frames; "
+        "auto: released size closest to the portrait",
     )
     max_frames: int | None = Field(
         None,
@@ -224,6 +225,19 @@ class GenerationParams(BaseModel):
         return boxes
 
     @model_validator(mode="after")
+    def _chunk_is_not_too_large(self) -> Self:
+        if self.forced_size:
+            width, height = self.forced_size
+            largest = largest_size(width, height, self.chunk_frames)
+            if width > largest[0] or height > largest[1]:
+                message = (
+                    f"frame_size {self.frame_size} is too large with chunk_frames {self.chunk_frames}; "
+                    f"allowed: up to {largest[0]}x{largest[1]} in this shape"
+                )
+                raise Contradiction(message, "frame_size")
+        return self
+
+    @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.motion_frame >= self.chunk_frames:
             message = (
@@ -295,24 +309,21 @@ class GenerationParams(BaseModel):
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], besides: Collection[str] = ()) -> Self:
-        """Build the request from a notebook's `globals()`.
+        """Build the request from a notebook's `globals()`; None stands for the default.
 
-        Papermill does not check the names it injects. Therefore every plain literal in the namespace
-        counts as a parameter, and an unknown one is rejected. None stands for the default.
+        Papermill does not check the names it injects. Therefore an unknown name in the parameter cell, or
+        injected by papermill, is rejected. Variables of other cells are free. Without a history of cells,
+        as in a script, every plain literal counts as a parameter.
 
         Args:
             namespace: Variables of the notebook.
-            besides: Names of variables that belong to the notebook, not to the request.
+            besides: Names of parameters that belong to the notebook, not to the request.
         """
-        literals = (str, int, float, bool, list, tuple, dict)
-        hidden_by_jupyter = {"In", "Out", "exit", "quit", "get_ipython"}
-        fields = {
-            name: value
-            for name, value in namespace.items()
-            if isinstance(value, literals)
-            and not name.startswith("_")
-            and name not in {*hidden_by_jupyter, *besides}
-        }
+        known = {*cls.model_fields, schema.FIELD}
+        found = notebook_cells.literals(namespace)
+        names = notebook_cells.parameter_names(namespace, known)
+        checked = found.keys() if names is None else names | known
+        fields = {name: found[name] for name in found if name in checked and name not in besides}
         version, fields = schema.split(fields)  # papermill injects that of a run's `request.yaml`
         return cls(**(defaults.completed_version_1(fields) if version < 2 else fields))
 

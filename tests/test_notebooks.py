@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
@@ -94,6 +96,8 @@ def test_generate_without_a_parameter_file_builds_the_request_of_the_embedded_pr
 def working_directory(request, tmp_path):
     folder = tmp_path / request.param
     folder.mkdir(exist_ok=True)
+    if request.param:
+        (folder / "01_generate.ipynb").touch()  # as in the project
     return folder
 
 
@@ -137,6 +141,26 @@ def test_an_unknown_parameter_stops_the_run_and_suggests_the_nearest_name(tmp_pa
     assert "Did you mean `audio_guide_scale`?" in done.stderr
     assert executed.exists()
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{"seed": 7}, {"cfg": 3}])
+def test_only_parameters_are_checked_in_a_kernel(tmp_path, given):
+    cells = [
+        new_code_cell("mine = 1", metadata={"tags": []}),
+        new_code_cell('image_path = "i"\naudio_path = "a"', metadata={"tags": ["parameters"]}),
+        new_code_cell("speed = 3", metadata={"tags": []}),
+        new_code_cell(
+            "from talkinghead_lab import GenerationParams\n"
+            "print(GenerationParams.from_notebook(globals()).seed)",
+            metadata={"tags": []},
+        ),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
+    notebook = parameterize_notebook(new_notebook(cells=cells, metadata=kernel), given)
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, allow_errors=True)
+    (output,) = client.execute().cells[-1].outputs
+    assert output.get("text") == "7\n" if "seed" in given else "unknown parameter" in output["evalue"]
 
 
 @pytest.mark.slow

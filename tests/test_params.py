@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from talkinghead_lab.defaults import EMBEDDED, RELEASED_SHIFT
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media.frame_size import RELEASED_SIZES
 from talkinghead_lab.params import GenerationParams, read_yaml
 from talkinghead_lab.pipeline.request import sampling_config
 
@@ -152,13 +153,48 @@ def test_yaml_leaves_out_only_what_equals_the_defaults_of_the_checkpoint(checkpo
         assert all(getattr(params, name) == value for name, value in given.items())
 
 
-def test_relative_paths_start_from_the_project_also_in_notebooks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("marker", ["notebooks/01_generate.ipynb", "talkinghead_lab/__init__.py"])
+def test_relative_paths_start_from_the_project_also_in_its_notebooks(tmp_path, monkeypatch, marker):
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / marker).parent.mkdir(exist_ok=True)
+    (tmp_path / marker).touch()
     for working_directory in (tmp_path, tmp_path / "notebooks"):
         monkeypatch.chdir(working_directory)
         params = GenerationParams(audio_path="inputs/a.wav", image_path="sample:portrait")
         assert params.audio_path == str(tmp_path / "inputs" / "a.wav")
         assert params.image_path == "sample:portrait"
+
+
+def test_relative_paths_stay_in_other_folders_named_notebooks(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "mine.ipynb").touch()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert GenerationParams(**MEDIA | {"audio_path": "a.wav"}).audio_path == str(
+        tmp_path / "notebooks" / "a.wav"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "chunk_frames", "largest"),
+    [
+        ("99984x99984", 81, "3568x3568"),
+        ("3584x3584", 81, "3568x3568"),
+        ("7680x4320", 81, "4752x2672"),
+        ("1280x1280", 1001, "1024x1024"),
+        ("16x99984", 13, "16x16384"),
+    ],
+)
+def test_a_frame_size_beyond_sense_is_refused_with_the_largest(size, chunk_frames, largest):
+    with pytest.raises(InvalidRequest, match=f"up to {largest}") as refusal:
+        GenerationParams(**MEDIA, frame_size=size, chunk_frames=chunk_frames)
+    assert refusal.value.field == "frame_size"
+    assert GenerationParams(**MEDIA, frame_size=largest, chunk_frames=chunk_frames).frame_size == largest
+
+
+def test_released_sizes_are_allowed_with_every_chunk_length():
+    for sizes in RELEASED_SIZES.values():
+        for width, height in sizes:
+            GenerationParams(**MEDIA, frame_size=f"{width}x{height}", chunk_frames=1001)
 
 
 @pytest.mark.parametrize("name", ["none.wav", "x" * 5000, "null\0byte"])
@@ -228,6 +264,54 @@ def test_only_literals_of_a_notebook_namespace_become_parameters():
     assert (params.seed, params.loras[0].scale) == (7, 0.5)
     with pytest.raises(InvalidRequest, match="Did you mean `audio_guide_scale`"):
         GenerationParams.from_notebook(namespace | {"audio_guidance_scale": 3})
+
+
+PARAMETER_CELL = """\
+# parameters
+image_path = "sample:portrait"  # a comment
+audio_path = "sample:recording"
+seed: int = 7
+loras = [{"path": "/a", "scale": 0.5}]
+folder = "outputs"
+"""
+
+
+def run_cells(*cells: str) -> dict:
+    """The namespace of a kernel that ran some cells; `from_notebook` is called after them."""
+    namespace: dict = {"In": [""], "Out": {}}
+    for cell in cells:
+        namespace["In"].append(cell)
+        exec(cell, namespace)
+    return namespace
+
+
+def request_of(*cells: str) -> GenerationParams:
+    return GenerationParams.from_notebook(run_cells(*cells), besides=["folder"])
+
+
+def test_a_variable_of_one_s_own_is_free_in_other_cells():
+    before, after = "import math\nspeed = 3", "note = 'mine'\nseed = 8"
+    params = request_of(before, PARAMETER_CELL, after, "words = ['a', 'b']")
+    assert (params.seed, params.loras[0].scale) == (8, 0.5)
+
+
+@pytest.mark.parametrize("name", ["audio_guidance_scale", "cfg", "note"])
+def test_an_unknown_name_in_the_parameter_cell_or_from_papermill_is_refused(name):
+    for cells in (
+        [PARAMETER_CELL + f"{name} = 3"],
+        [PARAMETER_CELL, f"# Parameters\n{name} = 3\n"],
+        [PARAMETER_CELL, f"# Parameters\nseed = 9\n{name} = 3\n", "other = 1"],
+    ):
+        with pytest.raises(InvalidRequest, match="unknown parameter") as refusal:
+            request_of(*cells)
+        assert refusal.value.field == name
+
+
+def test_a_corrected_parameter_cell_replaces_the_one_run_before():
+    wrong = PARAMETER_CELL.replace("seed: int", "sed: int")
+    with pytest.raises(InvalidRequest, match="`seed`"):
+        request_of(wrong)
+    assert request_of(wrong, PARAMETER_CELL).seed == 7
 
 
 REQUESTS = st.fixed_dictionaries(

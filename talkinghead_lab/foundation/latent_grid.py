@@ -14,12 +14,16 @@
 | A | audio tokens of one latent frame |
 """
 
+import math
 from dataclasses import dataclass
 
 FRAMES_PER_SECOND = 25
 FRAMES_PER_LATENT = 4
 PIXELS_PER_LATENT = 8
 PIXELS_PER_TOKEN = 16
+# Of one chunk: 14 times as many as 1280x720 with 81 frames. One activation of the 14B model has 10 GiB there.
+MOST_TOKENS = 2**20
+LONGEST_SIDE = 16_384  # pixels: of x264, and the 1,024 rotary positions of the released weights
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,14 @@ def is_whole_chunk(frames: int) -> bool:
 def whole_chunk(frames: int) -> int:
     """The smallest chunk that holds `frames` frames and fills at least two latent frames exactly."""
     return 1 + FRAMES_PER_LATENT * max(1, -(-(frames - 1) // FRAMES_PER_LATENT))
+
+
+def largest_size(width: int, height: int, frames: int) -> tuple[int, int]:
+    """The largest (W, H) of about the shape of a size that keeps sides and chunks within their limits."""
+    width, height = min(width, LONGEST_SIDE), min(height, LONGEST_SIDE)
+    scale = math.sqrt(MOST_TOKENS / latent_frames(frames) / (width * height)) * PIXELS_PER_TOKEN
+    if scale >= 1:
+        return width, height
+    wide, high = (max(1, int(side * scale) // PIXELS_PER_TOKEN) for side in (width, height))
+    most = MOST_TOKENS // latent_frames(frames)  # a side of one token leaves room for so many on the other
+    return min(wide, most // high) * PIXELS_PER_TOKEN, min(high, most) * PIXELS_PER_TOKEN

@@ -15,14 +15,16 @@ def user_cache_folder() -> Path:
 
 
 SAMPLE_PREFIX = "sample:"
+OWN_NOTEBOOK = "01_generate.ipynb"  # tells the project's folder, or a copy of it, from any other `notebooks/`
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 SAMPLES_FOLDER = EMBEDDED_FOLDER / "samples"
 
 
 def project_folder() -> Path:
-    """The base of relative paths: the working directory, or its parent if that is `notebooks/`."""
+    """The base of relative paths: the working directory, or its parent in the project's own `notebooks/`."""
     here = Path.cwd()
-    return here.parent if here.name == "notebooks" else here
+    is_own = (here / OWN_NOTEBOOK).is_file() or (here.parent / "talkinghead_lab" / "__init__.py").is_file()
+    return here.parent if here.name == "notebooks" and is_own else here
 
 
 def local_file(value: str) -> Path:

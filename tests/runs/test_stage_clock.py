@@ -41,7 +41,7 @@ def test_what_does_not_fit_is_told(request_for, tmp_path, capsys):
     path.write_text(request_for(device="cpu", frame_size="32x32").to_yaml())
     assert main(["plan", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fits"] is True
-    path.write_text(request_for(device="cpu", frame_size="40000x40000").to_yaml())
+    path.write_text(request_for(device="cpu", frame_size="3200x3200").to_yaml())
     assert main(["plan", str(path)]) == 1
     assert capsys.readouterr().out.startswith("does not fit\n")
 
