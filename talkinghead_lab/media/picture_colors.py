@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 MODES_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 # Pillow scales these samples to 8 bits, but not the transparent colour of the file.
 TRANSPARENT_SCALE = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0
 PNG_GAMMA = 1 / 2.2  # what PNG files in sRGB state
 GAMMA_TOLERANCE = 0.02
 CHROMATICITY_TOLERANCE = 0.005
@@ -35,8 +36,9 @@ def upright_srgb(picture: Image.Image, background: str) -> Image.Image:
         ValueError: floating-point samples.
     """
     _scale_transparent_color(picture)
+    black, white = _ends(picture)
     upright = ImageOps.exif_transpose(picture)
-    colors, alpha = _colors_and_alpha(upright)
+    colors, alpha = _colors_and_alpha(upright, black, white)
     colors = _to_srgb(colors, upright.info)
     if alpha is None:
         return colors
@@ -52,14 +54,24 @@ def _scale_transparent_color(picture: Image.Image) -> None:
         picture.info["transparency"] = tuple(scaled) if len(scaled) > 1 else scaled[0]
 
 
-def _colors_and_alpha(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def _ends(picture: Image.Image) -> tuple[int, int]:
+    """Black and white of integer samples; Pillow neither scales nor inverts those of TIFF."""
+    tags = getattr(picture, "tag_v2", {})
+    white = (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
+    return (white, 0) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else (0, white)
+
+
+def _colors_and_alpha(picture: Image.Image, black: int, white: int) -> tuple[Image.Image, Image.Image | None]:
     """Opaque 8-bit colours of a mode that profiles apply to, and their transparency."""
     if picture.mode == "F":
         raise ValueError("floating-point samples have no known range")
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     if picture.mode.startswith("I"):
-        samples = np.asarray(picture).astype(np.float64) / 257  # 65535 becomes 255
-        return Image.fromarray(samples.round().clip(0, 255).astype(np.uint8)), alpha
+        samples = np.asarray(picture)
+        if max(black, white) > np.iinfo(np.int32).max:
+            samples = samples.view(np.uint32)
+        levels = (samples.astype(np.float64) - black) * (255 / (white - black))
+        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)), alpha
     if picture.mode in ("1", "L", "LA"):
         return picture.convert("L"), alpha
     if picture.mode in ("CMYK", "LAB"):

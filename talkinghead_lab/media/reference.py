@@ -20,11 +20,12 @@ from PIL import Image
 
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.media.deinterlacing import progressive
-from talkinghead_lab.media.frame_colors import to_rgb
+from talkinghead_lab.media.frame_colors import UNSPECIFIED, to_rgb
 from talkinghead_lab.media.image import MAX_PIXELS, check_size, is_picture, read_portrait
 
 # Demuxers that render text files and unknown bytes as video.
 TEXT_ART_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
+DOLBY_VISION = {"dvh1", "dvhe", "dav1", "dva1", "dvav"}  # codec tags
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 TIME_TOLERANCE = 0.001  # seconds; floating-point sums are inexact, and some containers round to milliseconds
@@ -79,6 +80,8 @@ class DrivingVideo:
             if first is None:
                 raise _unreadable(self.path, "no frames")
             self._start, frame = first
+            if stream.codec_context.codec_tag in DOLBY_VISION and frame.color_trc == UNSPECIFIED:
+                raise _unreadable(self.path, "Dolby Vision without a base layer, such as profile 5")
             self._size = self._upright(frame, stream).size
 
     @property

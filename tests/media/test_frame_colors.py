@@ -92,6 +92,16 @@ def test_an_unknown_matrix_is_refused(tmp_path):
         DrivingVideo(path)
 
 
+def test_dolby_vision_without_a_base_layer_is_refused(tmp_path):
+    path = tmp_path / "a.mp4"
+    untagged = ("-c:v", "libx265", "-x265-params", "log-level=none", "-tag:v", "hvc1")
+    ffmpeg("-f", "lavfi", "-i", "color=red:s=160x160", "-frames:v", 2, *untagged, path)
+    DrivingVideo(path)
+    path.write_bytes(path.read_bytes().replace(b"hvc1", b"dvh1"))
+    with pytest.raises(MediaError, match="Dolby Vision"):
+        DrivingVideo(path)
+
+
 def write_converted(path, conversion, x265_tags, *source):
     filters = f"{BT709},zscale={conversion},format=yuv420p10le"
     tags = ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", f"log-level=none:crf=8:{x265_tags}")

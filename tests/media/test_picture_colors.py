@@ -159,6 +159,32 @@ def test_sixteen_bit_colours(tmp_path):
     assert np.abs(found - values[:3] / 257).max() <= 1
 
 
+def write_grey_tiff(path, samples, bits, photometric, order="<"):
+    """An uncompressed grey TIFF 6.0 of one strip, 32x32."""
+    width, height, data = 32, 32, np.asarray(samples, f"{order}u{bits // 8}").tobytes()
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height}
+    entries[279] = len(data)
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, value in entries.items():
+        directory += struct.pack(f"{order}HHII", tag, 4, 1, value)
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data))
+    path.write_bytes(start + data + directory + bytes(4))
+    return path
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_grey_tiffs_of_any_depth(tmp_path, bits, photometric):
+    levels = np.arange(1024).reshape(32, 32) / 1023
+    samples = np.round((levels if photometric else 1 - levels) * ((1 << bits) - 1))
+    path = write_grey_tiff(tmp_path / "a.tiff", samples, bits, photometric)
+    if (bits, photometric) == (32, 0):
+        with pytest.raises(MediaError, match="unknown format"):  # Pillow does not know it
+            read_portrait(path)
+    else:
+        assert np.abs(pixels(path)[..., 1] - 255 * levels).max() <= 1
+
+
 ORIENTED = {
     1: lambda p: p,
     2: lambda p: p[:, ::-1],
