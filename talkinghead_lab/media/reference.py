@@ -74,8 +74,8 @@ class DrivingVideo:
     def __init__(self, path: str | Path, background: str = "white") -> None:
         self.path, self.background = Path(path), background
         with open_video(self.path) as (container, stream):
-            # Before anything is decoded; frames may still differ from the header.
-            check_size(*_square_size(stream, stream.sample_aspect_ratio), self.path)
+            if stream.width and stream.height:  # before anything is decoded; frames may differ from it
+                check_size(*_square_size(stream, stream.sample_aspect_ratio), self.path)
             first = next(timed_frames(container, stream), None)
             if first is None:
                 raise _unreadable(self.path, "no frames")

@@ -11,6 +11,8 @@ from PIL import Image, ImageCms
 
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media.frame_colors import to_srgb
+from talkinghead_lab.media.gamut import BT2020, DISPLAY_P3, to_srgb_primaries
 from talkinghead_lab.media.image import is_picture, read_portrait
 from tests.media.profiles import RGB_SPACES, cmyk_profile, gray_profile, rgb_profile, to_inks
 
@@ -236,6 +238,25 @@ def test_a_heic_picture_has_its_profile_applied(tmp_path, portrait):
     heif.from_pillow(encoded).save(tmp_path / "a.jpg", format="HEIF", quality=95, chroma=444)
     assert is_picture(tmp_path / "a.jpg")
     assert difference(pixels(tmp_path / "a.jpg"), portrait) < 3
+
+
+@pytest.mark.parametrize(("primaries", "transfer"), [(12, 13), (9, 16), (9, 18)])
+def test_a_heic_picture_in_hdr_or_a_wide_gamut_is_converted(tmp_path, portrait, primaries, transfer):
+    heif = pytest.importorskip("pillow_heif")
+    signal = encode(np.asarray(portrait), primaries, transfer)
+    tags = {"color_primaries": primaries, "transfer_characteristics": transfer, "matrix_coefficients": 1}
+    heif.from_pillow(Image.fromarray(signal)).save(tmp_path / "a.heic", quality=-1, chroma=444, **tags)
+    assert difference(pixels(tmp_path / "a.heic"), portrait) < 4
+
+
+def encode(colors, primaries, transfer):
+    """The inverse of `to_srgb` below its knee, by search over 8-bit levels."""
+    levels = np.repeat(np.arange(256, dtype=np.uint16)[:, None, None] * 257, 3, axis=-1)
+    shown = to_srgb(levels, 9 if transfer in (16, 18) else primaries, transfer)[:, 0, 0].astype(int)
+    matrix = np.linalg.inv(to_srgb_primaries({9: BT2020, 12: DISPLAY_P3}[primaries]))
+    light = ((colors / 255) ** 2.4) @ matrix.T
+    wanted = 255 * light.clip(0, 1) ** (1 / 2.4)
+    return np.abs(wanted[..., None] - shown).argmin(-1).astype(np.uint8)
 
 
 HEIC_START = b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf" + bytes(100)
