@@ -58,11 +58,9 @@ def read_recording(path: str | Path, track: int | None = None, start: float = 0.
     speech, sound = MonoTrack(SAMPLE_RATE), ResampledTrack(SOUNDTRACK_RATE)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
         decode(path, file, (speech, sound), track)
         if speech.loudest:
             speech = MonoTrack(SAMPLE_RATE, speech.loudest)
-            file.seek(0)
             decode(path, file, (speech,), track)
     heard = _after(speech.wave(), SAMPLE_RATE, start, path)[0]
     soundtrack = _after(sound.wave(), SOUNDTRACK_RATE, start, path)
@@ -72,7 +70,8 @@ def read_recording(path: str | Path, track: int | None = None, start: float = 0.
 def read_soundtrack(path: str | Path, track: int | None = None, start: float = 0.0) -> Wave:
     """Read only the `soundtrack` of a `Recording`; arguments and errors as for `read_recording`."""
     path, sound = Path(path), ResampledTrack(SOUNDTRACK_RATE)
-    decode(path, str(path), (sound,), track)
+    with path.open("rb") as file:
+        decode(path, file, (sound,), track)
     return _after(sound.wave(), SOUNDTRACK_RATE, start, path)
 
 

@@ -1,6 +1,7 @@
 """Choose a sound track of a file and decode it in step with its timestamps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -10,10 +11,12 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.format import Flags
+from av.packet import Packet
 from av.stream import Disposition
 
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.media.ogg_links import links
 from talkinghead_lab.media.resampled_track import ResampledTrack
 
 MAX_SECONDS = 2 * 60 * 60
@@ -28,14 +31,12 @@ RESTART = Fraction(1)
 LONGEST_STEP = Fraction(10)
 
 
-def decode(
-    path: Path, source: str | BinaryIO, tracks: Sequence[ResampledTrack], number: int | None = None
-) -> None:
+def decode(path: Path, file: BinaryIO, tracks: Sequence[ResampledTrack], number: int | None = None) -> None:
     """Decode a sound track of a file once, into every one of `tracks`.
 
     Args:
         path: the file, for messages.
-        source: the path or the open file to read.
+        file: the open file.
         tracks: what to fill.
         number: see `choose`.
 
@@ -44,12 +45,14 @@ def decode(
     """
     try:
         # Playlists may name further files; only this one may be opened.
-        options = {"protocol_whitelist": "file"}
-        with av.open(source, "r", options=options, metadata_errors="replace") as container:
-            stream = choose(container, path, number)
-            timeline = Timeline(container, stream, path, tracks)
-            _decode_packets(container, stream, timeline, path)
-            timeline.finish()
+        options, seconds = {"protocol_whitelist": "file"}, Fraction(0)
+        for part in links(file):
+            with av.open(part, "r", options=options, metadata_errors="replace") as container:
+                stream = choose(container, path, number)
+                timeline = Timeline(container, stream, path, tracks, seconds)
+                _decode_packets(container, stream, timeline, path)
+                timeline.finish()
+                seconds = timeline.seconds
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError(
             f"the recording cannot be read ({getattr(error, 'strerror', None) or error})",
@@ -57,7 +60,7 @@ def decode(
             allowed="sound or video files such as wav, flac, mp3, m4a, ogg, mp4, mkv",
             remedy="Check that the file plays, or convert it to wav.",
         ) from error
-    if not timeline.seconds:
+    if not seconds:
         raise _no_sound(path)
 
 
@@ -100,12 +103,18 @@ class Timeline:
         stream: the sound track that is decoded.
         path: the file, for messages.
         tracks: what the frames are added to.
+        seconds: of sound that they hold already.
     """
 
     def __init__(
-        self, container: InputContainer, stream: AudioStream, path: Path, tracks: Sequence[ResampledTrack]
+        self,
+        container: InputContainer,
+        stream: AudioStream,
+        path: Path,
+        tracks: Sequence[ResampledTrack],
+        seconds: Fraction = Fraction(0),
     ) -> None:
-        self.seconds = Fraction(0)
+        self.seconds = seconds
         self._path, self._tracks = path, tracks
         self._clock_restarts = bool(container.format.flags & cast(int, Flags.ts_discont.value))
         self._others = _start_of_others(container, stream)
@@ -177,7 +186,7 @@ class Timeline:
 def _decode_packets(container: InputContainer, stream: AudioStream, timeline: Timeline, path: Path) -> None:
     """Decode like a media player: skip damaged packets; too many of them are an error."""
     packets = damaged = 0
-    for packet in container.demux(stream):
+    for packet in _packets(container, stream):
         packets += 1
         try:
             frames = packet.decode()
@@ -194,6 +203,11 @@ def _decode_packets(container: InputContainer, stream: AudioStream, timeline: Ti
             allowed=f"up to {MAX_DAMAGE:.0%}",
             remedy="Download or export the file again.",
         )
+
+
+def _packets(container: InputContainer, stream: AudioStream) -> Iterator["Packet[AudioStream]"]:
+    with suppress(IndexError):  # from PyAV, after the last packet, if streams have appeared meanwhile
+        yield from container.demux(stream)
 
 
 def _time(frame: AudioFrame) -> Fraction | None:

@@ -219,6 +219,20 @@ def test_channels_may_change_inside_a_file(tmp_path, name, order):
         assert right / left == pytest.approx(1.0 if channels == 1 else 0.5, abs=0.05)
 
 
+@pytest.mark.parametrize(("channels", "rate"), [(2, 44100), (1, 44100), (1, 22050), (2, 22050)])
+def test_every_link_of_a_chained_ogg_file_is_read(tmp_path, channels, rate):
+    for name, wave, rate_ in (("1", bursts(1.0, 44100), 44100), ("2", bursts(2.0, rate, seed=1), rate)):
+        count = 2 if name == "1" else channels
+        soundfile.write(tmp_path / f"{name}.ogg", np.stack([wave] * count, axis=1), rate_)
+    parts = [tmp_path / "1.ogg", tmp_path / "2.ogg"]
+    heard = read_soundtrack(joined(tmp_path / "a.ogg", parts))
+    first, second = (read_soundtrack(part) for part in parts)
+    assert heard.shape == (2, first.shape[1] + second.shape[1])
+    np.testing.assert_allclose(heard[:, :45600], first[:, :45600], atol=1e-5)
+    inside = slice(first.shape[1] + 2400, -2400)
+    np.testing.assert_allclose(heard[0, inside], second[0, 2400:-2400], atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["a.mka", "a.mp4"])
 def test_the_default_track_is_read(tmp_path, name):
     waves = [bursts(1.0, seed=seed)[None] for seed in range(3)]
