@@ -27,11 +27,21 @@ from talkinghead_lab.sampling.seams import blend_seam
 
 @dataclass(frozen=True)
 class GeneratedChunk:
-    """One sampled chunk: its latent [C, T, h, w] and all its frames [3, F, H, W] in [−1, 1], on the CPU."""
+    """One sampled chunk.
+
+    Args:
+        chunk: its place in the video.
+        latent: [C, T, h, w], on the CPU.
+        frames: all its frames [3, F, H, W] in [−1, 1], on the CPU.
+        decode_type: in which the frames were decoded.
+        fp16_overflowed: whether decoding in fp16 overflowed, in this chunk or an earlier one of the run.
+    """
 
     chunk: Chunk
     latent: Tensor
     frames: Tensor
+    decode_type: torch.dtype = torch.float32
+    fp16_overflowed: bool = False
 
     @property
     def new_frames(self) -> Tensor:
@@ -86,6 +96,9 @@ class ChunkGenerator:
         # Keys and values of all blocks take much memory: within a budget they are recomputed at every step.
         self.precompute = pipeline.budget is None
         self.texts: dict[bool, CrossAttentionContext] = {}
+        # For the rest of the run; a run that is resumed sets it from its last chunk, so that both give the
+        # same frames.
+        self.fp16_overflowed = False
         self.picture: EncodedPicture | None = None
 
     def generate(
@@ -139,11 +152,24 @@ class ChunkGenerator:
             start = noise[None].to(networks.device)
             latent = sample_chunk(networks.dit, start, fixed, self.resolved.sampling, on_step)
             del fixed
-        with self.stage("decode"), networks.use(networks.vae):
-            frames = decode_chunk(networks.vae, latent, self._match_colors)
+        frames, decode_type = self._decode(latent)
         if previous is not None and request.seam_frames:
             frames = blend_seam(frames, previous, chunk.repeated, request.seam_frames)
-        return GeneratedChunk(chunk, latent[0].cpu(), frames)
+        return GeneratedChunk(chunk, latent[0].cpu(), frames, decode_type, self.fp16_overflowed)
+
+    def _decode(self, latent: Tensor) -> tuple[Tensor, torch.dtype]:
+        """Decode a latent; once fp16 has overflowed, in fp32 without another attempt."""
+        vae = self.networks.vae
+        if self.fp16_overflowed:
+            # Before the weights move to the device: within a budget, those in host memory are what stays.
+            with torch.inference_mode(False):
+                vae.set_decoder_dtype(torch.float32)
+        first = vae.decode_type
+        with self.stage("decode"), self.networks.use(vae):
+            frames = decode_chunk(vae, latent, self._match_colors)
+            used = vae.decode_type
+        self.fp16_overflowed |= used != first
+        return frames, used
 
     def _match_colors(self, frames: Tensor) -> Tensor:
         request = self.resolved.request

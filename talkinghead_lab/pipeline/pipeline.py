@@ -172,6 +172,9 @@ class Pipeline:
                 allowed=", ".join(f"{name} {loaded}" for name, (loaded, _) in differing.items()),
                 remedy="Load a pipeline for this request, or leave `pipeline` out.",
             )
+        if self.loaded_as is not None:  # fp16 may have overflowed in an earlier run
+            with torch.inference_mode(False):
+                self.vae.set_decoder_dtype(self.loaded_as.decode)
         return replace(self, budget=resolved.budget)
 
     def requirements(self, resolved: Resolved) -> Requirements:

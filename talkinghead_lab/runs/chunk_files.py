@@ -26,7 +26,8 @@ from talkinghead_lab.sampling.chunks import Chunk
 Facts = Mapping[str, str]
 FRAMES = "last_frames"  # tensor [3, motion_frame, H, W] in [−1, 1]
 FACTS_DIGEST = "facts_sha256"
-RECORDED = ("frames_sha256", "latent_sha256")
+FP16_OVERFLOWED = "fp16_overflowed"
+RECORDED = ("frames_sha256", "latent_sha256", "decode_type")
 
 
 @dataclass
@@ -79,6 +80,8 @@ class ChunkFiles:
             "video_sha256": digests.sha256_of_file(self.picture(chunk)),
             "last_frames_sha256": _digest(last_frames),
             "seconds": f"{seconds:.3f}",
+            "decode_type": str(generated.decode_type).removeprefix("torch."),
+            FP16_OVERFLOWED: str(generated.fp16_overflowed),
             **self._place(chunk),
         }
         content = save({FRAMES: last_frames}, facts | {FACTS_DIGEST: digests.combined([facts])})
@@ -99,6 +102,11 @@ class ChunkFiles:
             raise self._changed(chunk.index - 1)
         return found[1]
 
+    @property
+    def fp16_overflowed(self) -> bool:
+        """Whether decoding in fp16 overflowed in a finished chunk; later ones are decoded in fp32."""
+        return bool(self._facts) and self._facts[-1].get(FP16_OVERFLOWED) == str(True)
+
     def pictures(self, chunks: Sequence[Chunk]) -> list[Path]:
         """Paths of the finished chunks' silent videos.
 
@@ -111,9 +119,11 @@ class ChunkFiles:
         return [self.picture(chunk) for chunk in chunks]
 
     def records(self, chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
-        """Position, digests and seconds of finished chunks."""
+        """Position, digests, decode type (unknown to earlier versions) and seconds of finished chunks."""
         return [
-            asdict(chunk) | {name: facts[name] for name in RECORDED} | {"seconds": float(facts["seconds"])}
+            asdict(chunk)
+            | {name: facts[name] for name in RECORDED if name in facts}
+            | {"seconds": float(facts["seconds"])}
             for chunk, facts in zip(chunks, self._facts, strict=True)
         ]
 

@@ -160,11 +160,13 @@ class ResumePoint:
     Args:
         finished: number of chunks that earlier calls finished.
         last_frames: overlap frames of the last of them, [3, motion_frame, H, W]; None: there is none.
+        fp16_overflowed: whether decoding in fp16 overflowed in one of them.
         seen_files: what tells whether other processes read the same weights and media.
     """
 
     finished: int
     last_frames: Tensor | None
+    fp16_overflowed: bool
     seen_files: str
 
     @classmethod
@@ -172,7 +174,7 @@ class ResumePoint:
         """Find the first chunk that is to be generated."""
         finished = files.find_finished(chunks)
         previous = files.last_frames(chunks[finished]) if finished < len(chunks) else None
-        return cls(finished, previous, seen_files)
+        return cls(finished, previous, files.fp16_overflowed, seen_files)
 
 
 def _make_chunks(
@@ -185,6 +187,7 @@ def _make_chunks(
     """Generate and save chunks; each starts from the last frames of the previous one, held in memory."""
     chunks, steps = generator.resolved.chunks, generator.resolved.sampling.steps
     overlap, previous = generator.resolved.request.motion_frame, start.last_frames
+    generator.fp16_overflowed = start.fp16_overflowed
     with tqdm(total=len(chunks) * steps, unit="step", disable=not show_progress, leave=False) as bar:
         bar.update(start.finished * steps)
         for chunk in chunks[start.finished :]:

@@ -70,7 +70,7 @@ def _follow(params: GenerationParams, pipeline: Pipeline) -> None:
         return
     if start.seen_files != seen_files(inputs, resolved.networks):
         raise MediaError("the processes of the run read different files", remedy="Leave them as they are.")
-    previous = start.last_frames
+    previous, generator.fp16_overflowed = start.last_frames, start.fp16_overflowed
     for chunk in resolved.chunks[start.finished :]:
         previous = generator.generate(chunk, previous).frames[:, -params.motion_frame :].clone()
 

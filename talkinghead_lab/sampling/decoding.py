@@ -33,7 +33,7 @@ def decode_chunk(vae: VAE, latent: Tensor, finish: Finish | None = None) -> Tens
     frames = _decode(vae, latent, finish)
     if frames.isfinite().all():
         return frames
-    if vae.conv2.weight.dtype == torch.float16:
+    if vae.decode_type == torch.float16:
         logger.warning("fp16 overflowed while decoding; decoding again in fp32.")
         with torch.inference_mode(False):
             vae.set_decoder_dtype(torch.float32)

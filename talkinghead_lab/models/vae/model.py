@@ -213,6 +213,11 @@ class VAE(nn.Module):
         self.decoder.to(dtype)
         return self
 
+    @property
+    def decode_type(self) -> torch.dtype:
+        """Type of the weights that decode."""
+        return self.conv2.weight.dtype
+
     def encode(self, video: Tensor, latents_per_piece: int = 1) -> Tensor:
         """The normalised latent of a video: the mean of the posterior, without sampling.
 
