@@ -1,8 +1,9 @@
 """Named errors: each states what was received, what is allowed and what to do next."""
 
+import copy
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 
 class TalkingHeadError(Exception):
@@ -27,6 +28,15 @@ class TalkingHeadError(Exception):
         if allowed:
             message += f"; allowed: {allowed}"
         super().__init__(message + "." + (f" {remedy}" if remedy else ""))
+
+    def renamed(self, name: str, to: str) -> Self:
+        """The same error, which calls a file by another name."""
+        error = copy.copy(self)
+        error.args = tuple(str(part).replace(name, to) for part in self.args)
+        error.problem = self.problem.replace(name, to)
+        if isinstance(self.received, str):
+            error.received = self.received.replace(name, to)
+        return error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default `__init__` would be called with the whole message.
@@ -68,6 +78,10 @@ class MediaError(TalkingHeadError):
     """A picture, recording or video cannot be read or used."""
 
     exit_code = 2
+
+
+class MediaTooLarge(MediaError):
+    """A file has more bytes, a picture more pixels, or a recording is longer than allowed."""
 
 
 class CheckpointError(TalkingHeadError):

@@ -1,6 +1,5 @@
 """Read recordings: 16 kHz speech at −23 LUFS for the speech encoder, 48 kHz sound for the video."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.media.resampled_track import MonoTrack, ResampledTrack
 from talkinghead_lab.media.resampled_track import Wave as Wave
-from talkinghead_lab.media.sound_track import decode
+from talkinghead_lab.media.sound_track import MAX_SECONDS, decode
 
 SAMPLE_RATE = 16_000  # the training rate of the released wav2vec2
 SOUNDTRACK_RATE = 48_000
@@ -29,15 +28,15 @@ class Recording:
     Args:
         speech: [samples] at 16 kHz, mono, normalised to −23 LUFS: the input of the speech encoder.
         soundtrack: [1 or 2 channels, samples] at 48 kHz at its own level: the sound of the video.
-        sha256: digest of the file.
     """
 
     speech: Wave
     soundtrack: Wave
-    sha256: str
 
 
-def read_recording(path: str | Path, track: int | None = None, start: float = 0.0) -> Recording:
+def read_recording(
+    path: str | Path, track: int | None = None, start: float = 0.0, max_seconds: float = MAX_SECONDS
+) -> Recording:
     """Open a recording, or a video with a sound track, once, and read everything that a run needs of it.
 
     Timestamps are followed: gaps become silence, and sound that starts later than the picture stays late.
@@ -49,22 +48,23 @@ def read_recording(path: str | Path, track: int | None = None, start: float = 0.
         path: the file.
         track: number of the sound track, from 1; None: the default one (`sound_track.choose`).
         start: seconds to skip.
+        max_seconds: limit of the length, before anything is skipped.
 
     Raises:
+        MediaTooLarge: longer than `max_seconds`.
         MediaError: not a recording, no sound in it, no such track, less than a video frame of sound after
-            `start`, too long, damaged, or samples that are NaN or infinity.
+            `start`, damaged, or samples that are NaN or infinity.
     """
     path = Path(path)
     speech, sound = MonoTrack(SAMPLE_RATE), ResampledTrack(SOUNDTRACK_RATE)
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        decode(path, file, (speech, sound), track)
+        decode(path, file, (speech, sound), track, max_seconds)
         if speech.loudest:
             speech = MonoTrack(SAMPLE_RATE, speech.loudest)
-            decode(path, file, (speech,), track)
+            decode(path, file, (speech,), track, max_seconds)
     heard = _after(speech.wave(), SAMPLE_RATE, start, path)[0]
     soundtrack = _after(sound.wave(), SOUNDTRACK_RATE, start, path)
-    return Recording(normalize_loudness(heard).astype(np.float32), soundtrack, digest)
+    return Recording(normalize_loudness(heard).astype(np.float32), soundtrack)
 
 
 def read_soundtrack(path: str | Path, track: int | None = None, start: float = 0.0) -> Wave:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from talkinghead_lab.errors import MediaError
+from talkinghead_lab.errors import MediaError, MediaTooLarge
 from talkinghead_lab.media.picture_colors import upright_srgb
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
@@ -23,7 +23,7 @@ MAX_PIXELS = 80_000_000  # 240 MB decoded
 MAX_ASPECT_RATIO = 8  # about twice that of the widest released frame; little of a wider image would be left
 
 
-def read_portrait(path: str | Path, background: str = "white") -> Image.Image:
+def read_portrait(path: str | Path, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image upright, as 8-bit sRGB.
 
     Applies EXIF rotation and colour profiles and scales 16 bits to 8. Of an animation, reads the first frame.
@@ -38,12 +38,12 @@ def read_portrait(path: str | Path, background: str = "white") -> Image.Image:
     path = Path(path)
     try:
         with _opened(path) as picture:
-            check_size(*picture.size, path)
+            check_size(*picture.size, path, max_pixels)
             return upright_srgb(picture, background)
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, str(error)) from error
+        raise _too_large(path, str(error), max_pixels) from error
     except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise _unread(path, str(reason), "Open it in an image viewer and save it as PNG.") from error
@@ -90,11 +90,12 @@ def _is_heic(start: bytes) -> bool:
     return any(brands[at : at + 4] in HEIC_BRANDS for at in range(0, len(brands), 4))
 
 
-def check_size(width: int, height: int, path: Path) -> None:
+def check_size(width: int, height: int, path: Path, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse unusable sizes and shapes.
 
     Raises:
-        MediaError: too small, too large, or too narrow.
+        MediaTooLarge: too many pixels.
+        MediaError: too small, or too narrow.
     """
     received = f"{path}, {width}x{height}"
     if min(width, height) < MIN_SIDE:
@@ -111,8 +112,8 @@ def check_size(width: int, height: int, path: Path) -> None:
             allowed=f"an aspect ratio of at most {MAX_ASPECT_RATIO} to 1",
             remedy="Crop it around the person.",
         )
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f"{width}x{height}")
+    if width * height > max_pixels:
+        raise _too_large(path, f"{width}x{height}", max_pixels)
 
 
 def _unread(path: Path, reason: str, remedy: str) -> MediaError:
@@ -124,10 +125,10 @@ def _unread(path: Path, reason: str, remedy: str) -> MediaError:
     )
 
 
-def _too_large(path: Path, found: str) -> MediaError:
-    return MediaError(
+def _too_large(path: Path, found: str, max_pixels: int) -> MediaTooLarge:
+    return MediaTooLarge(
         "the image is too large",
         received=f"{path}, {found}",
-        allowed=f"up to {MAX_PIXELS // 1_000_000} million pixels",
+        allowed=f"up to {max_pixels / 1e6:g} million pixels",
         remedy="Scale it down; frames have at most one million pixels.",
     )

@@ -1,13 +1,42 @@
 """The media of a request, read once and checked before anything is loaded."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
-from talkinghead_lab.foundation.digests import known_sha256
+from PIL import Image
+
+from talkinghead_lab.foundation.snapshot import Snapshot
 from talkinghead_lab.media import audio
+from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
 from talkinghead_lab.media.frame_size import nearest_size
-from talkinghead_lab.media.reference import ReferenceMedia, open_reference
+from talkinghead_lab.media.isolated import Call, call_here
+from talkinghead_lab.media.reference import DrivingVideo, ReferenceMedia, open_reference
+
+
+@dataclass(frozen=True)
+class CopiedVideo:
+    """A driving video, read from its copy.
+
+    Args:
+        video: the copy.
+        copy: keeps the file.
+        call: where it is decoded.
+    """
+
+    video: DrivingVideo
+    copy: Snapshot
+    call: Call
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in square pixels, upright."""
+        return self.video.size
+
+    def frame_at(self, seconds: float) -> Image.Image:
+        """The frame shown at a time; see `DrivingVideo.frame_at`."""
+        with self.copy.named_as_original():
+            return self.call(self.video.frame_at, seconds)
 
 
 @dataclass(frozen=True)
@@ -33,40 +62,54 @@ class Inputs:
     @classmethod
     def read(
         cls,
-        picture: Path,
-        recordings: Sequence[Path],
+        picture: Snapshot,
+        recordings: Sequence[Snapshot],
         mix: audio.Mix,
         resolution: str,
         frame_size: tuple[int, int] | None = None,
         audio_track: int | None = None,
         audio_start: float = 0.0,
         background: str = "white",
+        *,
+        call: Call = call_here,
+        limits: MediaLimits = NO_FURTHER_LIMITS,
     ) -> "Inputs":
         """Open and read the media of one or two speakers; each recording is opened once.
 
         Args:
-            picture: portrait or driving video.
-            recordings: one per speaker.
+            picture: copy of the portrait or driving video.
+            recordings: copies, one per speaker.
             mix: how two recordings share the time line.
             resolution: family of released frame sizes; the one nearest to the picture's shape is chosen.
             frame_size: (W, H) instead of a released one.
             audio_track: sound track of the first recording, from 1; None: the default one.
             audio_start: seconds to skip in the first recording.
             background: colour behind transparent pixels of the picture.
+            call: where files are decoded.
+            limits: what the files may hold.
 
         Raises:
+            MediaTooLarge: a file exceeds a limit.
             MediaError: a file cannot be used.
         """
-        reference = open_reference(picture, background)
+        with ExitStack() as names:
+            for copy in (picture, *recordings):
+                names.enter_context(copy.named_as_original())
+            reference = call(open_reference, picture.path, background, limits.pixels)
+            if isinstance(reference, DrivingVideo):
+                reference = CopiedVideo(reference, picture, call)
+            parts = [(audio_track, audio_start), (None, 0.0)]
+            first, *others = [
+                call(audio.read_recording, copy.path, *part, limits.seconds)
+                for copy, part in zip(recordings, parts, strict=False)
+            ]
         size = frame_size or nearest_size(*reference.size, resolution)
-        first = audio.read_recording(recordings[0], audio_track, audio_start)
-        others = [audio.read_recording(path) for path in recordings[1:]]
         voices: tuple[audio.Wave, ...] = (first.speech,)
         soundtrack = first.soundtrack
         for second in others:
             voices = audio.mix_speakers(first.speech, second.speech, mix)
             soundtrack = audio.mix_soundtracks(first.soundtrack, second.soundtrack, mix)
-        digests = (known_sha256(picture), first.sha256, *(second.sha256 for second in others))
+        digests = tuple(copy.sha256 for copy in (picture, *recordings))
         return cls(reference, size, voices, soundtrack, digests)
 
     @property

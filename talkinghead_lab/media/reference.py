@@ -66,16 +66,17 @@ class DrivingVideo:
     Args:
         path: the video.
         background: what is seen behind transparent pixels; a colour that Pillow's ImageColor knows.
+        max_pixels: of a frame in square pixels.
 
     Raises:
         MediaError: no frame can be decoded, or an unusable size or shape.
     """
 
-    def __init__(self, path: str | Path, background: str = "white") -> None:
-        self.path, self.background = Path(path), background
+    def __init__(self, path: str | Path, background: str = "white", max_pixels: int = MAX_PIXELS) -> None:
+        self.path, self.background, self.max_pixels = Path(path), background, max_pixels
         with open_video(self.path) as (container, stream):
             if stream.width and stream.height:  # before anything is decoded; frames may differ from it
-                check_size(*_square_size(stream, stream.sample_aspect_ratio), self.path)
+                check_size(*_square_size(stream, stream.sample_aspect_ratio), self.path, max_pixels)
             first = next(timed_frames(container, stream), None)
             if first is None:
                 raise _unreadable(self.path, "no frames")
@@ -113,7 +114,7 @@ class DrivingVideo:
     def _upright(self, frame: VideoFrame, stream: VideoStream) -> Image.Image:
         """The frame as RGB in square pixels, turned and mirrored as its metadata says."""
         size = _square_size(frame, stream.sample_aspect_ratio)
-        check_size(*size, self.path)
+        check_size(*size, self.path, self.max_pixels)
         picture = Image.fromarray(to_rgb(frame, self.background))
         if size != picture.size:
             picture = picture.resize(size)
@@ -122,19 +123,22 @@ class DrivingVideo:
         return picture
 
 
-def open_reference(path: str | Path, background: str = "white") -> ReferenceMedia:
+def open_reference(
+    path: str | Path, background: str = "white", max_pixels: int = MAX_PIXELS
+) -> ReferenceMedia:
     """Open a portrait or a driving video, distinguished by content.
 
     Args:
         path: the picture or video.
         background: what is seen behind transparent pixels; a colour that Pillow's ImageColor knows.
+        max_pixels: of the picture, or of a frame in square pixels.
 
     Raises:
         MediaError: neither of them, or not usable.
     """
     if is_video(path):
-        return DrivingVideo(path, background)
-    return Portrait(read_portrait(path, background))
+        return DrivingVideo(path, background, max_pixels)
+    return Portrait(read_portrait(path, background, max_pixels))
 
 
 def is_video(path: str | Path) -> bool:

@@ -14,7 +14,7 @@ from av.format import Flags
 from av.packet import Packet
 from av.stream import Disposition
 
-from talkinghead_lab.errors import MediaError
+from talkinghead_lab.errors import MediaError, MediaTooLarge
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.media.ogg_links import links
 from talkinghead_lab.media.resampled_track import ResampledTrack
@@ -31,7 +31,13 @@ RESTART = Fraction(1)
 LONGEST_STEP = Fraction(10)
 
 
-def decode(path: Path, file: BinaryIO, tracks: Sequence[ResampledTrack], number: int | None = None) -> None:
+def decode(
+    path: Path,
+    file: BinaryIO,
+    tracks: Sequence[ResampledTrack],
+    number: int | None = None,
+    max_seconds: float = MAX_SECONDS,
+) -> None:
     """Decode a sound track of a file once, into every one of `tracks`.
 
     Args:
@@ -39,9 +45,11 @@ def decode(path: Path, file: BinaryIO, tracks: Sequence[ResampledTrack], number:
         file: the open file.
         tracks: what to fill.
         number: see `choose`.
+        max_seconds: limit of the length.
 
     Raises:
-        MediaError: no sound, no such track, too long, damaged, or unusable samples.
+        MediaTooLarge: longer than `max_seconds`.
+        MediaError: no sound, no such track, damaged, or unusable samples.
     """
     try:
         # Playlists may name further files; only this one may be opened.
@@ -49,7 +57,7 @@ def decode(path: Path, file: BinaryIO, tracks: Sequence[ResampledTrack], number:
         for part in links(file):
             with av.open(part, "r", options=options, metadata_errors="replace") as container:
                 stream = choose(container, path, number)
-                timeline = Timeline(container, stream, path, tracks, seconds)
+                timeline = Timeline(container, stream, path, tracks, seconds, max_seconds)
                 _decode_packets(container, stream, timeline, path)
                 timeline.finish()
                 seconds = timeline.seconds
@@ -104,6 +112,7 @@ class Timeline:
         path: the file, for messages.
         tracks: what the frames are added to.
         seconds: of sound that they hold already.
+        max_seconds: limit of the length.
     """
 
     def __init__(
@@ -113,8 +122,9 @@ class Timeline:
         path: Path,
         tracks: Sequence[ResampledTrack],
         seconds: Fraction = Fraction(0),
+        max_seconds: float = MAX_SECONDS,
     ) -> None:
-        self.seconds = seconds
+        self.seconds, self._max_seconds = seconds, max_seconds
         self._path, self._tracks = path, tracks
         self._clock_restarts = bool(container.format.flags & cast(int, Flags.ts_discont.value))
         self._others = _start_of_others(container, stream)
@@ -174,11 +184,11 @@ class Timeline:
             self._check_length()
 
     def _check_length(self) -> None:
-        if self.seconds > MAX_SECONDS:
-            raise MediaError(
+        if self.seconds > self._max_seconds:
+            raise MediaTooLarge(
                 "the recording is too long",
                 received=f"{self._path}, {float(self.seconds):.2f} s by its samples and timestamps",
-                allowed=f"up to {MAX_SECONDS // 3600} hours",
+                allowed=f"up to {self._max_seconds:g} s",
                 remedy="Split it into parts, or convert it to wav if it is shorter than that.",
             )
 

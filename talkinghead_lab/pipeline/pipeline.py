@@ -83,8 +83,12 @@ class Pipeline:
     loaded_as: LoadSettings | None = None
 
     @classmethod
-    def load(cls, request: GenerationParams) -> Self:
+    def load(cls, request: GenerationParams, inputs: Inputs | None = None) -> Self:
         """Load the networks of a request: its checkpoint and LoRAs, in its precision and for its budget.
+
+        Args:
+            request: names the networks.
+            inputs: its media, if they were read already; they tell how much memory is needed, if it is short.
 
         Raises:
             InvalidRequest: the device or the attention kernel is not available.
@@ -94,7 +98,7 @@ class Pipeline:
         settings, budget = load_settings(request), memory_budget(request)
 
         def plan() -> Requirements:
-            return planned(resolve(request, read_inputs(request)))
+            return planned(resolve(request, inputs or read_inputs(request)))
 
         try:
             with torch.inference_mode(False):  # inference tensors could not be exchanged later

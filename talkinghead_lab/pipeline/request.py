@@ -1,17 +1,23 @@
 """From a request to what the pipeline works with: media read once, settings decided once."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot
 from talkinghead_lab.media import audio
+from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
 from talkinghead_lab.media.inputs import Inputs
+from talkinghead_lab.media.isolated import Call, call_here
 from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.kernels.attention import choose_attention
 from talkinghead_lab.params import GenerationParams, Lora
@@ -113,23 +119,50 @@ def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
     )
 
 
-def read_inputs(request: GenerationParams) -> Inputs:
-    """Read the media of a request. No network is needed, so mistakes show before weights are loaded.
+def copied(field: str, value: str) -> Snapshot:
+    """Copy the file of a request's field to a temporary folder; errors as for `read_inputs`."""
+    path = local_file(value)
+    try:
+        descriptor = os.open(path, READ_ONLY)
+    except OSError as error:
+        raise MediaError(f"no such file ({error.strerror})", received=value) from None
+    try:
+        return Snapshot.take(descriptor, str(path))
+    finally:
+        os.close(descriptor)
+
+
+def read_inputs(
+    request: GenerationParams,
+    copy: Callable[[str, str], Snapshot] = copied,
+    *,
+    call: Call = call_here,
+    limits: MediaLimits = NO_FURTHER_LIMITS,
+) -> Inputs:
+    """Copy and read the media of a request. No network is needed: mistakes show before weights are loaded.
+
+    Args:
+        request: names the files.
+        copy: copies the file of a field, given the field's name and its value.
+        call, limits: see `Inputs.read`.
 
     Raises:
         MediaError: a file is missing or cannot be used.
+        OutputError: there is no space for a copy.
         InvalidRequest: a speaker's box cannot be used with this picture.
     """
-    recordings = [path for path in (request.audio_path, request.second_audio_path) if path is not None]
+    recordings = {name: getattr(request, name) for name in ("audio_path", "second_audio_path")}
     inputs = Inputs.read(
-        local_file(request.image_path),
-        [local_file(path) for path in recordings],
+        copy("image_path", request.image_path),
+        [copy(field, path) for field, path in recordings.items() if path is not None],
         request.audio_mix,
         request.resolution,
         request.forced_size,
         request.audio_track,
         request.audio_start,
         request.background,
+        call=call,
+        limits=limits,
     )
     if request.speakers > 1:
         speaker_masks(inputs.reference.size, request.speaker_boxes, inputs.frame_size)

@@ -17,6 +17,7 @@ from talkinghead_lab.foundation.files import LOCK, atomic_path, locked, remove_f
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.chunk_files import ChunkFiles
+from talkinghead_lab.runs.jobs import INPUTS
 
 RECORD, REQUEST, CHUNKS = "run.json", "request.yaml", "chunks"
 CHUNK_FILE = re.compile(r"\d{5,}\.(mp4|safetensors)")
@@ -126,7 +127,9 @@ class RunFolder:
                 )
             return
         unexpected = [
-            item.name for item in self.path.iterdir() if item.suffix != NOTEBOOK_SUFFIX and item.name != LOCK
+            item.name
+            for item in self.path.iterdir()
+            if item.suffix != NOTEBOOK_SUFFIX and item.name not in (LOCK, INPUTS)
         ]
         if unexpected:
             raise OutputError(

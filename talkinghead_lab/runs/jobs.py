@@ -12,6 +12,9 @@ from typing import Literal
 from talkinghead_lab.errors import Stopped
 from talkinghead_lab.params import GenerationParams
 
+INPUTS = (
+    "inputs"  # in a run's folder: copies of its media while it is under way, if the caller puts them there
+)
 State = Literal["waiting", "running", "finished", "failed", "stopped"]
 
 

@@ -3,11 +3,15 @@
 import gc
 import json
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.media.acceptance import MediaLimits, check_media
+from talkinghead_lab.media.isolated import IsolatedCall
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.service.inputs import allowed_inputs
+from talkinghead_lab.runs.jobs import INPUTS
+from talkinghead_lab.service.inputs import copy_allowed
 from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.problems import without_paths
 from talkinghead_lab.service.retention import FINISHED, OutputFolder
@@ -27,6 +31,8 @@ class Generator:
 
     def __init__(self, settings: ServiceSettings):
         self.settings, self.output = settings, OutputFolder(settings.output_dir)
+        self._call = IsolatedCall(settings.media_seconds, settings.media_mib)
+        self._limits = MediaLimits(settings.largest_pixels, settings.longest_seconds)
         self._pipeline: Pipeline | None = None
 
     @property
@@ -34,28 +40,44 @@ class Generator:
         """Whether the networks are in memory."""
         return self._pipeline is not None
 
+    def check(self, job_id: str, params: GenerationParams) -> None:
+        """Copy and decode the files of a request and keep nothing; the job does so again when its turn comes.
+
+        Raises:
+            Problem, MediaError, OutputError: a file cannot be used or copied.
+        """
+        try:
+            with self.output.claimed(job_id) as folder:
+                copy = partial(copy_allowed, self.settings, folder / INPUTS)
+                picture = copy("image_path", params.image_path)
+                recording = copy("audio_path", params.audio_path)
+                self._call(check_media, picture.path, [recording.path], self._limits)
+                del picture, recording
+        finally:
+            self.output.remove(job_id)
+
     def __call__(self, job: QueuedJob) -> dict[str, Any]:
         """Generate the video of a job; the answer has the fields of `GenerationResult`.
 
         Raises:
             TalkingHeadError: as `generate`.
-            Problem: an input changed since it was accepted.
+            Problem: an input was replaced since it was accepted, and must not be read now.
         """
         # The pipeline imports torch and transformers: too slow for the start of the service.
         from talkinghead_lab.pipeline.request import read_inputs, resolve
         from talkinghead_lab.runs.folder import read_record
         from talkinghead_lab.runs.generate import generate
 
-        params = allowed_inputs(self.settings, job.params)
-        inputs = read_inputs(params)
-        job.warnings = tuple(map(without_paths, resolve(params, inputs).warnings))
-        params = self._within_budget(params, inputs)
         with self.output.claimed(job.id) as folder:
+            copy = partial(copy_allowed, self.settings, folder / INPUTS)
+            inputs = read_inputs(job.params, copy, call=self._call, limits=self._limits)
+            job.warnings = tuple(map(without_paths, resolve(job.params, inputs).warnings))
+            params = self._within_budget(job.params, inputs)
             result = generate(
                 params,
                 folder,
                 inputs=inputs,
-                pipeline=self._loaded(params),
+                pipeline=self._loaded(params, inputs),
                 on_progress=job.report,
                 show_progress=False,
             )
@@ -94,14 +116,14 @@ class Generator:
             if removed:
                 LOG.info("runs removed", extra={"runs": removed})
 
-    def _loaded(self, params: GenerationParams) -> "Pipeline":
+    def _loaded(self, params: GenerationParams, inputs: "Inputs") -> "Pipeline":
         from talkinghead_lab.pipeline.pipeline import Pipeline
         from talkinghead_lab.pipeline.request import load_settings
 
         if self._pipeline is not None and not self._pipeline.fits(load_settings(params)):
             self.unload()  # a weight file was replaced
         if self._pipeline is None:
-            self._pipeline = Pipeline.load(params)
+            self._pipeline = Pipeline.load(params, inputs)
             LOG.info("model loaded")
         return self._pipeline
 

@@ -3,7 +3,8 @@
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class JobQueue:
         self._waiting: deque[QueuedJob] = deque()
         self._known: OrderedDict[str, QueuedJob] = OrderedDict()
         self._running: QueuedJob | None = None
+        self._reserved = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="generation", daemon=True)
@@ -66,17 +68,27 @@ class JobQueue:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def check_room(self) -> None:
-        """Raise what `submit` would raise, before the work of checking a request.
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Keep a place in the queue while a request is checked, so that no more are checked than can wait.
 
         Raises:
             Problem: 503, the queue is full or closed.
         """
         with self._changed:
-            if self._closed:
-                raise busy("The service is shutting down.")
-            if len(self._waiting) + (self._running is not None) > self._length:
-                raise busy(f"The queue is full: {self._length} requests are waiting. Try again later.")
+            self._check_room()
+            self._reserved += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved -= 1
+
+    def _check_room(self) -> None:
+        if self._closed:
+            raise busy("The service is shutting down.")
+        if len(self._waiting) + self._reserved + (self._running is not None) > self._length:
+            raise busy(f"The queue is full: {self._length} requests are waiting. Try again later.")
 
     def submit(self, job: QueuedJob) -> None:
         """Append a job to the queue.
@@ -85,7 +97,7 @@ class JobQueue:
             Problem: 503, the queue is full or closed.
         """
         with self._changed:
-            self.check_room()
+            self._check_room()
             self._waiting.append(job)
             self._known[job.id] = job
             for old in [key for key, known in self._known.items() if known.ended][:-MAX_ENDED_JOBS]:
@@ -132,7 +144,10 @@ class JobQueue:
         while not self._closed:
             job = self._next()
             if job is None:
-                self._idle()
+                try:
+                    self._idle()
+                except Exception:  # for example of a GPU that has failed; the next job tells
+                    LOG.exception("the work of an idle service failed")
                 continue
             error: BaseException | None = None
             try:

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, Stopped, TalkingHeadError
+from talkinghead_lab.errors import (
+    InvalidRequest,
+    MediaError,
+    MediaTooLarge,
+    OutputError,
+    Stopped,
+    TalkingHeadError,
+)
 from talkinghead_lab.foundation.files import NO_SPACE
 
 MEDIA_TYPE = "application/problem+json"
@@ -51,6 +58,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(507, "No space left on the device for the video. Free some space, then try again.")
     if any(_is_out_of_memory(cause) for cause in _causes(error)):
         return busy("Not enough memory for this request. Try again later, or with fewer pixels.")
+    if isinstance(error, MediaTooLarge):
+        return Problem(413, _sentence(error))
     if isinstance(error, InvalidRequest | MediaError):
         return Problem(422, _sentence(error))
     if isinstance(error, OutputError):

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from talkinghead_lab.runs.jobs import INPUTS
+
 RUN_NAME = re.compile(r"\d{8}_\d{6}_[0-9a-f]{16}")
 VIDEO_NAME = re.compile(r"infinitetalk_\d+x\d+_[\w-]+_\d{8}_\d{6}\.mp4")
 OTHER_NAMES = re.compile(
     r"request\.yaml|run\.json|checks\.json|contact_sheet\.png|\d{5}\.(?:mp4|safetensors)"
-    r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?|\.lock"
+    r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?|\.lock|(?:image|audio)_path(?:\.\w{1,10})?"
 )
 FINISHED = "checks.json"  # written last
 
@@ -90,7 +92,7 @@ class OutputFolder:
             if not free:
                 return
             folder = self.path / name
-            for place in () if folder.is_symlink() else (folder / "chunks", folder):
+            for place in () if folder.is_symlink() else (folder / "chunks", folder / INPUTS, folder):
                 if place.is_dir() and not place.is_symlink():
                     for file in place.iterdir():
                         if (VIDEO_NAME.fullmatch(file.name) or OTHER_NAMES.fullmatch(file.name)) and (

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import Request
 
 from talkinghead_lab.service.generation import Generator
-from talkinghead_lab.service.inputs import allowed_inputs, in_shared
+from talkinghead_lab.service.inputs import in_shared
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.schemas import JobView
@@ -29,6 +30,8 @@ class Service:
         self.jobs = JobQueue(
             self.generator, self._idle, self._job_ended, settings.queue_length, settings.idle_seconds
         )
+        # One request is checked at a time: with the running job, at most two processes decode.
+        self._checks = ThreadPoolExecutor(1, "checks")
         self.metrics.watch(self.jobs, lambda: self.generator.model_loaded)
 
     def _idle(self) -> None:
@@ -54,11 +57,12 @@ class Service:
         Raises:
             Problem, InvalidRequest: the request is refused.
         """
-        self.jobs.check_room()
         paths = {name: in_shared(self.settings, fields[name]) for name in ("audio_path", "image_path")}
         params = self.settings.params(**(fields | paths))
-        await asyncio.to_thread(allowed_inputs, self.settings, params)
         job = QueuedJob(id=self.generator.output.new_name(), params=params)
+        with self.jobs.place():
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._checks, self.generator.check, job.id, params)
         self.jobs.submit(job)
         LOG.info("job accepted", extra={"job": job.id})
         return job

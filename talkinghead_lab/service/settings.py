@@ -53,6 +53,10 @@ class ServiceSettings(BaseSettings):
         40_000_000, gt=0, description="maximum number of pixels of a portrait or a driving video's frame"
     )
     largest_mib: float = Field(1024, gt=0, description="maximum size of an input file")
+    media_seconds: float = Field(120, gt=0, description="time limit for decoding an input file")
+    media_mib: float = Field(
+        1024, ge=64, description="memory limit for decoding an input file; a minute of sound takes 27 MiB"
+    )
 
     @classmethod
     def read(cls, **overrides: Any) -> "ServiceSettings":
