@@ -140,7 +140,7 @@ def generate(
             LOG.warning(warning)
         with clock("load"):
             if pipeline is None:
-                pipeline = Pipeline.load(params)
+                pipeline = Pipeline.load(params, inputs)
                 ending.callback(pipeline.release)
             pipeline = pipeline.serving(resolved)
         conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)

@@ -8,10 +8,11 @@ from typing import Any
 
 from fastapi import Request
 
+from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.service.generation import Generator
 from talkinghead_lab.service.inputs import in_shared
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
-from talkinghead_lab.service.problems import Problem
+from talkinghead_lab.service.problems import Problem, problem_of
 from talkinghead_lab.service.schemas import JobView
 from talkinghead_lab.service.settings import ServiceSettings
 from talkinghead_lab.service.telemetry import Metrics
@@ -61,11 +62,19 @@ class Service:
         params = self.settings.params(**(fields | paths))
         job = QueuedJob(id=self.generator.output.new_name(), params=params)
         with self.jobs.place():
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._checks, self.generator.check, job.id, params)
+            await asyncio.get_running_loop().run_in_executor(self._checks, self._check, job)
         self.jobs.submit(job)
         LOG.info("job accepted", extra={"job": job.id})
         return job
+
+    def _check(self, job: QueuedJob) -> None:
+        try:
+            self.generator.check(job.id, job.params)
+        except (Problem, TalkingHeadError):
+            raise
+        except Exception as error:
+            LOG.exception("a request could not be checked")
+            raise problem_of(error) from None
 
     async def finish(self, job: QueuedJob, request: Request) -> dict[str, Any]:
         """Wait for a job and return its result; stop the job if the client disconnects.

@@ -146,7 +146,10 @@ def test_a_run_opens_its_recording_once_and_decodes_its_video_once(
     monkeypatch.setattr(av, "open", counted)
     result = run(request_for(audio_path=str(copy)))
     counting.clear()
-    assert opened.count(str(copy)) == demuxed.count(str(copy)) == 1
+    assert opened.count(str(copy)) == 1, "it is copied"
+    copies = [name for name in demuxed if name.endswith(".wav")]
+    assert len(copies) == 1
+    assert not Path(copies[0]).exists(), "the copy is removed"
     assert demuxed.count(str(result.video_path)) == 2, "once for its index, once to decode it"
 
 

@@ -1,0 +1,77 @@
+"""A crash, a hang or too much memory in a process of its own is an error here, and results arrive whole."""
+
+import os
+import resource
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from talkinghead_lab.errors import MediaError, MediaTooLarge
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media.audio import read_recording
+from talkinghead_lab.media.isolated import IsolatedCall
+from talkinghead_lab.media.reference import open_reference
+
+CALL = IsolatedCall(seconds=60, mib=256)
+
+
+def test_results_equal_those_of_this_process():
+    path = local_file("sample:recording")
+    here, there = read_recording(path), CALL(read_recording, path)
+    assert np.array_equal(here.speech, there.speech)
+    assert np.array_equal(here.soundtrack, there.soundtrack)
+    assert there.soundtrack.flags.writeable
+    portrait = local_file("sample:portrait")
+    expected, got = open_reference(portrait).frame_at(0), CALL(open_reference, portrait).frame_at(0)
+    assert np.array_equal(np.array(expected), np.array(got))
+
+
+def test_own_errors_come_back_as_they_are():
+    path = local_file("sample:recording")
+    with pytest.raises(MediaTooLarge) as caught:
+        CALL(read_recording, path, max_seconds=2)
+    assert (caught.value.problem, caught.value.allowed) == ("the recording is too long", "up to 2 s")
+    with pytest.raises(MediaTooLarge) as again:
+        read_recording(path, max_seconds=2)
+    assert str(again.value) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "message"),
+    [
+        (signal.raise_signal, signal.SIGSEGV, "crashed .SIGSEGV."),
+        (os._exit, 3, "crashed .exit status 3."),
+        (sys.exit, 0, "crashed"),
+        (bytearray, 10**9, "too much memory"),
+        (int, "x", "ValueError"),
+    ],
+)
+def test_what_goes_wrong_there_is_a_media_error(function, argument, message):
+    with pytest.raises(MediaError, match=message):
+        CALL(function, argument)
+
+
+def test_a_hang_ends_at_the_time_limit():
+    started = time.monotonic()
+    with pytest.raises(MediaError, match="takes too long"):
+        IsolatedCall(seconds=0.5, mib=256)(time.sleep, 60)
+    assert time.monotonic() - started < 10
+
+
+def test_no_files_can_be_written_and_processor_time_is_limited(tmp_path):
+    assert CALL(resource.getrlimit, resource.RLIMIT_FSIZE) == (0, 0)
+    seconds, _ = CALL(resource.getrlimit, resource.RLIMIT_CPU)
+    assert 60 <= seconds <= 241
+    with pytest.raises(MediaError, match="OSError"):
+        CALL((tmp_path / "a").write_bytes, b"x")
+
+
+def test_no_processes_remain(tmp_path):
+    for _ in range(3):
+        number = CALL(os.getpid)
+        assert number != os.getpid()
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
