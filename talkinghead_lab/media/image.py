@@ -5,11 +5,11 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from talkinghead_lab.errors import MediaError, MediaTooLarge
-from talkinghead_lab.media.picture_colors import upright_srgb
+from talkinghead_lab.media.picture_colors import CODE_POINTS, code_points, upright_srgb
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis"}  # still pictures in HEVC, ISO/IEC 23008-12
-MAX_FILE_TYPE = 256  # bytes read to recognise a format
+HEAD = 4096  # bytes read to recognise a format and its colours
 # Formats that are recognised but not read, by their first bytes.
 UNREAD_FORMATS = {
     b"\xff\x0a": "JPEG XL",
@@ -67,26 +67,29 @@ def _opened(path: Path) -> Image.Image:
         MediaError: it is of a format that is recognised but not read.
     """
     with path.open("rb") as file:
-        start = file.read(MAX_FILE_TYPE)
+        start = file.read(HEAD)
     unread = next((name for first, name in UNREAD_FORMATS.items() if start.startswith(first)), None)
     if unread:
         raise _unread(path, f"{unread} is not supported", "Save it as PNG or JPEG.")
     if not _is_heic(start):
-        return Image.open(path, formats=PICTURE_FORMATS)
+        picture = Image.open(path, formats=PICTURE_FORMATS)
+        if points := code_points(start, picture.format):
+            picture.info[CODE_POINTS] = points
+        return picture
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
         remedy = "Run `pip install 'talkinghead_lab[heic]'`, or save it as JPEG."
         raise _unread(path, "HEIC needs the extra `heic`", remedy) from None
-    picture: Image.Image = HeifImageFile(path)  # type: ignore[no-untyped-call]
-    return picture
+    heic: Image.Image = HeifImageFile(path)  # type: ignore[no-untyped-call]
+    return heic
 
 
 def _is_heic(start: bytes) -> bool:
     """Whether a file type box (ISO/IEC 14496-12, 4.3) lists a brand of HEVC pictures."""
     if start[4:8] != b"ftyp":
         return False
-    brands = start[8 : min(int.from_bytes(start[:4], "big"), MAX_FILE_TYPE)]
+    brands = start[8 : min(int.from_bytes(start[:4], "big"), HEAD)]
     return any(brands[at : at + 4] in HEIC_BRANDS for at in range(0, len(brands), 4))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 # Modes of pictures that a profile of a colour space applies to.
 MODES_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+# Where pillow-heif puts the code points of ITU-T H.273. Pillow does not read those of PNG and AVIF.
+CODE_POINTS = "nclx_profile"
+STORED_CODE_POINTS = {"PNG": rb"\0\0\0\x04cICP(.)(.)", "AVIF": rb"colrnclx\0(.)\0(.)"}
 # Pillow scales these samples to 8 bits, but not the transparent colour of the file.
 TRANSPARENT_SCALE = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0
@@ -43,6 +47,14 @@ def upright_srgb(picture: Image.Image, background: str) -> Image.Image:
     if alpha is None:
         return colors
     return Image.composite(colors, Image.new("RGB", colors.size, background), alpha)
+
+
+def code_points(start: bytes, file_format: str | None) -> dict[str, int] | None:
+    """Primaries and transfer by the code points in the first bytes of a file, if there are any."""
+    found = re.search(STORED_CODE_POINTS.get(file_format or "", b"$^"), start, re.DOTALL)
+    if not found:
+        return None
+    return {"color_primaries": found[1][0], "transfer_characteristics": found[2][0]}
 
 
 def _scale_transparent_color(picture: Image.Image) -> None:
@@ -88,7 +100,7 @@ def _to_srgb(colors: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     if colors.mode == "LAB":
         return _converted(colors, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     colors = colors.convert("RGB")
-    if nclx := info.get("nclx_profile"):  # HEIC
+    if nclx := info.get(CODE_POINTS):
         return _by_code_points(colors, nclx["color_primaries"], nclx["transfer_characteristics"])
     if "gamma" in info and "srgb" not in info:  # PNG
         return _by_gamma(colors, info["gamma"], info.get("chromaticity"))

@@ -3,7 +3,9 @@
 import io
 import logging
 import struct
+import subprocess
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,6 +249,25 @@ def test_a_heic_picture_in_hdr_or_a_wide_gamut_is_converted(tmp_path, portrait, 
     tags = {"color_primaries": primaries, "transfer_characteristics": transfer, "matrix_coefficients": 1}
     heif.from_pillow(Image.fromarray(signal)).save(tmp_path / "a.heic", quality=-1, chroma=444, **tags)
     assert difference(pixels(tmp_path / "a.heic"), portrait) < 4
+
+
+def test_a_png_picture_in_hdr_is_converted(tmp_path):
+    signal = np.uint8([118, 118, 118])
+    expected = to_srgb(signal[None, None].astype(np.uint16) * 257, 9, 18)[0, 0]
+    path = write_png(tmp_path / "a.png", 32 * signal.tobytes(), 8, 2, chunk(b"cICP", bytes((9, 18, 0, 1))))
+    assert (pixels(path)[5, 5] == expected).all()
+    assert np.abs(expected - 118.0).min() > 10
+
+
+@pytest.mark.skipif(not Path("/usr/bin/ffmpeg").exists(), reason="made with the ffmpeg program")
+def test_an_avif_picture_in_hdr_is_converted(tmp_path):
+    source = ("-f", "lavfi", "-i", "color=0x767676:s=64x64,format=yuv420p10le")
+    tags = ("-color_primaries", "bt2020", "-color_trc", "arib-std-b67", "-colorspace", "bt2020nc")
+    still = ("-frames:v", "1", "-c:v", "libaom-av1", "-still-picture", "1", "-cpu-used", "8")
+    command = ["/usr/bin/ffmpeg", "-v", "error", *source, *tags, *still, tmp_path / "a.avif"]
+    subprocess.run(command, check=True)
+    expected = to_srgb(np.full((1, 1, 3), 118 * 257, np.uint16), 9, 18)[0, 0]
+    assert np.abs(pixels(tmp_path / "a.avif")[32, 32] - expected).max() <= 4
 
 
 def encode(colors, primaries, transfer):
