@@ -1,11 +1,14 @@
 """Read portraits."""
 
+import logging
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from talkinghead_lab.errors import MediaError, MediaTooLarge
-from talkinghead_lab.media.picture_colors import CODE_POINTS, code_points, upright_srgb
+from talkinghead_lab.media.picture_colors import CODE_POINTS, Warn, code_points, upright_srgb
+
+logger = logging.getLogger(__name__)
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis"}  # still pictures in HEVC, ISO/IEC 23008-12
@@ -23,7 +26,12 @@ MAX_PIXELS = 80_000_000  # 240 MB decoded
 MAX_ASPECT_RATIO = 8  # about twice that of the widest released frame; little of a wider image would be left
 
 
-def read_portrait(path: str | Path, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_portrait(
+    path: str | Path,
+    background: str = "white",
+    max_pixels: int = MAX_PIXELS,
+    warn: Warn = logger.warning,
+) -> Image.Image:
     """Read an image upright, as 8-bit sRGB.
 
     Applies EXIF rotation and colour profiles and scales 16 bits to 8. Of an animation, reads the first frame.
@@ -31,6 +39,8 @@ def read_portrait(path: str | Path, background: str = "white", max_pixels: int =
     Args:
         path: the image, of any name.
         background: what is seen behind transparent pixels; a colour that Pillow's ImageColor knows.
+        max_pixels: of the image.
+        warn: called with what the user should know about the image.
 
     Raises:
         MediaError: not an image, damaged, or an unusable size or shape.
@@ -39,7 +49,7 @@ def read_portrait(path: str | Path, background: str = "white", max_pixels: int =
     try:
         with _opened(path) as picture:
             check_size(*picture.size, path, max_pixels)
-            return upright_srgb(picture, background)
+            return upright_srgb(picture, background, warn)
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -11,7 +11,7 @@ from talkinghead_lab.media import audio
 from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
 from talkinghead_lab.media.frame_size import nearest_size
 from talkinghead_lab.media.isolated import Call, call_here
-from talkinghead_lab.media.reference import DrivingVideo, ReferenceMedia, open_reference
+from talkinghead_lab.media.reference import DrivingVideo, Portrait, ReferenceMedia, open_reference
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ class Inputs:
             voices = audio.mix_speakers(first.speech, second.speech, mix)
             soundtrack = audio.mix_soundtracks(first.soundtrack, second.soundtrack, mix)
         digests = tuple(copy.sha256 for copy in (picture, *recordings))
-        return cls(reference, size, voices, soundtrack, digests)
+        warnings = reference.warnings if isinstance(reference, Portrait) else ()
+        return cls(reference, size, voices, soundtrack, digests, warnings)
 
     @property
     def seconds(self) -> float:

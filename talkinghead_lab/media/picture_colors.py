@@ -1,9 +1,8 @@
 """Convert pictures to 8-bit sRGB: ICC profiles, PNG gamma, 16 bits and transparency."""
 
 import io
-import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from talkinghead_lab.media import frame_colors, gamut
 
-logger = logging.getLogger(__name__)
+Warn = Callable[[str], None]
 
 # Modes of pictures that a profile of a colour space applies to.
 MODES_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
@@ -27,7 +26,7 @@ GAMMA_TOLERANCE = 0.02
 CHROMATICITY_TOLERANCE = 0.005
 
 
-def upright_srgb(picture: Image.Image, background: str) -> Image.Image:
+def upright_srgb(picture: Image.Image, background: str, warn: Warn) -> Image.Image:
     """The picture as 8-bit sRGB without transparency, turned and mirrored as its metadata says.
 
     A profile that is damaged or does not fit the picture is ignored with a warning, as in browsers.
@@ -35,6 +34,7 @@ def upright_srgb(picture: Image.Image, background: str) -> Image.Image:
     Args:
         picture: any mode of Pillow, not loaded yet.
         background: what is seen behind transparent pixels; a colour that Pillow's ImageColor knows.
+        warn: called with what the user should know about the colours.
 
     Raises:
         ValueError: floating-point samples.
@@ -43,7 +43,7 @@ def upright_srgb(picture: Image.Image, background: str) -> Image.Image:
     black, white = _ends(picture)
     upright = ImageOps.exif_transpose(picture)
     colors, alpha = _colors_and_alpha(upright, black, white)
-    colors = _to_srgb(colors, upright.info)
+    colors = _to_srgb(colors, upright.info, warn)
     if alpha is None:
         return colors
     return Image.composite(colors, Image.new("RGB", colors.size, background), alpha)
@@ -91,19 +91,19 @@ def _colors_and_alpha(picture: Image.Image, black: int, white: int) -> tuple[Ima
     return picture.convert("RGBA" if alpha else "RGB").convert("RGB"), alpha
 
 
-def _to_srgb(colors: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
+def _to_srgb(colors: Image.Image, info: Mapping[Any, Any], warn: Warn) -> Image.Image:
     if profile := info.get("icc_profile"):
         try:
             return _by_profile(colors, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
         except (ImageCms.PyCMSError, OSError, ValueError) as error:
-            logger.warning("the picture's colour profile is ignored: %s", error)
+            warn(f"The colour profile of the picture is ignored ({error}); its colours may be off.")
     if colors.mode == "LAB":
         return _converted(colors, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     colors = colors.convert("RGB")
     if nclx := info.get(CODE_POINTS):
         return _by_code_points(colors, nclx["color_primaries"], nclx["transfer_characteristics"])
     if "gamma" in info and "srgb" not in info:  # PNG
-        return _by_gamma(colors, info["gamma"], info.get("chromaticity"))
+        return _by_gamma(colors, info["gamma"], info.get("chromaticity"), warn)
     return colors
 
 
@@ -146,7 +146,9 @@ def _by_code_points(colors: Image.Image, primaries: int, transfer: int) -> Image
     return Image.fromarray(frame_colors.to_srgb(np.asarray(colors, np.uint16) * 257, primaries, transfer))
 
 
-def _by_gamma(colors: Image.Image, gamma: float, chromaticity: tuple[float, ...] | None) -> Image.Image:
+def _by_gamma(
+    colors: Image.Image, gamma: float, chromaticity: tuple[float, ...] | None, warn: Warn
+) -> Image.Image:
     """Convert by the chunks gAMA and cHRM, PNG specification (third edition), 11.3.2."""
     white_first = np.reshape(chromaticity or (), (-1, 2))
     primaries = np.roll(white_first, -1, axis=0) if len(white_first) == 4 else np.array(gamut.SRGB)
@@ -156,7 +158,7 @@ def _by_gamma(colors: Image.Image, gamma: float, chromaticity: tuple[float, ...]
     try:
         matrix = gamut.to_srgb_primaries(primaries)
     except ValueError as error:
-        logger.warning("the picture's primaries are ignored: %s", error)
+        warn(f"The primaries of the picture are ignored ({error}); its colours may be off.")
         matrix = np.eye(3, dtype=np.float32)
     levels = np.linspace(0, 1, 256, dtype=np.float32)
     light_of = _srgb_light(levels) if usual_gamma or gamma <= 0 else levels ** (1 / gamma)

@@ -46,9 +46,15 @@ class ReferenceMedia(Protocol):
 
 @dataclass(frozen=True)
 class Portrait:
-    """A still image."""
+    """A still image.
+
+    Args:
+        image: 8-bit sRGB, upright.
+        warnings: what the user should know about it.
+    """
 
     image: Image.Image
+    warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -138,7 +144,9 @@ def open_reference(
     """
     if is_video(path):
         return DrivingVideo(path, background, max_pixels)
-    return Portrait(read_portrait(path, background, max_pixels))
+    warnings: list[str] = []
+    portrait = read_portrait(path, background, max_pixels, warnings.append)
+    return Portrait(portrait, tuple(warnings))
 
 
 def is_video(path: str | Path) -> bool:

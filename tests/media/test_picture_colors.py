@@ -16,6 +16,7 @@ from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media.frame_colors import to_srgb
 from talkinghead_lab.media.gamut import BT2020, DISPLAY_P3, to_srgb_primaries
 from talkinghead_lab.media.image import is_picture, read_portrait
+from talkinghead_lab.media.reference import Portrait, open_reference
 from tests.media.profiles import RGB_SPACES, cmyk_profile, gray_profile, rgb_profile, to_inks
 
 SRGB = ImageCms.createProfile("sRGB")
@@ -90,7 +91,10 @@ def test_a_profile_that_does_not_fit_is_ignored_with_a_warning(tmp_path, portrai
     portrait.save(tmp_path / "a.png", icc_profile=profile)
     with caplog.at_level(logging.WARNING):
         assert difference(pixels(tmp_path / "a.png"), portrait) == 0
-    assert "colour profile is ignored" in caplog.text
+    assert "colour profile of the picture is ignored" in caplog.text
+    opened = open_reference(tmp_path / "a.png")
+    assert isinstance(opened, Portrait)
+    assert "its colours may be off" in opened.warnings[0]
 
 
 def test_lab_tiff(tmp_path, portrait):
