@@ -10,7 +10,9 @@ from typing import cast
 import numpy as np
 import soxr
 from av.audio.frame import AudioFrame
+from av.audio.layout import AudioLayout
 from av.audio.resampler import AudioResampler
+from av.error import ArgumentError
 from numpy.typing import NDArray
 
 from talkinghead_lab.errors import MediaError
@@ -27,7 +29,7 @@ Wave = NDArray[np.float32]
 
 
 class ResampledTrack:
-    """A sound track at another sample rate; more than two channels become stereo.
+    """A sound track at another sample rate; more than two channels become stereo, as FFmpeg mixes them.
 
     Consecutive frames of one sample rate and number of channels are resampled with soxr HQ as one part, as
     `librosa.load` does. Each part is placed at its own time, and between parts there is silence.
@@ -83,18 +85,25 @@ class ResampledTrack:
         """Samples [n, channels]; PyAV reads wild pointers behind the eighth plane of planar ones."""
         received = (frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate)
         if self._converter is None or received != self._converts:
-            self._converter = AudioResampler(format="flt", layout=self._layout(frame.layout.nb_channels))
+            self._converter = AudioResampler(format="flt", layout=self._layout(frame.layout))
             self._converts = received
-        return [
-            cast(Wave, part.to_ndarray()).reshape(-1, part.layout.nb_channels)
-            for part in self._converter.resample(frame)
-        ]
+        try:
+            parts = self._converter.resample(frame)
+        except ArgumentError:  # FFmpeg knows no positions, as of ambisonic channels
+            self._converter = AudioResampler(format="flt")
+            parts = self._converter.resample(frame)
+        return [cast(Wave, part.to_ndarray()).reshape(-1, part.layout.nb_channels) for part in parts]
 
-    def _layout(self, channels: int) -> str | None:
-        return "stereo" if channels > 2 else None
+    def _layout(self, layout: AudioLayout) -> str | None:
+        """What FFmpeg mixes a layout to; None: all channels are kept, for `_mixed`."""
+        # A layout that only counts its channels has the usual positions up to 7.1. More are separate
+        # microphones, and FFmpeg would drop the one in the place of the bass channel.
+        count = layout.nb_channels
+        positions = count <= 8 or layout.name != f"{count} channels"
+        return "stereo" if count > 2 and positions else None
 
     def _mixed(self, block: Wave) -> Wave:
-        return block
+        return block if len(block) <= 2 else np.stack([block.mean(axis=0)] * 2)
 
 
 class MonoTrack(ResampledTrack):
@@ -119,7 +128,7 @@ class MonoTrack(ResampledTrack):
             if _cancel(energies[:-1], energies[-1])
         }
 
-    def _layout(self, channels: int) -> str | None:
+    def _layout(self, layout: AudioLayout) -> str | None:
         return None
 
     def _mixed(self, block: Wave) -> Wave:

@@ -93,7 +93,7 @@ def whole_files(tmp_path_factory):
         for layout in layouts:
             encode(folder / f"{codec}-{rate}-{layout}.{extension}", codec, rate, layout)
     for number, (extension, subtype) in enumerate(SAMPLED):
-        for channels in (1, 2, 3, 5, 8, 12, 24):
+        for channels in (1, 2, 3, 5, 8, 9, 12, 17, 24):
             if channels <= (8 if extension in ("flac", "ogg") else 24):
                 rate = (8000, 16000, 44100, 48000, 96000)[(number + channels) % 5]
                 wave = noise(channels, rate).T

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ from av.stream import Disposition
 
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.media.audio import SAMPLE_RATE, SOUNDTRACK_RATE, read_recording, read_soundtrack
+from talkinghead_lab.media.resampled_track import MonoTrack, ResampledTrack
 from talkinghead_lab.media.video import decode_once
 
 RATE = SOUNDTRACK_RATE
@@ -311,3 +313,61 @@ def test_timestamps_are_followed_as_ffmpeg_follows_them(tmp_path, case):
     assert len(heard) == pytest.approx(len(expected), abs=0.005 * RATE)
     for part in (slice(0, round(1.5 * RATE)), slice(2 * RATE, len(expected))):
         assert abs(lag(heard[part], expected[part])) <= 0.005 * RATE
+
+
+def test_a_wrong_time_scale_cuts_nothing(tmp_path):
+    content = bytearray(written(tmp_path / "a.m4a", [bursts(3.0)[None]]).read_bytes())
+    whole = read_soundtrack(tmp_path / "a.m4a")
+    scale = content.index(b"mdhd") + 4 + 12
+    assert int.from_bytes(content[scale : scale + 4], "big") == RATE
+    content[scale : scale + 4] = (2**31 - 1).to_bytes(4, "big")
+    (tmp_path / "a.m4a").write_bytes(content)
+    # The edit list of the encoder's delay, in this scale, is lost with it.
+    assert read_soundtrack(tmp_path / "a.m4a").shape[1] == pytest.approx(whole.shape[1], abs=2048)
+
+
+def test_a_track_without_a_decoder_is_not_chosen(tmp_path):
+    waves = [np.stack([bursts(1.0, seed=seed)] * (2 - seed)) for seed in range(2)]
+    content = written(tmp_path / "a.mka", waves).read_bytes()
+    (tmp_path / "a.mka").write_bytes(content.replace(b"A_AAC", b"A_XYZ", 1))
+    assert read_soundtrack(tmp_path / "a.mka").shape[0] == 1
+    with pytest.raises(MediaError, match=r"a\.mka"):
+        read_soundtrack(tmp_path / "a.mka", 1)
+
+
+LAYOUTS_OF_FFMPEG = (
+    *("mono", "stereo", "2.1", "3.0", "3.0(back)", "4.0", "quad", "quad(side)", "3.1", "5.0", "5.0(side)"),
+    *("4.1", "5.1", "5.1(side)", "6.0", "6.0(front)", "3.1.2", "hexagonal", "6.1", "6.1(back)", "6.1(front)"),
+    *("7.0", "7.0(front)", "7.1", "7.1(wide)", "7.1(wide-side)", "5.1.2", "octagonal", "cube", "5.1.4"),
+    *("7.1.2", "7.1.4", "7.2.3", "9.1.4", "hexadecagonal", "downmix", "22.2", "ambisonic 1", "ambisonic 2"),
+)
+
+
+@pytest.mark.parametrize("format", ["s16", "s16p", "s32p", "flt", "fltp", "dblp", "u8"])
+def test_every_layout_and_sample_type_is_mixed(format):
+    for name in LAYOUTS_OF_FFMPEG:
+        layout = av.AudioLayout(name)
+        packed = np.full((1, 480 * layout.nb_channels), 0.25, np.float32)
+        frame = av.AudioFrame.from_ndarray(packed, "flt", name)
+        frame.sample_rate = RATE
+        (frame,) = av.AudioResampler(format).resample(frame)
+        speech, sound = MonoTrack(SAMPLE_RATE), ResampledTrack(RATE)
+        for track in (speech, sound):
+            track.add(frame, Fraction(0), Path("a.wav"))
+        assert speech.wave().shape == (1, 160)
+        assert speech.loudest == {}
+        mixed = sound.wave()
+        assert mixed.shape == (min(2, layout.nb_channels), 480)
+        assert np.isfinite(mixed).all() and mixed.max() > 0.1
+
+
+@pytest.mark.parametrize("channels", range(1, 25))
+def test_any_number_of_channels_is_read(tmp_path, channels):
+    voice, subtype = bursts(0.5), ("PCM_16", "FLOAT")[channels % 2]
+    soundfile.write(tmp_path / "a.wav", np.stack([voice] * channels, axis=1), RATE, subtype=subtype)
+    soundfile.write(tmp_path / "one.wav", voice, RATE, subtype="FLOAT")
+    many, one = (read_recording(tmp_path / name) for name in ("a.wav", "one.wav"))
+    assert many.soundtrack.shape == (min(2, channels), RATE // 2)
+    np.testing.assert_allclose(many.speech, one.speech, atol=1e-3)
+    if channels < 3 or channels > 8:
+        np.testing.assert_allclose(many.soundtrack[0], voice, atol=1e-4)
