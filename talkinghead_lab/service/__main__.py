@@ -29,6 +29,7 @@ def serve() -> None:
         from talkinghead_lab.service.app import create_app
         from talkinghead_lab.service.settings import ServiceSettings
         from talkinghead_lab.service.telemetry import log_as_json
+        from talkinghead_lab.service.watchdog import watch
     except ModuleNotFoundError as error:
         remedy = "pip install 'talkinghead_lab[service]'"
         raise MissingExtra(
@@ -42,8 +43,10 @@ def serve() -> None:
             f"the folder OUTPUT_DIR cannot be created ({error.strerror})", received=str(settings.output_dir)
         ) from None
     log_as_json()
+    app = create_app(settings)
+    watch(app.state.service.jobs.trouble)
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,

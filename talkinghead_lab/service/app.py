@@ -31,9 +31,9 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.generator.tidy)
-        service.jobs.start()
+        service.start()
         yield
-        await asyncio.to_thread(service.jobs.close, STOP_SECONDS)
+        await asyncio.to_thread(service.close, STOP_SECONDS)
 
     app = FastAPI(
         title="talkinghead_lab",
@@ -154,11 +154,23 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/api/health", summary="Health check; responds during generation, too")
-    async def health() -> Health:
-        loaded = service.generator.model_loaded
+    @app.get(
+        "/api/health",
+        response_model=Health,
+        response_model_exclude_none=True,
+        responses={503: {"model": Health, "description": "unhealthy: jobs are no longer served"}},
+        summary="Health check; responds during generation, too",
+    )
+    async def health(response: Response) -> Health:
+        reason = service.jobs.trouble()
+        if reason:
+            response.status_code = 503
         return Health(
-            status="healthy", model_loaded=loaded, gpu_available=gpu_available(), version=__version__
+            status="unhealthy" if reason else "healthy",
+            model_loaded=service.generator.model_loaded,
+            gpu_available=gpu_available(),
+            version=__version__,
+            reason=reason,
         )
 
 

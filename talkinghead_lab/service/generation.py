@@ -40,6 +40,10 @@ class Generator:
         """Whether the networks are in memory."""
         return self._pipeline is not None
 
+    def prepare(self) -> None:
+        """Make the first file as quick to check as any other."""
+        self._call(bool)
+
     def check(self, job_id: str, params: GenerationParams) -> None:
         """Copy and decode the files of a request and keep nothing; the job does so again when its turn comes.
 

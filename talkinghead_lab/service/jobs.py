@@ -2,14 +2,15 @@
 
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from talkinghead_lab.errors import Stopped
-from talkinghead_lab.runs.jobs import GenerationJob
+from talkinghead_lab.runs.jobs import GenerationJob, Progress
 from talkinghead_lab.service.problems import Problem, busy, problem_of
 
 LOG = logging.getLogger(__name__)
@@ -18,11 +19,24 @@ MAX_ENDED_JOBS = 200  # kept for status requests
 
 @dataclass(eq=False, kw_only=True)
 class QueuedJob(GenerationJob):
-    """A generation in the queue; once it has ended, `result` or `problem` is set."""
+    """A generation in the queue; once it has ended, `result` or `problem` is set.
+
+    Args:
+        id: name of the job and of its run.
+        result: of a finished job.
+        problem: of any other that has ended.
+        heard: when it last reported a step (monotonic clock).
+    """
 
     id: str
     result: dict[str, Any] | None = None
     problem: Problem | None = None
+    heard: float = field(default=0.0, init=False)
+
+    def report(self, progress: Progress) -> bool:
+        """Record a finished step; see `GenerationJob.report`."""
+        self.heard = time.monotonic()
+        return super().report(progress)
 
 
 class JobQueue:
@@ -33,6 +47,8 @@ class JobQueue:
         idle: called in that thread when no job arrived for `idle_seconds`.
         ended: called after each job, in that thread or in the one that stopped a waiting job.
         length: maximum number of waiting jobs, not counting the running one.
+        idle_seconds: see `idle`.
+        stuck_seconds: time without a sign of work after which the thread counts as stuck.
     """
 
     def __init__(
@@ -42,9 +58,11 @@ class JobQueue:
         ended: Callable[[QueuedJob, BaseException | None], None],
         length: int,
         idle_seconds: float,
+        stuck_seconds: float = float("inf"),
     ) -> None:
         self._work, self._idle, self._ended = work, idle, ended
-        self._length, self._idle_seconds = length, idle_seconds
+        self._length, self._idle_seconds, self._stuck_seconds = length, idle_seconds, stuck_seconds
+        self._busy_since: float | None = None  # monotonic clock; None: the thread waits for a job
         self._waiting: deque[QueuedJob] = deque()
         self._known: OrderedDict[str, QueuedJob] = OrderedDict()
         self._running: QueuedJob | None = None
@@ -140,13 +158,29 @@ class JobQueue:
         with self._changed:
             return len(self._waiting), int(self._running is not None)
 
+    def trouble(self) -> str | None:
+        """Why jobs are no longer served; None: they are."""
+        if self._closed or self._thread.ident is None:
+            return None
+        if not self._thread.is_alive():
+            return "the thread that generates has ended"
+        with self._changed:
+            since, running = self._busy_since, self._running
+        if since is None:
+            return None
+        silent = time.monotonic() - max(since, running.heard if running else 0.0)
+        if silent <= self._stuck_seconds:
+            return None
+        return f"there has been no progress for {self._stuck_seconds:g} seconds"
+
     def _serve(self) -> None:
         while not self._closed:
             job = self._next()
+            self._busy_since = time.monotonic()
             if job is None:
                 try:
                     self._idle()
-                except Exception:  # for example of a GPU that has failed; the next job tells
+                except Exception:  # the next job tells whether anything works
                     LOG.exception("the work of an idle service failed")
                 continue
             error: BaseException | None = None
@@ -157,11 +191,12 @@ class JobQueue:
             except BaseException as raised:  # the thread survives any error of a job
                 error = raised
             with self._changed:
-                self._running = None
+                self._running, self._busy_since = None, time.monotonic()
             self._end(job, error)
 
     def _next(self) -> QueuedJob | None:
         """Wait for the next job; None if none arrived for `idle_seconds`, or the queue is closed."""
+        self._busy_since = None
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, self._idle_seconds)
             if self._closed or not self._waiting:

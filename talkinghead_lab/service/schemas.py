@@ -81,12 +81,13 @@ class VideoAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """Current state of the service."""
+    """Current state of the service; `reason` says why it is unhealthy."""
 
-    status: Literal["healthy"]
+    status: Literal["healthy", "unhealthy"]
     model_loaded: bool
     gpu_available: bool
     version: str
+    reason: str | None = None
 
 
 class JobView(BaseModel):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import multiprocessing
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,11 +30,28 @@ class Service:
         self.settings, self.metrics = settings, Metrics()
         self.generator = Generator(settings)
         self.jobs = JobQueue(
-            self.generator, self._idle, self._job_ended, settings.queue_length, settings.idle_seconds
+            self.generator,
+            self._idle,
+            self._job_ended,
+            settings.queue_length,
+            settings.idle_seconds,
+            settings.stuck_seconds,
         )
         # One request is checked at a time: with the running job, at most two processes decode.
         self._checks = ThreadPoolExecutor(1, "checks")
         self.metrics.watch(self.jobs, lambda: self.generator.model_loaded)
+
+    def start(self) -> None:
+        """Start the thread of the queue, and the process from which those that decode are forked."""
+        self.jobs.start()
+        self._checks.submit(self.generator.prepare)
+
+    def close(self, timeout: float) -> None:
+        """Stop all jobs, wait up to `timeout` seconds for the running one, and end processes that decode."""
+        self.jobs.close(timeout)
+        self._checks.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.kill()
 
     def _idle(self) -> None:
         self.generator.unload()

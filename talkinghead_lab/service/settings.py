@@ -46,6 +46,12 @@ class ServiceSettings(BaseSettings):
     )
     queue_length: int = Field(8, ge=0, le=10_000, description="maximum number of waiting requests")
     idle_seconds: float = Field(900, gt=0, description="idle time after which the model is unloaded")
+    stuck_seconds: float = Field(
+        1800,
+        gt=0,
+        description="time without progress after which the process ends; loading, a step, and the work after "
+        "the last step must each take less",
+    )
     body_seconds: float = Field(10, gt=0, description="time limit for receiving a request body")
 
     longest_seconds: float = Field(600, gt=0, le=7200, description="maximum duration of a recording")

@@ -45,6 +45,7 @@ def test_dockerfile():
     health = re.search(rf"http://127\.0\.0\.1:{PORT}(/[\w/-]+)", DOCKERFILE)
     assert "HEALTHCHECK" in DOCKERFILE
     assert health[1] in ROUTES
+    assert "urlopen" in DOCKERFILE, "which fails for the 503 of an unhealthy service"
     copied = re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.M)
     for name in " ".join(copied).split():
         assert (ROOT / name).exists(), name
@@ -53,6 +54,7 @@ def test_dockerfile():
 
 def test_compose():
     (service,) = [COMPOSE["services"]["infinitetalk-api"]]
+    assert service["restart"] == "unless-stopped", "the service ends itself when it no longer serves jobs"
     assert service["ports"] == [f"{PORT}:{PORT}"]
     assert set(service["environment"]) <= VARIABLES
     promised = ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "NUM_PERSISTENT_PARAM_IN_DIT", "MOTION_FRAME")

@@ -1,5 +1,7 @@
 """The job queue: order, bounds, stopping, and a thread that survives the errors of its jobs."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,6 +11,7 @@ from talkinghead_lab.errors import OutputError, Stopped
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.problems import Problem, problem_of
+from talkinghead_lab.service.watchdog import EXIT_STATUS
 
 NOTHING = {"frame_count": 0}
 
@@ -16,12 +19,12 @@ NOTHING = {"frame_count": 0}
 class HeldQueue:
     """A queue whose jobs wait for `go`."""
 
-    def __init__(self, length: int = 3, idle_seconds: float = 60):
+    def __init__(self, length: int = 3, idle_seconds: float = 60, stuck_seconds: float = 60):
         self.order: list[str] = []
         self.ended: list[tuple[str, str]] = []
         self.idle = threading.Event()
         self.go = threading.Semaphore(0)
-        self.jobs = JobQueue(self.work, self.idle.set, self.after, length, idle_seconds)
+        self.jobs = JobQueue(self.work, self.idle.set, self.after, length, idle_seconds, stuck_seconds)
         self.jobs.start()
 
     def work(self, job: QueuedJob) -> dict:
@@ -129,3 +132,79 @@ def test_closing_stops_all_jobs_and_rejects_new_ones():
     assert [job.state for job in jobs] == ["stopped", "stopped"]
     with pytest.raises(Problem, match="shutting down"):
         held.submit("c")
+
+
+def test_an_error_of_the_idle_callback_does_not_end_the_thread(held, monkeypatch):
+    called = threading.Event()
+
+    def fail() -> None:
+        called.set()
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(held.jobs, "_idle", fail)
+    monkeypatch.setattr(held.jobs, "_idle_seconds", 0.01)
+    held.go.release(2)
+    held.submit("a").done.result(5)
+    assert called.wait(5)
+    held.submit("b").done.result(5)
+    assert held.jobs.trouble() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_is_trouble(held, monkeypatch):
+    assert held.jobs.trouble() is None
+
+    def end(*given: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(held.jobs, "_ended", end)
+    held.go.release()
+    held.submit("a")
+    until(lambda: held.jobs.trouble() is not None)
+    assert "has ended" in held.jobs.trouble()
+
+
+def test_a_job_without_progress_is_trouble_and_one_with_progress_or_none_is_not():
+    held = HeldQueue(stuck_seconds=0.2)
+    held.submit("a")  # reports every 0.01 s
+    time.sleep(0.5)
+    assert held.jobs.trouble() is None
+    held.go.release()
+    until(lambda: held.ended)
+    time.sleep(0.4)
+    assert held.jobs.trouble() is None, "waiting for jobs is no trouble"
+    held.work, go = lambda job: go.wait(5) and NOTHING, threading.Event()
+    held.jobs._work = held.work
+    held.submit("b")
+    until(lambda: held.jobs.trouble() is not None)
+    assert held.jobs.trouble() == "there has been no progress for 0.2 seconds"
+    go.set()
+    until(lambda: held.jobs.trouble() is None)
+    held.jobs.close(5)
+    assert held.jobs.trouble() is None, "nor is the end"
+
+
+def test_places_are_kept_while_requests_are_checked():
+    held = HeldQueue(length=1)
+    with (
+        held.jobs.place(),
+        held.jobs.place(),
+        pytest.raises(Problem, match="queue is full"),
+        held.jobs.place(),
+    ):
+        pass
+    with held.jobs.place():
+        held.submit("a")
+    held.jobs.close(5)
+
+
+def test_the_watchdog_ends_the_process():
+    script = (
+        "import logging, time; logging.basicConfig(format='%(message)s %(reason)s')\n"
+        "from talkinghead_lab.service.watchdog import watch\n"
+        "reasons = iter([None, None, 'stuck'])\n"
+        "watch(lambda: next(reasons), 0.01); time.sleep(30)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
+    assert done.returncode == EXIT_STATUS != 0
+    assert done.stderr == "the process ends, to be restarted stuck\n"

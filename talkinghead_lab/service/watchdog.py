@@ -1,0 +1,28 @@
+"""Ends the process when it no longer serves jobs, to be restarted: Docker does not restart for bad health."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+LOG = logging.getLogger(__name__)
+EXIT_STATUS = os.EX_SOFTWARE
+POLL_SECONDS = 5.0
+
+
+def watch(trouble: Callable[[], str | None], poll_seconds: float = POLL_SECONDS) -> None:
+    """Start a thread that ends the process once `trouble` gives a reason.
+
+    The thread that is in trouble cannot be stopped, so nothing is waited for.
+    """
+
+    def poll() -> None:
+        while True:
+            time.sleep(poll_seconds)
+            if reason := trouble():
+                LOG.critical("the process ends, to be restarted", extra={"reason": reason})
+                logging.shutdown()
+                os._exit(EXIT_STATUS)
+
+    threading.Thread(target=poll, name="watchdog", daemon=True).start()
