@@ -125,7 +125,7 @@ def _hashed(states: list[FileState], show_progress: bool) -> dict[FileState, str
         leave=False,
     ) as bar:
         for state in states:
-            bar.set_description(f"hashing {Path(state.path).name}")
+            bar.set_description(f"hashing {Path(state.path).name}", refresh=False)
             found[state] = known_sha256(state)
             bar.update(state.size)
     return found

@@ -4,7 +4,8 @@ Submodules have the names of the released tensors. Shapes use the symbols of `la
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from talkinghead_lab.foundation.process_wide import process_wide
 from talkinghead_lab.models.dit.audio_adapter import AudioProjection
 from talkinghead_lab.models.dit.blocks import Block, Head, KeysValues, linear_float32
 from talkinghead_lab.models.dit.config import DiTConfig
@@ -94,9 +96,16 @@ def inductor_without_tf32_hint(graph: GraphModule, inputs: list[Any]) -> Callabl
     """PyTorch's default compiler without its hint to enable TF32: float32 layers need their precision."""
     from torch._inductor import compile as compile_graph  # importing it takes seconds
 
+    with _without_tf32_hint():
+        return compile_graph(graph, inputs)
+
+
+@process_wide
+@contextmanager
+def _without_tf32_hint() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-        return compile_graph(graph, inputs)
+        yield
 
 
 class DiT(nn.Module):

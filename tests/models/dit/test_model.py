@@ -12,7 +12,7 @@ from talkinghead_lab.bench.forwards import relative_error
 from talkinghead_lab.bench.forwards import velocity as one_forward
 from talkinghead_lab.bench.sizes import random_conditions
 from talkinghead_lab.foundation.latent_grid import LatentGrid
-from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.dit.model import DiT, _without_tf32_hint
 from talkinghead_lab.pipeline.request import load_settings
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
 from talkinghead_lab.weights.transformer import load_transformer
@@ -113,3 +113,14 @@ def test_a_second_process_reads_the_compiled_code_from_disk(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_compilations_at_once_restore_the_warning_filters():
+    before = list(warnings.filters)
+    first, second = _without_tf32_hint(), _without_tf32_hint()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert warnings.filters != before, "the other one still compiles"
+    second.__exit__(None, None, None)
+    assert warnings.filters == before
