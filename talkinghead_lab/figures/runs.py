@@ -33,6 +33,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "legend.frameon": False,
     "figure.facecolor": "white", "axes.facecolor": "white", "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a prompt or a file's name is no formula
 }  # fmt: skip
 SCREEN_DPI = 96
 WAVEFORM_COLUMNS = 1500  # of a waveform; more than a printed page resolves

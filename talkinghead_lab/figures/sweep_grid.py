@@ -9,7 +9,7 @@ import numpy as np
 import polars
 from PIL import Image, ImageDraw, ImageFont
 
-from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.figures.labels import axis_values, cell_label
 from talkinghead_lab.figures.runs import INK
 from talkinghead_lab.media import audio, video
@@ -34,7 +34,7 @@ def grid_video(
         width: of each video in pixels, even.
 
     Raises:
-        InvalidRequest: no run is finished.
+        InvalidRequest: no run is finished, or no video can be read.
     """
     folder = Path(folder)
     finished = table.filter(polars.col("state") == "finished")
@@ -46,7 +46,11 @@ def grid_video(
     axes = [axis for axis in (x, y) if axis]
     columns, rows = axis_values(finished, x), axis_values(finished, y) if y else [None]
     shown = {(cell[x], cell[y] if y else None): cell for cell in finished.iter_rows(named=True)}
-    facts = [video.probe(folder / cell["video_path"]) for cell in shown.values()]
+    known = {place: _facts(folder / cell["video_path"]) for place, cell in shown.items()}
+    shown = {place: cell for place, cell in shown.items() if known[place] is not None}
+    facts = [found for found in known.values() if found is not None]
+    if not facts:
+        raise InvalidRequest("no video can be read")
     height = 2 * round(width * facts[0].height / facts[0].width / 2)
     tiles = [
         _tile(shown.get((column, row)), folder, axes, (width, height))
@@ -57,8 +61,17 @@ def grid_video(
     frames = _composed(tiles, len(columns), count)
     path = folder / "grid.mp4"
     path.unlink(missing_ok=True)
-    video.write_video(path, frames, audio.read_soundtrack(folder / first["video_path"]), count, {})
+    sound = audio.read_soundtrack(folder / next(iter(shown.values()))["video_path"])
+    video.write_video(path, frames, sound, count, {})
     return path
+
+
+def _facts(path: Path) -> video.VideoFacts | None:
+    """Properties of a video; None if it is damaged, which leaves its place in the grid grey."""
+    try:
+        return video.probe(path)
+    except MediaError:
+        return None
 
 
 def _tile(

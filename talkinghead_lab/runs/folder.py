@@ -18,6 +18,7 @@ from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.chunk_files import ChunkFiles
 from talkinghead_lab.runs.jobs import INPUTS
+from talkinghead_lab.runs.record import check_form, damaged
 
 RECORD, REQUEST, CHUNKS = "run.json", "request.yaml", "chunks"
 CHUNK_FILE = re.compile(r"\d{5,}\.(mp4|safetensors)")
@@ -177,16 +178,19 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     path = run_dir / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
         raise OutputError(
-            f"no finished run ({error})",
+            "no finished run",
             received=str(run_dir),
             remedy="An unfinished run resumes with `generate … --run FOLDER`.",
         ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from None
     if not isinstance(record, dict):
-        raise OutputError("the record of the run is damaged", received=str(path))
+        raise damaged(path, f"a {type(record).__name__} instead of an object")
     version, record = schema.split(record, unwritten=1)
-    if version < 2 and isinstance(record.get("request"), dict):
+    check_form(record, path)
+    if version < 2:
         record["request"] = completed_version_1(record["request"])
     return record
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from talkinghead_lab.runs.chunk_files import ChunkFiles
 from talkinghead_lab.runs.folder import RunFolder, read_record
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests, seen_files
+from talkinghead_lab.runs.record import read_own_file, size_of_own_file, video_of
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.sampling.chunks import Chunk
 
@@ -79,21 +80,30 @@ class GenerationResult:
             OutputError: the folder holds no finished run.
         """
         run_dir = Path(run_dir)
-        result = read_record(run_dir)["result"]
-        return cls(**(result | {"video_path": run_dir / result["video_path"]}))
+        record = read_record(run_dir)
+        known = {each.name: record["result"][each.name] for each in fields(cls)}
+        return cls(**(known | {"video_path": video_of(run_dir, record)}))
 
     def _repr_html_(self) -> str:
         """The video in a notebook, embedded; the contact sheet, if the video is too large."""
+        caption = f"{self.video_path.name} · {self.resolution} · {self.duration_seconds:.2f} s"
+        try:
+            shown = self._player()
+        except OutputError as error:
+            shown = f"<p>{html.escape(str(error))}</p>"
+        return f"<figure>{shown}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+    def _player(self) -> str:
         from IPython.display import Video
 
-        width = min(640, max(320, int(self.resolution.split("x")[0])))
-        if self.video_path.stat().st_size <= LARGEST_INLINE_VIDEO:
-            shown = Video(str(self.video_path), embed=True, width=width)._repr_html_()  # type: ignore[no-untyped-call]
-        else:
-            data = base64.b64encode(self.contact_sheet_path.read_bytes()).decode()
-            shown = f'<img width="{width}" src="data:image/png;base64,{data}">'
-        caption = f"{html.escape(self.video_path.name)} · {self.resolution} · {self.duration_seconds:.2f} s"
-        return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+        wide = self.resolution.partition("x")[0]
+        width = min(640, max(320, int(wide) if wide.isdecimal() else 0))
+        if size_of_own_file(self.video_path) > LARGEST_INLINE_VIDEO:
+            data = base64.b64encode(read_own_file(self.contact_sheet_path)).decode()
+            return f'<img width="{width}" src="data:image/png;base64,{data}">'
+        content = read_own_file(self.video_path)
+        player: str = Video(data=content, embed=True, mimetype="video/mp4", width=width)._repr_html_()  # type: ignore[no-untyped-call]
+        return player
 
 
 def generate(

@@ -16,7 +16,7 @@ from talkinghead_lab.media import video
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import read_soundtrack
-from talkinghead_lab.runs.folder import RECORD, read_record
+from talkinghead_lab.runs.folder import CHUNK_FILE, CHUNKS, RECORD, REQUEST, read_record
 from talkinghead_lab.runs.generate import GenerationResult
 
 LARGEST_PREVIEW = 10_000_000  # bytes of chunks that are shown while a run is under way
@@ -24,12 +24,26 @@ LARGEST_PREVIEW = 10_000_000  # bytes of chunks that are shown while a run is un
 
 @dataclass(frozen=True)
 class PastRun:
-    """A run's folder: its request, when it was begun, and whether it is finished."""
+    """A run's folder.
+
+    Args:
+        folder: of the run.
+        params: its request.
+        begun: when.
+        finished: whether it has a record that can be used.
+        problem: why its record cannot be used; empty: it can, or there is none.
+    """
 
     folder: Path
     params: GenerationParams
     begun: datetime
     finished: bool
+    problem: str = ""
+
+    @property
+    def state(self) -> str:
+        """In one word."""
+        return "damaged" if self.problem else "finished" if self.finished else "unfinished"
 
     @property
     def parts(self) -> list[Path]:
@@ -53,27 +67,39 @@ class PastRun:
 
 
 def parts_in(folder: Path) -> list[Path]:
-    """The finished chunks in the folder of an unfinished run, silent videos, in order."""
-    return sorted((folder / "chunks").glob("[0-9]*.mp4"))
+    """The finished chunks in the folder of an unfinished run, silent videos, in order.
+
+    Links do not count: they could name any file.
+    """
+    chunks = folder / CHUNKS
+    if chunks.is_symlink():
+        return []
+    videos = sorted(path for path in chunks.glob("*.mp4") if CHUNK_FILE.fullmatch(path.name))
+    return [path for path in videos if path.with_suffix(".safetensors").exists() and not path.is_symlink()]
 
 
 def find_runs(folder: Path) -> list[PastRun]:
-    """The runs in a folder, newest first.
-
-    What is no run, of a request that is not valid, or of a record that is not understood, is left out.
-    """
+    """The runs in a folder, newest first. A folder without a valid request is left out."""
     runs = []
-    for request in folder.glob("*/request.yaml"):
+    for request in folder.glob(f"*/{REQUEST}"):
         try:
             params = GenerationParams.from_yaml(request)
             begun = datetime.fromtimestamp(request.stat().st_mtime)
-            run = PastRun(request.parent, params, begun, (request.parent / RECORD).is_file())
-            if run.finished:
-                _ = run.result, run.seconds, measures(run)
-        except (TalkingHeadError, OSError, ValueError, KeyError, TypeError):
+        except (TalkingHeadError, OSError, ValueError, OverflowError):
             continue
-        runs.append(run)
+        runs.append(_run_in(request.parent, params, begun))
     return sorted(runs, key=lambda run: (run.begun, run.folder.name), reverse=True)
+
+
+def _run_in(folder: Path, params: GenerationParams, begun: datetime) -> PastRun:
+    if not (folder / RECORD).is_file():
+        return PastRun(folder, params, begun, finished=False)
+    run = PastRun(folder, params, begun, finished=True)
+    try:
+        _ = run.result, run.record
+    except TalkingHeadError as error:
+        return PastRun(folder, params, begun, finished=False, problem=str(error))
+    return run
 
 
 def growing_video(params: GenerationParams, parts: Sequence[Path]) -> bytes:
@@ -128,7 +154,7 @@ def summary(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
     fields = differing_fields(runs) if runs else []
     names = list(dict.fromkeys(name for run in runs for name in measures(run)))
     return [
-        {"run": run.folder.name, "state": "finished" if run.finished else "unfinished"}
+        {"run": run.folder.name, "state": run.state}
         | {name: getattr(run.params, name) for name in fields}
         | {"seconds": run.seconds if run.finished else None}
         | {name: measures(run).get(name, {}).get("value") for name in names}

@@ -2,18 +2,21 @@
 
 import itertools
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.media import video
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import generate
+from talkinghead_lab.runs.record import video_of
 
 Change = tuple[Any, Any]
 
@@ -72,12 +75,12 @@ def verify(
         show_progress: draw a progress bar.
 
     Raises:
-        OutputError: the folder holds no finished run.
+        OutputError: the folder holds no finished run, its record is damaged or its video is gone.
         MediaError, CheckpointError: a file that the run was made from is missing.
     """
     run_dir = Path(run_dir)
     then = read_record(run_dir)
-    recorded = run_dir / then["result"]["video_path"]
+    recorded = video_of(run_dir, then)
     params = GenerationParams(**then["request"])
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         again = generate(params, Path(folder) / "run", pipeline=pipeline, show_progress=show_progress)
@@ -110,16 +113,17 @@ def _first_differing_chunk(then: list[dict[str, Any]], now: list[dict[str, Any]]
 def _first_difference(then: Path, now: Path) -> tuple[int | None, float | None, float | None]:
     """Find (number of the first differing frame, its PSNR, the lowest PSNR); None where all are equal.
 
-    A frame that only one of the videos has counts as 0 dB.
+    A frame that only one of the videos has counts as 0 dB; frames that can no longer be read do not count.
     """
     found: dict[int, float] = {}
-    pairs = itertools.zip_longest(video.read_frames(then), video.read_frames(now))
-    for number, (before, after) in enumerate(pairs):
-        if before is None or after is None or before.shape != after.shape:
-            found[number] = 0.0
-        elif not np.array_equal(before, after):
-            error = np.square(before.astype(np.float64) - after).mean()
-            found[number] = float(10 * np.log10(255**2 / error))
+    with suppress(MediaError):
+        pairs = itertools.zip_longest(video.read_frames(then), video.read_frames(now))
+        for number, (before, after) in enumerate(pairs):
+            if before is None or after is None or before.shape != after.shape:
+                found[number] = 0.0
+            elif not np.array_equal(before, after):
+                error = np.square(before.astype(np.float64) - after).mean()
+                found[number] = float(10 * np.log10(255**2 / error))
     first = min(found, default=None)
     return first, found.get(first) if first is not None else None, min(found.values(), default=None)
 

@@ -35,6 +35,14 @@ class Job:
         """Path of the record of a failure."""
         return self.run_dir.with_name(f"{self.run_dir.name}.error.json")
 
+    @property
+    def reason(self) -> str:
+        """The error that was recorded, in one line."""
+        try:
+            return str(json.loads(self.failure.read_text(encoding="utf-8"))["error"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return f"{self.failure.name} is damaged"
+
     def record_failure(self, failure: Failure) -> None:
         """Record why the job failed."""
         self.failure.parent.mkdir(parents=True, exist_ok=True)

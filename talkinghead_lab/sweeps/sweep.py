@@ -36,6 +36,7 @@ from talkinghead_lab.params import GenerationParams, read_yaml, typed_value
 from talkinghead_lab.pipeline.request import NETWORK_FIELDS
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.origin import InputDigests
+from talkinghead_lab.runs.record import video_of
 from talkinghead_lab.runs.worker import Job
 from talkinghead_lab.sweeps.processes import run_on_this_machine
 from talkinghead_lab.sweeps.ray_cluster import run_on_ray
@@ -245,6 +246,9 @@ def _unfinished(jobs: list[Job], retry_failed: bool) -> list[Job]:
     unfinished = {}
     for job in jobs:
         finished = (job.run_dir / RECORD).is_file()
+        if finished and retry_failed and _damage(job) is not None:
+            (job.run_dir / RECORD).unlink()  # then the run is made again
+            finished = False
         if retry_failed or finished:
             job.failure.unlink(missing_ok=True)
         if not finished and not job.failure.is_file():
@@ -280,17 +284,26 @@ def _table(folder: Path, jobs: list[tuple[Cell, Job]]) -> polars.DataFrame:
 def _row(cell: Cell, job: Job, folder: Path) -> dict[str, Any]:
     row = {**cell.position, "cell": job.run_dir.name, "state": "missing", "error": None}
     if not (job.run_dir / RECORD).is_file():
-        if not job.failure.is_file():
-            return row
-        failure = json.loads(job.failure.read_text(encoding="utf-8"))
-        return row | {"state": "failed", "error": failure["error"]}
-    record = read_record(job.run_dir)
+        return row | {"state": "failed", "error": job.reason} if job.failure.is_file() else row
+    try:
+        record = read_record(job.run_dir)
+        path = video_of(job.run_dir, record).relative_to(folder)
+    except TalkingHeadError as error:
+        return row | {"state": "failed", "error": f"{type(error).__name__}: {error}"}
     measures = record["measures"]
-    values = {measure["name"]: measure["value"] for measure in measures}
+    values = {measure["name"]: measure["value"] for measure in measures if measure["name"] not in row}
     reasons = [f"{measure['name']}: {measure['why_not']}" for measure in measures if measure["why_not"]]
-    path = (job.run_dir / record["result"]["video_path"]).relative_to(folder)
     found = {"state": "finished", "not_taken": "; ".join(reasons) or None, "video_path": str(path)}
     return row | values | found
+
+
+def _damage(job: Job) -> OutputError | None:
+    """Why the record of a finished run, or its video, cannot be used; None: it can."""
+    try:
+        video_of(job.run_dir, read_record(job.run_dir))
+    except OutputError as error:
+        return error
+    return None
 
 
 def _parsed_axis(name: str, values: Any) -> Axis:

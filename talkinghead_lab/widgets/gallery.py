@@ -51,7 +51,7 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def update(self, running: bool, busy: bool) -> None:
         """Show the state; `busy`: a run is being generated, so that none can be continued."""
-        self.resume.disabled = busy
+        self.resume.disabled = busy or bool(self.run.problem)
         shown = (running, len(self.run.parts))
         if shown != self._shown:
             self._shown, self.summary.value = shown, card_html(self.run, running)
@@ -93,10 +93,12 @@ class Gallery(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def refresh(self, running: Path | None) -> None:
         """Read the folder again; `running`: folder of the run being generated."""
         self.runs, known = find_runs(self.folder), self.cards
-        self.cards = {
-            (run.folder, run.finished): known.get((run.folder, run.finished)) or Card(run, *self._callbacks)
-            for run in self.runs[:CARD_LIMIT]
-        }
+        self.cards = {}
+        for run in self.runs[:CARD_LIMIT]:
+            card = known.get((run.folder, run.finished))
+            if card is None or card.run.state != run.state:
+                card = Card(run, *self._callbacks)
+            self.cards[run.folder, run.finished] = card
         for card in self.cards.values():
             card.update(card.run.folder == running, running is not None)
         self._grid.children = tuple(self.cards.values())
@@ -108,7 +110,7 @@ class Gallery(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
 def card_html(run: PastRun, running: bool) -> str:
     """Thumbnail, state, start time and main settings of a run."""
-    state = "finished" if run.finished else "under way" if running else "unfinished"
+    state = "under way" if running else run.state
     try:
         picture = f'<img alt="" src="{jpeg_url(thumbnail(run))}">'
     except TalkingHeadError:
@@ -118,7 +120,8 @@ def card_html(run: PastRun, running: bool) -> str:
     return (
         f"{picture}<div><header><b>{moment(run.begun)}</b>"
         f'<span class="thl-chip thl-{state.split()[0]}">{state}</span></header>'
-        f"<p>{html.escape(in_a_line(run.params))}<br>{size} · {length}</p></div>"
+        f"<p>{html.escape(in_a_line(run.params))}<br>{html.escape(f'{size} · {length}')}</p>"
+        f"{f'<p>{html.escape(run.problem)}</p>' if run.problem else ''}</div>"
     )
 
 

@@ -211,8 +211,12 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def _show(self) -> None:
         """Play the running video and the selected runs side by side, above the comparison table."""
         runs = self.gallery.selected[-(SIDE_BY_SIDE_LIMIT - len(self._running_clips)) :]
+        clips = list(self._running_clips)
+        for run in runs:
+            with self._errors_shown():
+                clips.append(clip_of_run(run))
+        self.player.clips = clips
         with self._errors_shown():
-            self.player.clips = self._running_clips + [clip_of_run(run) for run in runs]
             self.table.value = comparison_html(runs)
 
     def _form_changed(self) -> None:

@@ -10,6 +10,7 @@ import traitlets
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import LARGEST_INLINE_VIDEO
 from talkinghead_lab.runs.history import PastRun, chunks, growing_video, in_a_line, moment
+from talkinghead_lab.runs.record import read_own_file, size_of_own_file
 
 FOLDER = Path(__file__).parent
 
@@ -37,12 +38,16 @@ class Player(anywidget.AnyWidget):
 
 
 def clip_of_run(run: PastRun) -> Clip:
-    """The video of a finished run, or its contact sheet if the video is too large to send to a browser."""
+    """The video of a finished run, or its contact sheet if the video is too large to send to a browser.
+
+    Raises:
+        OutputError: the file is gone, or a link.
+    """
     path, kind = run.result.video_path, "video/mp4"
-    if path.stat().st_size > LARGEST_INLINE_VIDEO:
+    if size_of_own_file(path) > LARGEST_INLINE_VIDEO:
         path, kind = run.result.contact_sheet_path, "image/png"
     title, note = moment(run.begun), in_a_line(run.params)
-    return Clip(key=str(run.folder), title=title, note=note, kind=kind, content=path.read_bytes())
+    return Clip(key=str(run.folder), title=title, note=note, kind=kind, content=read_own_file(path))
 
 
 def clip_of_finished_chunks(folder: Path, params: GenerationParams, parts: Sequence[Path]) -> Clip:

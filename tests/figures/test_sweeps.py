@@ -129,6 +129,22 @@ def test_grid_of_videos(table, tmp_path):
     assert greys == pytest.approx([80, 110, 40, 70], abs=4)
 
 
+def test_a_damaged_video_is_a_grey_place_in_the_grid(table, tmp_path):
+    damaged = tmp_path / "1.0-3.0.mp4"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    path = grid_video(table, tmp_path, "audio_guide_scale", "text_guide_scale", width=48)
+    frame = next(video.read_frames(path))
+    greys = [frame[row + 16, column + 24].mean() for row in (22, 76) for column in (0, 48)]
+    assert greys == pytest.approx([80, 110, 213, 70], abs=4)
+
+
+def test_labels_are_shown_as_they_are_written(table, tmp_path):
+    strange = table.with_columns(audio_guide_scale=polars.lit("$\\frac{ <b>&"))
+    figure = sweeps.curves(strange, "audio_guide_scale", "quality", "text_guide_scale")
+    assert "$\\frac{ &lt;b&gt;&amp;" in sweeps.save_figure(figure, tmp_path, "curve")[1].read_text()
+    sweeps.heat_map(strange, "audio_guide_scale", "text_guide_scale", "quality")._repr_png_()
+
+
 def test_a_long_label_fits_its_own_video(table, tmp_path):
     longer = table.with_columns(audio_guide_scale=polars.lit("a method with quite a long name"))
     path = grid_video(longer, tmp_path, "audio_guide_scale", "text_guide_scale", width=160)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -234,3 +235,33 @@ def test_a_sweep_file_without_a_version_is_read():
     now = Sweep.from_yaml(Path(__file__).parents[2] / "params" / "sweep-step.yaml")
     assert [cell.params for cell in old.cells()] == [cell.params for cell in now.cells()]
     assert old.to_yaml().startswith("schema_version: 2\n")
+
+
+FINISHED = Path(__file__).parents[1] / "runs" / "files-0.1.0"
+
+
+def test_a_damaged_cell_is_one_failed_cell_until_it_is_retried(sections, tmp_path):
+    sweep = Sweep.from_sections(sections | {"seeds": [1, 2, 3]})
+    folders = [tmp_path / "cells" / cell.key() for cell in sweep.cells()]
+    for folder, cell in zip(folders[:5], sweep.cells(), strict=False):
+        shutil.copytree(FINISHED, folder)
+        (folder / "request.yaml").write_text(cell.params.to_yaml())
+    next(folders[0].glob("*.mp4")).unlink()
+    (folders[1] / "run.json").write_text("")
+    record = json.loads((folders[2] / "run.json").read_text())
+    record["result"]["video_path"] = "/etc/passwd"
+    (folders[2] / "run.json").write_text(json.dumps(record))
+    record["result"]["video_path"] = next(folders[3].glob("*.mp4")).name
+    record["measures"][0] |= {"name": "state", "value": 1.0}
+    (folders[3] / "run.json").write_text(json.dumps(record))
+    folders[5].with_name(f"{folders[5].name}.error.json").write_text('{"error')
+    table = results(sweep, tmp_path)
+    assert table["state"].to_list() == ["failed"] * 3 + ["finished"] * 2 + ["failed"]
+    reasons = ["No such file", "damaged", "not the name of a file", None, None, "is damaged"]
+    for reason, error in zip(reasons, table["error"], strict=True):
+        assert error is None if reason is None else reason in error
+    assert table["video_path"][4].startswith("cells/")
+    run_sweep(sweep, tmp_path, show_progress=False)
+    assert results(sweep, tmp_path)["state"].to_list() == table["state"].to_list()
+    run_sweep(sweep, tmp_path, retry_failed=True, show_progress=False)
+    assert results(sweep, tmp_path)["state"].to_list() == ["finished"] * 6
