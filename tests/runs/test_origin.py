@@ -8,6 +8,6 @@ def test_hashing_that_takes_long_shows_its_progress(request_for, monkeypatch, ca
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(origin, "SECONDS_WITHOUT_BAR", 0)
     assert origin.InputDigests.of(request_for(), show_progress=True) == digests
-    assert "hashing model.safetensors" in capsys.readouterr().err
+    assert "hashing weights" in capsys.readouterr().err
     origin.InputDigests.of(request_for())
     assert capsys.readouterr().err == ""
