@@ -164,7 +164,7 @@ def is_video(path: str | Path) -> bool:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and its first video stream.
+    """Open a file and its video stream: the default one, or the one that libav finds best.
 
     Raises:
         MediaError: there is none, or decoding fails while the file is open.
@@ -173,9 +173,10 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # A playlist may name further sources; only this file is opened.
         options = {"protocol_whitelist": "file"}
         with av.open(str(path), "r", options=options, metadata_errors="replace") as container:
-            if not container.streams.video or container.format.name in TEXT_ART_FORMATS:
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream) or container.format.name in TEXT_ART_FORMATS:
                 raise _unreadable(path, "no video stream")
-            yield container, container.streams.video[0]
+            yield container, stream
     except (av.error.FFmpegError, ValueError) as error:
         raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
 

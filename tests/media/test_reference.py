@@ -206,6 +206,20 @@ def test_content_not_the_name_tells_videos_from_images(tmp_path):
     assert portrait.frame_at(0.0).getpixel((0, 0)) == portrait.frame_at(9.0).getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_of_several_streams_the_default_one_is_shown(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=25) for _ in range(2)]
+        streams[1].disposition = av.stream.Disposition.default
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for level, stream in zip((40, 200), streams, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    assert np.asarray(DrivingVideo(path).frame_at(0)).mean() == pytest.approx(200, abs=4)
+
+
 def test_an_animation_is_an_image(tmp_path):
     frames = [Image.new("RGB", (40, 30), color) for color in ("red", "blue", "lime")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
