@@ -147,17 +147,17 @@ def test_an_unknown_parameter_stops_the_run_and_suggests_the_nearest_name(tmp_pa
 @pytest.mark.parametrize("given", [{"seed": 7}, {"cfg": 3}])
 def test_only_parameters_are_checked_in_a_kernel(tmp_path, given):
     cells = [
-        new_code_cell("mine = 1", metadata={"tags": []}),
+        new_code_cell("mine = 1"),
         new_code_cell('image_path = "i"\naudio_path = "a"', metadata={"tags": ["parameters"]}),
-        new_code_cell("speed = 3", metadata={"tags": []}),
+        new_code_cell("speed = 3"),
         new_code_cell(
             "from talkinghead_lab import GenerationParams\n"
             "print(GenerationParams.from_notebook(globals()).seed)",
-            metadata={"tags": []},
         ),
     ]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
-    notebook = parameterize_notebook(new_notebook(cells=cells, metadata=kernel), given)
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "mine.ipynb")
+    notebook = parameterize_notebook(load_notebook_node(str(tmp_path / "mine.ipynb")), given)
     client = NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, allow_errors=True)
     (output,) = client.execute().cells[-1].outputs
     assert output.get("text") == "7\n" if "seed" in given else "unknown parameter" in output["evalue"]
