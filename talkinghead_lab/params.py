@@ -40,6 +40,7 @@ def _absolute(path: object) -> object:
 
 MediaPath = Annotated[str, BeforeValidator(_absolute)]
 Box = tuple[int, int, int, int]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Lora(BaseModel):
@@ -97,7 +98,9 @@ class GenerationParams(BaseModel):
         le=1_000_000,
         description="most video frames to generate (25 per second); unset: length of the audio",
     )
-    seed: int = Field(42, ge=0, lt=2**63, description="seed of all noise")
+    seed: Seed | Literal["random"] = Field(
+        42, description="seed of all noise; random: a run draws one and records it"
+    )
 
     diffusion_steps: int = Field(40, ge=1, le=1000, description="sampling steps per chunk")
     text_guide_scale: float = Field(
@@ -255,6 +258,17 @@ class GenerationParams(BaseModel):
         if self.sample_shift is not None:
             return self.sample_shift
         return defaults.timestep_shift(self.checkpoint, self.resolution)
+
+    @property
+    def drawn_seed(self) -> int:
+        """The seed as a number.
+
+        Raises:
+            InvalidRequest: it is `random`, of which a run draws a number when it begins.
+        """
+        if self.seed == "random":
+            raise InvalidRequest("the seed is not drawn yet", received="random", field="seed")
+        return self.seed
 
     @property
     def speakers(self) -> int:

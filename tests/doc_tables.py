@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic.fields import FieldInfo
@@ -72,6 +72,9 @@ def _default(field: FieldInfo, value: Any) -> str:
 
 def _allowed(field: FieldInfo) -> str:
     """Choices, range or length of a field; empty where its meaning says what it holds."""
+    parts = [FieldInfo.from_annotation(part) for part in get_args(field.annotation)]
+    if any(part.metadata for part in parts) and get_origin(field.annotation) is Union:
+        return " or ".join(map(_allowed, parts))
     kinds = [field.annotation, *get_args(field.annotation)]
     if bool in kinds:
         return "true, false"

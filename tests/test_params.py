@@ -348,6 +348,18 @@ def test_requests_round_trip_through_yaml(fields):
     assert GenerationParams(**params.model_dump(mode="json")) == params
 
 
+def test_a_seed_may_be_random_in_text_and_is_refused_by_its_field_otherwise(tmp_path):
+    (tmp_path / "a.yaml").write_text("audio_path: a\nimage_path: i\nseed: random\n")
+    params = GenerationParams.from_yaml(tmp_path / "a.yaml")
+    assert params.seed == GenerationParams(**yaml.safe_load(params.to_yaml())).seed == "random"
+    with pytest.raises(InvalidRequest, match="not drawn"):
+        _ = params.drawn_seed
+    for value in ("randomly", -1, 2**63, 1.5):
+        with pytest.raises(InvalidRequest, match=r"^`seed` is not valid") as refusal:
+            params.replace(seed=value)
+        assert refusal.value.field == "seed"
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

@@ -7,6 +7,8 @@ from pydantic.fields import FieldInfo
 
 from talkinghead_lab.errors import InvalidRequest
 
+OF_UNIONS = ("constrained-int", "literal[")  # pydantic names the alternative of a union behind its field
+
 
 class Contradiction(ValueError):
     """Two fields contradict each other; `field` is the one to change."""
@@ -19,7 +21,8 @@ class Contradiction(ValueError):
 def first_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> InvalidRequest:
     """Convert pydantic's first error into ours: field, received value, allowed values."""
     finding = error.errors(include_url=False)[0]
-    name = ".".join(map(str, finding["loc"])) or "request"
+    place = [str(part) for part in finding["loc"] if not str(part).startswith(OF_UNIONS)]
+    name = ".".join(place) or "request"
     if finding["type"] == "missing":
         return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=name)
     if not finding["loc"]:  # fields that contradict each other

@@ -146,7 +146,7 @@ class ChunkGenerator:
             with self.stage("vae_encode"), networks.use(networks.vae):
                 motion = networks.vae.encode(previous[None, :, -chunk.repeated :].to(networks.device))
         if noise is None:
-            noise = chunk_noise(request.seed, chunk.index, grid.latent_shape(networks.vae.config.z_dim))
+            noise = chunk_noise(request.drawn_seed, chunk.index, grid.latent_shape(networks.vae.config.z_dim))
         with self.stage("sampling"), networks.use(networks.dit, self.plan.needs["sampling"]):
             fixed = self._chunk_conditions(chunk, grid, motion)
             start = noise[None].to(networks.device)

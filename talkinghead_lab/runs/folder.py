@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -166,6 +167,17 @@ class RunFolder:
                 if CHUNK_FILE.fullmatch(path.name):
                     path.unlink()
             self.chunk_folder.rmdir()
+
+
+def with_drawn_seed(params: GenerationParams, run_dir: str | Path | None) -> GenerationParams:
+    """The request with a number for the seed `random`: that of the run in the folder, or a new one."""
+    if params.seed != "random":
+        return params
+    request = None if run_dir is None else project_folder() / run_dir / REQUEST
+    if request is not None and request.is_file():
+        with suppress(InvalidRequest):  # opening the folder reports it
+            return params.replace(seed=GenerationParams.from_yaml(request).seed)
+    return params.replace(seed=secrets.randbelow(2**32))
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
 from talkinghead_lab.runs.chunk_files import ChunkFiles
-from talkinghead_lab.runs.folder import RunFolder, read_record
+from talkinghead_lab.runs.folder import RunFolder, read_record, with_drawn_seed
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests, seen_files
 from talkinghead_lab.runs.record import read_own_file, size_of_own_file, video_of
@@ -135,6 +135,7 @@ def generate(
         OutOfMemory: the device or the budget is too small. The device is left clean, finished chunks stay.
         Stopped: `on_progress` returned False; finished chunks stay.
     """
+    params = with_drawn_seed(params, run_dir)
     clock = StageClock()
     with clock("read"):
         inputs = inputs or read_inputs(params)

@@ -20,6 +20,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.runs.folder import with_drawn_seed
 from talkinghead_lab.runs.generate import GenerationResult, ResumePoint, generate
 from talkinghead_lab.runs.origin import seen_files
 
@@ -43,6 +44,7 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
         run_dir: the run's folder; an unfinished run resumes. None: a new one, named by the first process.
     """
     with _process_group(params) as share:
+        params = share.broadcast(with_drawn_seed(params, run_dir))
         pipeline = Pipeline.load(params)
         pipeline.dit.group = share
         result = None

@@ -172,6 +172,9 @@ class Sweep:
                 given = dict(zip(replicates, repeat, strict=True))
                 known = {name: value for name, value in given.items() if value is not None}
                 params = GenerationParams(**{**fields, **known})
+                if params.seed == "random":
+                    remedy = "List numbers under seeds: by them, finished runs are found again."
+                    raise InvalidRequest("a sweep needs its seeds", received="random", remedy=remedy)
                 yield Cell(params, position | dict(zip(PAIRED_BY, repeat, strict=True)))
 
     def values(self) -> dict[str, list[Any]]:

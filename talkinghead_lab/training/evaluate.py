@@ -130,7 +130,7 @@ class VideoSampler:
                 audio = torch.stack(windows)[:, None]
                 grid = LatentGrid(chunk.frames, FRAME_SIZE, FRAME_SIZE)
                 shape = grid.latent_shape(vae.config.z_dim)
-                noises = [chunk_noise(params.seed + seed + i, chunk.index, shape) for i in range(count)]
+                noises = [chunk_noise(params.drawn_seed + seed + i, chunk.index, shape) for i in range(count)]
                 silence = torch.zeros_like(audio)
                 conditions = ChunkConditions(
                     picture=with_mask(picture[:, :, : grid.latent_frames].float()),

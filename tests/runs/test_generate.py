@@ -364,3 +364,22 @@ def test_exit_status_tells_bad_input_from_failure(request_for, tmp_path):
     assert "Traceback" not in done.stderr
     (tmp_path / "notes.txt").write_text("mine")
     assert shell("generate", str(request), "--run", str(tmp_path)).returncode == 1
+
+
+def test_a_random_seed_is_drawn_once_and_recorded(request_for, tmp_path, monkeypatch):
+    params = request_for(seed="random", max_frames=13)
+    run = tmp_path / "run"
+    stopped = iter([True, False])
+    with pytest.raises(Stopped):
+        generate(params, run, on_progress=lambda progress: next(stopped), show_progress=False)
+    drawn = GenerationParams.from_yaml(run / "request.yaml").seed
+    result = generate(params, run, show_progress=False)
+    record = json.loads((run / "run.json").read_text())
+    assert record["request"]["seed"] == drawn
+    assert isinstance(drawn, int) and result.metadata["seed"] == str(drawn)
+    assert record["chunks_of_earlier_calls"] == 1
+    assert GenerationParams.from_video(result.video_path).seed == drawn
+    again = generate(params.replace(seed=drawn), tmp_path / "same", show_progress=False)
+    assert again.video_path.read_bytes()[-2000:] == result.video_path.read_bytes()[-2000:]
+    other = generate(params, tmp_path / "other", show_progress=False)
+    assert other.metadata["seed"] != str(drawn)

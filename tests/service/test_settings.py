@@ -103,3 +103,8 @@ def test_the_page_lists_every_endpoint():
     listed = re.search(r"\| call \|.*?\n\n", PAGE, re.S)[0]
     for path in create_app(ServiceSettings()).openapi()["paths"]:
         assert re.sub(r"\{job_id\}", "{id}", path) in listed, path
+
+
+def test_a_call_may_ask_for_a_random_seed():
+    call = VideoRequest(**CALL, seed="random")
+    assert ServiceSettings().params(**call.model_dump(exclude_unset=True)).seed == "random"

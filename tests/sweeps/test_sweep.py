@@ -265,3 +265,11 @@ def test_a_damaged_cell_is_one_failed_cell_until_it_is_retried(sections, tmp_pat
     assert results(sweep, tmp_path)["state"].to_list() == table["state"].to_list()
     run_sweep(sweep, tmp_path, retry_failed=True, show_progress=False)
     assert results(sweep, tmp_path)["state"].to_list() == ["finished"] * 6
+
+
+@pytest.mark.parametrize("where", [{"seeds": [1, "random"]}, {"base": {"seed": "random"}}])
+def test_a_sweep_refuses_seeds_that_are_not_numbers(where):
+    media = {"image_path": "sample:portrait", "audio_path": "sample:recording"}
+    sections = where | {"base": media | where.get("base", {}), "axes": {"diffusion_steps": [1]}}
+    with pytest.raises(InvalidRequest, match="List numbers under seeds"):
+        Sweep.from_sections(sections)

@@ -169,3 +169,9 @@ def test_fields_at_their_defaults_follow_the_checkpoint():
     assert form.params == REQUEST.replace(text_guide_scale=3.0, diffusion_steps=8)
     form.load(GenerationParams(**MEDIA_FIELDS, checkpoint="released"))
     assert form.params.diffusion_steps == 40
+
+
+def test_a_seed_may_be_random():
+    form = RequestForm(REQUEST, lambda: None)
+    form["seed"].widget.value = "random"
+    assert (form.params.seed, form.mark()) == ("random", "")
