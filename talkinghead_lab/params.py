@@ -24,21 +24,12 @@ from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
 from talkinghead_lab.foundation import notebook_cells, parameter_text, schema
 from talkinghead_lab.foundation.field_errors import Contradiction, first_error, not_valid
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk, largest_size
-from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, project_folder
+from talkinghead_lab.foundation.paths import absolute
 
 VIDEO_METADATA_KEY = "comment"
 
 
-def _absolute(path: object) -> object:
-    """Return the absolute path; names of bundled samples stay unchanged."""
-    if isinstance(path, str) and not path.strip():
-        raise ValueError("must not be empty")
-    if not isinstance(path, str | Path) or str(path).startswith(SAMPLE_PREFIX):
-        return path
-    return str(project_folder() / Path(path).expanduser())
-
-
-MediaPath = Annotated[str, BeforeValidator(_absolute)]
+MediaPath = Annotated[str, BeforeValidator(absolute)]
 Box = tuple[int, int, int, int]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -344,13 +335,9 @@ class GenerationParams(BaseModel):
     @classmethod
     def from_video(cls, path: str | Path) -> Self:
         """Read the request from the metadata of a video that this package generated."""
-        import av
+        from talkinghead_lab.media.video import read_metadata
 
-        try:
-            with av.open(str(path)) as container:
-                text = container.metadata.get(VIDEO_METADATA_KEY, "")
-        except (OSError, av.error.FFmpegError) as error:
-            raise MediaError(f"the video cannot be opened ({error})", received=str(path)) from None
+        text = read_metadata(path).get(VIDEO_METADATA_KEY, "")
         try:
             fields = parameter_text.parse(text)
         except ValueError:

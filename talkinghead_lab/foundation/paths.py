@@ -27,6 +27,19 @@ def project_folder() -> Path:
     return here.parent if here.name == "notebooks" and is_own else here
 
 
+def absolute(path: object) -> object:
+    """The absolute path of a request's field; names of bundled samples stay unchanged.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if isinstance(path, str) and not path.strip():
+        raise ValueError("must not be empty")
+    if not isinstance(path, str | Path) or str(path).startswith(SAMPLE_PREFIX):
+        return path
+    return str(project_folder() / Path(path).expanduser())
+
+
 def local_file(value: str) -> Path:
     """The file a path of a request names; `sample:NAME` is a file bundled with the package.
 

@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.media.audio import SOUNDTRACK_RATE
@@ -219,6 +220,19 @@ def probe(path: str | Path) -> VideoFacts:
             audio_seconds=_seconds(sound) if sound else 0.0,
             codecs=tuple(found.codec_context.name for found in (stream, sound) if found),
         )
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the metadata of a file, such as its comment.
+
+    Raises:
+        MediaError: the file cannot be opened.
+    """
+    try:
+        with av.open(str(path)) as container:
+            return dict(container.metadata)
+    except (OSError, av.error.FFmpegError) as error:
+        raise MediaError(f"the video cannot be opened ({error})", received=str(path)) from None
 
 
 def _seconds(stream: VideoStream | AudioStream) -> float:
