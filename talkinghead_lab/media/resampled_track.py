@@ -25,6 +25,8 @@ LARGEST_SAMPLE = 1e12
 # opposite phase: two equally loud ones whose correlation is below −0.75.
 CANCELLATION = 0.25
 
+LONGEST_GAP = 1  # second of silence inside a part
+
 Wave = NDArray[np.float32]
 
 
@@ -32,7 +34,8 @@ class ResampledTrack:
     """A sound track at another sample rate; more than two channels become stereo, as FFmpeg mixes them.
 
     Consecutive frames of one sample rate and number of channels are resampled with soxr HQ as one part, as
-    `librosa.load` does. Each part is placed at its own time, and between parts there is silence.
+    `librosa.load` does. Each part is placed at its own time, and between parts there is silence. So is a
+    short gap inside a part: starting a part takes longer than resampling silence.
 
     Args:
         rate: samples per second of the result.
@@ -67,11 +70,12 @@ class ResampledTrack:
                     remedy="Export it again, for example as 16-bit wav.",
                 )
             block = self._mixed(np.ascontiguousarray(samples.T))
-            part = self._parts[-1] if self._parts else None
-            if part is None or not part.continues(start, rate, len(block)):
-                part = _Part(start, rate, len(block), self.rate)
-                self._parts.append(part)
-            part.add(block)
+            gap = self._parts[-1].gap(start, rate, len(block)) if self._parts else None
+            if gap is None:
+                self._parts.append(_Part(start, rate, len(block), self.rate))
+            elif gap:
+                block = np.pad(block, ((0, 0), (gap, 0)))
+            self._parts[-1].add(block)
 
     def wave(self) -> Wave:
         """Finish: [channels, ceil(seconds · rate)], stereo if any part is; frees the parts."""
@@ -168,9 +172,11 @@ class _Part:
         """Seconds."""
         return self.start + Fraction(self.samples, self.rate)
 
-    def continues(self, start: Fraction, rate: int, channels: int) -> bool:
-        """Whether such samples follow without a break."""
-        return (rate, channels) == (self.rate, self.channels) and start == self.end
+    def gap(self, start: Fraction, rate: int, channels: int) -> int | None:
+        """Samples of silence before such a block; None: it does not belong to this part."""
+        gap = round((start - self.end) * self.rate)
+        belongs = (rate, channels) == (self.rate, self.channels) and gap <= LONGEST_GAP * rate
+        return gap if belongs else None
 
     def add(self, block: Wave) -> None:
         """Add [channels, samples]."""

@@ -8,7 +8,6 @@ import traceback
 import numpy as np
 
 from talkinghead_lab.errors import MediaError
-from talkinghead_lab.media import sound_track
 from talkinghead_lab.media.audio import read_recording
 
 MEMORY = 6 * 2**30
@@ -18,7 +17,7 @@ LONGEST = 600  # seconds; headers that lie about time cost less than with the li
 def outcome(path):
     """What reading a file gives, in words; None: as it should be."""
     try:
-        recording = read_recording(path)
+        recording = read_recording(path, max_seconds=LONGEST)
     except MediaError:
         return {"refused": True}
     except BaseException:
@@ -40,7 +39,6 @@ def outcome(path):
 
 
 if __name__ == "__main__":
-    sound_track.MAX_SECONDS = LONGEST
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         print(json.dumps(outcome(line.rstrip("\n"))), flush=True)
