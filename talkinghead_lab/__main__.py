@@ -1,6 +1,8 @@
 """Generate, verify, plan and sweep audio-driven talking-head videos from a shell."""
 
 import argparse
+import atexit
+import gc
 import json
 import logging
 import signal
@@ -19,6 +21,7 @@ PROTECTION = " "  # an argument that begins with it is never taken for an option
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 2 for invalid input, 1 for a failure, 130 if interrupted or terminated."""
     options = parse(arguments)
+    atexit.register(gc.freeze)  # otherwise Python searches all of PyTorch for garbage when it ends: a second
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         with _terminated_like_ctrl_c():

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from talkinghead_lab.errors import MediaError, MediaTooLarge, OutputError, TalkingHeadError
+from talkinghead_lab.errors import MediaError, MediaTooLarge, NoSpaceLeft, OutputError, TalkingHeadError
 from talkinghead_lab.foundation.digests import sha256_of_file
 from talkinghead_lab.foundation.files import NO_SPACE
 
@@ -129,7 +129,7 @@ def _cannot_copy(original: str, path: Path | None, error: OSError) -> OutputErro
     folder = path.parent.parent if path else tempfile.gettempdir()
     if error.errno in NO_SPACE:
         remedy = f"Free space under {folder}; TMPDIR names another folder for copies."
-        return OutputError("no space left to copy an input", received=original, remedy=remedy)
+        return NoSpaceLeft("no space left to copy an input", received=original, remedy=remedy)
     return OutputError(
         f"an input cannot be copied ({error.strerror})", received=original, remedy=f"Check {folder}."
     )

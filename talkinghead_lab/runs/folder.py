@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from talkinghead_lab.defaults import completed_version_1
-from talkinghead_lab.errors import InvalidRequest, OutputError
+from talkinghead_lab.errors import InvalidRequest, NoSpaceLeft, OutputError
 from talkinghead_lab.foundation import digests, schema
-from talkinghead_lab.foundation.files import LOCK, atomic_path, locked, remove_file
+from talkinghead_lab.foundation.files import LOCK, NO_SPACE, atomic_path, locked, remove_file
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.chunk_files import ChunkFiles
@@ -209,13 +209,12 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 @contextmanager
 def _usable(folder: Path) -> Iterator[None]:
-    """Turn errors of the file system into `OutputError`."""
+    """Turn errors of the file system into `OutputError`, or `NoSpaceLeft`."""
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"the run's folder cannot be made ({error.strerror})", received=str(folder)
-        ) from None
+        kind = NoSpaceLeft if error.errno in NO_SPACE else OutputError
+        raise kind(f"the run's folder cannot be made ({error.strerror})", received=str(folder)) from error
 
 
 def _remove_partial_files(folder: Path) -> None:

@@ -27,9 +27,9 @@ import polars
 import yaml
 from tqdm.auto import tqdm
 
-from talkinghead_lab.errors import InvalidRequest, OutputError, TalkingHeadError, nearest_name
+from talkinghead_lab.errors import InvalidRequest, NoSpaceLeft, OutputError, TalkingHeadError, nearest_name
 from talkinghead_lab.foundation import digests
-from talkinghead_lab.foundation.files import atomic_path, locked
+from talkinghead_lab.foundation.files import NO_SPACE, atomic_path, locked
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.foundation.schema import versioned
 from talkinghead_lab.params import GenerationParams, read_yaml, typed_value
@@ -370,7 +370,8 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
+        kind = NoSpaceLeft if error.errno in NO_SPACE else OutputError
+        raise kind(
             f"the folder of the sweep cannot be created ({error.strerror})", received=str(folder)
         ) from None
 

@@ -17,9 +17,11 @@ import pytest
 
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import FolderLocked, InvalidRequest, NoSpaceLeft
+from talkinghead_lab.foundation import snapshot
 from talkinghead_lab.foundation.files import locked
 from talkinghead_lab.media import video
 from talkinghead_lab.runs import generate
+from talkinghead_lab.runs.folder import RunFolder
 from talkinghead_lab.runs.worker import Failure, Job
 from talkinghead_lab.sweeps.ray_cluster import _save
 from talkinghead_lab.sweeps.sweep import Sweep, results, run_sweep
@@ -150,7 +152,8 @@ def test_a_cell_that_another_process_writes_is_left_unfinished(sweep, tmp_path, 
     assert run_sweep(sweep, tmp_path, show_progress=False)["state"].to_list() == ["finished"] * 4
 
 
-def test_a_full_disk_ends_a_sweep(sweep, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", [(video, "write_video"), (RunFolder, "_prepare"), (snapshot, "_copy")])
+def test_a_full_disk_ends_a_sweep(sweep, tmp_path, monkeypatch, place):
     tried = []
 
     def full(*arguments):
@@ -158,8 +161,8 @@ def test_a_full_disk_ends_a_sweep(sweep, tmp_path, monkeypatch):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     with monkeypatch.context() as patch:
-        patch.setattr(video, "write_video", full)
-        with pytest.raises(NoSpaceLeft, match="Disk quota exceeded"):
+        patch.setattr(*place, full)
+        with pytest.raises(NoSpaceLeft):
             run_sweep(sweep, tmp_path, show_progress=False)
     assert len(tried) == 1, "every next cell would fail, too"
     assert results(sweep, tmp_path)["state"].to_list() == ["missing"] * 4
