@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from talkinghead_lab.errors import CheckpointError
 
+MOST_DIGITS = 3  # of a block's number
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -36,9 +37,20 @@ def shape_of(shapes: Shapes, name: str, dims: int, file: str) -> tuple[int, ...]
 
 
 def count_blocks(shapes: Shapes, prefix: str) -> int:
-    """Number of blocks `prefix`0, `prefix`1, …, inferred from the highest index."""
+    """Number of blocks `prefix`0, `prefix`1, …, inferred from the highest index.
+
+    Raises:
+        CheckpointError: the index is beyond every network's.
+    """
     pattern = re.compile(rf"{re.escape(prefix)}(\d+)\.")
-    return 1 + max((int(match[1]) for name in shapes if (match := pattern.match(name))), default=-1)
+    found = max((match[1] for name in shapes if (match := pattern.match(name))), key=_as_index, default="-1")
+    if len(found) > MOST_DIGITS:
+        raise CheckpointError("the number of a block is beyond every network's", received=prefix + found[:20])
+    return 1 + int(found)
+
+
+def _as_index(digits: str) -> tuple[int, str]:
+    return len(digits), digits
 
 
 def rename(name: str, modules: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +32,13 @@ from talkinghead_lab.models.encoders import image as image_encoder
 from talkinghead_lab.models.encoders import speech as speech_encoder
 from talkinghead_lab.models.encoders import text as text_encoder
 from talkinghead_lab.models.vae import model as vae
+from talkinghead_lab.weights import config_fields
+from talkinghead_lab.weights.config_fields import checked
 from talkinghead_lab.weights.quantization import from_released_quantized, insert_quantized_layers
 from talkinghead_lab.weights.reading import load_strict, read_tensors, shapes_of
 
 Network = TypeVar("Network", bound=nn.Module)
+Loader = Callable[["CheckpointFiles", torch.dtype | None, torch.device | str], Network]
 
 EMBEDDED_WEIGHTS = EMBEDDED_FOLDER / "weights"
 TRANSFORMER = "diffusion_pytorch_model"
@@ -123,13 +127,27 @@ def read_shards(folder: Path, stem: str = TRANSFORMER) -> dict[str, Tensor]:
 def _shards(folder: Path, stem: str) -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        files = sorted({folder / name for name in _read_json(index)["weight_map"].values()})
+        files = sorted({folder / name for name in _shard_names(index)})
     else:
         files = sorted(folder.glob(f"{stem}*.safetensors"))
     if not files:
         raise CheckpointError("no transformer weights", received=str(folder), allowed=f"{stem}*.safetensors")
     _check_shards_complete(files)
     return files
+
+
+def _shard_names(index: Path) -> set[str]:
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError("the index of the shards has no `weight_map`", received=str(index))
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise CheckpointError(
+                f"the index {index} names no file of its folder",
+                received=repr(name)[:80],
+                allowed="names of files beside it",
+            )
+    return set(names.values())
 
 
 def _check_shards_complete(files: list[Path]) -> None:
@@ -165,9 +183,11 @@ def weight_files(files: CheckpointFiles) -> dict[str, Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read as JSON ({error})", received=str(path)) from None
+    if not isinstance(fields, dict):
+        raise CheckpointError("is not a JSON object", received=str(path))
     return fields
 
 
@@ -180,14 +200,36 @@ def _weights_file(folder: Path, stem: str) -> Path:
     )
 
 
-def _sidecar_fields(path: Path) -> dict[str, Any]:
+def _sidecar(path: Path) -> dict[str, Any]:
     sidecar = path.with_suffix(".json")
     return _read_json(sidecar) if sidecar.is_file() else {}
 
 
+def _sidecar_fields(path: Path, kind: type[config_fields.Fields]) -> Mapping[str, Any]:
+    return checked(_sidecar(path), kind, path.with_suffix(".json"))
+
+
+def _explained(load: Loader[Network]) -> Loader[Network]:
+    """Have a loader report tensors and fields that contradict each other in a way it does not look for."""
+
+    @wraps(load)
+    def explained(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> Network:
+        try:
+            return load(files, dtype, device)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            what = load.__name__.removeprefix("load_").replace("_", " ")
+            raise CheckpointError(
+                f"no {what} can be built from these files ({type(error).__name__}: {error})",
+                received=f"{files.wan}, {files.wav2vec2} and {files.infinitetalk}",
+                remedy="Check that weights and .json files belong together.",
+            ) from error
+
+    return explained
+
+
 def quantization_map(infinitetalk: Path) -> dict[str, Any] | None:
     """The layers of a quantised transformer file, or None if the file is a plain adapter."""
-    fields = _sidecar_fields(infinitetalk)
+    fields = _sidecar(infinitetalk)
     return fields if fields and all(isinstance(kinds, dict) for kinds in fields.values()) else None
 
 
@@ -214,12 +256,14 @@ def transformer_width(files: CheckpointFiles) -> int | None:
     return width if isinstance(width, int) else None
 
 
+@_explained
 def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> DiT:
     """Load the transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file with both.
 
     Without a `dtype`, weights keep their stored type.
     """
-    fields = _read_json(files.wan / "config.json")
+    path = files.wan / "config.json"
+    fields = checked(_read_json(path), config_fields.TransformerFields, path)
     quantised = quantization_map(files.infinitetalk)
     if quantised is None:
         tensors = read_shards(files.wan) | read_tensors(files.infinitetalk)
@@ -230,25 +274,32 @@ def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.de
     return _build(DiT, config, tensors, source, dtype, device, quantised)
 
 
+@_explained
 def load_vae(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> vae.VAE:
     """Load the video autoencoder."""
     path = _weights_file(files.wan, VAE)
     tensors = read_tensors(path)
-    config = vae.VAEConfig.from_tensors(shapes_of(tensors), _sidecar_fields(path))
+    config = vae.VAEConfig.from_tensors(
+        shapes_of(tensors), _sidecar_fields(path, config_fields.AutoencoderFields)
+    )
     return _build(vae.VAE, config, vae.from_released(tensors, config), path.name, dtype, device)
 
 
+@_explained
 def load_image_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> image_encoder.ImageEncoder:
     """Load the image tower of CLIP."""
     path = _weights_file(files.wan, IMAGE_ENCODER)
     tensors = read_tensors(path)
-    config = image_encoder.ImageEncoderConfig.from_tensors(shapes_of(tensors), _sidecar_fields(path))
+    config = image_encoder.ImageEncoderConfig.from_tensors(
+        shapes_of(tensors), _sidecar_fields(path, config_fields.ImageEncoderFields)
+    )
     named = image_encoder.from_released(tensors, config)
     return _build(image_encoder.ImageEncoder, config, named, path.name, dtype, device)
 
 
+@_explained
 def load_text_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> text_encoder.TextEncoder:
@@ -260,7 +311,9 @@ def load_text_encoder(
     else:
         path, kinds = _weights_file(files.wan, TEXT_ENCODER), {}
         tensors = read_tensors(path)
-    config = text_encoder.TextEncoderConfig.from_tensors(shapes_of(tensors), _sidecar_fields(path))
+    config = text_encoder.TextEncoderConfig.from_tensors(
+        shapes_of(tensors), _sidecar_fields(path, config_fields.TextEncoderFields)
+    )
     named, quantised = (text_encoder.from_released(part, config) for part in (tensors, kinds))
     return _build(text_encoder.TextEncoder, config, named, path.name, dtype, device, quantised)
 
@@ -270,6 +323,7 @@ def load_tokenizer(files: CheckpointFiles, text_len: int) -> text_encoder.Tokeni
     return text_encoder.Tokenizer(files.wan / TOKENIZER, text_len)
 
 
+@_explained
 def load_speech_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> speech_encoder.SpeechEncoder:
@@ -280,6 +334,7 @@ def load_speech_encoder(
     preprocessor = files.wav2vec2 / "preprocessor_config.json"
     if preprocessor.is_file():
         fields |= _read_json(preprocessor)
+    checked(fields, config_fields.SpeechEncoderFields, files.wav2vec2 / "config.json")
     config = speech_encoder.SpeechEncoderConfig.from_tensors(shapes_of(tensors), fields)
     named = speech_encoder.from_released(tensors, config)
     return _build(speech_encoder.SpeechEncoder, config, named, path.name, dtype, device)

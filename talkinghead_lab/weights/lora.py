@@ -6,12 +6,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear, quantize_rows
+from talkinghead_lab.weights.reading import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +63,17 @@ def merge_lora(model: nn.Module, path: Path, strength: float) -> int:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the LoRA cannot be read ({error})", received=str(path)) from None
+        tensors = read_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the LoRA cannot be read: {error.problem}", received=str(path), remedy=error.remedy
+        ) from None
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() and not key.endswith("alpha"):
+            raise CheckpointError(
+                f"`{key}` of the LoRA {path} is not floating point", received=str(tensor.dtype)
+            )
+    return tensors
 
 
 def _by_layer(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

@@ -84,7 +84,9 @@ def insert_quantized_layers(module: nn.Module, quantization_map: Mapping[str, An
     for name, kinds in quantization_map.items():
         if name not in linears:
             raise CheckpointError("the quantisation map names a layer that the network lacks", received=name)
-        if kinds.get("weights") not in RELEASED_TYPES or kinds.get("activations", "none") != "none":
+        stored_as = kinds.get("weights") if isinstance(kinds, Mapping) else None
+        named = isinstance(stored_as, str) and stored_as in RELEASED_TYPES
+        if not named or kinds.get("activations", "none") != "none":
             raise CheckpointError(
                 f"the quantisation of layer {name} is not supported",
                 received=kinds,

@@ -75,6 +75,12 @@ class DiTConfig:
         return config
 
     def _check_fields(self, fields: Mapping[str, Any]) -> None:
+        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
+            raise CheckpointError(
+                "`num_heads` of config.json does not divide the transformer into heads of an even width",
+                received=f"{self.dim} channels for {self.num_heads} heads",
+                remedy="Use the config.json that came with the weights.",
+            )
         for name in ("dim", "ffn_dim", "num_layers", "in_dim", "out_dim", "freq_dim", "text_dim"):
             if fields.get(name, getattr(self, name)) != getattr(self, name):
                 raise CheckpointError(
