@@ -15,6 +15,7 @@ from talkinghead_lab import __version__
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
 LIBRARIES = ("torch", "transformers", "numpy", "av", "soxr", "pyloudnorm", "pillow", "safetensors")
+GPU_LIBRARIES = ("triton", "fa3-fwd")
 GIB = 2**30
 
 
@@ -27,9 +28,10 @@ def describe() -> dict[str, Any]:
         "talkinghead_lab": __version__,
         "git": git_state(PACKAGE_FOLDER),
         "python": platform.python_version(),
-        **{library: _version(library) for library in LIBRARIES},
+        **{library: _version(library) for library in (*LIBRARIES, *GPU_LIBRARIES)},
         "platform": platform.platform(),
         "cpu": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_cores": _usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
@@ -37,6 +39,8 @@ def describe() -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cublas_workspace_config": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
     }
 
 

@@ -256,6 +256,7 @@ def _finish(
             "result": result.to_json() | {"video_path": path.name},
             "request": resolved.request.model_dump(mode="json"),
             "resolved": resolved.to_json(),
+            "kernels": pipeline.dit.kernels(),
             "inputs": origin.media,
             "weights": origin.weights,
             "loras": origin.loras,

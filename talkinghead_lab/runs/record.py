@@ -78,6 +78,7 @@ class _Record(_Part):
     measures: list[_Measure]
     chunks: list[_Chunk]
     checks: dict[str, Any] = {}
+    kernels: dict[str, Any] = {}
 
 
 def check_form(record: Any, path: Path) -> None:

@@ -19,6 +19,16 @@ from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.record import video_of
 
 Change = tuple[Any, Any]
+# The parts of a record that can explain a difference, as they are named before what differs in them.
+PARTS = {
+    "resolved": "setting, ",
+    "kernels": "kernel, ",
+    "inputs": "medium, ",
+    "weights": "weights, ",
+    "environment": "machine, ",
+    "loras": "LoRAs",
+}
+SHOWN_OF_DIGEST = 12  # characters
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,9 @@ class Verification:
                 f"first differing frame: {self.first_frame}, PSNR {self.psnr:.1f} dB; "
                 f"worst frame {self.worst_psnr:.1f} dB"
             )
-        lines += [f"{name}: {then} then, {now} now" for name, (then, now) in self.changed.items()]
+        for name, (then, now) in self.changed.items():
+            part, _, rest = name.partition(".")
+            lines.append(f"{PARTS[part]}{rest.replace('_', ' ')}: {_words(then)} then, {_words(now)} now")
         return "\n".join(lines)
 
 
@@ -129,16 +141,27 @@ def _first_difference(then: Path, now: Path) -> tuple[int | None, float | None, 
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Change]:
-    """List media, weights, settings and environment that differ; settings that both records have."""
+    """List media, weights, LoRAs, settings, kernels and environment that differ."""
     changes = {}
-    for part in ("resolved", "inputs", "weights", "environment"):
-        names = then[part].keys() | now[part].keys()
-        if part == "resolved":  # earlier versions recorded fewer
-            names = then[part].keys() & now[part].keys()
+    for part in ("resolved", "kernels", "inputs", "weights", "environment"):
+        before, after = then.get(part, {}), now[part]
+        names = before.keys() | after.keys()
+        if part not in ("inputs", "weights"):  # earlier versions recorded fewer
+            names = before.keys() & after.keys()
         for name in sorted(names):
-            before, after = then[part].get(name), now[part].get(name)
-            if before != after:
-                changes[f"{part}.{name}"] = (before, after)
+            if before.get(name) != after.get(name):
+                changes[f"{part}.{name}"] = (before.get(name), after.get(name))
     if then["loras"] != now["loras"]:
         changes["loras"] = (then["loras"], now["loras"])
     return changes
+
+
+def _words(value: object) -> str:
+    """A recorded value; of a digest only the beginning."""
+    if isinstance(value, list):
+        return "; ".join(map(_words, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(each)}" for name, each in value.items())
+    if isinstance(value, str) and len(value) == 64:
+        return f"{value[:SHOWN_OF_DIGEST]}…"
+    return "none" if value is None else str(value)

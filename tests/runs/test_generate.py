@@ -88,6 +88,9 @@ def test_record(run, request_for):
         "storage_type": None, "decode_type": "float32", "attention": "sdpa", "compiled": False,
         "offloaded": False, "vram_budget_gib": None, "warnings": [],
     }  # fmt: skip
+    assert record["kernels"] == {
+        "self_attention": "sdpa", "cross_attention": "sdpa", "fused_layers": False, "processes": 1,
+    }  # fmt: skip
     assert record["checks"]["frame_count"] == {"passed": True, "measured": 25}
     assert {"read", "text", "audio", "image", "vae_encode", "sampling", "decode", "mux"} <= set(
         record["stages"]

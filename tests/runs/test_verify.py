@@ -80,6 +80,49 @@ def test_a_video_that_was_changed_since_is_told(finished, pipeline):
     assert found.first_chunk is None
 
 
+def test_a_video_that_no_longer_plays_is_told(finished, pipeline):
+    finished.video_path.write_bytes(finished.video_path.read_bytes()[:200])
+    found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
+    assert (found.identical, found.video_intact, found.first_chunk) == (False, False, None)
+
+
+def test_what_differs_is_named_in_words(finished, pipeline):
+    other = {"path": "fast.safetensors", "scale": 0.5, "sha256": "b" * 64}
+
+    def differ(record) -> None:
+        record["resolved"].update(attention="flash3", compiled=True, decode_type="float16")
+        record["resolved"].pop("storage_type")  # as in an earlier version
+        record["kernels"].update(self_attention="flash3", processes=2)
+        record["inputs"].update(audio_path="a" * 64)
+        record["environment"].update(gpu="NVIDIA H100", torch_threads=64)
+        record["weights"] = {"wan/other.safetensors": "c" * 64}
+        record["loras"] = [other]
+
+    change_record(finished.run_dir, differ)
+    found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
+    assert found.changed["kernels.self_attention"] == ("flash3", "sdpa")
+    assert found.changed["loras"] == ([other], [])
+    lines = str(found).splitlines()
+    for line in (
+        "setting, attention: flash3 then, sdpa now",
+        "setting, compiled: True then, False now",
+        "setting, decode type: float16 then, float32 now",
+        "kernel, self attention: flash3 then, sdpa now",
+        "kernel, processes: 2 then, 1 now",
+        "machine, gpu: NVIDIA H100 then, none now",
+        "weights, wan/other.safetensors: cccccccccccc… then, none now",
+        "LoRAs: path fast.safetensors, scale 0.5, sha256 bbbbbbbbbbbb… then, none now",
+    ):
+        assert line in lines
+    assert any(line.startswith("medium, audio path: aaaaaaaaaaaa… then, ") for line in lines)
+    assert "storage" not in str(found)
+
+
+def test_a_record_without_kernels_is_verified(finished, pipeline):
+    change_record(finished.run_dir, lambda record: record.pop("kernels"))
+    assert verify(finished.run_dir, pipeline=pipeline, show_progress=False).changed == {}
+
+
 def test_without_a_finished_run_there_is_nothing_to_verify(tmp_path):
     with pytest.raises(OutputError, match="no finished run"):
         verify(tmp_path)

@@ -26,6 +26,7 @@ from talkinghead_lab.models.kernels.attention import (
     choose_attention,
     grid_angles,
     runs_triton,
+    used_kernel,
 )
 
 # The released head width; the Triton kernels are tuned for it.
@@ -153,6 +154,17 @@ class DiT(nn.Module):
             block.self_attn.kernel = chosen
             block.cross_attn.kernel = chosen if chosen in EXACT_KERNELS else exact
             block.self_attn.has_triton_kernels = block.cross_attn.has_triton_kernels = has_triton_kernels
+
+    def kernels(self) -> dict[str, Any]:
+        """The kernels that run, for the record: of both attentions, and whether block layers are fused."""
+        own, cross = self.blocks[0].self_attn, self.blocks[0].cross_attn
+        fused = own.has_triton_kernels and self.dtype is torch.bfloat16
+        return {
+            "self_attention": used_kernel(own.kernel, self.dtype),
+            "cross_attention": "fused" if fused else used_kernel(cross.kernel, self.dtype),
+            "fused_layers": fused,
+            "processes": self.group.size,
+        }
 
     def compile_blocks(self) -> None:
         """Compile the blocks and the head: one graph per shape, shared by all blocks.

@@ -20,8 +20,6 @@ def attention(
 ) -> Tensor:
     """Softmax attention over [B, tokens, heads, head width] tensors; the result has the query's shape.
 
-    FlashAttention 3 takes bf16 only; for other types `sdpa` replaces it.
-
     Args:
         query: [B, L, heads, head width].
         key, value: [B, N, heads, head width].
@@ -30,9 +28,12 @@ def attention(
     """
     if query_bound is not None and kernel == "flash3_fp8":
         return attention_flash3_fp8(query, key, value, query_bound)
-    if kernel == "flash3" and query.dtype != torch.bfloat16:
-        kernel = "sdpa"
-    return KERNELS[kernel].attend(query, key, value)
+    return KERNELS[used_kernel(kernel, query.dtype)].attend(query, key, value)
+
+
+def used_kernel(kernel: str, dtype: torch.dtype) -> str:
+    """The kernel that runs: FlashAttention 3 takes bf16 only; for other types `sdpa` replaces it."""
+    return "sdpa" if kernel == "flash3" and dtype != torch.bfloat16 else kernel
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
