@@ -15,10 +15,12 @@ import pytest
 
 from talkinghead_lab import GenerationParams, generate
 from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, Stopped
+from talkinghead_lab.foundation.digests import sha256_of_file
 from talkinghead_lab.foundation.schema import SCHEMA_VERSION
 from talkinghead_lab.media import video
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import read_inputs
+from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.jobs import Progress
 from tests.pipeline.start import start
@@ -386,3 +388,28 @@ def test_a_random_seed_is_drawn_once_and_recorded(request_for, tmp_path, monkeyp
     assert again.video_path.read_bytes()[-2000:] == result.video_path.read_bytes()[-2000:]
     other = generate(params, tmp_path / "other", show_progress=False)
     assert other.metadata["seed"] != str(drawn)
+
+
+def test_a_driving_video_overwritten_during_a_run_changes_nothing(run, request_for, tmp_path):
+    def film(level: int) -> bytes:
+        frames = (
+            np.full((25, 64, 64, 3), level, np.uint8) + np.arange(25, dtype=np.uint8)[:, None, None, None]
+        )
+        video.write_video(tmp_path / f"{level}.mp4", [frames], None, 25, {})
+        return (tmp_path / f"{level}.mp4").read_bytes()
+
+    path = tmp_path / "film.mp4"
+    path.write_bytes(film(30))
+    digest = sha256_of_file(path)
+    params, other = request_for(image_path=str(path)), film(200)
+    undisturbed = read_record(run(params, run_dir=tmp_path / "undisturbed").run_dir)
+
+    def overwrite(progress: Progress) -> None:
+        path.write_bytes(other)  # in place: an open file would see it
+
+    record = read_record(run(params, on_progress=overwrite).run_dir)
+    assert record["inputs"]["image_path"] == digest
+    assert digests(record) == digests(undisturbed)
+    assert len(digests(record)) > 2
+    again = read_record(run(params, run_dir=tmp_path / "again").run_dir)
+    assert digests(again) != digests(undisturbed)

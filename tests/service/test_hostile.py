@@ -2,16 +2,23 @@
 
 import json
 import os
+import shutil
 import socket
+import threading
 import time
-import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 from PIL import Image
+
+from tests.service import hostile_files
 
 VALID = {"audio_path": "recording.wav", "image_path": "portrait.png", "prompt": "a calm presenter"}
 TELLTALES = ("Traceback", "talkinghead_lab/", "/tmp", "/usr", "/etc", 'File "', "pydantic.dev", "root:")
@@ -41,21 +48,12 @@ def traps(shared, recording) -> None:
     (shared / "picture.svg").write_text(
         '<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>'
     )
-    (shared / "bomb.png").write_bytes(png(60_000, 60_000))
-    (shared / "wide.png").write_bytes(png(9000, 9000))
+    (shared / "bomb.png").write_bytes(hostile_files.png(60_000, 60_000))
+    (shared / "wide.png").write_bytes(hostile_files.png(9000, 9000))
+    hostile_files.many_frames(shared / "frames.mp4", 60_000_000)
+    hostile_files.video(shared / "aspect.mp4", 2000, 2, Fraction(300, 1))
     (shared / "cut.png").write_bytes((shared / "portrait.png").read_bytes()[:2000])
     Image.new("RGB", (2000, 2)).save(shared / "sliver.png")
-
-
-def png(width: int, height: int) -> bytes:
-    """A PNG whose header claims this size and whose data are far smaller."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def with_fields(**fields) -> bytes:
@@ -103,6 +101,8 @@ PATHS = {
     "bomb": ("image_path", "bomb.png", 413),
     "many pixels": ("image_path", "wide.png", 413),
     "truncated image": ("image_path", "cut.png", 422),
+    "60 million frames": ("image_path", "frames.mp4", 422),
+    "pixels of 300 to 1": ("image_path", "aspect.mp4", 422),
     "sliver": ("image_path", "sliver.png", 422),
     "recording as image": ("image_path", "recording.wav", 422),
     "image as recording": ("audio_path", "portrait.png", 422),
@@ -198,6 +198,34 @@ def test_a_body_of_another_content_type_is_rejected(target):
         "/api/generate-video", content=with_fields(), headers={"Content-Type": "text/xml"}
     )
     assert_rejected(target, response, (415, 422))
+
+
+def test_a_clock_that_lies_does_not_shorten_a_recording(target, shared):
+    if not shutil.which("ffmpeg"):
+        pytest.skip("ffmpeg is not installed")
+    soundfile.write(shared / "tone.wav", np.sin(np.arange(8000 * 6) / 10), 8000)
+    hostile_files.with_timescale(shared / "tone.wav", shared / "clock.m4a")
+    assert_rejected(target, target.generate(audio_path="clock.m4a"), 413)
+
+
+def test_claims_of_an_index_take_little_memory(target, shared):
+    """Of 6 at once, each would take 2.1 GB."""
+    service, peak, ended = psutil.Process(target.process.pid), [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            for process in service.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(lambda _: target.generate(image_path="frames.mp4"), range(6)))
+    ended.set()
+    watcher.join()
+    assert {answer.status_code for answer in answers} <= {422, 503}
+    assert peak[0] < 1.3 * 2**30, "MEDIA_MIB and what the process has from its start"
 
 
 def head_of(target, length: int) -> bytes:
