@@ -61,7 +61,7 @@ class ServiceSettings(BaseSettings):
     largest_mib: float = Field(1024, gt=0, description="maximum size of an input file")
     media_seconds: float = Field(120, gt=0, description="time limit for decoding an input file")
     media_mib: float = Field(
-        1024, ge=64, description="memory limit for decoding an input file; a minute of sound takes 27 MiB"
+        1536, ge=64, description="memory limit for decoding an input file; a minute of sound takes 27 MiB"
     )
 
     @classmethod

@@ -225,7 +225,7 @@ def test_claims_of_an_index_take_little_memory(target, shared):
     ended.set()
     watcher.join()
     assert {answer.status_code for answer in answers} <= {422, 503}
-    assert peak[0] < 1.3 * 2**30, "MEDIA_MIB and what the process has from its start"
+    assert peak[0] < 2**30
 
 
 def head_of(target, length: int) -> bytes:
