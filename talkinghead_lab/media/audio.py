@@ -62,9 +62,8 @@ def read_recording(
         if speech.loudest:
             speech = MonoTrack(SAMPLE_RATE, speech.loudest)
             decode(path, file, (speech,), track, max_seconds)
-    heard = _after(speech.wave(), SAMPLE_RATE, start, path)[0]
-    soundtrack = _after(sound.wave(), SOUNDTRACK_RATE, start, path)
-    return Recording(normalize_loudness(heard).astype(np.float32), soundtrack)
+    normalized = normalize_loudness(_after(speech.wave(), SAMPLE_RATE, start, path)[0]).astype(np.float32)
+    return Recording(normalized, _after(sound.wave(), SOUNDTRACK_RATE, start, path))
 
 
 def read_soundtrack(path: str | Path, track: int | None = None, start: float = 0.0) -> Wave:

@@ -140,7 +140,7 @@ class MonoTrack(ResampledTrack):
             channel = self._chosen[len(block)]
             return block[channel : channel + 1]
         mean: Wave = block.mean(axis=0, keepdims=True)
-        energies = _energies(np.concatenate([block, mean]))
+        energies = np.append(_energies(block), _energies(mean))
         self._energies[len(block)] = self._energies.get(len(block), 0.0) + energies
         return mean
 
@@ -152,7 +152,7 @@ def to_mono(wave: Wave) -> Wave:
 
 
 def _energies(wave: Wave) -> NDArray[np.float64]:
-    return cast(NDArray[np.float64], np.einsum("cn,cn->c", wave, wave, dtype=np.float64))
+    return np.array([np.dot(channel, channel) for channel in wave], np.float64)
 
 
 def _cancel(energies: NDArray[np.float64], mean: float) -> bool:
@@ -165,7 +165,7 @@ class _Part:
     def __init__(self, start: Fraction, rate: int, channels: int, to: int) -> None:
         self.start, self.rate, self.channels, self.to, self.samples = start, rate, channels, to, 0
         self._stream = soxr.ResampleStream(rate, to, channels, dtype="float32", quality="HQ")
-        self._blocks = deque[Wave]()
+        self._first, self._blocks = float(start), deque[Wave]()
 
     @property
     def end(self) -> Fraction:
@@ -174,7 +174,8 @@ class _Part:
 
     def gap(self, start: Fraction, rate: int, channels: int) -> int | None:
         """Samples of silence before such a block; None: it does not belong to this part."""
-        gap = round((start - self.end) * self.rate)
+        # Floats, for speed: the result is a whole number of samples.
+        gap = round((float(start) - self._first) * self.rate) - self.samples
         belongs = (rate, channels) == (self.rate, self.channels) and gap <= LONGEST_GAP * rate
         return gap if belongs else None
 

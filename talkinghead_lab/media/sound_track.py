@@ -24,11 +24,11 @@ MAX_SECONDS = 2 * 60 * 60
 MAX_DAMAGE = 0.1
 # Timestamps jitter: containers round them, and programs that record write them by the clock. Gaps of up to
 # one video frame are ignored, since nobody sees them; so are late starts of up to 1 ms (FFmpeg's `min_comp`).
-GAP_TOLERANCE, START_TOLERANCE = Fraction(1, FRAMES_PER_SECOND), Fraction(1, 1000)
+GAP_TOLERANCE, START_TOLERANCE = 1 / FRAMES_PER_SECOND, 0.001
 # A larger step back is a clock that was set anew, as between joined files.
-RESTART = Fraction(1)
+RESTART = 1.0
 # In formats whose clock may be set anew, a larger step ahead is that, too: FFmpeg's `dts_delta_threshold`.
-LONGEST_STEP = Fraction(10)
+LONGEST_STEP = 10.0
 
 
 def decode(
@@ -128,7 +128,7 @@ class Timeline:
         self._path, self._tracks = path, tracks
         self._clock_restarts = bool(container.format.flags & cast(int, Flags.ts_discont.value))
         self._others = _start_of_others(container, stream)
-        self._origin: Fraction | None = None  # timestamp of time 0
+        self._origin: float | None = None  # timestamp of time 0
         self._waiting: tuple[AudioFrame, bool] | None = None
         self._lost = False
 
@@ -150,17 +150,16 @@ class Timeline:
         if self._waiting is None:
             return
         frame, after_loss = self._waiting
-        duration, time = Fraction(frame.samples, frame.sample_rate), _time(frame)
+        duration, time = frame.samples / frame.sample_rate, frame.time
         if time is not None and following is not None:
-            next_time = _time(following)
-            step = duration if next_time is None else next_time - time
+            step = duration if following.time is None else following.time - time
             self._follow(time, duration, step, duration / 2 if after_loss else GAP_TOLERANCE)
         for track in self._tracks:
             track.add(frame, self.seconds, self._path)
-        self.seconds += duration
+        self.seconds += Fraction(frame.samples, frame.sample_rate)
         self._check_length()
 
-    def _follow(self, time: Fraction, duration: Fraction, step: Fraction, tolerance: Fraction) -> None:
+    def _follow(self, time: float, duration: float, step: float, tolerance: float) -> None:
         """Move on to the timestamp of a frame, if it is plausible.
 
         Args:
@@ -169,18 +168,19 @@ class Timeline:
             step: from this timestamp to the next.
             tolerance: the smallest gap.
         """
+        seconds = float(self.seconds)
         if self._origin is None and step >= 0:
-            first = time - self.seconds
+            first = time - seconds
             self._origin = first if self._others is None else min(first, self._others)
             tolerance = START_TOLERANCE
         if self._origin is None:
             return
-        ahead = time - self._origin - self.seconds
+        ahead = time - self._origin - seconds
         if ahead < -RESTART or (self._clock_restarts and ahead > LONGEST_STEP):
             if abs(step - duration) <= duration / 2:
-                self._origin = time - self.seconds
+                self._origin = time - seconds
         elif ahead > tolerance and step >= 0:
-            self.seconds += ahead
+            self.seconds += Fraction(round(ahead * 1e6), 10**6)
             self._check_length()
 
     def _check_length(self) -> None:
@@ -220,19 +220,15 @@ def _packets(container: InputContainer, stream: AudioStream) -> Iterator["Packet
         yield from container.demux(stream)
 
 
-def _time(frame: AudioFrame) -> Fraction | None:
-    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
-
-
-def _start_of_others(container: InputContainer, chosen: AudioStream) -> Fraction | None:
+def _start_of_others(container: InputContainer, chosen: AudioStream) -> float | None:
     """The first timestamp of all other streams of sound and pictures."""
     starts = []
     for stream in (*container.streams.audio, *container.streams.video):
         cover = stream.disposition & Disposition.attached_pic
         if stream is not chosen and not cover and stream.start_time is not None and stream.time_base:
-            start = stream.start_time * stream.time_base
+            start = float(stream.start_time * stream.time_base)
             # Sound before 0 is the delay of its encoder, which decoders drop.
-            starts.append(max(start, Fraction(0)) if isinstance(stream, AudioStream) else start)
+            starts.append(max(start, 0.0) if isinstance(stream, AudioStream) else start)
     return min(starts, default=None)
 
 
