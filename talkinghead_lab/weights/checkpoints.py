@@ -4,7 +4,7 @@ The embedded and the released checkpoint have the same layout:
 
     CKPT_DIR/           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE, models_t5_…,
                         models_clip_…, google/umt5-xxl/ (tokenizer)
-    WAV2VEC_DIR/        config.json, model.safetensors
+    WAV2VEC_DIR/        config.json, model.safetensors or pytorch_model.bin
     INFINITETALK_DIR/   single/infinitetalk.safetensors, multi/infinitetalk.safetensors; or one file: the
                         adapter, or a complete quantised transformer with a .json map of the same stem
 
@@ -45,6 +45,7 @@ TRANSFORMER = "diffusion_pytorch_model"
 VAE = "Wan2.1_VAE"
 TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16"
 IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+SPEECH_PICKLE = "pytorch_model.bin"  # on the main branch of the speech encoder's repository
 TOKENIZER = Path("google", "umt5-xxl")
 RELEASED_REPOSITORIES = {
     "ckpt_dir": "Wan-AI/Wan2.1-I2V-14B-480P",
@@ -172,7 +173,7 @@ def weight_files(files: CheckpointFiles) -> dict[str, Path]:
     wan = [*_shards(files.wan, TRANSFORMER), files.wan / "config.json"]
     wan += [_weights_file(files.wan, stem) for stem in (VAE, TEXT_ENCODER, IMAGE_ENCODER)]
     wan += [path for path in (files.wan / TOKENIZER).rglob("*") if path.is_file()]
-    speech = [_weights_file(files.wav2vec2, "model"), *files.wav2vec2.glob("*config.json")]
+    speech = [_weights_file(files.wav2vec2, "model", SPEECH_PICKLE), *files.wav2vec2.glob("*config.json")]
     quantised_text = files.infinitetalk.parent.glob("t5_*")
     named = {f"wan/{path.relative_to(files.wan)}": path for path in wan}
     named |= {f"wav2vec2/{path.name}": path for path in speech}
@@ -191,10 +192,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _weights_file(folder: Path, stem: str) -> Path:
-    for suffix in (".safetensors", ".pth"):
-        if (folder / f"{stem}{suffix}").is_file():
-            return folder / f"{stem}{suffix}"
+def _weights_file(folder: Path, stem: str, *others: str) -> Path:
+    for name in (f"{stem}.safetensors", f"{stem}.pth", *others):
+        if (folder / name).is_file():
+            return folder / name
     raise CheckpointError(
         "no such weight file", received=str(folder / f"{stem}.pth"), allowed=".pth or .safetensors"
     )
@@ -328,7 +329,7 @@ def load_speech_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> speech_encoder.SpeechEncoder:
     """Load wav2vec2."""
-    path = _weights_file(files.wav2vec2, "model")
+    path = _weights_file(files.wav2vec2, "model", SPEECH_PICKLE)
     tensors = read_tensors(path)
     fields = _read_json(files.wav2vec2 / "config.json")
     preprocessor = files.wav2vec2 / "preprocessor_config.json"
