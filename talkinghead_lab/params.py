@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from PIL import ImageColor
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -22,6 +22,7 @@ from talkinghead_lab import defaults
 from talkinghead_lab.defaults import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
 from talkinghead_lab.foundation import notebook_cells, parameter_text, schema
+from talkinghead_lab.foundation.colors import checked_color
 from talkinghead_lab.foundation.field_errors import Contradiction, first_error, not_valid
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk, largest_size
 from talkinghead_lab.foundation.paths import absolute
@@ -82,6 +83,14 @@ class GenerationParams(BaseModel):
         "auto",
         description="WIDTHxHEIGHT in pixels, multiples of 16, up to 3568x3568 with 81 chunk_frames; "
         "auto: released size closest to the portrait",
+    )
+    crop: Literal["center", "top", "face", "none"] = Field(
+        "center",
+        description="part of the picture in the frame: the centre, the top, around the face; none: all of it",
+    )
+    pad: str | None = Field(
+        None,
+        description="with crop none, what fills the frame's rest: edge, blur, #rrggbb or a CSS colour name",
     )
     max_frames: int | None = Field(
         None,
@@ -193,12 +202,10 @@ class GenerationParams(BaseModel):
             raise ValueError(f"must be auto or WIDTHxHEIGHT, both multiples of {PIXELS_PER_TOKEN}")
         return value
 
-    @field_validator("background")
+    @field_validator("background", "pad")
     @classmethod
-    def _background_is_an_opaque_colour(cls, value: str) -> str:
-        if not re.fullmatch(r"#[0-9a-fA-F]{6}", value) and value.lower() not in ImageColor.colormap:
-            raise ValueError("must be #rrggbb or a CSS colour name; quote #rrggbb in YAML")
-        return value
+    def _colour_is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return checked_color(value, ("edge", "blur") if info.field_name == "pad" else ())
 
     @field_validator("chunk_frames", "motion_frame")
     @classmethod
@@ -214,7 +221,7 @@ class GenerationParams(BaseModel):
         for left, top, right, bottom in boxes or ():
             if not (0 <= left < right and 0 <= top < bottom):
                 raise ValueError(
-                    "must be [left, top, right, bottom] with 0 <= left < right and 0 <= top < bottom"
+                    "must be [left, top, right, bottom], 0 <= left < right and 0 <= top < bottom"
                 )
         return boxes
 
@@ -234,13 +241,15 @@ class GenerationParams(BaseModel):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.motion_frame >= self.chunk_frames:
-            message = (
-                f"motion_frame {self.motion_frame} must be smaller than chunk_frames {self.chunk_frames}"
-            )
-            raise Contradiction(message, "motion_frame")
+            limit = f"must be smaller than chunk_frames {self.chunk_frames}"
+            raise Contradiction(f"motion_frame {self.motion_frame} {limit}", "motion_frame")
         if self.speaker_boxes and not self.second_audio_path:
             message = "speaker_boxes requires a second recording: set second_audio_path"
             raise Contradiction(message, "second_audio_path")
+        if self.pad is not None and self.crop != "none":
+            raise Contradiction("pad requires crop none; otherwise the picture fills the frame", "pad")
+        if self.crop == "face" and self.second_audio_path:
+            raise Contradiction("crop face follows one face; for two speakers, choose another crop", "crop")
         return self
 
     @property

@@ -18,6 +18,8 @@ NAMES = {
     "negative_prompt": "negative prompt",
     "resolution": "resolution",
     "frame_size": "frame size",
+    "crop": "crop",
+    "pad": "padding",
     "max_frames": "length limit",
     "seed": "seed",
     "diffusion_steps": "sampling steps",

@@ -18,15 +18,17 @@ from PIL import Image
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import audio
-from talkinghead_lab.media.frame_size import fit, nearest_size
+from talkinghead_lab.media.frame_size import Box, fit_image
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.media.resampled_track import to_mono
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.portrait import FramedPicture, frame_picture
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.sampling.chunks import plan_chunks
 
 INK = "#1f2933"
 SPEAKER_COLORS = ("#2b6cb0", "#c05621")
+CROP_COLOR = "#d53f8c"
 STYLE: dict[Any, Any] = {
     "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
@@ -50,17 +52,20 @@ class NotebookFigure(Figure):
 
 
 def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:
-    """The portrait as the networks receive it, and each speaker's waveform with the chunk borders.
+    """The picture with the part in the frame, the frame, and each speaker's waveform with the chunk borders.
 
     Raises:
         MediaError: the picture or a recording cannot be read.
+        InvalidRequest: the request's crop, padding or speaker boxes cannot be used with the picture.
     """
+    picture = frame_picture(params)
     voices = _voices(params)
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(10, 2.9), layout="constrained")
-        columns = figure.add_gridspec(1, 2, width_ratios=(1, 2.6))
-        _draw_portrait(figure.add_subplot(columns[0]), params)
-        rows = columns[1].subgridspec(len(voices), 1)
+        columns = figure.add_gridspec(1, 3, width_ratios=(1, 1, 2.6))
+        _draw_picture(figure.add_subplot(columns[0]), picture, params.speaker_boxes)
+        _draw_frame(figure.add_subplot(columns[1]), picture)
+        rows = columns[2].subgridspec(len(voices), 1)
         first = None
         for number, wave in enumerate(voices):
             axes = figure.add_subplot(rows[number], sharex=first)
@@ -68,7 +73,7 @@ def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:
             _draw_waveform(axes, wave, SPEAKER_COLORS[number])
             if len(voices) == 2:
                 axes.set_title(("First speaker", "Second speaker")[number])
-        _mark_chunks(figure.axes[1:], params, len(voices[0]) / audio.SOUNDTRACK_RATE)
+        _mark_chunks(figure.axes[2:], params, len(voices[0]) / audio.SOUNDTRACK_RATE)
         figure.axes[-1].set_xlabel("time (s)")
     return figure
 
@@ -122,18 +127,27 @@ def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
     return list(audio.mix_speakers(first, second, params.audio_mix))
 
 
-def _draw_portrait(axes: Axes, params: GenerationParams) -> None:
-    source = open_reference(local_file(params.image_path), params.background)
-    width, height = params.forced_size or nearest_size(*source.size, params.resolution)
-    if params.speaker_boxes:
-        axes.imshow(source.frame_at(0.0))
-        for (left, top, right, bottom), color in zip(params.speaker_boxes, SPEAKER_COLORS, strict=True):
-            axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=2))
-        axes.set_title("Picture and speakers")
-    else:
-        axes.imshow(fit(source.frame_at(0.0), width, height).permute(1, 2, 0).numpy())
-        axes.set_title("Portrait")
-    axes.set(xticks=[], yticks=[], xlabel=f"{width} × {height} pixels")
+def _draw_picture(axes: Axes, picture: FramedPicture, boxes: tuple[Box, Box] | None) -> None:
+    """Draw the whole picture, the part of it that the frame shows, and the speakers' boxes."""
+    width, height = picture.reference.size
+    axes.imshow(picture.reference.frame_at(0.0))
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    marked = [(picture.placement.kept, CROP_COLOR), *zip(boxes or (), SPEAKER_COLORS, strict=False)]
+    for (left, top, right, bottom), color in marked:
+        corner = left - 0.5, top - 0.5
+        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=color, lw=2))
+    axes.set_title("Picture and speakers" if boxes else "Picture")
+    _without_ticks(axes, (width, height))
+
+
+def _draw_frame(axes: Axes, picture: FramedPicture) -> None:
+    axes.imshow(fit_image(picture.reference.frame_at(0.0), picture.frame_size, picture.framing))
+    axes.set_title("In the frame")
+    _without_ticks(axes, picture.frame_size)
+
+
+def _without_ticks(axes: Axes, size: tuple[int, int]) -> None:
+    axes.set(xticks=[], yticks=[], xlabel="{} × {} pixels".format(*size))
     axes.spines[:].set_visible(False)
 
 

@@ -129,14 +129,18 @@ def place(source: Size, frame: Size, framing: Framing = CENTER) -> Placement:
 
 def fit(image: Image.Image, width: int, height: int, framing: Framing = CENTER) -> Tensor:
     """Bring an image into a frame: uint8 [3, H, W]. Errors as for `place`."""
-    placed = place(image.size, (width, height), framing)
+    pixels = torch.from_numpy(np.array(fit_image(image, (width, height), framing)))
+    return pixels.permute(2, 0, 1).contiguous()
+
+
+def fit_image(image: Image.Image, frame: Size, framing: Framing = CENTER) -> Image.Image:
+    """Bring an image into a frame. Errors as for `place`."""
+    placed = place(image.size, frame, framing)
     scaled = image.resize(placed.scaled, Image.Resampling.BILINEAR)
     if framing.crop == "none":
-        scaled, left, top = _padded(scaled, placed, framing.pad), 0, 0
-    else:
-        left, top = placed.left, placed.top
-    pixels = torch.from_numpy(np.array(scaled))
-    return pixels[top : top + height, left : left + width].permute(2, 0, 1).contiguous()
+        return _padded(scaled, placed, framing.pad)
+    left, top = placed.left, placed.top
+    return scaled.crop((left, top, left + frame[0], top + frame[1]))
 
 
 def covering_size(source: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
@@ -177,8 +181,8 @@ def _padded(scaled: Image.Image, placed: Placement, pad: str | None) -> Image.Im
         gaps = (offset[1], after[0]), (offset[0], after[1]), (0, 0)
         return Image.fromarray(np.pad(np.asarray(scaled), gaps, mode="edge"))
     if pad == "blur":
-        covering = fit(scaled, width, height).permute(1, 2, 0).numpy()
-        canvas = Image.fromarray(covering).filter(ImageFilter.GaussianBlur(BLUR * min(width, height)))
+        radius = BLUR * min(width, height)
+        canvas = fit_image(scaled, placed.frame).filter(ImageFilter.GaussianBlur(radius))
     else:
         canvas = Image.new("RGB", placed.frame, pad)
     canvas.paste(scaled, offset)

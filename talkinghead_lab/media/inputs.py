@@ -9,7 +9,7 @@ from PIL import Image
 from talkinghead_lab.foundation.snapshot import Snapshot
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
-from talkinghead_lab.media.frame_size import nearest_size
+from talkinghead_lab.media.frame_size import CENTER, Framing, nearest_size
 from talkinghead_lab.media.isolated import Call, call_here
 from talkinghead_lab.media.reference import DrivingVideo, Portrait, ReferenceMedia, open_reference
 
@@ -50,6 +50,7 @@ class Inputs:
         soundtrack: of the video, [1 or 2 channels, samples] at 48 kHz.
         sha256: digests of the files: the picture's, then each recording's.
         warnings: what the user should know about the media before anything is generated.
+        framing: how the picture is brought into the frame.
     """
 
     reference: ReferenceMedia
@@ -58,6 +59,7 @@ class Inputs:
     soundtrack: audio.Wave
     sha256: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    framing: Framing = CENTER
 
     @classmethod
     def read(

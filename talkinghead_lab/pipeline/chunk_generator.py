@@ -178,13 +178,15 @@ class ChunkGenerator:
         return match_colors(frames, self.colors, request.color_correction_strength)
 
     def _fit(self, seconds: float) -> Tensor:
-        return fit(self.conditions.reference.frame_at(seconds), self.width, self.height)
+        picture = self.conditions.reference.frame_at(seconds)
+        return fit(picture, self.width, self.height, self.resolved.framing)
 
     def _speaker_regions(self) -> Tensor | None:
         if len(self.conditions.audio) == 1:
             return None
         boxes = self.resolved.request.speaker_boxes
-        masks = speaker_masks(self.conditions.reference.size, boxes, self.conditions.frame_size)
+        size, frame = self.conditions.reference.size, self.conditions.frame_size
+        masks = speaker_masks(size, boxes, frame, self.resolved.framing)
         return speaker_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
 
     def _encode_picture(self, pixels: Tensor, frames: int) -> EncodedPicture:

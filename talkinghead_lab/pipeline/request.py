@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +16,12 @@ from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
+from talkinghead_lab.media.frame_size import CENTER, Box, Framing, place
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.isolated import Call, call_here
-from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.kernels.attention import choose_attention
 from talkinghead_lab.params import GenerationParams, Lora
+from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
@@ -53,6 +54,8 @@ class Resolved:
         frames: of the video.
         budget: device memory to stay within, in bytes; None: all weights stay on the device.
         warnings: what the user should know before anything is generated, one sentence or more each.
+        framing: how the picture is brought into the frame.
+        kept: [left, top, right, bottom] of the picture's part in the frame, in its pixels; None: not known.
     """
 
     request: GenerationParams
@@ -63,6 +66,8 @@ class Resolved:
     frames: int
     budget: int | None
     warnings: tuple[str, ...] = ()
+    framing: Framing = CENTER
+    kept: Box | None = None
 
     @cached_property
     def chunks(self) -> list[Chunk]:
@@ -81,6 +86,7 @@ class Resolved:
         networks = self.networks
         return {
             "frame_size": "{}x{}".format(*self.frame_size),
+            "crop": None if self.kept is None else list(self.kept),
             "frames": self.frames,
             "chunks": len(self.chunks),
             "seconds": self.seconds,
@@ -116,6 +122,8 @@ def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
         frames=min(frames, request.max_frames or frames),
         budget=memory_budget(request),
         warnings=inputs.warnings,
+        framing=inputs.framing,
+        kept=place(inputs.reference.size, inputs.frame_size, inputs.framing).kept,
     )
 
 
@@ -149,7 +157,7 @@ def read_inputs(
     Raises:
         MediaError: a file is missing or cannot be used.
         OutputError: there is no space for a copy.
-        InvalidRequest: a speaker's box cannot be used with this picture.
+        InvalidRequest: the request's crop, padding or speaker boxes cannot be used with this picture.
     """
     recordings = {name: getattr(request, name) for name in ("audio_path", "second_audio_path")}
     inputs = Inputs.read(
@@ -164,9 +172,8 @@ def read_inputs(
         call=call,
         limits=limits,
     )
-    if request.speakers > 1:
-        speaker_masks(inputs.reference.size, request.speaker_boxes, inputs.frame_size)
-    return inputs
+    picture = frame_picture(request, inputs.reference)
+    return replace(inputs, framing=picture.framing, warnings=inputs.warnings + picture.warnings)
 
 
 def read_soundtrack(request: GenerationParams) -> audio.Wave:

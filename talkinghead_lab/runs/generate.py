@@ -25,6 +25,7 @@ from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.cost import cost
 from talkinghead_lab.measures.judge import Judgement, Subject, judge_video
 from talkinghead_lab.media import video
+from talkinghead_lab.media.frame_size import fit_image
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
@@ -292,7 +293,7 @@ def _subject(resolved: Resolved, inputs: Inputs, origin: InputDigests) -> Subjec
     request = resolved.request
     cut = request.max_frames is not None and resolved.frames == request.max_frames
     return Subject(
-        portrait=inputs.reference.frame_at(0.0),
+        portrait=fit_image(inputs.reference.frame_at(0.0), resolved.frame_size, resolved.framing),
         recording_sha256=origin.media["audio_path"],
         speech=inputs.voices[0],
         frame_count=resolved.frames,

@@ -16,7 +16,7 @@ from talkinghead_lab.widgets.media_picker import MediaPicker
 # Fields missing here are added to the last group, so that the panel never lacks a new field.
 GROUPS = {
     "Inputs": (
-        "image_path", "audio_path", "audio_track", "audio_start", "prompt",
+        "image_path", "crop", "pad", "audio_path", "audio_track", "audio_start", "prompt",
         "second_audio_path", "audio_mix", "speaker_boxes", "background",
     ),
     "Guidance": (
@@ -28,8 +28,8 @@ GROUPS = {
         "chunk_frames", "motion_frame", "loras",
     ),
     "Output": (
-        "resolution", "frame_size", "max_frames", "use_color_correction", "color_correction_strength",
-        "seam_frames",
+        "resolution", "frame_size", "max_frames",
+        "use_color_correction", "color_correction_strength", "seam_frames",
     ),
     "Model and memory": ("checkpoint", "precision", "attention", "device"),
 }  # fmt: skip
@@ -37,6 +37,7 @@ GROUPS = {
 SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     "apg_momentum": ("use_apg", ()),
     "apg_norm_threshold": ("use_apg", ()),
+    "pad": ("crop", ("none",)),
     "color_correction_strength": ("use_color_correction", ()),
     "audio_mix": ("second_audio_path", ()),
     "speaker_boxes": ("second_audio_path", ()),
@@ -53,6 +54,7 @@ SUGGESTIONS = {
     "frame_size": ("auto", "160x160", "1024x576", "576x1024", "1280x720", "720x1280"),
     "device": ("auto", "cpu", "cuda"),
     "background": ("white", "black", "gray", "#00ff00"),
+    "pad": ("blur", "edge", "#808080"),
 }
 
 OnChange = Callable[[], None]

@@ -55,7 +55,7 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         newest = next((run for run in self.gallery.runs if run.finished), None)
         if newest is not None:
             self._select_automatically(newest.folder)
-        self.refresh()
+        self._form_changed()
         self._start_refreshing()
 
     def _make_widgets(self, params: GenerationParams, media_folder: Path | None) -> None:
@@ -155,10 +155,11 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             if job.is_done and job is not self._handled:
                 self._handle_end(job)
             self.status.value = status_html(job)
-            self.notice.value = "".join(f"<p>{html.escape(warning)}</p>" for warning in job.warnings)
             self.bar.value = 1.0 if job.state == "finished" else job.fraction
             self.bar.bar_style = {"finished": "success", "failed": "danger"}.get(job.state, "")
         busy = self.thread.busy
+        warnings = job.warnings if job is not None and busy else self.form.preview.warnings
+        self.notice.value = "".join(f"<p>{html.escape(warning)}</p>" for warning in warnings)
         self.generate_button.disabled = busy or bool(self.complaint.value)
         self.stop_button.disabled = not busy or (job is not None and job.stop.is_set())
 

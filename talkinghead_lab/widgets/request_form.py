@@ -8,6 +8,7 @@ import ipywidgets as widgets
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets.fields import SHOWN_WITH, Control, OnChange, grouped_fields
+from talkinghead_lab.widgets.frame_preview import FramePreview
 from talkinghead_lab.widgets.media_picker import MediaKind, MediaPicker
 
 FILE_FIELDS: dict[str, MediaKind] = {
@@ -34,6 +35,7 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self._loading = True
         self.loaded, self._checkpoint = params, params.checkpoint
         self.controls: dict[str, Control] = {}
+        self.preview = FramePreview()
         sections = []
         for title, names in grouped_fields().items():
             for name in names:
@@ -43,6 +45,7 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             section.add_class("thl-group")
             opened = 0 if title in OPEN_GROUPS else None
             sections.append(widgets.Accordion([section], titles=(title,), selected_index=opened))
+        self.controls["image_path"].children += (self.preview,)
         super().__init__(sections)
         self.add_class("thl-settings")
         self.load(params)
@@ -76,10 +79,13 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def mark(self) -> str:
         """Mark changed fields and the invalid one; return the error message, empty if all is valid."""
+        params: GenerationParams | None = None
         try:
-            params, message, invalid = self.params, "", None
+            params = self.params
+            self.preview.show(params)
+            message, invalid = str(self.preview.error or ""), self.preview.invalid_field
         except InvalidRequest as error:
-            params, message, invalid = None, str(error), error.field
+            message, invalid = str(error), error.field
         for name, control in self.controls.items():
             control.mark("wrong", name == invalid)
             if params is not None:

@@ -35,9 +35,11 @@ def test_inputs_are_drawn_with_chunk_borders(recording):
         chunk_frames=21,
         motion_frame=5,
     )
-    portrait, waveform = runs.portrait_and_waveform(params).axes
-    assert portrait.images[0].get_array().shape == (48, 64, 3)
-    assert portrait.get_xlabel() == "64 × 48 pixels"
+    picture, frame, waveform = runs.portrait_and_waveform(params).axes
+    assert picture.images[0].get_array().shape[:2] == (320, 320)
+    assert picture.patches[0].get_bbox().bounds == (-0.5, 39.5, 320, 240)
+    assert frame.images[0].get_array().shape[:2] == (48, 64)
+    assert frame.get_xlabel() == "64 × 48 pixels"
     assert vertical_lines(waveform) == [21 / 25, 37 / 25]  # 50 frames: 21, then 16, then the last 13
     band = waveform.collections[0].get_paths()[0].vertices
     assert np.ptp(band[(band[:, 0] > 0.2) & (band[:, 0] < 0.9)][:, 1]) == pytest.approx(1.0, abs=0.1)
@@ -49,8 +51,10 @@ def test_two_speakers_share_a_time_axis_and_have_boxes(recording):
         audio_path=str(recording), second_audio_path=str(recording), audio_mix="add",
         image_path="sample:portrait", speaker_boxes=((10, 20, 60, 90), (70, 20, 120, 95)),
     )  # fmt: skip
-    portrait, first, second = runs.portrait_and_waveform(params).axes
-    assert [box.get_bbox().bounds for box in portrait.patches] == [(10, 20, 50, 70), (70, 20, 50, 75)]
+    picture, _, first, second = runs.portrait_and_waveform(params).axes
+    kept, *boxes = [box.get_bbox().bounds for box in picture.patches]
+    assert kept == (-0.5, -0.5, 320, 320)
+    assert boxes == [(9.5, 19.5, 50, 70), (69.5, 19.5, 50, 75)]
     assert first.get_xlim() == second.get_xlim() == pytest.approx((0, 4), abs=0.1)
 
 

@@ -1,6 +1,7 @@
 """The contract of the endpoints, on a real service."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import psutil
 import pytest
 import soundfile
 import torch
+from matplotlib import get_data_path
 from prometheus_client.parser import text_string_to_metric_families
 
 from talkinghead_lab import GenerationParams, __version__, generate
@@ -82,6 +84,14 @@ def test_the_bundled_model_serves_if_no_released_weights_are_set(launch, shared)
     mouth = made["metadata"]["checks"]["mouth_moves_with_speech"]
     assert mouth["passed"] in (True, False)
     assert mouth["measured"].startswith("correlation")
+    assert made["metadata"]["warnings"] == []
+    shutil.copy(f"{get_data_path()}/sample_data/grace_hopper.jpg", shared / "photograph.jpg")
+    response = server.generate(image_path="photograph.jpg", diffusion_steps=1)
+    name, metadata = response.headers["X-Job-Id"], response.json()["metadata"]
+    (warning,) = metadata["warnings"]
+    assert "only drawn cartoon presenters" in warning
+    assert metadata["checks"]["no_warnings"]["reason"] == warning
+    assert server.job(name)["warnings"] == [warning]
 
 
 def test_the_model_stays_loaded_for_the_next_request(server):

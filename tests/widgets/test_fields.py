@@ -151,11 +151,11 @@ def test_only_applicable_fields_are_shown(project):
         return {name for name, control in form.controls.items() if control.layout.display == "none"}
 
     folders = {"ckpt_dir", "wav2vec_dir", "infinitetalk_dir"}
-    assert hidden() == {"audio_mix", "speaker_boxes", "apg_momentum", "apg_norm_threshold"} | folders
+    assert hidden() == {"pad", "audio_mix", "speaker_boxes", "apg_momentum", "apg_norm_threshold"} | folders
     form["use_apg"].widget.value = True
     form["checkpoint"].widget.value = "released"
     form["use_color_correction"].widget.value = False
-    assert hidden() == {"audio_mix", "speaker_boxes", "color_correction_strength"}
+    assert hidden() == {"pad", "audio_mix", "speaker_boxes", "color_correction_strength"}
 
 
 def test_fields_at_their_defaults_follow_the_checkpoint():

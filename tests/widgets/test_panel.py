@@ -6,6 +6,7 @@ import time
 
 import pytest
 import yaml
+from matplotlib import get_data_path
 
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import TalkingHeadError
@@ -56,6 +57,32 @@ def test_an_invalid_value_is_reported_and_generates_nothing(panel_for, name, typ
     panel.form[name].value = before
     assert panel.complaint.value == ""
     assert not panel.generate_button.disabled
+
+
+def test_a_photograph_for_the_bundled_model_is_warned_of_before_it_is_generated(panel_for):
+    photograph = f"{get_data_path()}/sample_data/grace_hopper.jpg"
+    panel = panel_for(image_path=photograph, checkpoint="embedded", frame_size="160x160")
+    assert "only drawn cartoon presenters" in panel.notice.value
+    assert not panel.generate_button.disabled
+    panel.form["image_path"].widget.value = "sample:portrait"
+    assert panel.notice.value == ""
+
+
+def test_the_frame_is_shown_with_the_crop_before_it_is_generated(panel_for):
+    panel = panel_for(frame_size="64x32")
+    preview, centre = panel.form.preview, panel.form.preview.value
+    assert centre.count("<img") == 2
+    assert "kept of 320 × 320" in centre
+    assert "frame of 64 × 32" in centre
+    panel.form["crop"].widget.value = "top"
+    assert preview.value != centre
+    panel.form["crop"].widget.value = "none"
+    assert "Set `pad`" in panel.complaint.value
+    assert "thl-wrong" in panel.form["pad"]._dom_classes
+    assert panel.generate_button.disabled
+    panel.form["pad"].value = "#00ff00"
+    assert panel.complaint.value == ""
+    assert preview.value.count("<img") == 2
 
 
 def test_two_runs_can_be_compared(panel_for):

@@ -88,6 +88,14 @@ def read_faces(frames: Tensor, frames_at_once: int = 64) -> Tensor:
     return torch.cat([reader(reader_input(part)) for part in parts])
 
 
+@torch.no_grad()
+def face_features(frames: Tensor, frames_at_once: int = 64) -> Tensor:
+    """What the reader makes its readings from, [F, 3, H, W] in [−1, 1] → [F, 1024], on the frames' device."""
+    features = _reader().to(frames.device).features
+    parts = frames.float().split(frames_at_once)
+    return torch.cat([features(reader_input(part)).flatten(1) for part in parts])
+
+
 def reader_input(frames: Tensor) -> Tensor:
     """Resize frames to the input size of the reader."""
     size = (READER_SIZE, READER_SIZE)

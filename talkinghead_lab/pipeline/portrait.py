@@ -1,0 +1,117 @@
+"""The picture of a request in its frame: what is kept of it, and whether the model knows its kind."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.measures.photographed_faces import find_face
+from talkinghead_lab.media.frame_size import Framing, Placement, Size, fit, nearest_size, place
+from talkinghead_lab.media.pixels import to_unit_range
+from talkinghead_lab.media.reference import ReferenceMedia, open_reference
+from talkinghead_lab.media.speaker_masks import speaker_masks
+from talkinghead_lab.models.judges.presenters import LARGEST_DIFFERENCE, presenter_difference
+from talkinghead_lab.params import GenerationParams
+
+SEARCH_STEP = 1 / 16  # of the window; the reader knows presenters that far from their place
+SEARCH_SIDE = 160  # pixels of a window; the reader takes 128
+
+
+@dataclass(frozen=True)
+class FramedPicture:
+    """The portrait or driving video of a request, and how it is brought into the frame.
+
+    Args:
+        reference: the picture.
+        frame_size: (W, H).
+        framing: the part that is kept.
+        warnings: what the user should know about the picture.
+    """
+
+    reference: ReferenceMedia
+    frame_size: Size
+    framing: Framing
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def placement(self) -> Placement:
+        """Where the frame lies on the picture."""
+        return place(self.reference.size, self.frame_size, self.framing)
+
+
+def frame_picture(request: GenerationParams, reference: ReferenceMedia | None = None) -> FramedPicture:
+    """Bring a request's picture into its frame; `reference` is the picture, if it is open already.
+
+    Raises:
+        MediaError: the picture cannot be read.
+        InvalidRequest: no face is found where one is needed, the picture does not fill the frame, or a
+            speaker's box cannot be used with it.
+    """
+    reference = reference or open_reference(local_file(request.image_path), request.background)
+    size = request.forced_size or nearest_size(*reference.size, request.resolution)
+    first = reference.frame_at(0.0)
+    framing = Framing(request.crop, request.pad, face_centre(first) if request.crop == "face" else None)
+    place(reference.size, size, framing)
+    if request.speakers > 1:
+        speaker_masks(reference.size, request.speaker_boxes, size, framing)
+    warnings = picture_warnings(request, fit(first, *size, framing))
+    return FramedPicture(reference, size, framing, warnings)
+
+
+def picture_warnings(request: GenerationParams, frame: Tensor) -> tuple[str, ...]:
+    """Warn of a frame, uint8 [3, H, W], of a kind that the bundled model has never seen."""
+    if request.checkpoint != "embedded" or request.speakers > 1:
+        return ()
+    difference = presenter_difference(to_unit_range(frame)[None]).item()
+    if difference <= LARGEST_DIFFERENCE:
+        return ()
+    return (
+        "The bundled model knows only drawn cartoon presenters, and this picture does not look like one "
+        f"(difference {difference:.2f}; presenters: at most {LARGEST_DIFFERENCE:g}). Expect a cartoon mouth "
+        "where the model supposes one, not a speaking face. For photographs and other pictures, use the "
+        "released weights (checkpoint: released); for the bundled model, use a picture like sample:portrait.",
+    )
+
+
+def face_centre(picture: Image.Image) -> tuple[float, float]:
+    """Find the face of a cartoon presenter or a photographed person: (x, y) as fractions of the picture.
+
+    For a presenter, the centre is that of the square in which the bundled model would draw it.
+
+    Raises:
+        InvalidRequest: there is none, or photographs cannot be searched on this machine.
+    """
+    centre = _presenter_centre(picture)
+    if centre is not None:
+        return centre
+    try:
+        left, top, right, bottom = find_face(np.asarray(picture))
+    except TalkingHeadError as error:
+        raise InvalidRequest(
+            f"`crop: face` found no face: no cartoon presenter, and no photographed one ({error.problem})",
+            received="a picture of {}x{} pixels".format(*picture.size),
+            remedy=f"{error.remedy or ''} Or choose `crop: center` or `top`.".strip(),
+            field="crop",
+        ) from None
+    return (left + right) / 2 / picture.width, (top + bottom) / 2 / picture.height
+
+
+def _presenter_centre(picture: Image.Image) -> tuple[float, float] | None:
+    """Slide a square window along the picture's longer side; None: no window shows a presenter."""
+    side = min(picture.size)
+    reach = [length - side for length in picture.size]
+    count = 1 + round(max(reach) / (side * SEARCH_STEP))
+    windows, centres = [], []
+    for share in np.linspace(0, 1, count) if count > 1 else (0.5,):
+        left, top = (share * free for free in reach)
+        box = (left, top, left + side, top + side)
+        windows.append(np.asarray(picture.resize((SEARCH_SIDE, SEARCH_SIDE), box=box)))
+        centres.append(((left + side / 2) / picture.width, (top + side / 2) / picture.height))
+    frames = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2)
+    differences = presenter_difference(to_unit_range(frames))
+    best = int(differences.argmin())
+    return centres[best] if differences[best] <= LARGEST_DIFFERENCE else None
