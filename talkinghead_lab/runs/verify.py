@@ -70,6 +70,8 @@ class Verification:
                 f"first differing frame: {self.first_frame}, PSNR {self.psnr:.1f} dB; "
                 f"worst frame {self.worst_psnr:.1f} dB"
             )
+        if self.video_intact and not self.identical and self.first_chunk is self.first_frame is None:
+            lines.append("every latent and frame is the same; the files differ in sound or metadata")
         for name, (then, now) in self.changed.items():
             part, _, rest = name.partition(".")
             lines.append(f"{PARTS[part]}{rest.replace('_', ' ')}: {_words(then)} then, {_words(now)} now")

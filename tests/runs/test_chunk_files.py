@@ -1,6 +1,7 @@
 """Only whole chunks of the same request, in their place, count as finished; all others are made again."""
 
 import json
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -185,4 +186,28 @@ def test_a_video_of_another_length_is_not_recorded(
         with pytest.raises(OutputError, match=short):
             made(request_for(), folder, pipeline)
     assert not list(folder.glob("*.mp4"))
+    assert resumed(folder) == FINISHED + 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(video, "join_videos"), (video, "contact_sheet"), (RunFolder, "write_record")]
+)
+def test_a_disk_that_fills_up_at_the_end_leaves_a_run_that_resumes(
+    stopped, resumed, request_for, pipeline, tmp_path, monkeypatch, owner, name
+):
+    folder, limits = shutil.copytree(stopped, tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    plain = getattr(owner, name)
+
+    def filled_before(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        return plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, filled_before)
+        try:
+            with pytest.raises(OutputError, match="no space left"):
+                made(request_for(), folder, pipeline)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(folder.rglob(".*"))
     assert resumed(folder) == FINISHED + 1

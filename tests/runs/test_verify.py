@@ -1,5 +1,6 @@
 """Doing a run again tells the same from the different, and where the difference begins."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -116,6 +117,18 @@ def test_what_differs_is_named_in_words(finished, pipeline):
         assert line in lines
     assert any(line.startswith("medium, audio path: aaaaaaaaaaaa… then, ") for line in lines)
     assert "storage" not in str(found)
+
+
+def test_files_that_differ_in_their_metadata_alone_are_told(finished, pipeline):
+    """As those of another version of the package do."""
+    then, path = finished.video_path.read_bytes(), finished.video_path
+    path.write_bytes(then.replace(b"a calm presenter", b"a warm presenter"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    change_record(finished.run_dir, lambda record: record.update(video_sha256=digest))
+    found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
+    assert path.read_bytes() != then
+    assert not found.identical
+    assert "every latent and frame is the same; the files differ in sound or metadata" in str(found)
 
 
 def test_a_record_without_kernels_is_verified(finished, pipeline):
