@@ -22,6 +22,7 @@ from talkinghead_lab.errors import MediaError
 from talkinghead_lab.media.deinterlacing import progressive
 from talkinghead_lab.media.frame_colors import UNSPECIFIED, to_rgb
 from talkinghead_lab.media.image import MAX_PIXELS, check_size, is_picture, read_portrait
+from talkinghead_lab.media.packets import demux
 
 # Demuxers that render text files and unknown bytes as video.
 TEXT_ART_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
@@ -199,7 +200,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[f
         decoder = cast(
             VideoCodecContext, av.CodecContext.create(ALPHA_DECODERS[stream.codec_context.name], "r")
         )
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         with suppress(av.error.FFmpegError):
             for frame in decoder.decode(packet):
                 frame.time_base = frame.time_base or stream.time_base

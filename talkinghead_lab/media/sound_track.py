@@ -1,7 +1,6 @@
 """Choose a sound track of a file and decode it in step with its timestamps."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -11,12 +10,12 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.format import Flags
-from av.packet import Packet
 from av.stream import Disposition
 
 from talkinghead_lab.errors import MediaError, MediaTooLarge
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.media.ogg_links import links
+from talkinghead_lab.media.packets import demux
 from talkinghead_lab.media.resampled_track import ResampledTrack
 
 MAX_SECONDS = 2 * 60 * 60
@@ -196,7 +195,7 @@ class Timeline:
 def _decode_packets(container: InputContainer, stream: AudioStream, timeline: Timeline, path: Path) -> None:
     """Decode like a media player: skip damaged packets; too many of them are an error."""
     packets = damaged = 0
-    for packet in _packets(container, stream):
+    for packet in demux(container, stream):
         packets += 1
         try:
             frames = packet.decode()
@@ -213,11 +212,6 @@ def _decode_packets(container: InputContainer, stream: AudioStream, timeline: Ti
             allowed=f"up to {MAX_DAMAGE:.0%}",
             remedy="Download or export the file again.",
         )
-
-
-def _packets(container: InputContainer, stream: AudioStream) -> Iterator["Packet[AudioStream]"]:
-    with suppress(IndexError):  # from PyAV, after the last packet, if streams have appeared meanwhile
-        yield from container.demux(stream)
 
 
 def _start_of_others(container: InputContainer, chosen: AudioStream) -> float | None:

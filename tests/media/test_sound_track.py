@@ -13,6 +13,7 @@ from av.stream import Disposition
 
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.media.audio import SAMPLE_RATE, SOUNDTRACK_RATE, read_recording, read_soundtrack
+from talkinghead_lab.media.packets import demux
 from talkinghead_lab.media.resampled_track import MonoTrack, ResampledTrack
 from talkinghead_lab.media.video import decode_once
 
@@ -371,3 +372,14 @@ def test_any_number_of_channels_is_read(tmp_path, channels):
     np.testing.assert_allclose(many.speech, one.speech, atol=1e-3)
     if channels < 3 or channels > 8:
         np.testing.assert_allclose(many.soundtrack[0], voice, atol=1e-4)
+
+
+def test_streams_that_appear_inside_the_file_do_not_end_reading():
+    """PyAV then may fail after the last packet: it looks beyond the end of its list of streams."""
+
+    class Container:
+        def demux(self, stream):
+            yield from (1, 2)
+            raise IndexError
+
+    assert list(demux(Container(), None)) == [1, 2]
