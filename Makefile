@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Runs a command with the package's settings for CPU threads; kernels inherit them.
+THREADS := $(BIN)/python -m talkinghead_lab.foundation.threads
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
@@ -49,7 +51,7 @@ hooks: setup ## check every commit before it is made: style, imports, notebooks
 	$(BIN)/pre-commit install
 
 lab: setup ## open JupyterLab in notebooks/
-	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_generate.ipynb
+	$(THREADS) $(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_generate.ipynb
 
 notebooks: setup ## run every notebook with the bundled model; executed copies go to outputs/notebooks/
 	@mkdir -p outputs/notebooks
@@ -60,12 +62,12 @@ notebooks: setup ## run every notebook with the bundled model; executed copies g
 	    05_tune) given="-f params/embedded.yaml -p generate_at_once True" ;; \
 	    *) given="-f params/embedded.yaml" ;; \
 	  esac; \
-	  $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$name.ipynb $$given || exit 1; \
+	  $(THREADS) $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$name.ipynb $$given || exit 1; \
 	done
 
 published: setup ## run both sweeps in full (20 minutes on two cores); results go to outputs/published/
 	@for name in 02_cfg_sweep 03_step_sweep; do echo "$$name"; mkdir -p outputs/published/$$name; \
-	  $(BIN)/papermill --no-progress-bar notebooks/$$name.ipynb outputs/published/$$name/$$name.ipynb \
+	  $(THREADS) $(BIN)/papermill --no-progress-bar notebooks/$$name.ipynb outputs/published/$$name/$$name.ipynb \
 	    -p folder outputs/published/$$name -p workers $(WORKERS) || exit 1; \
 	done
 

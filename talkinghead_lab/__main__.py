@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)  # otherwise Python searches all of PyTorch for garbage when it ends: a second
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
+        from talkinghead_lab.foundation.threads import prepare_threads
+
+        prepare_threads()
         with _terminated_like_ctrl_c():
             return options.run(options) or 0
     except TalkingHeadError as error:

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from talkinghead_lab import __version__
+from talkinghead_lab.foundation.threads import usable_cores
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
 LIBRARIES = ("torch", "transformers", "numpy", "av", "soxr", "pyloudnorm", "pillow", "safetensors")
@@ -32,7 +33,7 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_cores": _usable_cores(),
+        "cpu_cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
         **_gpu(),
@@ -86,11 +87,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    """Cores this process may use; in a container these can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(distribution: str) -> str | None:

@@ -24,6 +24,9 @@ def serve() -> None:
         OutputError: the output folder cannot be created.
     """
     try:
+        from talkinghead_lab.foundation.threads import prepare_threads
+
+        prepare_threads()
         import uvicorn
 
         from talkinghead_lab.service.app import create_app
