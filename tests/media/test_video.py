@@ -180,7 +180,7 @@ def test_the_request_can_be_read_from_the_file(tmp_path):
         second_audio_path="/recordings/b.wav",
         speaker_boxes=[[0, 0, 10, 10], [10, 0, 20, 10]],
     )
-    path = written(tmp_path / "a.mp4", metadata={VIDEO_METADATA_KEY: params.to_yaml()})
+    path = written(tmp_path / "a.mp4", metadata={VIDEO_METADATA_KEY: params.to_yaml(versioned=True)})
     assert GenerationParams.from_video(path) == params
 
 
