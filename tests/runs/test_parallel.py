@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from torch import multiprocessing
 
 from talkinghead_lab.bench.forwards import relative_error
 from talkinghead_lab.bench.sizes import random_conditions
+from talkinghead_lab.errors import Stopped
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.media.video import read_frames
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
@@ -94,21 +97,42 @@ def test_what_cannot_be_shared_evenly_is_computed_by_each(heads, tokens):
     assert SequenceParallelGroup(1, 2).if_divides(4, 8) == SequenceParallelGroup(1, 2)
 
 
-@pytest.mark.slow
-def test_torchrun_makes_the_run_of_one_process(tmp_path, request_for):
-    request = request_for(max_frames=13, precision="fp32")
-    (tmp_path / "request.yaml").write_text(request.to_yaml())
+def torchrun(request: GenerationParams, folder: Path) -> dict:
+    """Run a request on two processes: its result."""
+    path = folder.with_suffix(".yaml")
+    path.write_text(request.to_yaml())
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # `--` because torchrun has options of its own that begin with `--run`.
-    command += ["-m", "--", "talkinghead_lab", "generate", str(tmp_path / "request.yaml"), "--json"]
+    command += ["-m", "--", "talkinghead_lab", "generate", str(path), "--json", "--run", str(folder)]
     done = subprocess.run(
-        [sys.executable, *command, "--run", str(tmp_path / "shared")],
+        [sys.executable, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_where_a_run_of_one_goes_on(tmp_path, request_for):
+    """The second of three chunks is damaged; later, nothing is left to do."""
+    request, folder = request_for(max_frames=17, precision="fp32"), tmp_path / "run"
+    with pytest.raises(Stopped):
+        generate(request, folder, on_progress=lambda progress: progress.chunk < 3, show_progress=False)
+    (folder / "chunks" / "00001.mp4").write_bytes(b"")
+    result = torchrun(request, folder)
+    assert result["frame_count"] == 17
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["chunks_of_earlier_calls"], record["kernels"]["processes"]) == (1, 2)
+    assert torchrun(request, folder) == result
+
+
+@pytest.mark.slow
+def test_torchrun_makes_the_run_of_one_process(tmp_path, request_for):
+    request = request_for(max_frames=13, precision="fp32")
+    result = torchrun(request, tmp_path / "shared")
     alone = generate(request, tmp_path / "alone", show_progress=False)
     shared, expected = (
         np.stack(list(read_frames(path))).astype(int) for path in (result["video_path"], alone.video_path)
