@@ -19,6 +19,16 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # some network file s
 LOCK = ".lock"
 
 
+def is_no_space(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that no space is left."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in NO_SPACE:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 @contextmanager
 def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `final`; it is renamed to `final` if the block succeeds.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from talkinghead_lab.errors import FolderLocked, NoSpaceLeft
-from talkinghead_lab.foundation.files import NO_SPACE, atomic_path
+from talkinghead_lab.foundation.files import atomic_path, is_no_space
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.pipeline import Pipeline
@@ -91,8 +91,8 @@ class Worker:
         except (FolderLocked, NoSpaceLeft):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_SPACE:
-                raise NoSpaceLeft(f"no space left ({error.strerror})", received=str(job.run_dir)) from None
+            if is_no_space(error):
+                raise NoSpaceLeft(f"no space left ({error})", received=str(job.run_dir)) from None
             return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
         return None
 

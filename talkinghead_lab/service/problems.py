@@ -14,7 +14,7 @@ from talkinghead_lab.errors import (
     Stopped,
     TalkingHeadError,
 )
-from talkinghead_lab.foundation.files import NO_SPACE
+from talkinghead_lab.foundation.files import is_no_space
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 30
@@ -54,7 +54,7 @@ def problem_of(error: BaseException) -> Problem:
         return error
     if isinstance(error, Stopped):
         return Problem(CLIENT_CLOSED_REQUEST, "The run was stopped.")
-    if any(getattr(cause, "errno", None) in NO_SPACE for cause in _causes(error)):
+    if is_no_space(error):
         return Problem(507, "No space left on the device for the video. Free some space, then try again.")
     if any(_is_out_of_memory(cause) for cause in _causes(error)):
         return busy("Not enough memory for this request. Try again later, or with fewer pixels.")

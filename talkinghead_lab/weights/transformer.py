@@ -57,9 +57,12 @@ def importing() -> Iterator[None]:
     """
     with _short_switch_interval() as threads:
         # OpenMP keeps the number for each thread that calls PyTorch, so every load sets and restores its own.
+        torch.get_num_threads()  # a thread's first call takes over the number that was set last, anywhere
         torch.set_num_threads(max(1, round(threads * READER_SHARE)))
         try:
             with gc_disabled(), ThreadPoolExecutor(1) as background:
+                # So would threads that are started meanwhile: another thread sets the usual number.
+                background.submit(torch.set_num_threads, threads).result()
                 for module in BACKGROUND_IMPORTS:
                     background.submit(importlib.import_module, module)
                 yield

@@ -96,6 +96,13 @@ def test_loads_in_two_threads_share_the_settings_and_the_last_restores_them(eigh
     assert settings() == usual
 
 
+def test_a_thread_that_is_started_during_a_load_has_all_threads_of_pytorch(eight_threads):
+    with importing(), ThreadPoolExecutor(1) as started:
+        assert torch.get_num_threads() == 2
+        assert started.submit(torch.get_num_threads).result() == 8
+    assert torch.get_num_threads() == 8
+
+
 def test_the_slowest_imports_wait_until_weights_are_read():
     program = (
         "import sys, talkinghead_lab.pipeline.pipeline; print(sys.modules.keys() & {'transformers', 'scipy'})"
