@@ -72,7 +72,7 @@ def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:
             first = first or axes
             _draw_waveform(axes, wave, SPEAKER_COLORS[number])
             if len(voices) == 2:
-                axes.set_title(("First speaker", "Second speaker")[number])
+                axes.set(title=("First speaker", "Second speaker")[number], ylabel="amplitude")
         _mark_chunks(figure.axes[2:], params, len(voices[0]) / audio.SOUNDTRACK_RATE)
         figure.axes[-1].set_xlabel("time (s)")
     return figure

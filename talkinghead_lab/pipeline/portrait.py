@@ -70,10 +70,11 @@ def picture_warnings(request: GenerationParams, frame: Tensor) -> tuple[str, ...
     if difference <= LARGEST_DIFFERENCE:
         return ()
     return (
-        "The bundled model knows only drawn cartoon presenters, and this picture does not look like one "
+        "The bundled model knows only drawn cartoon presenters, and the frame does not show one "
         f"(difference {difference:.2f}; presenters: at most {LARGEST_DIFFERENCE:g}). Expect a cartoon mouth "
         "where the model supposes one, not a speaking face. For photographs and other pictures, use the "
-        "released weights (checkpoint: released); for the bundled model, use a picture like sample:portrait.",
+        "released weights (checkpoint: released); for the bundled model, use a picture like sample:portrait, "
+        "and see `crop` if the frame cuts the head.",
     )
 
 
