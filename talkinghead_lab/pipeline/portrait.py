@@ -59,7 +59,17 @@ def frame_picture(request: GenerationParams, reference: ReferenceMedia | None = 
     if request.speakers > 1:
         speaker_masks(reference.size, request.speaker_boxes, size, framing)
     warnings = picture_warnings(request, fit(first, *size, framing))
-    return FramedPicture(reference, size, framing, warnings)
+    return FramedPicture(reference, size, framing, warnings + _box_warnings(request, reference.size))
+
+
+def _box_warnings(request: GenerationParams, size: Size) -> tuple[str, ...]:
+    """Warn of speaker boxes that reach beyond the picture."""
+    return tuple(
+        f"The box of speaker {number}, {list(box)}, reaches beyond the picture of {size[0]}x{size[1]}: "
+        "only the part within the picture counts."
+        for number, box in enumerate(request.speaker_boxes or (), start=1)
+        if box[2] > size[0] or box[3] > size[1]
+    )
 
 
 def picture_warnings(request: GenerationParams, frame: Tensor) -> tuple[str, ...]:

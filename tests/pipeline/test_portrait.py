@@ -100,3 +100,15 @@ def test_a_driving_video_is_framed_like_a_portrait(request_of):
     assert framed.placement.left < 0
     with pytest.raises(InvalidRequest, match="does not fill the frame"):
         read_inputs(request.replace(pad=None))
+
+
+def test_a_box_that_reaches_beyond_the_picture_is_warned_of(request_of, recording):
+    boxes = ((0, 0, 160, 160), (160, 0, 330, 160))
+    request = request_of(
+        image_path="sample:two-people", second_audio_path=recording(0.5), speaker_boxes=boxes,
+        frame_size="64x32", checkpoint="released",
+    )  # fmt: skip
+    (warning,) = frame_picture(request).warnings
+    assert "box of speaker 2, [160, 0, 330, 160], reaches beyond the picture of 320x160" in warning
+    within = request.replace(speaker_boxes=(boxes[0], (160, 0, 320, 160)))
+    assert frame_picture(within).warnings == ()
