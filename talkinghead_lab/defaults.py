@@ -39,11 +39,6 @@ def of_checkpoint(checkpoint: object) -> Mapping[str, Any]:
     return EMBEDDED if checkpoint == "embedded" else {}
 
 
-def timestep_shift(checkpoint: str, resolution: str) -> float:
-    """The timestep shift of a request that sets none."""
-    return float(of_checkpoint(checkpoint).get("sample_shift", RELEASED_SHIFT[resolution]))
-
-
 def completed_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a request of schema version 1, with the defaults of that version."""
     completed = {**VERSION_1, **fields}

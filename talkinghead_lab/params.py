@@ -187,6 +187,8 @@ class GenerationParams(BaseModel):
     def __init__(self, **fields: Any) -> None:
         values = {name: typed_value(name, value) for name, value in fields.items()}
         checkpoint = values.get("checkpoint", type(self).model_fields["checkpoint"].default)
+        if values.get("sample_shift", 0) is None:
+            del values["sample_shift"]  # unset: that of the checkpoint
         try:
             super().__init__(**{**defaults.of_checkpoint(checkpoint), **values})
         except ValidationError as error:
@@ -255,9 +257,7 @@ class GenerationParams(BaseModel):
     @property
     def shift(self) -> float:
         """The effective timestep shift: the request's, or that of its checkpoint and resolution."""
-        if self.sample_shift is not None:
-            return self.sample_shift
-        return defaults.timestep_shift(self.checkpoint, self.resolution)
+        return self.sample_shift or defaults.RELEASED_SHIFT[self.resolution]
 
     @property
     def drawn_seed(self) -> int:
