@@ -56,7 +56,8 @@ def test_a_text_field_takes_plain_yaml_verbatim(tmp_path, text):
         ("text_guide_scale", "05", 5.0),
         ("max_frames", "null", None),
         ("max_frames", "", None),
-        ("sample_shift", "None", None),
+        ("step_cache_threshold", "None", None),
+        ("sample_shift", "None", 3.0),  # that of the checkpoint
         ("second_audio_path", "~", None),
         ("second_audio_path", "none", None),
         ("use_apg", "yes", True),
