@@ -89,8 +89,8 @@ def test_clips_that_change_while_loading_or_playing_are_released(browser):
 def project(tmp_path_factory) -> Path:
     """A project with the notebook, whose parameters give a video in seconds."""
     folder = tmp_path_factory.mktemp("project")
-    (folder / "notebooks").mkdir()
-    shutil.copytree(ROOT / "params", folder / "params")
+    for name in ("notebooks", "params"):
+        shutil.copytree(ROOT / name, folder / name)
     notebook = load_notebook_node(str(ROOT / "notebooks" / "05_tune.ipynb"))
     nbformat.write(parameterize_notebook(notebook, TINY), folder / "notebooks" / "05_tune.ipynb")
     return folder
