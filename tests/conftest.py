@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("any machine")
 
 
 def pytest_configure():
-    """Tests that send signals also pass under `nohup` and in the background of a script, which ignore them."""
+    """Undo what `nohup` and background jobs of scripts ignore: some tests send these signals."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
