@@ -223,7 +223,7 @@ def test_a_new_panel_finds_past_runs(panel_for, project):
     (broken / "run.json").write_text('{"result": {}}')
     (project / "outputs" / "other").mkdir()
     again = panel_for()
-    assert folders(again) == [result.run_dir]
+    assert folders(again) == [broken, result.run_dir], "a damaged run has a card"
     assert [clip["key"] for clip in again.player.clips] == [str(result.run_dir)]
     assert find_runs(project / "nowhere") == []
 
