@@ -122,18 +122,22 @@ def test_an_interrupted_cell_resumes_after_its_last_finished_chunk(sections, mon
     job, other = jobs(sweep, tmp_path / "out")
     (tmp_path / "sweep.yaml").write_text(sweep.to_yaml())
     command = ["sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
-    before, steps = signal.getsignal(number), []
+    before, steps = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL, []
+    replaced = signal.signal(number, before)  # coverage has a handler of its own
 
     def interrupted(report, step):
         steps.append(report.chunk.index)
         if report.chunk.index == 1:
             signal.raise_signal(number)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(generate._StepReport, "__call__", interrupted)
-        assert main(command) == 130
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(generate._StepReport, "__call__", interrupted)
+            assert main(command) == 130
+        assert signal.getsignal(number) == before
+    finally:
+        signal.signal(number, replaced)
     assert steps == [0, 1]
-    assert signal.getsignal(number) == before
     assert not job.failure.exists()
     assert not other.run_dir.exists()
     assert (tmp_path / "out" / "results.csv").read_text().count("missing") == 2
