@@ -39,9 +39,11 @@ def of_checkpoint(checkpoint: object) -> Mapping[str, Any]:
     return EMBEDDED if checkpoint == "embedded" else {}
 
 
-def completed_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request of schema version 1, with the defaults of that version."""
-    completed = {**VERSION_1, **fields}
-    if completed["sample_shift"] is None and completed.get("checkpoint", "embedded") == "embedded":
-        completed["sample_shift"] = RELEASED_SHIFT.get(completed.get("resolution", "infinitetalk-480"))
-    return completed
+def completed(fields: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """The fields of a request of an earlier schema version, with the defaults of that version."""
+    if version > 1:
+        return dict(fields)
+    found = {**VERSION_1, **fields}
+    if found["sample_shift"] is None and found.get("checkpoint", "embedded") == "embedded":
+        found["sample_shift"] = RELEASED_SHIFT.get(found.get("resolution", "infinitetalk-480"))
+    return found

@@ -339,7 +339,7 @@ class GenerationParams(BaseModel):
         checked = found.keys() if names is None else names | known
         fields = {name: found[name] for name in found if name in checked and name not in besides}
         version, fields = schema.split(fields)  # papermill injects that of a run's `request.yaml`
-        return cls(**(defaults.completed_version_1(fields) if version < 2 else fields))
+        return cls(**defaults.completed(fields, version))
 
     @classmethod
     def from_video(cls, path: str | Path) -> Self:
@@ -359,7 +359,7 @@ class GenerationParams(BaseModel):
             )
         version, fields = schema.split(fields, unwritten=1)
         fields = {name: typed_value(name, value) for name, value in fields.items()}
-        return cls(**(defaults.completed_version_1(fields) if version < 2 else fields))
+        return cls(**defaults.completed(fields, version))
 
 
 def typed_value(name: str, value: Any) -> Any:
@@ -393,8 +393,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     version, fields = schema.split(parameter_text.read_mapping(path), unwritten)
     known = GenerationParams.model_fields
     fields = {name: typed_value(name, value) if name in known else value for name, value in fields.items()}
-    if version >= 2:
-        return fields
-    if isinstance(fields.get("base"), dict):
-        return fields | {"base": defaults.completed_version_1(fields["base"])}
-    return defaults.completed_version_1(fields)
+    if isinstance(fields.get("base"), dict):  # of a sweep
+        return fields | {"base": defaults.completed(fields["base"], version)}
+    return defaults.completed(fields, version)

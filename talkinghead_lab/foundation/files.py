@@ -30,6 +30,21 @@ def is_no_space(error: BaseException) -> bool:
 
 
 @contextmanager
+def output_errors(problem: str, path: Path) -> Iterator[None]:
+    """Turn errors of the file system in the block into `OutputError`, or `NoSpaceLeft`.
+
+    Args:
+        problem: what cannot be done, as a phrase.
+        path: what it is about.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind = NoSpaceLeft if error.errno in NO_SPACE else OutputError
+        raise kind(f"{problem} ({error.strerror})", received=str(path)) from error
+
+
+@contextmanager
 def atomic_path(final: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `final`; it is renamed to `final` if the block succeeds.
 

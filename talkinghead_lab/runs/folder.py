@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from talkinghead_lab.defaults import completed_version_1
-from talkinghead_lab.errors import InvalidRequest, NoSpaceLeft, OutputError
+from talkinghead_lab import defaults
+from talkinghead_lab.errors import InvalidRequest, OutputError
 from talkinghead_lab.foundation import digests, schema
-from talkinghead_lab.foundation.files import LOCK, NO_SPACE, atomic_path, locked, remove_file
+from talkinghead_lab.foundation.files import LOCK, atomic_path, locked, output_errors, remove_file
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.chunk_files import ChunkFiles
@@ -23,6 +23,7 @@ from talkinghead_lab.runs.record import check_form, damaged
 
 RECORD, REQUEST, CHUNKS = "run.json", "request.yaml", "chunks"
 CHUNK_FILE = re.compile(r"\d{5,}\.(mp4|safetensors)")
+UNUSABLE = "the run's folder cannot be made"
 NOTEBOOK_SUFFIX = ".ipynb"  # papermill writes the run's notebook into the folder before the run starts
 
 
@@ -69,10 +70,10 @@ class RunFolder:
             path = _not_taken(project_folder() / "outputs" / name)
         digest = made_from if callable(made_from) else lambda: made_from
         run = cls(project_folder() / path, params, frame_size, digest, timestamp)
-        with _usable(run.path):
+        with output_errors(UNUSABLE, run.path):
             run.path.mkdir(parents=True, exist_ok=True)
         with nullcontext() if run.finished else locked(run.path):
-            with _usable(run.path):
+            with output_errors(UNUSABLE, run.path):
                 run._prepare()
             yield run
 
@@ -202,19 +203,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         raise damaged(path, f"a {type(record).__name__} instead of an object")
     version, record = schema.split(record, unwritten=1)
     check_form(record, path)
-    if version < 2:
-        record["request"] = completed_version_1(record["request"])
-    return record
-
-
-@contextmanager
-def _usable(folder: Path) -> Iterator[None]:
-    """Turn errors of the file system into `OutputError`, or `NoSpaceLeft`."""
-    try:
-        yield
-    except OSError as error:
-        kind = NoSpaceLeft if error.errno in NO_SPACE else OutputError
-        raise kind(f"the run's folder cannot be made ({error.strerror})", received=str(folder)) from error
+    return record | {"request": defaults.completed(record["request"], version)}
 
 
 def _remove_partial_files(folder: Path) -> None:

@@ -27,9 +27,9 @@ import polars
 import yaml
 from tqdm.auto import tqdm
 
-from talkinghead_lab.errors import InvalidRequest, NoSpaceLeft, OutputError, TalkingHeadError, nearest_name
+from talkinghead_lab.errors import InvalidRequest, OutputError, TalkingHeadError, nearest_name
 from talkinghead_lab.foundation import digests
-from talkinghead_lab.foundation.files import NO_SPACE, atomic_path, locked
+from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.foundation.schema import versioned
 from talkinghead_lab.params import GenerationParams, read_yaml, typed_value
@@ -221,7 +221,8 @@ def run_sweep(
         OutputError: the folder cannot be written, or another process is running a sweep in it.
     """
     folder = project_folder() / folder
-    _make_folder(folder)
+    with output_errors("the folder of the sweep cannot be created", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         jobs = _jobs(sweep, folder, show_progress)
         waiting = _unfinished([job for _, job in jobs], retry_failed)
@@ -364,16 +365,6 @@ def _first_and_last(axis: Axis) -> Axis:
 def _table_value(value: Any) -> Any:
     """A value in the table: lists and mappings become JSON."""
     return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        kind = NoSpaceLeft if error.errno in NO_SPACE else OutputError
-        raise kind(
-            f"the folder of the sweep cannot be created ({error.strerror})", received=str(folder)
-        ) from None
 
 
 def _replace_file(path: Path, content: bytes) -> None:
