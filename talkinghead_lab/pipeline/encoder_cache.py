@@ -22,8 +22,8 @@ from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests, paths
 from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.files import atomic_path
-from talkinghead_lab.weights.checkpoints import TRANSFORMER, CheckpointFiles
-from talkinghead_lab.weights.digests import weight_digests, weight_states
+from talkinghead_lab.weights.checkpoints import TRANSFORMER
+from talkinghead_lab.weights.digests import weight_digests
 
 GIB = 2**30
 # Part of every key: raise it when an encoder computes something else from the same inputs and weights.
@@ -73,19 +73,18 @@ class EncoderCache:
     @classmethod
     def of(
         cls,
-        files: CheckpointFiles | Mapping[str, FileState],
+        weights: Mapping[str, FileState],
         device: torch.device,
         folder: Path | None = None,
     ) -> Self:
         """Make a cache for the encoders of a checkpoint; the transformer and its LoRAs do not matter.
 
         Args:
-            files: the checkpoint, or states of its files when they were loaded.
+            weights: states of the checkpoint's files when they were loaded, by place.
             device: where the encoders run.
             folder: where entries are stored; None: `encodings` in the user's cache folder.
         """
-        states = weight_states(files) if isinstance(files, CheckpointFiles) else files
-        encoders = weight_digests({name: state for name, state in states.items() if _is_encoder(name)})
+        encoders = weight_digests({name: state for name, state in weights.items() if _is_encoder(name)})
         folder = folder or paths.user_cache_folder() / "encodings"
         return cls(folder, digests.combined([encoders]), device)
 

@@ -15,14 +15,10 @@ def weight_states(files: CheckpointFiles) -> dict[str, FileState]:
     return {name: FileState.of(path) for name, path in weight_files(files).items()}
 
 
-def weight_digests(files: CheckpointFiles | Mapping[str, FileState]) -> dict[str, str]:
-    """Digest of every file that loading a checkpoint reads, by its place in the checkpoint.
-
-    Args:
-        files: a checkpoint as it is now, or states of its files.
+def weight_digests(states: Mapping[str, FileState]) -> dict[str, str]:
+    """Digests of files, by place in the checkpoint.
 
     Raises:
-        CheckpointError: a file is missing, or has changed since its state was taken.
+        CheckpointError: a file has changed since its state was taken.
     """
-    states = weight_states(files) if isinstance(files, CheckpointFiles) else files
     return {name: known_sha256(state) for name, state in states.items()}

@@ -10,6 +10,7 @@ import torch
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import checkpoint_files
+from talkinghead_lab.weights.digests import weight_states
 from tests.pipeline.start import start
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def test_the_folder_stays_within_its_bound(tmp_path):
 def test_conditions_from_the_cache_are_those_that_are_computed(request_for, tmp_path):
     params = request_for(max_frames=9)
     pipeline = Pipeline.load(params)
-    cache = EncoderCache.of(checkpoint_files(params), pipeline.device, tmp_path)
+    cache = EncoderCache.of(weight_states(checkpoint_files(params)), pipeline.device, tmp_path)
     made = []
     for remember in (None, cache, cache):
         kept = {"cache": remember} if remember else {}
