@@ -70,10 +70,8 @@ def known_sha256(file: Path | FileState, folder: Path | None = None) -> str:
     Raises:
         CheckpointError: the file has changed meanwhile, and the digest of its state is not known.
     """
-    state, folder = (
-        FileState.of(file) if isinstance(file, Path) else file,
-        folder or user_cache_folder() / "digests",
-    )
+    state = FileState.of(file) if isinstance(file, Path) else file
+    folder = folder or user_cache_folder() / "digests"
     facts = list(state)
     entry = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):

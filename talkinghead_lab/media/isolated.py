@@ -168,10 +168,8 @@ def _set_limits(limits: IsolatedCall) -> None:
     chosen = random.sample(sorted(processors), min(MAX_PROCESSORS, len(processors)))
     with suppress(OSError):
         os.sched_setaffinity(0, chosen)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(
-            "1000"
-        )  # the first to go, if the machine runs out of memory
+    with suppress(OSError):  # the first to go, if the machine runs out of memory
+        Path("/proc/self/oom_score_adj").write_text("1000")
     # The caller kills this process after the time limit. If the caller is gone, this limit ends it.
     cpu_seconds = int(limits.seconds * len(chosen)) + 1
     for kind, most in (

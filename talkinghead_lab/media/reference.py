@@ -238,9 +238,8 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     """a, b, c, d of x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, 8.3.2)."""
     try:
         matrix = cast(SideDataContainer, frame.side_data).get(Type.DISPLAYMATRIX)
-    except (
-        ValueError
-    ):  # PyAV lists no side data if it does not know one of them; the angle leaves mirrors out
+    except ValueError:  # PyAV lists no side data if it does not know one of them
+        # The angle leaves mirrors out.
         angle = math.radians(frame.rotation)
         return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
     if matrix is None:

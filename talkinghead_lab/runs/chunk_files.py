@@ -85,7 +85,7 @@ class ChunkFiles:
             **self._place(chunk),
         }
         content = save({FRAMES: last_frames}, facts | {FACTS_DIGEST: digests.combined([facts])})
-        with atomic_path(self._rest(chunk)) as temporary:
+        with atomic_path(self._rest(chunk.index)) as temporary:
             temporary.write_bytes(content)
         self._facts.append(facts)
 
@@ -97,7 +97,7 @@ class ChunkFiles:
         """
         if not chunk.repeated:
             return None
-        found = _read(self._rest_of(chunk.index - 1))
+        found = _read(self._rest(chunk.index - 1))
         if found is None:
             raise self._changed(chunk.index - 1)
         return found[1]
@@ -131,10 +131,7 @@ class ChunkFiles:
         """Path of a chunk's silent video."""
         return self.folder / f"{chunk.index:05d}.mp4"
 
-    def _rest(self, chunk: Chunk) -> Path:
-        return self._rest_of(chunk.index)
-
-    def _rest_of(self, index: int) -> Path:
+    def _rest(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
 
     def _place(self, chunk: Chunk) -> dict[str, str]:
@@ -144,7 +141,7 @@ class ChunkFiles:
 
     def _checked(self, chunk: Chunk) -> Facts | None:
         """The facts of a chunk whose files fit them; otherwise None."""
-        found = _read(self._rest(chunk))
+        found = _read(self._rest(chunk.index))
         if found is None:
             return None
         facts, last_frames = found
@@ -153,7 +150,10 @@ class ChunkFiles:
         return facts if whole and _has_digest(self.picture(chunk), facts["video_sha256"]) else None
 
     def _remove(self, chunk: Chunk) -> None:
-        for path in (self._rest(chunk), self.picture(chunk)):  # without its facts, a video does not count
+        for path in (
+            self._rest(chunk.index),
+            self.picture(chunk),
+        ):  # without its facts, a video does not count
             remove_file(path)
 
     def _changed(self, index: int) -> OutputError:

@@ -12,9 +12,8 @@ from typing import Literal
 from talkinghead_lab.errors import Stopped
 from talkinghead_lab.params import GenerationParams
 
-INPUTS = (
-    "inputs"  # in a run's folder: copies of its media while it is under way, if the caller puts them there
-)
+# In a run's folder: copies of its media while it is under way, if the caller puts them there.
+INPUTS = "inputs"
 State = Literal["waiting", "running", "finished", "failed", "stopped"]
 
 
