@@ -1,0 +1,1 @@
+"""Layouts of weight files other than the released one."""
