@@ -9,9 +9,9 @@ from torch import Tensor
 from talkinghead_lab.bench.rows import Results, Row, seconds_of, sustained_seconds_of
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.models.dit.config import DiTConfig
-from talkinghead_lab.models.dit.quantized_linear import quantize_rows
 from talkinghead_lab.models.kernels.attention import EXACT_KERNELS, KERNELS, attention
 from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.models.quantized.rows import quantize_rows
 from talkinghead_lab.weights.quantization import has_fp8
 
 TERA, GIGA = 1e12, 1e9

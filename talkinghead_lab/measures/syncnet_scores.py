@@ -21,7 +21,8 @@ from talkinghead_lab.measures.photographed_faces import Faces, model_file
 from talkinghead_lab.media import audio, video
 from talkinghead_lab.media.resampled_track import to_mono
 from talkinghead_lab.models.judges.syncnet import COLUMNS, PICTURE_SIZE, WINDOW, SyncNet
-from talkinghead_lab.weights import reading
+from talkinghead_lab.weights.formats.containers import read_tensors
+from talkinghead_lab.weights.reading import load_strict
 
 VARIABLE = "SYNCNET_MODEL"
 LARGEST_SHIFT = 15  # video frames, each way
@@ -87,8 +88,8 @@ def load_syncnet(path: Path) -> SyncNet:
     network = SyncNet()
     counters = {name: value for name, value in network.state_dict().items() if name.endswith("_tracked")}
     # The released file predates these counters, which evaluation ignores.
-    tensors = counters | reading.read_tensors(path)
-    reading.load_strict(network, tensors, path.name, torch.float32, "cpu")
+    tensors = counters | read_tensors(path)
+    load_strict(network, tensors, path.name, torch.float32, "cpu")
     return network
 
 

@@ -25,7 +25,7 @@ from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
-from talkinghead_lab.weights.checkpoints import CheckpointFiles, locate, quantization_map, transformer_width
+from talkinghead_lab.weights.checkpoints import CheckpointFiles, is_quantized, locate, transformer_width
 from talkinghead_lab.weights.digests import weight_states
 from talkinghead_lab.weights.load_settings import LoadSettings, LoraFile
 from talkinghead_lab.weights.quantization import stored_type
@@ -189,13 +189,12 @@ def load_settings(request: GenerationParams) -> LoadSettings:
     """Decide how the networks of a request are loaded on this machine; errors as for `resolve`."""
     device, files = pick_device(request.device), checkpoint_files(request)
     compute = compute_type(request.precision, device)
-    already_quantized = quantization_map(files.infinitetalk) is not None
     return LoadSettings(
         files=files,
         loras=tuple(_lora_file(lora) for lora in request.loras),
         device=device,
         compute=compute,
-        storage=None if already_quantized else stored_type(request.precision, device),
+        storage=None if is_quantized(files) else stored_type(request.precision, device),
         decode=decode_type(compute, device),
         attention=choose_attention(request.attention, device),
         compiled=_is_compiled(request, files, device),

@@ -12,7 +12,6 @@ Weight files without a suffix above are `.safetensors` or `.pth`. A `.json` of t
 tensor shapes do not show (head counts, latent statistics).
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
@@ -31,11 +30,14 @@ from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.encoders import image as image_encoder
 from talkinghead_lab.models.encoders import speech as speech_encoder
 from talkinghead_lab.models.encoders import text as text_encoder
+from talkinghead_lab.models.quantized.linear import QuantizedLinear
 from talkinghead_lab.models.vae import model as vae
 from talkinghead_lab.weights import config_fields
 from talkinghead_lab.weights.config_fields import checked
-from talkinghead_lab.weights.quantization import from_released_quantized, insert_quantized_layers
-from talkinghead_lab.weights.reading import load_strict, read_tensors, shapes_of
+from talkinghead_lab.weights.formats.containers import Stored
+from talkinghead_lab.weights.formats.network_file import NetworkFile, read_network
+from talkinghead_lab.weights.formats.stored_types import quanto_map, read_json
+from talkinghead_lab.weights.reading import load_strict, shapes_of
 
 Network = TypeVar("Network", bound=nn.Module)
 Loader = Callable[["CheckpointFiles", torch.dtype | None, torch.device | str], Network]
@@ -117,14 +119,6 @@ def _adapter_file(path: Path, speakers: int) -> Path:
     )
 
 
-def read_shards(folder: Path, stem: str = TRANSFORMER) -> dict[str, Tensor]:
-    """Read the tensors of a file or of all its shards; an index, if there is one, lists the shards."""
-    tensors: dict[str, Tensor] = {}
-    for file in _shards(folder, stem):
-        tensors |= read_tensors(file)
-    return tensors
-
-
 def _shards(folder: Path, stem: str) -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
@@ -138,7 +132,7 @@ def _shards(folder: Path, stem: str) -> list[Path]:
 
 
 def _shard_names(index: Path) -> set[str]:
-    names = _read_json(index).get("weight_map")
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError("the index of the shards has no `weight_map`", received=str(index))
     for name in names.values():
@@ -182,16 +176,6 @@ def weight_files(files: CheckpointFiles) -> dict[str, Path]:
     return dict(sorted((named | {name: path for name, path in sidecars.items() if path.is_file()}).items()))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot be read as JSON ({error})", received=str(path)) from None
-    if not isinstance(fields, dict):
-        raise CheckpointError("is not a JSON object", received=str(path))
-    return fields
-
-
 def _weights_file(folder: Path, stem: str, *others: str) -> Path:
     for name in (f"{stem}.safetensors", f"{stem}.pth", *others):
         if (folder / name).is_file():
@@ -203,7 +187,7 @@ def _weights_file(folder: Path, stem: str, *others: str) -> Path:
 
 def _sidecar(path: Path) -> dict[str, Any]:
     sidecar = path.with_suffix(".json")
-    return _read_json(sidecar) if sidecar.is_file() else {}
+    return read_json(sidecar) if sidecar.is_file() else {}
 
 
 def _sidecar_fields(path: Path, kind: type[config_fields.Fields]) -> Mapping[str, Any]:
@@ -228,58 +212,61 @@ def _explained(load: Loader[Network]) -> Loader[Network]:
     return explained
 
 
-def quantization_map(infinitetalk: Path) -> dict[str, Any] | None:
-    """The layers of a quantised transformer file, or None if the file is a plain adapter."""
-    fields = _sidecar(infinitetalk)
-    return fields if fields and all(isinstance(kinds, dict) for kinds in fields.values()) else None
-
-
 def _build(
     network: Callable[[Any], Network],
     config: object,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Stored],
     source: str,
     dtype: torch.dtype | None,
     device: torch.device | str,
-    quantised: Mapping[str, Any] | None = None,
 ) -> Network:
-    """Build a network on the meta device and load its weights; `quantised` maps its 8-bit layers."""
+    """Build a network on the meta device and load its weights."""
     with torch.device("meta"):
         model = network(config)
-        insert_quantized_layers(model, quantised or {})
     load_strict(model, tensors, source, dtype, device)
     return model
 
 
 def transformer_width(files: CheckpointFiles) -> int | None:
     """The transformer's width as config.json states it, without reading tensors; None where it does not."""
-    width = _read_json(files.wan / "config.json").get("dim")
+    width = read_json(files.wan / "config.json").get("dim")
     return width if isinstance(width, int) else None
+
+
+def transformer_files(files: CheckpointFiles) -> list[NetworkFile]:
+    """The transformer and its adapter, as stored: Wan2.1 and InfiniteTalk, or one file that holds both."""
+    adapter = read_network(files.infinitetalk)
+    if "transformer" in adapter.roles:
+        return [adapter]
+    return [read_network(*_shards(files.wan, TRANSFORMER)), adapter]
+
+
+def is_quantized(files: CheckpointFiles) -> bool:
+    """Whether the transformer's file holds quantised layers; reads no weight."""
+    return any(
+        isinstance(tensor, QuantizedLinear)
+        for file in transformer_files(files)
+        for tensor in file.tensors.values()
+    )
 
 
 @_explained
 def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> DiT:
-    """Load the transformer: Wan2.1 shards and the InfiniteTalk adapter, or one quantised file with both.
-
-    Without a `dtype`, weights keep their stored type.
-    """
+    """Load the transformer with its adapter. Without a `dtype`, weights keep their stored type."""
     path = files.wan / "config.json"
-    fields = checked(_read_json(path), config_fields.TransformerFields, path)
-    quantised = quantization_map(files.infinitetalk)
-    if quantised is None:
-        tensors = read_shards(files.wan) | read_tensors(files.infinitetalk)
-    else:
-        tensors = from_released_quantized(read_tensors(files.infinitetalk))
+    fields = checked(read_json(path), config_fields.TransformerFields, path)
+    tensors: dict[str, Stored] = {}
+    for file in transformer_files(files):
+        tensors |= file.tensors
     config = DiTConfig.from_tensors(shapes_of(tensors), fields)
-    source = f"transformer ({files.infinitetalk.name})"
-    return _build(DiT, config, tensors, source, dtype, device, quantised)
+    return _build(DiT, config, tensors, f"transformer ({files.infinitetalk.name})", dtype, device)
 
 
 @_explained
 def load_vae(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> vae.VAE:
     """Load the video autoencoder."""
     path = _weights_file(files.wan, VAE)
-    tensors = read_tensors(path)
+    tensors = read_network(path).plain
     config = vae.VAEConfig.from_tensors(
         shapes_of(tensors), _sidecar_fields(path, config_fields.AutoencoderFields)
     )
@@ -292,7 +279,7 @@ def load_image_encoder(
 ) -> image_encoder.ImageEncoder:
     """Load the image tower of CLIP."""
     path = _weights_file(files.wan, IMAGE_ENCODER)
-    tensors = read_tensors(path)
+    tensors = read_network(path).plain
     config = image_encoder.ImageEncoderConfig.from_tensors(
         shapes_of(tensors), _sidecar_fields(path, config_fields.ImageEncoderFields)
     )
@@ -305,18 +292,20 @@ def load_text_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> text_encoder.TextEncoder:
     """Load umT5; the quantised file, if there is one next to a quantised transformer."""
-    maps = sorted(files.infinitetalk.parent.glob("t5_map_*.json"))
-    if maps and quantization_map(files.infinitetalk) is not None:
-        path = maps[0].with_name(maps[0].name.replace("t5_map_", "t5_")).with_suffix(".safetensors")
-        tensors, kinds = from_released_quantized(read_tensors(path)), _read_json(maps[0])
-    else:
-        path, kinds = _weights_file(files.wan, TEXT_ENCODER), {}
-        tensors = read_tensors(path)
+    path = _text_encoder_file(files)
+    tensors = read_network(path).tensors
     config = text_encoder.TextEncoderConfig.from_tensors(
         shapes_of(tensors), _sidecar_fields(path, config_fields.TextEncoderFields)
     )
-    named, quantised = (text_encoder.from_released(part, config) for part in (tensors, kinds))
-    return _build(text_encoder.TextEncoder, config, named, path.name, dtype, device, quantised)
+    named = text_encoder.from_released(tensors, config)
+    return _build(text_encoder.TextEncoder, config, named, path.name, dtype, device)
+
+
+def _text_encoder_file(files: CheckpointFiles) -> Path:
+    maps = sorted(files.infinitetalk.parent.glob("t5_map_*.json"))
+    if maps and quanto_map(files.infinitetalk) is not None:
+        return maps[0].with_name(maps[0].name.replace("t5_map_", "t5_")).with_suffix(".safetensors")
+    return _weights_file(files.wan, TEXT_ENCODER)
 
 
 def load_tokenizer(files: CheckpointFiles, text_len: int) -> text_encoder.Tokenizer:
@@ -330,11 +319,11 @@ def load_speech_encoder(
 ) -> speech_encoder.SpeechEncoder:
     """Load wav2vec2."""
     path = _weights_file(files.wav2vec2, "model", SPEECH_PICKLE)
-    tensors = read_tensors(path)
-    fields = _read_json(files.wav2vec2 / "config.json")
+    tensors = read_network(path).plain
+    fields = read_json(files.wav2vec2 / "config.json")
     preprocessor = files.wav2vec2 / "preprocessor_config.json"
     if preprocessor.is_file():
-        fields |= _read_json(preprocessor)
+        fields |= read_json(preprocessor)
     checked(fields, config_fields.SpeechEncoderFields, files.wav2vec2 / "config.json")
     config = speech_encoder.SpeechEncoderConfig.from_tensors(shapes_of(tensors), fields)
     named = speech_encoder.from_released(tensors, config)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear, quantize_rows
-from talkinghead_lab.weights.reading import read_tensors
+from talkinghead_lab.models.quantized.linear import QuantizedLinear
+from talkinghead_lab.weights.formats.containers import read_tensors
+from talkinghead_lab.weights.reading import replace_module
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +134,8 @@ def _add(model: nn.Module, name: str, delta: Tensor, strength: float, path: Path
         )
     delta = strength * delta.to(weight.device)
     if isinstance(holder, QuantizedLinear) and attribute == "weight":
-        holder.weight, scale = quantize_rows(holder.dequantized() + delta, holder.weight.dtype)
-        holder.scale = scale.to(holder.scale.dtype)
+        layer = name.removesuffix(".weight")
+        replace_module(model, layer, holder.requantized(holder.dequantized() + delta.view(holder.shape)))
         return
     merged = (weight.float() + delta.view_as(weight)).to(weight.dtype)
     setattr(holder, attribute, nn.Parameter(merged, requires_grad=False))

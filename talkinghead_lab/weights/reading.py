@@ -1,90 +1,34 @@
-"""Read weight files without a second copy and load their tensors into networks, strictly."""
+"""Load tensors into networks, strictly and without a second copy."""
 
-import pickle
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.models.quantized.linear import QuantizedLinear
 from talkinghead_lab.offload.host_buffer import HostBuffer
+from talkinghead_lab.weights.formats.containers import Stored
 
 BUFFER_BYTES = 2**26
-# PyTorch's words for what a file of tensors does not hold; other errors of unpickling mean damage.
-UNSAFE = re.compile("Unsupported (global|class)|Trying to|Can only")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors` file or one of PyTorch, memory-mapped rather than copied.
-
-    PyTorch's form from before 2020, which is no zip archive, is copied. Tensors may lie in a `state_dict`.
-
-    Raises:
-        CheckpointError: missing, truncated or damaged, or the file holds more than tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError("no such weight file", received=str(path))
-    try:
-        found = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except Exception as error:  # parsers of damaged files raise many kinds
-        if isinstance(error, pickle.UnpicklingError) and UNSAFE.search(str(error)):
-            raise CheckpointError(
-                "the file holds more than tensors and was not opened",
-                received=str(path),
-                remedy="It could run code. Use the released file, or convert one you trust to safetensors.",
-            ) from None
-        raise CheckpointError(
-            f"the weight file is damaged or truncated ({error})",
-            received=str(path),
-            remedy="Download it again.",
-        ) from None
-    if isinstance(found, Mapping) and found.keys() == {"state_dict"}:
-        found = found["state_dict"]
-    if not isinstance(found, Mapping):
-        kind = type(found).__name__
-        raise CheckpointError(f"the weight file is of type {kind}, not tensors by name", received=str(path))
-    for name, value in found.items():
-        if problem := _problem(name, value):
-            raise CheckpointError(f"`{str(name)[:80]}` of the weight file {problem}", received=str(path))
-    return dict(found)
-
-
-def _unpickled(path: Path) -> Any:
-    with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-
-
-def _problem(name: object, value: object) -> str | None:
-    """Why an entry of a file cannot be a weight; None if it can."""
-    if not isinstance(name, str) or not isinstance(value, Tensor):
-        return f"is of type {type(value).__name__}, not a tensor"
-    if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-        return "is not a dense tensor"
-    if value.numel() == 0:
-        return f"is empty: its shape is {tuple(value.shape)}"
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        return f"has fewer values than its shape {tuple(value.shape)} says"
-    return None
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
     """Shapes of tensors, by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def load_strict(
     module: nn.Module,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Stored],
     source: str,
     dtype: torch.dtype | None,
     device: torch.device | str,
 ) -> None:
     """Load weights into a module on the meta device, with floating-point weights converted to `dtype`.
+
+    Linear layers whose matrix is quantised are replaced by it. Elsewhere, quantised matrices are dequantised.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or misshapen; the error names it.
@@ -107,16 +51,19 @@ def load_strict(
             )
     state = module.state_dict()
     for name, tensor in tensors.items():
-        if not _fits_type(tensor, state[name]):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() != state[name].is_floating_point():
             raise CheckpointError(
                 f"{source}: a tensor has the wrong type",
                 received=f"{name} of {tensor.dtype}",
-                allowed="floating point" if state[name].element_size() > 1 else str(state[name].dtype),
+                allowed="floating point" if state[name].is_floating_point() else str(state[name].dtype),
                 remedy="The file is damaged or belongs to another model.",
             )
     upload = Upload(torch.device(device))
-    for name, tensor in tensors.items():
-        _assign(module, name, upload(tensor, _loaded_type(name, tensor, dtype)))
+    for name, stored in tensors.items():
+        if isinstance(stored, Tensor):
+            _assign(module, name, upload(stored, _loaded_type(name, stored, dtype)))
+        else:
+            _assign_quantized(module, name, stored, dtype, upload)
     module.eval().requires_grad_(False)
 
 
@@ -124,13 +71,6 @@ def convert(module: nn.Module, dtype: torch.dtype) -> None:
     """Convert the floating-point weights of a loaded module in place, by the rule of `load_strict`."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         tensor.data = tensor.data.to(_loaded_type(name, tensor, dtype))
-
-
-def _fits_type(tensor: Tensor, expected: Tensor) -> bool:
-    """8-bit weights and integers need their type; other weights any floating-point type."""
-    if expected.is_floating_point() and expected.element_size() > 1:
-        return tensor.is_floating_point()
-    return tensor.dtype == expected.dtype
 
 
 def _loaded_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -146,6 +86,27 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         parent._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         parent._buffers[leaf] = tensor
+
+
+def _assign_quantized(
+    module: nn.Module, name: str, stored: QuantizedLinear, dtype: torch.dtype | None, upload: "Upload"
+) -> None:
+    """Put a quantised matrix in the place of the linear layer that it is the weight of."""
+    layer_name = name.rpartition(".")[0]
+    for part, tensor in list(stored.named_buffers()):
+        stored.register_buffer(part, upload(tensor, tensor.dtype))
+    linear = module.get_submodule(layer_name)
+    if not isinstance(linear, nn.Linear):
+        _assign(module, name, stored.dequantized().to(dtype))
+        return
+    stored.bias = linear.bias  # loaded already, or still to come under its own name
+    replace_module(module, layer_name, stored)
+
+
+def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:
+    """Replace the submodule with a dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(root.get_submodule(parent), child, new)
 
 
 class Upload:

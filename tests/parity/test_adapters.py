@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from talkinghead_lab.models.dit.model import DiT
-from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear
+from talkinghead_lab.models.quantized.rows import RowQuantizedLinear
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.checkpoints import CheckpointFiles
 from talkinghead_lab.weights.lora import merge_lora
@@ -44,7 +44,7 @@ def test_quantised_checkpoint(stored, files, tmp_path):
     for suffix in (".safetensors", ".json"):
         shutil.copy(golden.FOLDER / f"dit_{stored}_checkpoint{suffix}", quantised.with_suffix(suffix))
     model = checkpoints.load_dit(CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu")
-    layers = {name for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, RowQuantizedLinear)}
     assert layers == set(json.loads(quantised.with_suffix(".json").read_text()))
     golden.compare(f"dit_{stored} velocity", velocity(model), outputs["velocity.t437.25"], 1e-3)
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear, quantize_rows
+from talkinghead_lab.models.quantized.rows import RowQuantizedLinear, quantize_rows
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.checkpoints import CheckpointFiles, load_dit
-from talkinghead_lab.weights.reading import read_tensors
+from talkinghead_lab.weights.formats.containers import read_tensors
 from tests.parity import golden
 
 
@@ -169,7 +169,7 @@ def test_a_quantised_text_encoder_is_found_next_to_a_quantised_transformer(files
     encoder = checkpoints.load_text_encoder(
         CheckpointFiles(files.wan, files.wav2vec2, quantised), torch.float32, "cpu"
     )
-    assert sum(isinstance(layer, QuantizedLinear) for layer in encoder.modules()) == len(kinds)
+    assert sum(isinstance(layer, RowQuantizedLinear) for layer in encoder.modules()) == len(kinds)
     with torch.inference_mode():
         hidden = encoder(outputs["ids"], outputs["mask"])
     error = golden.relative_error(hidden[0], outputs["hidden0"])

@@ -12,9 +12,9 @@ from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.formats.containers import read_tensors
 from talkinghead_lab.weights.inventory import inventory
 from talkinghead_lab.weights.lora import merge_lora
-from talkinghead_lab.weights.reading import read_tensors
 
 FOLDERS = tuple(checkpoints.RELEASED_REPOSITORIES)
 LONG = 1_000_000_000

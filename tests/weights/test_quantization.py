@@ -1,14 +1,12 @@
-"""8-bit weights: their error, and the supported quantisation maps."""
+"""8-bit weights and their error."""
 
 import pytest
 import torch
 from torch import nn
 
-from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear, quantize_rows
 from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
+from talkinghead_lab.models.quantized.rows import RowQuantizedLinear, quantize_rows
 from talkinghead_lab.weights.quantization import (
-    insert_quantized_layers,
     multiply_fp8,
     quantize_linears,
     stored_type,
@@ -36,7 +34,7 @@ def test_a_quantised_network_has_a_small_error(stored):
     x = torch.randn(10, 96)
     plain = network(x)
     quantize_linears(network, stored)
-    assert sum(isinstance(layer, QuantizedLinear) for layer in network) == 2
+    assert sum(isinstance(layer, RowQuantizedLinear) for layer in network) == 2
     error = (network(x) - plain).norm() / plain.norm()
     assert 1e-5 < error < (0.01 if stored is torch.int8 else 0.05)
 
@@ -46,23 +44,10 @@ def test_zero_rows_stay_zero():
     assert (data.float() * scale == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("kinds", "message"),
-    [
-        ({"nothing": {"weights": "qint8"}}, "lacks"),
-        ({"0": {"weights": "qint4"}}, "not supported"),
-        ({"0": {"weights": "qint8", "activations": "qint8"}}, "not supported"),
-    ],
-)
-def test_an_unsupported_map_is_an_error(kinds, message):
-    with pytest.raises(CheckpointError, match=message):
-        insert_quantized_layers(nn.Sequential(nn.Linear(2, 2)), kinds)
-
-
-def quantised(x_type: torch.dtype = torch.float32) -> tuple[nn.Linear, QuantizedLinear]:
+def quantised(x_type: torch.dtype = torch.float32) -> tuple[nn.Linear, RowQuantizedLinear]:
     torch.manual_seed(0)
     linear = nn.Linear(96, 64).to(x_type)
-    return linear, QuantizedLinear(*quantize_rows(linear.weight.detach(), FP8), linear.bias.detach())
+    return linear, RowQuantizedLinear(*quantize_rows(linear.weight.detach(), FP8), linear.bias.detach())
 
 
 def test_fp8_matmuls_scale_every_row_of_the_input():

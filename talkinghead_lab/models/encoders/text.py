@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ftfy
 import tokenizers
@@ -23,6 +23,8 @@ from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.released_names import Shapes, count_blocks, rename, shape_of
 
 logger = logging.getLogger(__name__)
+# A tensor, or a layer that holds a quantised one.
+Weight = TypeVar("Weight")
 
 RELEASED_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 PADDING = "<pad>"
@@ -97,7 +99,7 @@ class TextEncoderConfig:
         )
 
 
-def from_released(tensors: dict[str, Tensor], config: TextEncoderConfig) -> dict[str, Tensor]:
+def from_released(tensors: Mapping[str, Weight], config: TextEncoderConfig) -> dict[str, Weight]:
     """Rename the released tensors to the names of `TextEncoder`; unknown names are kept."""
     return {rename(name, _MODULES): tensor for name, tensor in tensors.items()}
 

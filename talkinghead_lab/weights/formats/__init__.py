@@ -1,1 +1,1 @@
-"""Layouts of weight files other than the released one."""
+"""What weight files hold: containers, stored types, and names of tensors."""

@@ -8,7 +8,6 @@ from tokenizers import Tokenizer as TokenizerFile
 from tokenizers import models, pre_tokenizers, processors
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.models.dit.quantized_linear import QuantizedLinear
 from talkinghead_lab.models.encoders.text import (
     TextEncoder,
     TextEncoderConfig,
@@ -16,6 +15,7 @@ from talkinghead_lab.models.encoders.text import (
     clean,
     from_released,
 )
+from talkinghead_lab.models.quantized.rows import RowQuantizedLinear
 from talkinghead_lab.weights.quantization import quantize_linears
 
 TINY = TextEncoderConfig(
@@ -129,7 +129,7 @@ def test_quantised_weights_give_the_states_of_their_dequantised_values(model, st
     quantize_linears(quantised, stored)
     weights = model.state_dict()
     for name, layer in quantised.named_modules():
-        if isinstance(layer, QuantizedLinear):
+        if isinstance(layer, RowQuantizedLinear):
             weights[f"{name}.weight"] = layer.dequantized()
     plain.load_state_dict(weights)
     ids, mask = torch.arange(10)[None], torch.ones(1, 10, dtype=torch.long)

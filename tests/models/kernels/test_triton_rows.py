@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from talkinghead_lab.bench.forwards import random_latent, relative_error, velocity
 from talkinghead_lab.bench.sizes import SIZES, random_conditions, random_dit
 from talkinghead_lab.models.dit.blocks import RMSNorm, layer_norm
-from talkinghead_lab.models.dit.quantized_linear import quantize_rows
 from talkinghead_lab.models.kernels.attention import KERNELS, Rotation, grid_angles, runs_triton
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.models.kernels.fused_ops import ResidualUpdate
 from talkinghead_lab.models.kernels.quantized_attention import quantize, scale_for
+from talkinghead_lab.models.quantized.rows import quantize_rows
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
 
 DEVICE = torch.device("cuda")

@@ -1,28 +1,39 @@
-"""A linear layer with 8-bit weights."""
+"""A linear layer with 8-bit weights and a scale per row."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
+from talkinghead_lab.models.quantized.linear import QuantizedLinear
+
+NAMES = {torch.int8: "int8", FP8: "fp8", torch.float8_e5m2: "fp8 (e5m2)"}
 
 
-class QuantizedLinear(nn.Module):
+class RowQuantizedLinear(QuantizedLinear):
     """A linear layer with an 8-bit `weight` [out, in] and one `scale` [out, 1] per row.
 
     It dequantises the weight to the type of the input. With `uses_fp8_matmul`, it instead quantises each row
     of the input to fp8 and multiplies in fp8.
     """
 
-    weight: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight, bias)
         self.register_buffer("scale", scale)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.uses_fp8_matmul = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        out, width = self.weight.shape
+        return out, width
+
+    @property
+    def stored_as(self) -> str:
+        """`int8`, `fp8` or `fp8 (e5m2)`."""
+        return NAMES[self.weight.dtype]
 
     def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
         """[..., in] → [..., out]; only a layer that uses fp8 matmuls accepts quantised tokens."""
@@ -31,11 +42,9 @@ class QuantizedLinear(nn.Module):
         if self.uses_fp8_matmul:
             rows, scale = quantize_rows(x.flatten(0, -2), FP8)
             return self._fp8_matmul(QuantizedTokens(rows, scale, x.dtype)).unflatten(0, x.shape[:-1])
-        # Scale the weight, not the output: for the latter, PyTorch's compiler would use its own int8-weight
-        # matmul, which is meant for few rows and is hundreds of times slower here.
-        return F.linear(
-            x, self.dequantized().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        )
+        # The base class scales the weight, not the output: for the latter, PyTorch's compiler would use its
+        # own int8-weight matmul, which is meant for few rows and is hundreds of times slower here.
+        return super().forward(x)
 
     def _fp8_matmul(self, x: QuantizedTokens) -> Tensor:
         if x.rows.device.type == "cpu":  # emulated for tests: only GPUs multiply fp8
@@ -55,6 +64,13 @@ class QuantizedLinear(nn.Module):
     def dequantized(self) -> Tensor:
         """The weight [out, in] in float32."""
         return self.weight.float() * self.scale.float()
+
+    def requantized(self, weight: Tensor) -> "RowQuantizedLinear":
+        """The layer with another weight [out, in], quantised row by row to the same stored type."""
+        stored, scale = quantize_rows(weight, self.weight.dtype)
+        layer = RowQuantizedLinear(stored, scale.to(self.scale.dtype), self.bias)
+        layer.uses_fp8_matmul = self.uses_fp8_matmul
+        return layer
 
 
 def quantize_rows(weight: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Linear layers that keep their weight as it is stored."""
