@@ -5,14 +5,16 @@ import atexit
 import gc
 import json
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from talkinghead_lab import __version__
-from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.errors import InvalidRequest, Stopped, TalkingHeadError
 from talkinghead_lab.foundation.imports import gc_disabled
 
 PROTECTION = " "  # an argument that begins with it is never taken for an option
@@ -106,8 +108,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     command.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     command.set_defaults(run=run_sweep)
-    command = commands.add_parser("fetch", help="download the released weights (about 80 GB)")
+    command = commands.add_parser("fetch", help="download released weights, or check and complete them")
     command.add_argument("folder", type=Path, help="target folder")
+    command.add_argument(
+        "--variant", default="official", choices=("official", "fp8", "gguf-q8", "gguf-q4"),
+        help="the set of files: about 103, 31, 37 or 23 GB",
+    )  # fmt: skip
+    command.add_argument("--yes", action="store_true", help="download without asking")
     command.set_defaults(run=run_fetch)
     return parser.parse_args(_protected(sys.argv[1:] if arguments is None else arguments))
 
@@ -188,12 +195,36 @@ def run_sweep(options: argparse.Namespace) -> int:
     return 0 if counts["finished"] == len(states) else 1
 
 
-def run_fetch(options: argparse.Namespace) -> None:
-    """Download the released weights and print the environment variables to set."""
-    from talkinghead_lab.weights.download import fetch_released
+def run_fetch(options: argparse.Namespace) -> int:
+    """Download weights and print the environment variables to set; return 1 if the user said no, else 0."""
+    from talkinghead_lab.weights.download import fetch
 
-    for variable, folder in fetch_released(options.folder).items():
-        print(f"export {variable}={folder}")
+    def confirm(plan: fetch.Plan) -> bool:
+        print(plan, file=sys.stderr)
+        return options.yes or _asked("Download? [y/N] ")
+
+    try:
+        complete = fetch.fetch(options.folder, options.variant, confirm, partial(print, file=sys.stderr))
+    except KeyboardInterrupt:
+        raise Stopped("the download stays as it is", remedy="The same command continues it.") from None
+    if not complete:
+        print("Nothing was downloaded.", file=sys.stderr)
+        return 1
+    for variable, folder in fetch.variables(options.folder, options.variant).items():
+        print(f"export {variable}={shlex.quote(str(folder))}")
+    return 0
+
+
+def _asked(question: str) -> bool:
+    """The user's answer.
+
+    Raises:
+        InvalidRequest: there is no terminal to ask on.
+    """
+    if not sys.stdin.isatty():
+        raise InvalidRequest("there is no terminal to confirm the download on", remedy="Add --yes.")
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 if __name__ == "__main__":

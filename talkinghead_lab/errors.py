@@ -90,6 +90,10 @@ class CheckpointError(TalkingHeadError):
     exit_code = 2
 
 
+class DownloadError(TalkingHeadError):
+    """The hub cannot be reached, refuses access, or does not have or send what was asked for."""
+
+
 class OutputError(TalkingHeadError):
     """A result cannot be written: no space, no permission, or the name is taken."""
 

@@ -71,12 +71,10 @@ def known_sha256(file: Path | FileState, folder: Path | None = None) -> str:
         CheckpointError: the file has changed meanwhile, and the digest of its state is not known.
     """
     state = FileState.of(file) if isinstance(file, Path) else file
-    folder = folder or user_cache_folder() / "digests"
-    facts = list(state)
-    entry = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
+    entry = _entry(state, folder)
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(entry.read_text(encoding="utf-8"))
-        if known["facts"] == facts:
+        if known["facts"] == list(state):
             return str(known["sha256"])
     digest = sha256_of_file(Path(state.path))
     if FileState.of(Path(state.path)) != state:
@@ -85,11 +83,26 @@ def known_sha256(file: Path | FileState, folder: Path | None = None) -> str:
             received=state.path,
             remedy="Try again when it is complete.",
         )
-    with suppress(OSError, OutputError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(entry, overwrite=True) as temporary:
-            temporary.write_text(json.dumps({"facts": facts, "sha256": digest}), encoding="utf-8")
+    _write(entry, state, digest)
     return digest
+
+
+def remember_sha256(path: Path, digest: str, folder: Path | None = None) -> None:
+    """Put the digest of a file, known by other means, into the cache of `known_sha256`."""
+    state = FileState.of(path)
+    _write(_entry(state, folder), state, digest)
+
+
+def _entry(state: FileState, folder: Path | None) -> Path:
+    folder = folder or user_cache_folder() / "digests"
+    return folder / f"{hashlib.sha256(json.dumps(list(state)).encode()).hexdigest()}.json"
+
+
+def _write(entry: Path, state: FileState, digest: str) -> None:
+    with suppress(OSError, OutputError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(entry, overwrite=True) as temporary:
+            temporary.write_text(json.dumps({"facts": list(state), "sha256": digest}), encoding="utf-8")
 
 
 def combined(parts: Iterable[object]) -> str:

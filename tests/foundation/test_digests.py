@@ -30,3 +30,12 @@ def test_a_damaged_or_unwritable_cache_does_not_change_the_digest(tmp_path):
     assert digests.known_sha256(file, cache) == sha256(b"first").hexdigest()
     (tmp_path / "taken").write_text("not a folder")
     assert digests.known_sha256(file, tmp_path / "taken" / "cache") == sha256(b"first").hexdigest()
+
+
+def test_a_digest_that_is_known_by_other_means_is_not_taken_again(tmp_path):
+    file, cache = tmp_path / "weights", tmp_path / "cache"
+    file.write_bytes(b"first")
+    digests.remember_sha256(file, "stated", cache)
+    assert digests.known_sha256(file, cache) == "stated"
+    file.write_bytes(b"second")
+    assert digests.known_sha256(file, cache) == sha256(b"second").hexdigest()

@@ -1,0 +1,1 @@
+"""Download released weights from the Hugging Face hub."""
