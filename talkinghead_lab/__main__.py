@@ -197,6 +197,8 @@ def run_sweep(options: argparse.Namespace) -> int:
 
 def run_fetch(options: argparse.Namespace) -> int:
     """Download weights and print the environment variables to set; return 1 if the user said no, else 0."""
+    from tqdm.auto import tqdm
+
     from talkinghead_lab.weights.download import fetch
 
     def confirm(plan: fetch.Plan) -> bool:
@@ -204,7 +206,7 @@ def run_fetch(options: argparse.Namespace) -> int:
         return options.yes or _asked("Download? [y/N] ")
 
     try:
-        complete = fetch.fetch(options.folder, options.variant, confirm, partial(print, file=sys.stderr))
+        complete = fetch.fetch(options.folder, options.variant, confirm, partial(tqdm.write, file=sys.stderr))
     except KeyboardInterrupt:
         raise Stopped("the download stays as it is", remedy="The same command continues it.") from None
     if not complete:

@@ -7,12 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from talkinghead_lab.errors import DownloadError, NoSpaceLeft
 from talkinghead_lab.foundation.digests import remember_sha256, sha256_of_file
 from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
 from talkinghead_lab.foundation.schema import versioned
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.download.hub import RemoteFile, commit_of, download, files_of
+from talkinghead_lab.weights.download.transfers import Progress, transfer
 from talkinghead_lab.weights.download.variants import PINS, VARIANTS
 
 RECORD = "fetched.json"
@@ -81,19 +84,18 @@ def fetch(folder: Path, variant: str, confirm: Callable[[Plan], bool], report: R
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         record = _read_record(folder)
-        commits = {part.repository: "" for part in VARIANTS[variant]}
-        commits = {name: _chosen_commit(name, record.get(name), report) for name in commits}
-        files = [file for part in VARIANTS[variant] for file in files_of(part, commits[part.repository])]
+        parts = VARIANTS[variant]
+        repositories = dict.fromkeys(part.repository for part in parts)
+        commits = {name: _chosen_commit(name, record.get(name), report) for name in repositories}
+        files = [file for part in parts for file in files_of(part, commits[part.repository])]
         plan = _planned(variant, folder, files, report)
         if plan.missing:
             _check_space(plan)
             if not confirm(plan):
                 return False
         _write_record(folder, record | commits)
-        for number, file in enumerate(plan.missing, 1):
-            report(f"[{number}/{len(plan.missing)}] {file.place}, {file.size / GB:.2f} GB")
-            with output_errors("the file cannot be written", folder / file.place):
-                _download_checked(file, folder, report)
+        progress = Progress(plan.needed + plan.arrived, plan.arrived)
+        transfer(plan.missing, lambda file: _download_checked(file, folder, progress, report), progress)
         report(f"All {len(files)} files of {variant} are in {folder}, and intact.")
     return True
 
@@ -127,22 +129,28 @@ def _chosen_commit(repository: str, recorded: str | None, report: Report) -> str
 
 
 def _planned(variant: str, folder: Path, files: Sequence[RemoteFile], report: Report) -> Plan:
-    missing, arrived, damaged = [], 0, 0
     present = [file for file in files if (folder / file.place).is_file()]
-    if present:
-        size = sum(file.size for file in present)
-        report(f"Checking the {len(present)} files that are there, {size / GB:.2f} GB.")
-    for file in files:
-        path = folder / file.place
-        if path.is_file():
-            if file.is_intact(path):
-                continue
-            report(f"{file.place} is damaged, incomplete or of another commit; it is downloaded again.")
-            damaged += path.stat().st_size
-        part = _part(path, file)
-        arrived += min(part.stat().st_size, file.size) if part.is_file() else 0
-        missing.append(file)
-    return Plan(variant, folder, files, missing, arrived, shutil.disk_usage(folder).free + damaged)
+    damaged = _damaged(folder, present)
+    for file in damaged:
+        report(f"{file.place} is damaged, incomplete or of another commit; it is downloaded again.")
+    intact = {file.place for file in present} - {file.place for file in damaged}
+    missing = [file for file in files if file.place not in intact]
+    parts = [(_part(folder / file.place, file), file.size) for file in missing]
+    arrived = sum(min(part.stat().st_size, size) for part, size in parts if part.is_file())
+    freed = sum((folder / file.place).stat().st_size for file in damaged)
+    return Plan(variant, folder, files, missing, arrived, shutil.disk_usage(folder).free + freed)
+
+
+def _damaged(folder: Path, files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """Those of the files that do not have the bytes that the hub states."""
+    damaged = []
+    size = sum(file.size for file in files)
+    with tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=None, leave=False) as bar:
+        for file in files:
+            if not file.is_intact(folder / file.place):
+                damaged.append(file)
+            bar.update(file.size)
+    return damaged
 
 
 def _check_space(plan: Plan) -> None:
@@ -155,20 +163,23 @@ def _check_space(plan: Plan) -> None:
         )
 
 
-def _download_checked(file: RemoteFile, folder: Path, report: Report) -> None:
+def _download_checked(file: RemoteFile, folder: Path, progress: Progress, report: Report) -> None:
     path = folder / file.place
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path, file)
-    path.unlink(missing_ok=True)
-    for _ in range(ATTEMPTS_PER_FILE):
-        download(file, part)
-        if file.is_intact(part, sha256_of_file):
-            part.replace(path)
-            if file.sha256:
-                remember_sha256(path, file.sha256)
-            return
-        part.unlink()
-        report(f"{file.place} arrived damaged.")
+    with output_errors("the file cannot be written", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        for _ in range(ATTEMPTS_PER_FILE):
+            download(file, part, progress.file_bar())
+            if file.is_intact(part, sha256_of_file):
+                part.replace(path)
+                if file.sha256:
+                    remember_sha256(path, file.sha256)
+                report(f"{file.place} is complete.")
+                return
+            part.unlink()
+            progress.add(-file.size)
+            report(f"{file.place} arrived damaged.")
     raise DownloadError(
         f"the file arrived damaged {ATTEMPTS_PER_FILE} times",
         received=file.place,

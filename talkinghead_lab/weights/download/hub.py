@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from talkinghead_lab.errors import DownloadError
 from talkinghead_lab.foundation.digests import known_sha256
@@ -111,10 +112,15 @@ def files_of(part: Part, commit: str) -> list[RemoteFile]:
     ]
 
 
-def download(file: RemoteFile, path: Path) -> None:
+def download(file: RemoteFile, path: Path, bar: type[Any]) -> None:
     """Download a file, or what `path` lacks of it. A connection that breaks is opened again.
 
     What has arrived stays in `path`, whatever ends the call.
+
+    Args:
+        file: what to download.
+        path: where to put it.
+        bar: class of a progress bar, as huggingface_hub makes one for each attempt.
 
     Raises:
         DownloadError: the hub cannot be reached, has no such file, or asks for access.
@@ -139,6 +145,7 @@ def download(file: RemoteFile, path: Path) -> None:
                     headers=build_hf_headers(),
                     expected_size=file.size,
                     displayed_filename=PurePosixPath(file.name).name,
+                    tqdm_class=bar,
                 )
             except Exception as error:
                 failures = failures + 1 if stream.tell() == start else 0

@@ -37,6 +37,9 @@ class Hub(ThreadingHTTPServer):
         self.sent: list[tuple[str, int]] = []  # names and first bytes of files that were sent
         self.tokens: dict[str, set[str | None]] = {"hub": set(), "other host": set()}
 
+    def handle_error(self, request, client_address):
+        """A client that has stopped is no error."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"

@@ -251,23 +251,23 @@ def test_a_terminal_is_asked(answer, status, hub, shell, tmp_path, monkeypatch):
 
 
 def test_a_commit_that_the_hub_has_lost_is_replaced_and_the_replacement_kept(hub, shell, tmp_path):
-    files = hub.files.pop((GGUF, PINS[GGUF].commit))
+    name = "model.safetensors"
+    place = tmp_path / "chinese-wav2vec2-base" / name
+    files = hub.files.pop((SPEECH, PINS[SPEECH].commit))
     first, second = "1" * 40, "2" * 40
-    hub.files |= {(GGUF, first): files, (GGUF, second): files | {GGUF_FILE: content("another")}}
-    hub.branches[GGUF, "main"] = first
+    hub.files |= {(SPEECH, first): files, (SPEECH, second): files | {name: content("another")}}
+    hub.branches[SPEECH, "refs/pr/1"] = first
     status, _, errors = shell(tmp_path, "--variant", "gguf-q8", "--yes")
     assert status == 0
-    assert f"no longer has commit {PINS[GGUF].commit}; {first} is taken" in errors
-    hub.branches[GGUF, "main"] = second
+    assert f"no longer has commit {PINS[SPEECH].commit}; {first} is taken" in errors
+    hub.branches[SPEECH, "refs/pr/1"] = second
     assert shell(tmp_path, "--variant", "gguf-q8", "--yes")[0] == 0
-    assert (tmp_path / GGUF_PLACE).read_bytes() == content(GGUF_FILE), (
-        "the branch has moved, the folder has not"
-    )
-    del hub.files[GGUF, first]
+    assert place.read_bytes() == content(name), "the branch has moved, the folder has not"
+    del hub.files[SPEECH, first]
     status, _, errors = shell(tmp_path, "--variant", "gguf-q8", "--yes")
     assert status == 0
     assert f"files of commit {first}; they become those of {second}" in errors
-    assert (tmp_path / GGUF_PLACE).read_bytes() == content("another")
+    assert place.read_bytes() == content("another")
 
 
 def test_the_token_stays_with_the_hub(hub, shell, tmp_path, monkeypatch):
