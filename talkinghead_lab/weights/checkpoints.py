@@ -35,8 +35,9 @@ from talkinghead_lab.models.vae import model as vae
 from talkinghead_lab.weights import config_fields
 from talkinghead_lab.weights.config_fields import checked
 from talkinghead_lab.weights.formats.containers import Stored
+from talkinghead_lab.weights.formats.json_files import read_json
 from talkinghead_lab.weights.formats.network_file import NetworkFile, read_network
-from talkinghead_lab.weights.formats.stored_types import quanto_map, read_json
+from talkinghead_lab.weights.formats.quanto import quanto_map
 from talkinghead_lab.weights.reading import load_strict, shapes_of
 
 Network = TypeVar("Network", bound=nn.Module)

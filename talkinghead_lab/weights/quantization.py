@@ -60,13 +60,15 @@ def has_fp8(device: torch.device) -> bool:
 def multiply_fp8(module: nn.Module) -> int:
     """Switch the fp8 layers of `module` to fp8 matmuls; returns their number.
 
-    `INT8_LAYERS` that a released fp8 checkpoint stores in fp8 keep computing in the input's type.
+    `INT8_LAYERS` that a file stores in fp8 keep computing in the input's type, as do layers of which the file
+    demands it, and e5m2, which GPUs multiply only by one scale for all rows.
     """
     layers = [
         layer
         for name, layer in module.named_modules()
         if isinstance(layer, RowQuantizedLinear)
         and layer.weight.dtype is FP8
+        and not layer.full_precision
         and not INT8_LAYERS.search(name)
     ]
     for layer in layers:

@@ -14,7 +14,7 @@ class RowQuantizedLinear(QuantizedLinear):
     """A linear layer with an 8-bit `weight` [out, in] and one `scale` [out, 1] per row.
 
     It dequantises the weight to the type of the input. With `uses_fp8_matmul`, it instead quantises each row
-    of the input to fp8 and multiplies in fp8.
+    of the input to fp8 and multiplies in fp8; `full_precision` layers must not: their file forbids it.
     """
 
     scale: Tensor
@@ -22,7 +22,7 @@ class RowQuantizedLinear(QuantizedLinear):
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(weight, bias)
         self.register_buffer("scale", scale)
-        self.uses_fp8_matmul = False
+        self.uses_fp8_matmul = self.full_precision = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,7 +69,7 @@ class RowQuantizedLinear(QuantizedLinear):
         """The layer with another weight [out, in], quantised row by row to the same stored type."""
         stored, scale = quantize_rows(weight, self.weight.dtype)
         layer = RowQuantizedLinear(stored, scale.to(self.scale.dtype), self.bias)
-        layer.uses_fp8_matmul = self.uses_fp8_matmul
+        layer.uses_fp8_matmul, layer.full_precision = self.uses_fp8_matmul, self.full_precision
         return layer
 
 

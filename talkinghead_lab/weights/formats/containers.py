@@ -17,6 +17,8 @@ from talkinghead_lab.models.quantized.linear import QuantizedLinear
 
 # PyTorch's words for what a file of tensors does not hold; other errors of unpickling mean damage.
 UNSAFE = re.compile("Unsupported (global|class)|Trying to|Can only")
+# A tensor of ComfyUI that may be empty: only its presence and type count; see `scaled`.
+EMPTY_MARKER = "scaled_fp8"
 
 # A tensor as it is stored: plain, or a quantised matrix.
 Stored = Tensor | QuantizedLinear
@@ -94,7 +96,7 @@ def _problem(name: object, value: object) -> str | None:
         return f"is of type {type(value).__name__}, not a tensor"
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         return "is not a dense tensor"
-    if value.numel() == 0:
+    if value.numel() == 0 and name.rpartition(".")[2] != EMPTY_MARKER:
         return f"is empty: its shape is {tuple(value.shape)}"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return f"has fewer values than its shape {tuple(value.shape)} says"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from talkinghead_lab.weights.formats.containers import Stored, open_file
+from talkinghead_lab.weights.formats.containers import Stored, WeightFile, open_file
 from talkinghead_lab.weights.formats.names import recognised
 from talkinghead_lab.weights.formats.stored_types import combined
 
@@ -20,7 +20,7 @@ class NetworkFile:
         roles: what it holds, of `names.ROLES`; a merged file holds a transformer and an adapter.
         layout: whose names it uses, in words.
         tensors: under the names of the released files.
-        metadata: text by key, from the header of the first file.
+        metadata: text by key, from the headers.
     """
 
     paths: tuple[Path, ...]
@@ -44,9 +44,11 @@ def read_network(*paths: Path) -> NetworkFile:
     Raises:
         CheckpointError: a file is damaged, or is no weight file of this model; the error says what it is.
     """
-    files = [open_file(path) for path in paths]
     tensors: dict[str, Stored] = {}
-    for file in files:
-        tensors |= combined(file)
-    found = recognised(tensors, paths[0])
-    return NetworkFile(paths, found.roles, found.layout, found.tensors, files[0].metadata)
+    metadata: dict[str, str] = {}
+    for file in map(open_file, paths):
+        tensors |= file.tensors
+        metadata |= file.metadata
+    # A weight and its scale may lie in two shards.
+    found = recognised(combined(WeightFile(paths[0], tensors, metadata)), paths[0])
+    return NetworkFile(paths, found.roles, found.layout, found.tensors, metadata)
