@@ -3,7 +3,7 @@
 import pytest
 
 from talkinghead_lab.training.networks import build_untrained
-from talkinghead_lab.weights.formats.diffusers_names import released_name
+from talkinghead_lab.weights.formats.diffusers_names import diffusers_name, released_name
 
 # Modules of `WanTransformer3DModel`, as its state dict lists them.
 LINEAR_IN_BLOCK = (
@@ -42,6 +42,7 @@ def test_every_tensor_but_those_of_infinitetalk_has_a_name_in_diffusers():
     renamed = [released_name(name) for name in names_in_diffusers(len(transformer.blocks))]
     assert len(renamed) == len(set(renamed))
     assert set(renamed) == released
+    assert [diffusers_name(name) for name in renamed] == names_in_diffusers(len(transformer.blocks))
 
 
 @pytest.mark.parametrize(
