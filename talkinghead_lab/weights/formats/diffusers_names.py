@@ -21,8 +21,8 @@ PROJECTIONS = {
     "norm_q": "norm_q",
     "norm_k": "norm_k",
 }
-# diffusers numbers the norms of a block in the order in which they are applied, the release does not. Only the
-# norm before the attention to the prompt has weights.
+# diffusers numbers the norms of a block in the order in which they are applied, the release does not. Only
+# the norm before the attention to the prompt has weights.
 BLOCK_PARTS = {
     **{f"{a}.{p}": f"{ours}.{part}" for a, ours in ATTENTIONS.items() for p, part in PROJECTIONS.items()},
     "ffn.net.0.proj": "ffn.0",
