@@ -4,12 +4,11 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -24,24 +23,24 @@ from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
 from talkinghead_lab.foundation import notebook_cells, parameter_text, schema
 from talkinghead_lab.foundation.colors import checked_color
 from talkinghead_lab.foundation.field_errors import Contradiction, first_error, not_valid
-from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk, largest_size
-from talkinghead_lab.foundation.paths import absolute
+from talkinghead_lab.foundation.field_types import (
+    Boxes,
+    FrameSize,
+    Lora,
+    MediaPath,
+    Seed,
+    WeightPath,
+    WholeChunk,
+)
+from talkinghead_lab.foundation.latent_grid import largest_size
 
 VIDEO_METADATA_KEY = "comment"
 
 
-MediaPath = Annotated[str, BeforeValidator(absolute)]
-Box = tuple[int, int, int, int]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class Lora(BaseModel):
-    """A LoRA file and its strength."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    path: MediaPath = Field(description="LoRA file, .safetensors, or sample:NAME for a bundled one")
-    scale: float = Field(1.0, ge=-10, le=10, description="strength; 1.0: as trained")
+# Fields that name weights; the bundled model has its own.
+WEIGHT_FOLDERS = ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")
+WEIGHT_FILES = ("transformer", "adapter", "vae", "text_encoder", "image_encoder", "speech_encoder")
+RELEASED_ONLY = ("weights", *WEIGHT_FILES)
 
 
 class GenerationParams(BaseModel):
@@ -79,7 +78,7 @@ class GenerationParams(BaseModel):
     resolution: Literal["infinitetalk-480", "infinitetalk-720"] = Field(
         "infinitetalk-480", description="family of released frame sizes"
     )
-    frame_size: str = Field(
+    frame_size: FrameSize = Field(
         "auto",
         description="WIDTHxHEIGHT in pixels, multiples of 16, up to 3568x3568 with 81 chunk_frames; "
         "auto: released size closest to the portrait",
@@ -115,8 +114,8 @@ class GenerationParams(BaseModel):
         le=100,
         description="timestep shift; unset: 3 for embedded, 7 for infinitetalk-480, 11 for infinitetalk-720",
     )
-    chunk_frames: int = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
-    motion_frame: int = Field(
+    chunk_frames: WholeChunk = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
+    motion_frame: WholeChunk = Field(
         9, ge=1, le=997, description="overlap: frames shared with the previous chunk, 4n + 1"
     )
     trim_last_chunk: bool = Field(False, description="shorten the last chunk to the frames that are needed")
@@ -147,7 +146,7 @@ class GenerationParams(BaseModel):
         (), max_length=16, description="LoRAs to merge into the transformer, in order"
     )
     second_audio_path: MediaPath | None = Field(None, description="recording of the second speaker")
-    speaker_boxes: tuple[Box, Box] | None = Field(
+    speaker_boxes: Boxes = Field(
         None,
         description="[left, top, right, bottom] in portrait pixels per speaker; unset: left and right half",
     )
@@ -168,6 +167,17 @@ class GenerationParams(BaseModel):
         None,
         description="InfiniteTalk folder or (quantised) file; unset: environment variable INFINITETALK_DIR",
     )
+    weights: MediaPath | None = Field(
+        None,
+        description="folder with weight files, searched by their content; unset: environment variable "
+        "WEIGHTS_DIR",
+    )
+    transformer: WeightPath = Field(None, description="weight file of the transformer; unset: searched")
+    adapter: WeightPath = Field(None, description="weight file of the audio adapter; unset: searched")
+    vae: WeightPath = Field(None, description="weight file of the video autoencoder; unset: searched")
+    text_encoder: WeightPath = Field(None, description="weight file of umT5; unset: searched")
+    image_encoder: WeightPath = Field(None, description="weight file of CLIP; unset: searched")
+    speech_encoder: WeightPath = Field(None, description="weight file of wav2vec2; unset: searched")
     precision: Literal["auto", "fp32", "bf16", "fp8", "int8"] = Field(
         "auto",
         description="auto: bf16 on GPU, fp32 on CPU; int8: weight-only quantised; fp8: weights and matmuls",
@@ -186,6 +196,8 @@ class GenerationParams(BaseModel):
 
     def __init__(self, **fields: Any) -> None:
         values = {name: typed_value(name, value) for name, value in fields.items()}
+        if any(values.get(name) for name in RELEASED_ONLY):
+            values.setdefault("checkpoint", "released")
         checkpoint = values.get("checkpoint", type(self).model_fields["checkpoint"].default)
         if values.get("sample_shift", 0) is None:
             del values["sample_shift"]  # unset: that of the checkpoint
@@ -194,38 +206,10 @@ class GenerationParams(BaseModel):
         except ValidationError as error:
             raise first_error(error, type(self).model_fields) from None
 
-    @field_validator("frame_size")
-    @classmethod
-    def _frame_size_is_auto_or_whole_tokens(cls, value: str) -> str:
-        if value == "auto":
-            return value
-        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
-        if not match or any(side == 0 or side % PIXELS_PER_TOKEN for side in map(int, match.groups())):
-            raise ValueError(f"must be auto or WIDTHxHEIGHT, both multiples of {PIXELS_PER_TOKEN}")
-        return value
-
     @field_validator("background", "pad")
     @classmethod
     def _colour_is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
         return checked_color(value, ("edge", "blur") if info.field_name == "pad" else ())
-
-    @field_validator("chunk_frames", "motion_frame")
-    @classmethod
-    def _fills_its_latent_frames(cls, value: int) -> int:
-        if not is_whole_chunk(value):
-            below = 4 * ((value - 1) // 4) + 1
-            raise ValueError(f"must be 4n + 1; the nearest values are {below} and {below + 4}")
-        return value
-
-    @field_validator("speaker_boxes")
-    @classmethod
-    def _boxes_enclose_something(cls, boxes: tuple[Box, Box] | None) -> tuple[Box, Box] | None:
-        for left, top, right, bottom in boxes or ():
-            if not (0 <= left < right and 0 <= top < bottom):
-                raise ValueError(
-                    "must be [left, top, right, bottom], 0 <= left < right and 0 <= top < bottom"
-                )
-        return boxes
 
     @model_validator(mode="after")
     def _chunk_is_not_too_large(self) -> Self:
@@ -245,6 +229,9 @@ class GenerationParams(BaseModel):
         if self.motion_frame >= self.chunk_frames:
             limit = f"must be smaller than chunk_frames {self.chunk_frames}"
             raise Contradiction(f"motion_frame {self.motion_frame} {limit}", "motion_frame")
+        if self.checkpoint == "embedded" and (named := [n for n in RELEASED_ONLY if getattr(self, n)]):
+            message = f"{named[0]} names weights, but checkpoint is embedded: the bundled model has its own"
+            raise Contradiction(message, "checkpoint")
         if self.speaker_boxes and not self.second_audio_path:
             message = "speaker_boxes requires a second recording: set second_audio_path"
             raise Contradiction(message, "second_audio_path")
@@ -284,9 +271,9 @@ class GenerationParams(BaseModel):
         return int(width), int(height)
 
     @property
-    def weight_folders(self) -> dict[str, str | None]:
-        """Folders of the released checkpoint, where the request names them."""
-        return {name: getattr(self, name) for name in ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")}
+    def weight_sources(self) -> dict[str, str | None]:
+        """Folders and files of the released checkpoint, by the fields that may name them."""
+        return {name: getattr(self, name) for name in (*WEIGHT_FOLDERS, *RELEASED_ONLY)}
 
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with `changes` applied."""

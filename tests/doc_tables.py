@@ -74,7 +74,7 @@ def _allowed(field: FieldInfo) -> str:
     """Choices, range or length of a field; empty where its meaning says what it holds."""
     parts = [FieldInfo.from_annotation(part) for part in get_args(field.annotation)]
     if any(part.metadata for part in parts) and get_origin(field.annotation) is Union:
-        return " or ".join(map(_allowed, parts))
+        return " or ".join(filter(None, map(_allowed, parts)))
     kinds = [field.annotation, *get_args(field.annotation)]
     if bool in kinds:
         return "true, false"

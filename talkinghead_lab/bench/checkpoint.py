@@ -15,7 +15,7 @@ from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.models.encoders.text import TextEncoder
 from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.training.networks import vocabulary
-from talkinghead_lab.weights.checkpoints import RELEASED_REPOSITORIES, TRANSFORMER
+from talkinghead_lab.weights.locating import RELEASED_REPOSITORIES, TRANSFORMER
 from talkinghead_lab.weights.writing import Networks, write_checkpoint
 
 # Largest transformer shard: gives seven in bf16, the released number.

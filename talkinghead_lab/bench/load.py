@@ -11,7 +11,7 @@ from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.bench.whole_job import request_of, run_in_process
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
-from talkinghead_lab.weights.checkpoints import weight_files
+from talkinghead_lab.weights.locating import weight_files
 
 READ, LOADED = "load: plain read of the files", "load: all networks on the device"
 BEGUN, STEP = "load: process start to first forward", "load: a step of one forward, resident"

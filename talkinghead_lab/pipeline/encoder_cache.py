@@ -22,8 +22,8 @@ from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests, paths
 from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.files import atomic_path
-from talkinghead_lab.weights.checkpoints import TRANSFORMER
 from talkinghead_lab.weights.digests import weight_digests
+from talkinghead_lab.weights.locating import TRANSFORMER
 
 GIB = 2**30
 # Part of every key: raise it when an encoder computes something else from the same inputs and weights.
@@ -141,9 +141,9 @@ class EncoderCache:
 def _is_encoder(name: str) -> bool:
     """Whether a weight file belongs to an encoder; a quantised transformer brings a text encoder, t5_*."""
     place, _, file = name.partition("/")
-    return (
-        file.startswith("t5_") if place == "infinitetalk" else not file.startswith((TRANSFORMER, "config."))
-    )
+    if place == "infinitetalk":
+        return file.startswith("t5_")
+    return place not in ("transformer", "adapter") and not file.startswith((TRANSFORMER, "config."))
 
 
 def _read(entry: Path, key: str) -> Tensors | None:

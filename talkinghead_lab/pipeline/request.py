@@ -11,6 +11,7 @@ import torch
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.foundation.digests import FileState
+from talkinghead_lab.foundation.field_types import Lora
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot
@@ -20,19 +21,20 @@ from talkinghead_lab.media.frame_size import CENTER, Box, Framing, place
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.isolated import Call, call_here
 from talkinghead_lab.models.kernels.attention import choose_attention
-from talkinghead_lab.params import GenerationParams, Lora
+from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FOLDERS, GenerationParams
 from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
-from talkinghead_lab.weights.checkpoints import CheckpointFiles, is_quantized, locate, transformer_width
+from talkinghead_lab.weights.checkpoints import is_quantized, transformer_width
 from talkinghead_lab.weights.digests import weight_states
 from talkinghead_lab.weights.load_settings import LoadSettings, LoraFile
+from talkinghead_lab.weights.locating import CheckpointFiles, locate
 from talkinghead_lab.weights.quantization import stored_type
 
 # Requests that agree in these fields share their networks.
 NETWORK_FIELDS = (
-    *("checkpoint", "ckpt_dir", "wav2vec_dir", "infinitetalk_dir", "speakers", "loras", "precision"),
+    *("checkpoint", *WEIGHT_FOLDERS, *RELEASED_ONLY, "speakers", "loras", "precision"),
     *("attention", "compile_blocks", "device", "vram_budget_gib"),
 )
 # Compiling takes up to half a minute; a whole run of a narrower network takes less.
@@ -220,7 +222,7 @@ def checkpoint_files(request: GenerationParams) -> CheckpointFiles:
     Raises:
         CheckpointError: it is not named anywhere, or does not exist.
     """
-    return locate(request.checkpoint, request.speakers, request.weight_folders)
+    return locate(request.checkpoint, request.speakers, request.weight_sources)
 
 
 def sampling_config(request: GenerationParams) -> SamplingConfig:

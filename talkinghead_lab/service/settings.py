@@ -25,6 +25,9 @@ class ServiceSettings(BaseSettings):
     ckpt_dir: Path | None = Field(None, description="Wan2.1-I2V-14B folder; unset: the bundled model")
     wav2vec_dir: Path | None = Field(None, description="wav2vec2 folder")
     infinitetalk_dir: Path | None = Field(None, description="InfiniteTalk folder or file")
+    weights_dir: Path | None = Field(
+        None, description="folder with all weight files, searched by content, in place of the three folders"
+    )
     num_persistent_param_in_dit: int | None = Field(
         None, ge=0, le=10**12, description="transformer weights kept on the GPU; 0: least memory, unset: all"
     )
@@ -82,8 +85,10 @@ class ServiceSettings(BaseSettings):
     def _check_defaults(self) -> "ServiceSettings":
         """Build a request from the defaults, so that an invalid combination fails at startup."""
         folders = (self.ckpt_dir, self.wav2vec_dir, self.infinitetalk_dir)
-        if any(folders) and not all(folders):
-            raise ValueError("set CKPT_DIR, WAV2VEC_DIR and INFINITETALK_DIR together, or none of them")
+        if any(folders) and (self.weights_dir or not all(folders)):
+            raise ValueError(
+                "set WEIGHTS_DIR alone, or CKPT_DIR, WAV2VEC_DIR and INFINITETALK_DIR together, or none"
+            )
         for resolution in FRAME_SIZES:
             self.params(audio_path="/a", image_path="/i", resolution=resolution)
         return self
@@ -91,7 +96,7 @@ class ServiceSettings(BaseSettings):
     @property
     def released(self) -> bool:
         """Whether released weights are configured; otherwise the bundled model is used."""
-        return self.ckpt_dir is not None
+        return self.ckpt_dir is not None or self.weights_dir is not None
 
     def params(self, **fields: Any) -> GenerationParams:
         """Complete the fields of an HTTP request to a request for the pipeline.
@@ -103,7 +108,9 @@ class ServiceSettings(BaseSettings):
         resolution = fields.get("resolution", GenerationParams.model_fields["resolution"].default)
         if size := self.frame_size or (FRAME_SIZES.get(resolution, "auto") if self.released else None):
             own["frame_size"] = size
-        if self.released:
+        if self.weights_dir is not None:
+            own |= {"checkpoint": "released", "weights": str(self.weights_dir)}
+        elif self.released:
             own |= {"checkpoint": "released", "ckpt_dir": str(self.ckpt_dir)}
             own |= {"wav2vec_dir": str(self.wav2vec_dir), "infinitetalk_dir": str(self.infinitetalk_dir)}
         return GenerationParams(**(own | fields))

@@ -17,7 +17,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
 from talkinghead_lab.training.networks import build_untrained, vocabulary
 from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, TrainingSettings, within
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.writing import write_checkpoint
 
 
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _add_evaluation_arguments(evaluation: argparse.ArgumentParser) -> None:
     add = evaluation.add_argument
-    add("--weights", type=Path, default=checkpoints.EMBEDDED_WEIGHTS, help="folder in the released layout")
+    add("--weights", type=Path, default=locating.EMBEDDED_WEIGHTS, help="folder in the released layout")
     add("--lora", type=Path, default=SAMPLES_FOLDER / LORA, help="LoRA of the fast preset")
     add("--corpus", type=Path, help="speech of the test split; default: synthesised with espeak-ng and flite")
     add("--params", type=Path, default=Path("params/embedded.yaml"), help="default preset")

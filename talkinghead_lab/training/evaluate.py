@@ -40,7 +40,7 @@ from talkinghead_lab.training.speech import SAMPLES_PER_FRAME
 from talkinghead_lab.training.train import load_networks
 from talkinghead_lab.training.train_speech import embed
 from talkinghead_lab.training.train_vae import reconstruction_psnr, render_clips, to_bytes
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.lora import merge_lora
 from talkinghead_lab.weights.writing import Networks
 
@@ -345,7 +345,7 @@ def evaluate_checkpoint(
         if corpus is None:
             build_corpus(file, "test", minutes=max(1.5, clips / 8), seed=seed)
         maker = ClipMaker(load_corpus(file), "test", seed, device, non_speech_share=0.0)
-    tokenizer = Tokenizer(weights / "ckpt_dir" / checkpoints.TOKENIZER, TEXT_TOKENS)
+    tokenizer = Tokenizer(weights / "ckpt_dir" / locating.TOKENIZER, TEXT_TOKENS)
     sampler = VideoSampler(
         load_networks(weights).to(device), tokenizer, device, 32 if device.type == "cuda" else 2
     )

@@ -22,8 +22,8 @@ from talkinghead_lab.training.train_dit import train_dit
 from talkinghead_lab.training.train_lora import train_lora
 from talkinghead_lab.training.train_speech import train_speech
 from talkinghead_lab.training.train_vae import PHASES, Phase, reconstruction_psnr, render_clips, train_vae
-from talkinghead_lab.weights import checkpoints
-from talkinghead_lab.weights.checkpoints import CheckpointFiles
+from talkinghead_lab.weights import checkpoints, locating
+from talkinghead_lab.weights.locating import CheckpointFiles
 from talkinghead_lab.weights.writing import Networks, write_checkpoint
 
 LORA = "fast-lora.safetensors"
@@ -107,7 +107,7 @@ class Training:
     @cached_property
     def videos(self) -> EncodedVideos:
         """Training videos of the transformer and of its LoRA."""
-        tokenizer = Tokenizer(self.weights / "ckpt_dir" / checkpoints.TOKENIZER, TEXT_TOKENS)
+        tokenizer = Tokenizer(self.weights / "ckpt_dir" / locating.TOKENIZER, TEXT_TOKENS)
         return EncodedVideos.make(self._maker("train"), self._networks(), tokenizer, self.settings.videos)
 
     def _networks(self) -> Networks:

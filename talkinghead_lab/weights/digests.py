@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from talkinghead_lab.foundation.digests import FileState, known_sha256
-from talkinghead_lab.weights.checkpoints import CheckpointFiles, weight_files
+from talkinghead_lab.weights.locating import CheckpointFiles, weight_files
 
 
 def weight_states(files: CheckpointFiles) -> dict[str, FileState]:

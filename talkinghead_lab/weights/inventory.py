@@ -6,14 +6,15 @@ from functools import partial
 import torch
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.weights.checkpoints import NETWORKS, load_network, load_tokenizer, locate
+from talkinghead_lab.weights.checkpoints import NETWORKS, load_network, load_tokenizer
+from talkinghead_lab.weights.locating import locate
 
 
 def inventory(checkpoint: str, speakers: int, folders: Mapping[str, str | None]) -> list[dict[str, str]]:
     """List the networks of a checkpoint, a row each: its state and, if it is broken, the remedy.
 
     Checks the name and shape of every tensor and the length of every file; reads no weight. Arguments as for
-    `checkpoints.locate`.
+    `locating.locate`.
     """
     try:
         files = locate(checkpoint, speakers, folders)

@@ -8,7 +8,7 @@ import torch
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.foundation.digests import FileState
-from talkinghead_lab.weights.checkpoints import CheckpointFiles
+from talkinghead_lab.weights.locating import CheckpointFiles
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ class LoadSettings:
         words = {each.name: str(getattr(self, each.name)) for each in fields(self)}
         del words["files"], words["weights"]
         words["loras"] = ", ".join(map(str, self.loras)) or "none"
-        folders = {"ckpt_dir": self.files.wan, "wav2vec_dir": self.files.wav2vec2}
-        folders["infinitetalk_dir"] = self.files.infinitetalk
-        return {name: str(path) for name, path in folders.items()} | words
+        return self.files.in_words() | words
 
     def _states(self) -> dict[str, FileState | None]:
         loras = {f"lora {number}": lora.state for number, lora in enumerate(self.loras)}

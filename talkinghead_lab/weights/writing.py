@@ -19,7 +19,7 @@ from talkinghead_lab.models.encoders.image import ImageEncoder
 from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.models.encoders.text import PADDING, TextEncoder
 from talkinghead_lab.models.vae.model import VAE
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import locating
 
 CLOSING, UNKNOWN = "</s>", "<unk>"
 ADAPTER_PARTS = ("audio", "norm_x")  # parts of the names that belong to the InfiniteTalk file
@@ -75,24 +75,24 @@ def write_checkpoint(
         dtype: the stored type of floating-point tensors.
         save: writes one weight file.
     """
-    wan, speech, adapter = (folder / name for name in checkpoints.RELEASED_REPOSITORIES)
-    for part in (wan / checkpoints.TOKENIZER, speech, adapter):
+    wan, speech, adapter = (folder / name for name in locating.RELEASED_REPOSITORIES)
+    for part in (wan / locating.TOKENIZER, speech, adapter):
         part.mkdir(parents=True, exist_ok=True)
     dit = networks.dit.state_dict()
     of_adapter = {name for name in dit if any(part in name for part in ADAPTER_PARTS)}
-    save(wan / f"{checkpoints.TRANSFORMER}.safetensors", without(dit, of_adapter), dtype)
+    save(wan / f"{locating.TRANSFORMER}.safetensors", without(dit, of_adapter), dtype)
     save(adapter / "infinitetalk.safetensors", {name: dit[name] for name in of_adapter}, dtype)
     _write_json(wan / "config.json", {"model_type": "i2v"} | _config_fields(networks.dit.config))
-    save(wan / f"{checkpoints.VAE}.safetensors", networks.vae.state_dict(), dtype)
+    save(wan / f"{locating.VAE}.safetensors", networks.vae.state_dict(), dtype)
     statistics = {name: getattr(networks.vae.config, name) for name in ("latent_mean", "latent_std")}
-    _write_json(wan / f"{checkpoints.VAE}.json", statistics)
-    save(wan / f"{checkpoints.TEXT_ENCODER}.safetensors", released_text(networks.text_encoder), dtype)
-    save(wan / f"{checkpoints.IMAGE_ENCODER}.safetensors", released_image(networks.image_encoder), dtype)
+    _write_json(wan / f"{locating.VAE}.json", statistics)
+    save(wan / f"{locating.TEXT_ENCODER}.safetensors", released_text(networks.text_encoder), dtype)
+    save(wan / f"{locating.IMAGE_ENCODER}.safetensors", released_image(networks.image_encoder), dtype)
     heads = {"num_heads": networks.image_encoder.config.num_heads}
-    _write_json(wan / f"{checkpoints.IMAGE_ENCODER}.json", heads)
+    _write_json(wan / f"{locating.IMAGE_ENCODER}.json", heads)
     save(speech / "model.safetensors", released_speech(networks.speech_encoder), dtype)
     _write_json(speech / "config.json", {"model_type": "wav2vec2"} | asdict(networks.speech_encoder.config))
-    write_tokenizer(wan / checkpoints.TOKENIZER, vocabulary)
+    write_tokenizer(wan / locating.TOKENIZER, vocabulary)
 
 
 def without(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from talkinghead_lab.figures.labels import title
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FOLDERS, GenerationParams
 from talkinghead_lab.widgets.media_picker import MediaPicker
 
 # Fields missing here are added to the last group, so that the panel never lacks a new field.
@@ -41,9 +41,7 @@ SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     "color_correction_strength": ("use_color_correction", ()),
     "audio_mix": ("second_audio_path", ()),
     "speaker_boxes": ("second_audio_path", ()),
-    "ckpt_dir": ("checkpoint", ("released",)),
-    "wav2vec_dir": ("checkpoint", ("released",)),
-    "infinitetalk_dir": ("checkpoint", ("released",)),
+    **dict.fromkeys((*WEIGHT_FOLDERS, *RELEASED_ONLY), ("checkpoint", ("released",))),
 }
 LATENT_ALIGNED = ("chunk_frames", "motion_frame")  # 4n + 1
 LONG_TEXTS = ("prompt", "negative_prompt")

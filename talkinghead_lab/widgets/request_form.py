@@ -6,7 +6,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.params import RELEASED_ONLY, GenerationParams
 from talkinghead_lab.widgets.fields import SHOWN_WITH, Control, OnChange, grouped_fields
 from talkinghead_lab.widgets.frame_preview import FramePreview
 from talkinghead_lab.widgets.media_picker import MediaKind, MediaPicker
@@ -58,7 +58,10 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         Raises:
             InvalidRequest: a value is not valid, or values contradict each other.
         """
-        return GenerationParams(**{name: control.value for name, control in self.controls.items()})
+        values = {name: control.value for name, control in self.controls.items()}
+        if values["checkpoint"] == "embedded":  # controls for other weights are hidden
+            values |= dict.fromkeys(RELEASED_ONLY)
+        return GenerationParams(**values)
 
     def load(self, params: GenerationParams) -> None:
         """Show a request; fields that differ from it are marked as changed."""

@@ -3,7 +3,7 @@
 import hashlib
 
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
-from talkinghead_lab.weights.checkpoints import EMBEDDED_WEIGHTS
+from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS
 
 SUMS = EMBEDDED_WEIGHTS / "SHA256SUMS"
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from talkinghead_lab.weights import checkpoints
-from talkinghead_lab.weights.checkpoints import CheckpointFiles
+from talkinghead_lab.weights import locating
+from talkinghead_lab.weights.locating import CheckpointFiles
 
 FOLDER = Path(os.environ.get("TALKINGHEAD_GOLDEN") or Path(__file__).parents[1] / "golden")
 SALT = json.loads((FOLDER / "golden.json").read_text())["salt"]
@@ -75,12 +75,12 @@ def write_checkpoint(folder: Path) -> CheckpointFiles:
     save_file({name: weights[name] for name in adapter_names}, adapter)
     base = [name for name in weights if name not in adapter_names]
     for shard, names in enumerate((base[::2], base[1::2]), start=1):
-        shard_file = wan / f"{checkpoints.TRANSFORMER}-0000{shard}-of-00002.safetensors"
+        shard_file = wan / f"{locating.TRANSFORMER}-0000{shard}-of-00002.safetensors"
         save_file({name: weights[name] for name in names}, shard_file)
     (wan / "config.json").write_text(json.dumps(dit["config"] | dit["extra_config"]))
-    torch.save(parameters("vae", vae["params"]), wan / f"{checkpoints.VAE}.pth")
+    torch.save(parameters("vae", vae["params"]), wan / f"{locating.VAE}.pth")
     image_encoder = parameters("clip", clip["params"], clip["weight_scale"])
-    path = wan / f"{checkpoints.IMAGE_ENCODER}.pth"
+    path = wan / f"{locating.IMAGE_ENCODER}.pth"
     torch.save({f"visual.{name}": tensor for name, tensor in image_encoder.items()}, path)
     path.with_suffix(".json").write_text(json.dumps({"num_heads": clip["config"]["num_heads"]}))
     return CheckpointFiles(wan, folder / "wav2vec_dir", adapter)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.quantized.rows import RowQuantizedLinear
 from talkinghead_lab.weights import checkpoints
-from talkinghead_lab.weights.checkpoints import CheckpointFiles
+from talkinghead_lab.weights.locating import CheckpointFiles
 from talkinghead_lab.weights.lora import merge_lora
 from tests.parity import golden
 from tests.parity.test_dit import inputs

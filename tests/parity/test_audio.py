@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from talkinghead_lab.models.encoders.speech import SpeechEncoder
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import checkpoints, locating
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("audio")
@@ -18,7 +18,7 @@ def model(tmp_path_factory) -> SpeechEncoder:
     folder = tmp_path_factory.mktemp("wav2vec")
     save_file(golden.parameters("wav2vec2", CASE["params"]), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CASE["config"]))
-    files = checkpoints.CheckpointFiles(folder, folder, folder)
+    files = locating.CheckpointFiles(folder, folder, folder)
     return checkpoints.load_speech_encoder(files, torch.float32, "cpu")
 
 

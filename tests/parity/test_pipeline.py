@@ -15,7 +15,7 @@ from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline
 from talkinghead_lab.pipeline.request import Resolved, sampling_config
 from talkinghead_lab.sampling.guidance import Guidance
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import checkpoints, locating
 from talkinghead_lab.weights.load_settings import LoadSettings
 from tests.parity import golden
 
@@ -23,7 +23,7 @@ OUTPUTS, CASE = golden.load("pipeline")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> checkpoints.CheckpointFiles:
+def files(tmp_path_factory) -> locating.CheckpointFiles:
     return golden.write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
@@ -76,7 +76,7 @@ def conditions(people: int) -> Conditions:
 
 
 def resolved_by_hand(
-    params: GenerationParams, encoded: Conditions, files: checkpoints.CheckpointFiles
+    params: GenerationParams, encoded: Conditions, files: locating.CheckpointFiles
 ) -> Resolved:
     """The settings of a request whose media are given already encoded."""
     cpu, recorded = torch.device("cpu"), len(encoded.audio[0])
@@ -89,7 +89,7 @@ def resolved_by_hand(
 
 
 @pytest.mark.parametrize("name", CASE["runs"])
-def test_run(name: str, files: checkpoints.CheckpointFiles):
+def test_run(name: str, files: locating.CheckpointFiles):
     run = CASE["runs"][name]
     pipeline = Pipeline(
         dit=checkpoints.load_dit(files, torch.float32, "cpu"),

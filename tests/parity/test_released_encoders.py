@@ -9,14 +9,14 @@ import torch
 from talkinghead_lab.models.encoders import image as image_encoder
 from talkinghead_lab.models.encoders import text as text_encoder
 from talkinghead_lab.models.vae import model as vae
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import locating
 from tests.parity import golden
 
 RELEASED = json.loads((golden.FOLDER / "released_checkpoint_tensors.json").read_text())
 NETWORKS = {
-    checkpoints.VAE: (vae, vae.VAEConfig, vae.VAE),
-    checkpoints.TEXT_ENCODER: (text_encoder, text_encoder.TextEncoderConfig, text_encoder.TextEncoder),
-    checkpoints.IMAGE_ENCODER: (image_encoder, image_encoder.ImageEncoderConfig, image_encoder.ImageEncoder),
+    locating.VAE: (vae, vae.VAEConfig, vae.VAE),
+    locating.TEXT_ENCODER: (text_encoder, text_encoder.TextEncoderConfig, text_encoder.TextEncoder),
+    locating.IMAGE_ENCODER: (image_encoder, image_encoder.ImageEncoderConfig, image_encoder.ImageEncoder),
 }
 
 

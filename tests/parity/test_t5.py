@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from talkinghead_lab.models.encoders.text import TextEncoder
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import checkpoints, locating
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("t5")
@@ -13,8 +13,8 @@ OUTPUTS, CASE = golden.load("t5")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> TextEncoder:
     folder = tmp_path_factory.mktemp("checkpoint")
-    torch.save(golden.parameters("t5", CASE["params"]), folder / f"{checkpoints.TEXT_ENCODER}.pth")
-    files = checkpoints.CheckpointFiles(folder, folder, folder / "infinitetalk.safetensors")
+    torch.save(golden.parameters("t5", CASE["params"]), folder / f"{locating.TEXT_ENCODER}.pth")
+    files = locating.CheckpointFiles(folder, folder, folder / "infinitetalk.safetensors")
     return checkpoints.load_text_encoder(files, torch.float32, "cpu")
 
 

@@ -18,7 +18,7 @@ from talkinghead_lab import GenerationParams, __version__, generate
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import video
 from talkinghead_lab.runs.generate import GenerationResult
-from talkinghead_lab.weights.checkpoints import EMBEDDED_WEIGHTS
+from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS
 
 RESULT_FIELDS = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
 CHECKS = [

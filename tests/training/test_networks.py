@@ -9,7 +9,7 @@ from PIL import Image
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.training import networks
-from talkinghead_lab.weights import checkpoints, writing
+from talkinghead_lab.weights import checkpoints, locating, writing
 from tests.pipeline.start import start
 
 
@@ -25,7 +25,7 @@ def request_for(folder, tmp_path, monkeypatch):
     Image.new("RGB", (160, 160), (200, 150, 120)).save(tmp_path / "portrait.png")
 
     def build(**fields) -> GenerationParams:
-        paths = {name: str(folder / name) for name in checkpoints.RELEASED_REPOSITORIES}
+        paths = {name: str(folder / name) for name in locating.RELEASED_REPOSITORIES}
         return GenerationParams(
             audio_path="sample:recording",
             image_path=str(tmp_path / "portrait.png"),
@@ -65,9 +65,7 @@ def test_one_and_two_speakers_use_the_same_adapter(request_for):
 
 
 def test_the_released_negative_prompt_is_not_truncated(folder):
-    tokenizer = checkpoints.load_tokenizer(
-        checkpoints.CheckpointFiles(folder / "ckpt_dir", folder, folder), 64
-    )
+    tokenizer = checkpoints.load_tokenizer(locating.CheckpointFiles(folder / "ckpt_dir", folder, folder), 64)
     tokens = tokenizer([networks.RELEASED_NEGATIVE_PROMPT])
     assert tokens.dropped == (0,)
     assert (tokens.ids == networks.vocabulary().index(writing.UNKNOWN)).sum() == 0

@@ -15,9 +15,10 @@ from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.quantized.rows import RowQuantizedLinear, quantize_rows
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
-from talkinghead_lab.weights import checkpoints
-from talkinghead_lab.weights.checkpoints import CheckpointFiles, load_dit
+from talkinghead_lab.weights import checkpoints, locating
+from talkinghead_lab.weights.checkpoints import load_dit
 from talkinghead_lab.weights.formats.containers import read_tensors
+from talkinghead_lab.weights.locating import CheckpointFiles
 from tests.parity import golden
 
 
@@ -152,7 +153,7 @@ def test_folders_come_from_variables_and_parameters(files, monkeypatch, tmp_path
 def test_a_quantised_text_encoder_is_found_next_to_a_quantised_transformer(files, tmp_path):
     outputs, case = golden.load("t5")
     plain = golden.parameters("t5", case["params"])
-    torch.save(plain, files.wan / f"{checkpoints.TEXT_ENCODER}.pth")
+    torch.save(plain, files.wan / f"{locating.TEXT_ENCODER}.pth")
     quantised = tmp_path / "infinitetalk_single_int8.safetensors"
     shutil.copy(golden.FOLDER / "dit_int8_checkpoint.safetensors", quantised)
     shutil.copy(golden.FOLDER / "dit_int8_checkpoint.json", quantised.with_suffix(".json"))

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import checkpoints, locating
 from talkinghead_lab.weights.formats.containers import read_tensors
 from talkinghead_lab.weights.inventory import inventory
 from talkinghead_lab.weights.lora import merge_lora
 
-FOLDERS = tuple(checkpoints.RELEASED_REPOSITORIES)
+FOLDERS = tuple(locating.RELEASED_REPOSITORIES)
 LONG = 1_000_000_000
 
 
@@ -30,7 +30,7 @@ def refusal(folder: Path, network: str) -> str:
     folders = {name: str(folder / name) for name in FOLDERS}
     rows = {row["network"]: row["state"] for row in inventory("released", 1, folders)}
     assert [state for name, state in rows.items() if name != network] == ["complete"] * 5
-    files = checkpoints.locate("released", 1, folders)
+    files = locating.locate("released", 1, folders)
     with pytest.raises(CheckpointError) as caught:
         checkpoints.NETWORKS[network](files, torch.float32, "cpu")
     assert str(caught.value) == rows[network]
@@ -214,7 +214,7 @@ def test_an_old_network_loads_from_its_old_file(checkpoint, folder):
     path = folder / "ckpt_dir" / "Wan2.1_VAE.safetensors"
     torch.save(load_file(path), path.with_suffix(".pth"), _use_new_zipfile_serialization=False)
     path.unlink()
-    files = checkpoints.locate("released", 1, {name: str(folder / name) for name in FOLDERS})
+    files = locating.locate("released", 1, {name: str(folder / name) for name in FOLDERS})
     assert checkpoints.load_vae(files, torch.float32, "cpu").config.z_dim > 0
     os.truncate(path.with_suffix(".pth"), 5000)
     assert "damaged or truncated" in refusal(folder, "video autoencoder")

@@ -18,9 +18,9 @@ def test_the_inventory_tells_complete_networks_from_broken_ones(tmp_path):
         wav2vec_dir=str(tmp_path / "wav2vec_dir"),
         infinitetalk_dir=str(files.infinitetalk),
     )
-    states = {row["network"]: row["state"] for row in inventory("released", 1, request.weight_folders)}
+    states = {row["network"]: row["state"] for row in inventory("released", 1, request.weight_sources)}
     assert states["transformer"] == states["video autoencoder"] == "complete"
     assert "no such weight file" in states["speech encoder"]
     os.truncate(files.infinitetalk, 1000)
-    states = {row["network"]: row["state"] for row in inventory("released", 1, request.weight_folders)}
+    states = {row["network"]: row["state"] for row in inventory("released", 1, request.weight_sources)}
     assert "damaged" in states["transformer"]

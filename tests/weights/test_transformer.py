@@ -14,7 +14,7 @@ import torch
 
 from talkinghead_lab.pipeline.request import load_settings
 from talkinghead_lab.training.networks import build_untrained, vocabulary
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.transformer import SWITCH_INTERVAL, importing, load_transformer
 from talkinghead_lab.weights.writing import write_checkpoint
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def test_an_offloaded_transformer_keeps_no_file_mapped(request_for, tmp_path):
     """The stored type is the compute type, so that no tensor is copied only for its conversion."""
     write_checkpoint(tmp_path, build_untrained(0), vocabulary(), torch.float32)
-    folders = {name: str(tmp_path / name) for name in checkpoints.RELEASED_REPOSITORIES}
+    folders = {name: str(tmp_path / name) for name in locating.RELEASED_REPOSITORIES}
     params = request_for(device="cpu", precision="fp32", **folders)
     settings = load_settings(params)
     resident = load_transformer(settings)

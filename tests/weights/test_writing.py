@@ -4,7 +4,7 @@ import torch
 
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.training import networks
-from talkinghead_lab.weights import checkpoints, writing
+from talkinghead_lab.weights import checkpoints, locating, writing
 
 
 def test_loaded_networks_equal_the_written_ones(request_for):
@@ -20,7 +20,7 @@ def test_loaded_networks_equal_the_written_ones(request_for):
 
 def test_the_tokenizer_splits_words_and_drops_punctuation(checkpoint):
     tokenizer = checkpoints.load_tokenizer(
-        checkpoints.CheckpointFiles(checkpoint / "ckpt_dir", checkpoint, checkpoint), 64
+        locating.CheckpointFiles(checkpoint / "ckpt_dir", checkpoint, checkpoint), 64
     )
     tokens = tokenizer(["Nodding, yes!", "nodding yes", "nodding zebra"])
     assert torch.equal(tokens.ids[0], tokens.ids[1])

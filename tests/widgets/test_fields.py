@@ -5,7 +5,8 @@ import math
 import ipywidgets as widgets
 import pytest
 
-from talkinghead_lab.params import GenerationParams, Lora
+from talkinghead_lab.foundation.field_types import Lora
+from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FOLDERS, GenerationParams
 from talkinghead_lab.widgets.fields import Control, bounds, grouped_fields
 from talkinghead_lab.widgets.request_form import RequestForm
 
@@ -150,7 +151,7 @@ def test_only_applicable_fields_are_shown(project):
     def hidden() -> set[str]:
         return {name for name, control in form.controls.items() if control.layout.display == "none"}
 
-    folders = {"ckpt_dir", "wav2vec_dir", "infinitetalk_dir"}
+    folders = {*WEIGHT_FOLDERS, *RELEASED_ONLY}
     assert hidden() == {"pad", "audio_mix", "speaker_boxes", "apg_momentum", "apg_norm_threshold"} | folders
     form["use_apg"].widget.value = True
     form["checkpoint"].widget.value = "released"

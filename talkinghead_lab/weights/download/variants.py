@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import locating
 
 
 class Pin(NamedTuple):
@@ -37,7 +37,7 @@ class Part:
         return self.repository.rpartition("/")[2]
 
 
-WAN, SPEECH, INFINITETALK = checkpoints.RELEASED_REPOSITORIES.values()
+WAN, SPEECH, INFINITETALK = locating.RELEASED_REPOSITORIES.values()
 KIJAI = "Kijai/WanVideo_comfy"
 KIJAI_FP8 = "Kijai/WanVideo_comfy_fp8_scaled"
 COMFY = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
@@ -58,7 +58,7 @@ PINS: Mapping[str, Pin] = {
     GGUF_TEXT: Pin("b535255bee98c2b0a59ea7c0ae2dcd0c6657b3b7"),
 }
 
-TOKENIZER = f"{checkpoints.TOKENIZER}/*"
+TOKENIZER = f"{locating.TOKENIZER}/*"
 CLIP = "split_files/clip_vision/clip_vision_h.safetensors"
 ADAPTERS_FP16 = (
     "InfiniteTalk/Wan2_1-InfiniTetalk-Single_fp16.safetensors",
@@ -70,13 +70,13 @@ ADAPTERS_FP8 = (
 )
 # The video autoencoder as released, in float32: repackaged ones are rounded to 16 bits.
 EVERY_VARIANT = (
-    Part(WAN, ("config.json", f"{checkpoints.VAE}*", TOKENIZER)),
+    Part(WAN, ("config.json", f"{locating.VAE}*", TOKENIZER)),
     Part(SPEECH, ("config.json", "preprocessor_config.json", "model.safetensors")),
 )
 
 VARIANTS: Mapping[str, tuple[Part, ...]] = {
     "official": (
-        Part(WAN, ("models_*", f"{checkpoints.TRANSFORMER}*")),
+        Part(WAN, ("models_*", f"{locating.TRANSFORMER}*")),
         Part(INFINITETALK, ("single/infinitetalk.safetensors", "multi/infinitetalk.safetensors")),
         *EVERY_VARIANT,
     ),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import NoSpaceLeft
-from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.download import fetch
 from talkinghead_lab.weights.download.variants import COMFY, GGUF, INFINITETALK, PINS, SPEECH, VARIANTS, WAN
 from talkinghead_lab.weights.inventory import inventory
@@ -329,8 +329,8 @@ def test_the_pickle_of_the_speech_encoder_s_main_branch_is_read(checkpoint, tmp_
     folder = Path(shutil.copytree(checkpoint / "wav2vec_dir", tmp_path / "wav2vec_dir"))
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    folders = {name: str(checkpoint / name) for name in checkpoints.RELEASED_REPOSITORIES}
+    folders = {name: str(checkpoint / name) for name in locating.RELEASED_REPOSITORIES}
     rows = inventory("released", 1, folders | {"wav2vec_dir": str(folder)})
     assert {row["state"] for row in rows} == {"complete"}
-    files = checkpoints.locate("released", 1, folders | {"wav2vec_dir": str(folder)})
-    assert "wav2vec2/pytorch_model.bin" in checkpoints.weight_files(files)
+    files = locating.locate("released", 1, folders | {"wav2vec_dir": str(folder)})
+    assert "wav2vec2/pytorch_model.bin" in locating.weight_files(files)

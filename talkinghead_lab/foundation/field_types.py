@@ -1,0 +1,50 @@
+"""Types of request fields that need more than a range to be checked."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
+from talkinghead_lab.foundation.paths import absolute
+
+
+def _auto_or_whole_tokens(value: str) -> str:
+    if value == "auto":
+        return value
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
+    if not match or any(side == 0 or side % PIXELS_PER_TOKEN for side in map(int, match.groups())):
+        raise ValueError(f"must be auto or WIDTHxHEIGHT, both multiples of {PIXELS_PER_TOKEN}")
+    return value
+
+
+def _fills_its_latent_frames(value: int) -> int:
+    if not is_whole_chunk(value):
+        below = 4 * ((value - 1) // 4) + 1
+        raise ValueError(f"must be 4n + 1; the nearest values are {below} and {below + 4}")
+    return value
+
+
+def _enclose_something(boxes: "tuple[Box, Box] | None") -> "tuple[Box, Box] | None":
+    for left, top, right, bottom in boxes or ():
+        if not (0 <= left < right and 0 <= top < bottom):
+            raise ValueError("must be [left, top, right, bottom], 0 <= left < right and 0 <= top < bottom")
+    return boxes
+
+
+MediaPath = Annotated[str, BeforeValidator(absolute)]
+WeightPath = MediaPath | None
+FrameSize = Annotated[str, AfterValidator(_auto_or_whole_tokens)]
+WholeChunk = Annotated[int, AfterValidator(_fills_its_latent_frames)]
+Box = tuple[int, int, int, int]
+Boxes = Annotated[tuple[Box, Box] | None, AfterValidator(_enclose_something)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Lora(BaseModel):
+    """A LoRA file and its strength."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    path: MediaPath = Field(description="LoRA file, .safetensors, or sample:NAME for a bundled one")
+    scale: float = Field(1.0, ge=-10, le=10, description="strength; 1.0: as trained")

@@ -1,0 +1,264 @@
+"""Find the files of a checkpoint.
+
+The embedded and the released checkpoint have the same layout:
+
+    CKPT_DIR/           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE, models_t5_…,
+                        models_clip_…, google/umt5-xxl/ (tokenizer)
+    WAV2VEC_DIR/        config.json, model.safetensors or pytorch_model.bin
+    INFINITETALK_DIR/   single/infinitetalk.safetensors, multi/infinitetalk.safetensors; or one file: the
+                        adapter, or a complete quantised transformer with a .json map of the same stem
+
+Weight files without a suffix above are `.safetensors` or `.pth`. A `.json` of the same stem may hold what
+tensor shapes do not show (head counts, latent statistics).
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
+from talkinghead_lab.weights import search
+from talkinghead_lab.weights.formats.json_files import read_json
+from talkinghead_lab.weights.formats.names import ROLES
+from talkinghead_lab.weights.formats.network_file import read_network
+from talkinghead_lab.weights.formats.quanto import quanto_map
+
+EMBEDDED_WEIGHTS = EMBEDDED_FOLDER / "weights"
+TRANSFORMER = "diffusion_pytorch_model"
+VAE = "Wan2.1_VAE"
+TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16"
+IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+STEMS = {"vae": VAE, "text_encoder": TEXT_ENCODER, "image_encoder": IMAGE_ENCODER}
+SPEECH_PICKLE = "pytorch_model.bin"  # on the main branch of the speech encoder's repository
+TOKENIZER = Path("google", "umt5-xxl")
+RELEASED_REPOSITORIES = {
+    "ckpt_dir": "Wan-AI/Wan2.1-I2V-14B-480P",
+    "wav2vec_dir": "TencentGameMate/chinese-wav2vec2-base",
+    "infinitetalk_dir": "MeiGen-AI/InfiniteTalk",
+}
+
+# Folders that hold a role, where it is not the Wan2.1 folder, and what records of runs call them.
+FOLDER_OF = {"speech_encoder": "wav2vec_dir", "adapter": "infinitetalk_dir"}
+PLACES = {"speech_encoder": "wav2vec2", "adapter": "infinitetalk"}
+WEIGHTS_VARIABLE = "WEIGHTS_DIR"
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where the networks of a checkpoint are: in three folders of the released layout, or in files by role.
+
+    Args:
+        wan: the Wan2.1 folder.
+        wav2vec2: the folder of the speech encoder.
+        infinitetalk: the InfiniteTalk file.
+        named: the files of each of `ROLES`, in place of the folders; several are the shards of one. Also
+            `tokenizer`, a folder or a file that holds one.
+    """
+
+    wan: Path = Path()
+    wav2vec2: Path = Path()
+    infinitetalk: Path = Path()
+    named: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+
+    def of_role(self, role: str) -> tuple[Path, ...]:
+        """The file of a role, or its shards.
+
+        Raises:
+            CheckpointError: it is missing.
+        """
+        if role in self.named:
+            return self.named[role]
+        if role == "adapter" or (role == "transformer" and self._is_merged):
+            return (self.infinitetalk,)
+        if role == "transformer":
+            return tuple(_shards(self.wan, TRANSFORMER))
+        if role == "speech_encoder":
+            return (_weights_file(self.wav2vec2, "model", SPEECH_PICKLE),)
+        if role == "text_encoder" and (quantised := self._quantised_text_encoder()):
+            return (quantised,)
+        return (_weights_file(self.wan, STEMS[role]),)
+
+    @cached_property
+    def _is_merged(self) -> bool:
+        """Whether the InfiniteTalk file also holds the transformer; reads its header."""
+        return "transformer" in read_network(self.infinitetalk).roles
+
+    def _quantised_text_encoder(self) -> Path | None:
+        """The text encoder beside a quantised transformer, as InfiniteTalk releases both."""
+        maps = sorted(self.infinitetalk.parent.glob("t5_map_*.json"))
+        if not maps or quanto_map(self.infinitetalk) is None:
+            return None
+        return maps[0].with_name(maps[0].name.replace("t5_map_", "t5_")).with_suffix(".safetensors")
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer, or a file that holds it."""
+        return self.named["tokenizer"][0] if "tokenizer" in self.named else self.wan / TOKENIZER
+
+    @property
+    def transformer_config(self) -> Path:
+        """The config.json of the transformer; it need not exist."""
+        folder = self.named["transformer"][0].parent if "transformer" in self.named else self.wan
+        return folder / "config.json"
+
+    def in_words(self) -> dict[str, str]:
+        """The folders and files, by the fields of a request that name them."""
+        folders = {"ckpt_dir": self.wan, "wav2vec_dir": self.wav2vec2, "infinitetalk_dir": self.infinitetalk}
+        words = {name: str(path) for name, path in folders.items() if path != Path()}
+        return words | {role: ", ".join(map(str, paths)) for role, paths in self.named.items()}
+
+    def __str__(self) -> str:
+        return ", ".join(self.in_words().values())
+
+
+def locate(checkpoint: str, speakers: int, sources: Mapping[str, str | None]) -> CheckpointFiles:
+    """Find the files of a checkpoint.
+
+    Args:
+        checkpoint: `embedded` or `released`.
+        speakers: 1 or 2; each has an adapter of its own.
+        sources: what a request says of its weights, by field: `weights`, one of `ROLES`, or a folder of
+            `RELEASED_REPOSITORIES`. What it leaves out is read from the environment variables.
+
+    Raises:
+        CheckpointError: a file is not named anywhere, does not exist, or several could be meant.
+    """
+    if checkpoint == "embedded":
+        return _in_folders({name: EMBEDDED_WEIGHTS / name for name in RELEASED_REPOSITORIES}, speakers)
+    given = {name: Path(path) for name, path in sources.items() if path}
+    named = {role: _named_file(role, given[role]) for role in ROLES if role in given}
+    folder = given.get("weights")
+    if folder is None and not given.keys() & RELEASED_REPOSITORIES.keys():
+        folder = Path(os.environ[WEIGHTS_VARIABLE]) if os.environ.get(WEIGHTS_VARIABLE) else None
+    if folder is not None:
+        return CheckpointFiles(named=search.chosen(search.candidates(folder), folder, speakers, named))
+    needed = {FOLDER_OF.get(role, "ckpt_dir") for role in ROLES if role not in named}
+    folders = {name: _named_folder(name, sources.get(name)) for name in sorted(needed)}
+    if "ckpt_dir" not in needed:
+        named["tokenizer"] = (search.tokenizer_beside(named["text_encoder"][0]),)
+    return replace(_in_folders(folders, speakers), named=named)
+
+
+def _named_file(role: str, path: Path) -> tuple[Path, ...]:
+    if not path.is_file():
+        raise CheckpointError(f"`{role}` names no file", received=str(path), remedy="Check the path.")
+    return search.with_shards(path)
+
+
+def _in_folders(folders: Mapping[str, Path], speakers: int) -> CheckpointFiles:
+    for name, folder in folders.items():
+        if not folder.exists():
+            raise CheckpointError(
+                f"{name} does not exist",
+                received=str(folder),
+                remedy="Check the path; `python -m talkinghead_lab fetch FOLDER` downloads released weights.",
+            )
+    adapter = folders.get("infinitetalk_dir")
+    return CheckpointFiles(
+        folders.get("ckpt_dir", Path()),
+        folders.get("wav2vec_dir", Path()),
+        Path() if adapter is None else _adapter_file(adapter, speakers),
+    )
+
+
+def _named_folder(field: str, value: str | None) -> Path:
+    variable = field.upper()
+    path = value or os.environ.get(variable)
+    if not path:
+        raise CheckpointError(
+            f"the released checkpoint needs {field}",
+            remedy=f"Set `weights` or {WEIGHTS_VARIABLE} to a folder with all weight files, or the parameter "
+            f"{field} or the variable {variable}. "
+            "`python -m talkinghead_lab fetch FOLDER` downloads the released weights.",
+        )
+    return Path(path)
+
+
+def _adapter_file(path: Path, speakers: int) -> Path:
+    if path.is_file():
+        return path
+    kind = "single" if speakers == 1 else "multi"
+    candidates = [path / kind / "infinitetalk.safetensors", path / "infinitetalk.safetensors"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"no InfiniteTalk weights for {speakers} speaker(s)",
+        received=str(path),
+        allowed=f"a folder with {kind}/infinitetalk.safetensors, or the file itself",
+    )
+
+
+def _shards(folder: Path, stem: str) -> list[Path]:
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        files = sorted({folder / name for name in _shard_names(index)})
+    else:
+        files = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not files:
+        raise CheckpointError("no transformer weights", received=str(folder), allowed=f"{stem}*.safetensors")
+    _check_shards_complete(files)
+    return files
+
+
+def _shard_names(index: Path) -> set[str]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError("the index of the shards has no `weight_map`", received=str(index))
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise CheckpointError(
+                f"the index {index} names no file of its folder",
+                received=repr(name)[:80],
+                allowed="names of files beside it",
+            )
+    return set(names.values())
+
+
+def _check_shards_complete(files: list[Path]) -> None:
+    counts = [re.search(r"-(\d+)-of-(\d+)\.", file.name) for file in files]
+    if counts[0]:
+        present, total = {int(c[1]) for c in counts if c}, int(counts[0][2])
+        missing = sorted(set(range(1, total + 1)) - present)
+        if missing:
+            raise CheckpointError(
+                f"shards {missing} of {total} are missing",
+                received=str(files[0].parent),
+                remedy="Download them.",
+            )
+
+
+def weight_files(files: CheckpointFiles) -> dict[str, Path]:
+    """Every file that the loaders read, by a name that does not depend on the checkpoint's location.
+
+    Raises:
+        CheckpointError: a weight file is missing.
+    """
+    found: dict[str, Path] = {}
+    for role in ROLES:
+        place = role if role in files.named else PLACES.get(role, "wan")
+        for path in files.of_role(role):
+            found[f"{place}/{path.name}"] = path
+            beside = [path.with_suffix(".json"), *path.parent.glob("*config.json")]
+            beside += path.parent.glob("t5_map_*.json") if role == "text_encoder" else []
+            found |= {f"{place}/{each.name}": each for each in beside if each.is_file()}
+    if "transformer" not in files.named:
+        found["wan/config.json"] = files.transformer_config
+    tokenizer = files.tokenizer
+    place = "tokenizer" if "tokenizer" in files.named else f"wan/{TOKENIZER}"
+    parts = tokenizer.rglob("*") if tokenizer.is_dir() else [tokenizer]
+    found |= {f"{place}/{path.name}": path for path in parts if path.is_file()}
+    return dict(sorted(found.items()))
+
+
+def _weights_file(folder: Path, stem: str, *others: str) -> Path:
+    for name in (f"{stem}.safetensors", f"{stem}.pth", *others):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        "no such weight file", received=str(folder / f"{stem}.pth"), allowed=".pth or .safetensors"
+    )

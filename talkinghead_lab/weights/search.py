@@ -1,0 +1,176 @@
+"""Search a folder for the weight files of the model: by what they hold, not by what they are called."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.weights.formats.names import ROLES
+from talkinghead_lab.weights.formats.network_file import NetworkFile, read_network
+
+SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"}
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
+# Released adapters for one and for two speakers have equal headers; only their paths tell them apart.
+SPEAKERS = {1: re.compile("single", re.IGNORECASE), 2: re.compile("multi(?!talk)", re.IGNORECASE)}
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+
+Roles = Mapping[str, tuple[Path, ...]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A weight file, or all shards of one.
+
+    Args:
+        paths: where it is.
+        network: what it holds; None if it cannot be used.
+        problem: why it cannot be used.
+    """
+
+    paths: tuple[Path, ...]
+    network: NetworkFile | None
+    problem: CheckpointError | None = None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What it can be used for."""
+        return () if self.network is None else self.network.roles
+
+
+def candidates(folder: Path) -> list[Candidate]:
+    """Look at every weight file below a folder; links are followed. Reads headers only.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            "`weights` names no folder",
+            received=str(folder),
+            remedy="Name the folder that holds the weight files; `transformer`, `vae`, … name single files.",
+        )
+    found = {}
+    for path in sorted(_files(folder, SUFFIXES)):
+        paths = with_shards(path)
+        found[tuple(each.resolve() for each in paths)] = paths
+    return [_candidate(paths) for paths in found.values()]
+
+
+def _candidate(paths: tuple[Path, ...]) -> Candidate:
+    try:
+        return Candidate(paths, read_network(*paths))
+    except CheckpointError as problem:
+        return Candidate(paths, None, problem)
+
+
+def _files(folder: Path, suffixes: set[str]) -> Iterator[Path]:
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = Path(parent).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if Path(name).suffix in suffixes)
+
+
+def with_shards(path: Path) -> tuple[Path, ...]:
+    """A file, or all shards that lie beside it and belong to it."""
+    match = SHARD.fullmatch(path.name)
+    if match is None:
+        return (path,)
+    numbers = range(1, int(match["total"]) + 1)
+    names = [f"{match['stem']}-{n:05}-of-{match['total']}{match['suffix']}" for n in numbers]
+    return tuple(path.with_name(name) for name in names)
+
+
+def chosen(
+    found: Sequence[Candidate], folder: Path, speakers: int, named: Roles
+) -> dict[str, tuple[Path, ...]]:
+    """Choose the files of every role from those that were found in a folder.
+
+    Args:
+        found: the candidates.
+        folder: where they were found, for errors.
+        speakers: 1 or 2.
+        named: files that the request names; they are not searched for.
+
+    Raises:
+        CheckpointError: no file, or several, could fill a role.
+    """
+    files = dict(named)
+    for role in ROLES:
+        if role in files:
+            continue
+        fitting = [candidate for candidate in found if role in candidate.roles]
+        if role == "adapter":
+            fitting = _for_speakers(fitting, speakers, files["transformer"], folder)
+        if len(fitting) != 1:
+            raise _none(role, folder, found) if not fitting else _several(role, folder, fitting)
+        files[role] = fitting[0].paths
+    files["tokenizer"] = (_tokenizer(folder, files["text_encoder"][0]),)
+    return files
+
+
+def _for_speakers(
+    fitting: list[Candidate], speakers: int, transformer: tuple[Path, ...], folder: Path
+) -> list[Candidate]:
+    """The adapters that go with a transformer and are not for another number of speakers."""
+    merged = [candidate for candidate in fitting if candidate.paths == transformer]
+    plain = [candidate for candidate in fitting if "transformer" not in candidate.roles]
+    if merged:
+        return merged
+    other = SPEAKERS[3 - speakers]
+    fitting = [candidate for candidate in plain if not _hints(other, candidate, folder)]
+    if plain and not fitting:
+        raise CheckpointError(
+            f"no InfiniteTalk weights for {speakers} speaker(s)",
+            received=", ".join(str(candidate.paths[0]) for candidate in plain),
+            remedy="Set `adapter` to use one of these files nevertheless.",
+        )
+    own = [candidate for candidate in fitting if _hints(SPEAKERS[speakers], candidate, folder)]
+    return own or fitting
+
+
+def _hints(pattern: re.Pattern[str], candidate: Candidate, folder: Path) -> bool:
+    path = candidate.paths[0]
+    return bool(pattern.search(str(path.relative_to(folder))))
+
+
+def _none(role: str, folder: Path, found: Sequence[Candidate]) -> CheckpointError:
+    unusable = [f"{each.paths[0].name}: {each.problem.problem}" for each in found if each.problem]
+    return CheckpointError(
+        f"no weight file for the {role.replace('_', ' ')} in this folder",
+        received=f"{folder} with {len(found)} weight files" + "".join(f"; {text}" for text in unusable[:4]),
+        remedy=f"Put the file there, or name it in `{role}`. `python -m talkinghead_lab inventory {folder}` "
+        "lists all files; `fetch` downloads the missing ones.",
+    )
+
+
+def _several(role: str, folder: Path, fitting: Sequence[Candidate]) -> CheckpointError:
+    return CheckpointError(
+        f"{len(fitting)} weight files could be the {role.replace('_', ' ')}",
+        received=", ".join(str(candidate.paths[0].relative_to(folder)) for candidate in fitting),
+        remedy=f"Set `{role}` to one of them.",
+    )
+
+
+def tokenizer_beside(text_encoder: Path) -> Path:
+    """Where the tokenizer of a text encoder's file is: a file in its folder or below, or the file itself."""
+    return _tokenizer(text_encoder.parent, text_encoder)
+
+
+def _tokenizer(folder: Path, text_encoder: Path) -> Path:
+    found = [path for path in sorted(_files(folder, {".json", ".model"})) if path.name in TOKENIZER_FILES]
+    distinct = {path.read_bytes(): path for path in reversed(found)}
+    by_name = [path for path in distinct.values() if path.name == TOKENIZER_FILES[0]] or [*distinct.values()]
+    if len(by_name) > 1:
+        raise CheckpointError(
+            f"{len(by_name)} tokenizers could be the text encoder's",
+            received=", ".join(map(str, by_name)),
+            remedy="Keep the one of umT5-XXL in this folder.",
+        )
+    return by_name[0].parent if by_name else text_encoder

@@ -1,0 +1,165 @@
+"""Weight files of a folder are found by what they hold; what could be meant in two ways is an error."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from talkinghead_lab.errors import CheckpointError, InvalidRequest
+from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FILES, GenerationParams
+from talkinghead_lab.pipeline.request import checkpoint_files
+from talkinghead_lab.weights import checkpoints
+from talkinghead_lab.weights.formats.names import ROLES
+from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS, locate, weight_files
+
+PLACES = {
+    "transformer": "diffusion_models/a.safetensors",
+    "adapter": "diffusion_models/b.safetensors",
+    "vae": "vae/c.safetensors",
+    "text_encoder": "text_encoders/d.safetensors",
+    "image_encoder": "clip_vision/e.safetensors",
+    "speech_encoder": "wav2vec2/f.safetensors",
+}
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    """The bundled weights in a tree like ComfyUI's, under names that say nothing."""
+    bundled = locate("embedded", 1, {})
+    for role, place in PLACES.items():
+        (source,) = bundled.of_role(role)
+        target = tmp_path / place
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(source, target)
+        sidecar = source.with_suffix(".json")
+        if sidecar.is_file():
+            shutil.copy(sidecar, target.with_suffix(".json"))
+    shutil.copy(EMBEDDED_WEIGHTS / "ckpt_dir" / "config.json", tmp_path / "diffusion_models")
+    shutil.copy(EMBEDDED_WEIGHTS / "wav2vec_dir" / "config.json", tmp_path / "wav2vec2")
+    shutil.copytree(EMBEDDED_WEIGHTS / "ckpt_dir" / "google", tmp_path / "text_encoders" / "google")
+    return tmp_path
+
+
+def files_of(folder: Path, speakers: int = 1, **sources: Path | str):
+    return locate("released", speakers, {"weights": str(folder)} | {k: str(v) for k, v in sources.items()})
+
+
+def test_the_roles_of_requests_are_those_of_files():
+    assert tuple(ROLES) == WEIGHT_FILES
+
+
+def test_files_are_found_by_their_content(models):
+    files = files_of(models)
+    assert {role: files.of_role(role) for role in ROLES} == {
+        role: (models / place,) for role, place in PLACES.items()
+    }
+    assert files.tokenizer == models / "text_encoders" / "google" / "umt5-xxl"
+    loaded = checkpoints.load_dit(files, torch.float32, "cpu").state_dict()
+    bundled = checkpoints.load_dit(locate("embedded", 1, {}), torch.float32, "cpu").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in bundled.items())
+
+
+def test_every_file_that_is_read_is_recorded(models):
+    recorded = weight_files(files_of(models))
+    expected = {f"{role}/{Path(place).name}" for role, place in PLACES.items()}
+    expected |= {"transformer/config.json", "speech_encoder/config.json"}
+    expected |= {"vae/c.json", "image_encoder/e.json"}
+    assert expected <= recorded.keys()
+    assert "tokenizer/tokenizer.json" in recorded
+
+
+def test_two_candidates_are_listed_with_the_field_that_chooses(models):
+    shutil.copy(models / PLACES["vae"], models / "vae" / "again.safetensors")
+    with pytest.raises(CheckpointError, match=r"2 weight files.*vae/again.*vae/c.*Set `vae`"):
+        files_of(models)
+    assert files_of(models, vae=models / "vae" / "c.safetensors").of_role("vae") == (
+        models / "vae" / "c.safetensors",
+    )
+
+
+def test_a_link_to_a_file_is_no_second_candidate(models):
+    (models / "links").mkdir()
+    (models / "links" / "vae.safetensors").symlink_to(models / PLACES["vae"])
+    (models / "loop").symlink_to(models)
+    assert files_of(models).of_role("vae")[0].resolve() == models / PLACES["vae"]
+
+
+def test_a_missing_role_names_its_field_and_what_was_unusable(models):
+    (models / PLACES["image_encoder"]).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"image encoder.*e\.safetensors: .*damaged.*`image_encoder`"):
+        files_of(models)
+
+
+def test_adapters_are_told_apart_by_their_paths(models):
+    adapter = models / PLACES["adapter"]
+    for name in ("InfiniteTalk-Single", "InfiniteTalk-Multi"):
+        shutil.copy(adapter, adapter.with_name(f"{name}.safetensors"))
+    adapter.unlink()
+    for speakers, name in ((1, "Single"), (2, "Multi")):
+        assert files_of(models, speakers).of_role("adapter")[0].stem == f"InfiniteTalk-{name}"
+    adapter.with_name("InfiniteTalk-Single.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no InfiniteTalk weights for 1 speaker.*`adapter`"):
+        files_of(models)
+
+
+def test_shards_are_one_file(models):
+    whole = models / PLACES["transformer"]
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    for number, part in enumerate((names[:50], names[50:]), start=1):
+        save_file({n: tensors[n] for n in part}, whole.with_name(f"t-0000{number}-of-00002.safetensors"))
+    whole.unlink()
+    shards = files_of(models).of_role("transformer")
+    assert [path.name for path in shards] == ["t-00001-of-00002.safetensors", "t-00002-of-00002.safetensors"]
+    shards[0].unlink()
+    with pytest.raises(CheckpointError, match="transformer"):
+        files_of(models)
+
+
+def test_one_file_may_hold_transformer_and_adapter(models):
+    merged = load_file(models / PLACES["transformer"]) | load_file(models / PLACES["adapter"])
+    for role in ("transformer", "adapter"):
+        (models / PLACES[role]).unlink()
+    save_file(merged, models / "diffusion_models" / "merged.safetensors")
+    files = files_of(models)
+    assert files.of_role("transformer") == files.of_role("adapter")
+    assert checkpoints.load_dit(files, torch.float32, "cpu").config.num_layers > 0
+
+
+def test_single_files_need_no_folder(models):
+    fields = {role: str(models / place) for role, place in PLACES.items()}
+    request = GenerationParams(audio_path="a", image_path="b", **fields)
+    assert request.checkpoint == "released"
+    assert checkpoint_files(request).tokenizer == models / "text_encoders" / "google" / "umt5-xxl"
+    with pytest.raises(CheckpointError, match="`vae` names no file"):
+        checkpoint_files(request.replace(vae=str(models)))
+
+
+def test_the_variable_names_a_folder(models, monkeypatch):
+    for variable in ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WEIGHTS_DIR", str(models))
+    assert locate("released", 1, {}).of_role("vae") == (models / PLACES["vae"],)
+    monkeypatch.setenv("WEIGHTS_DIR", str(models / "nowhere"))
+    with pytest.raises(CheckpointError, match="no folder"):
+        locate("released", 1, {})
+
+
+@pytest.mark.parametrize("field", RELEASED_ONLY)
+def test_weights_are_not_silently_ignored(field):
+    with pytest.raises(InvalidRequest, match=f"{field} names weights, but checkpoint is embedded"):
+        GenerationParams(audio_path="a", image_path="b", checkpoint="embedded", **{field: "w"})
+
+
+def test_two_different_tokenizers_are_an_error(models):
+    other = models / "other" / "tokenizer.json"
+    other.parent.mkdir()
+    source = models / "text_encoders" / "google" / "umt5-xxl" / "tokenizer.json"
+    other.write_text(json.dumps(json.loads(source.read_text())))
+    if other.read_bytes() == source.read_bytes():
+        other.write_text(source.read_text() + " ")
+    with pytest.raises(CheckpointError, match="2 tokenizers"):
+        files_of(models)
