@@ -20,7 +20,7 @@ from talkinghead_lab.weights import config_fields
 from talkinghead_lab.weights.config_fields import checked
 from talkinghead_lab.weights.formats.containers import Stored
 from talkinghead_lab.weights.formats.json_files import read_json
-from talkinghead_lab.weights.formats.names import ROLES
+from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.formats.network_file import NetworkFile, read_network
 from talkinghead_lab.weights.locating import CheckpointFiles
 from talkinghead_lab.weights.reading import load_strict, shapes_of

@@ -23,7 +23,7 @@ from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 from talkinghead_lab.weights import search
 from talkinghead_lab.weights.formats.json_files import read_json
-from talkinghead_lab.weights.formats.names import ROLES
+from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.formats.network_file import read_network
 from talkinghead_lab.weights.formats.quanto import quanto_map
 

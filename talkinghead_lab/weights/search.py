@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.weights.formats.names import ROLES
+from talkinghead_lab.weights.formats.names.hints import doubt
+from talkinghead_lab.weights.formats.names.lookalikes import WANTED
+from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.formats.network_file import NetworkFile, read_network
 
 SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"}
@@ -106,6 +108,7 @@ def chosen(
         if role in files:
             continue
         fitting = [candidate for candidate in found if role in candidate.roles]
+        fitting = _undoubted(role, fitting, folder)
         if role == "adapter":
             fitting = _for_speakers(fitting, speakers, files["transformer"], folder)
         if len(fitting) != 1:
@@ -113,6 +116,21 @@ def chosen(
         files[role] = fitting[0].paths
     files["tokenizer"] = (_tokenizer(folder, files["text_encoder"][0]),)
     return files
+
+
+def _undoubted(role: str, fitting: list[Candidate], folder: Path) -> list[Candidate]:
+    """The candidates without those whose paths say that they are another model with the same header."""
+    models = [doubt(role, candidate.paths[0].relative_to(folder)) for candidate in fitting]
+    certain = [candidate for candidate, model in zip(fitting, models, strict=True) if model is None]
+    # Fine-tunes of the transformer work with the adapter; in the other roles, another model does not.
+    if fitting and not certain and role != "transformer":
+        raise CheckpointError(
+            f"the only file that could be the {role.replace('_', ' ')} is, by its path, {models[0]}",
+            received=str(fitting[0].paths[0]),
+            allowed=WANTED[role],
+            remedy=f"Set `{role}` to use this file nevertheless.",
+        )
+    return certain or fitting
 
 
 def _for_speakers(

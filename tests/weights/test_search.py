@@ -12,7 +12,7 @@ from talkinghead_lab.errors import CheckpointError, InvalidRequest
 from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FILES, GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights import checkpoints
-from talkinghead_lab.weights.formats.names import ROLES
+from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS, locate, weight_files
 
 PLACES = {
@@ -78,6 +78,19 @@ def test_two_candidates_are_listed_with_the_field_that_chooses(models):
     assert files_of(models, vae=models / "vae" / "c.safetensors").of_role("vae") == (
         models / "vae" / "c.safetensors",
     )
+
+
+def test_a_path_that_names_another_model_with_the_same_header_is_doubted(models):
+    qwen = models / "vae" / "qwen_image_vae.safetensors"
+    shutil.copy(models / PLACES["vae"], qwen)
+    assert files_of(models).of_role("vae") == (models / PLACES["vae"],)
+    (models / PLACES["vae"]).unlink()
+    with pytest.raises(CheckpointError, match=r"autoencoder of Qwen-Image.*qwen_image_vae.*Set `vae`"):
+        files_of(models)
+    assert files_of(models, vae=qwen).of_role("vae") == (qwen,)
+    transformer = models / PLACES["transformer"]
+    transformer.rename(transformer.with_name("i2v_720p.safetensors"))
+    assert files_of(models, vae=qwen).of_role("transformer")[0].name == "i2v_720p.safetensors"
 
 
 def test_a_link_to_a_file_is_no_second_candidate(models):

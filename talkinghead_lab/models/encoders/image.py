@@ -25,13 +25,18 @@ _MODULES = {
     r"visual\.patch_embedding": "vision.embeddings.patch_embedding",
     r"visual\.pre_norm": "vision.pre_layrnorm",
     r"visual\.transformer\.(\d+)\.norm1": r"vision.encoder.layers.\1.layer_norm1",
+    r"visual\.transformer\.(\d+)\.attn\.([qkv])": r"vision.encoder.layers.\1.self_attn.\2_proj",
     r"visual\.transformer\.(\d+)\.attn\.proj": r"vision.encoder.layers.\1.self_attn.out_proj",
     r"visual\.transformer\.(\d+)\.norm2": r"vision.encoder.layers.\1.layer_norm2",
     r"visual\.transformer\.(\d+)\.mlp\.0": r"vision.encoder.layers.\1.mlp.fc1",
     r"visual\.transformer\.(\d+)\.mlp\.2": r"vision.encoder.layers.\1.mlp.fc2",
 }
-# Unused parts of the released file: the text tower, the contrastive head and its norm.
-_UNUSED = r"textual\.|log_scale$|visual\.(head$|post_norm\.)"
+# Unused parts of the released file and of transformers' `CLIPModel`: the text tower, the contrastive heads
+# and their norm, and the numbers of the positions.
+_UNUSED = (
+    r"textual\.|(log|logit)_scale$|visual\.(head$|post_norm\.)"
+    r"|text_model\.|(text|visual)_projection\.|vision_model\.embeddings\.position_ids$"
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ def _optional_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_released(tensors: dict[str, Tensor], config: ImageEncoderConfig) -> dict[str, Tensor]:
     """Rename the released tensors to the names of `ImageEncoder`; fused projections are split into views.
+
+    Projections may also lie apart, as `attn.q`, `attn.k` and `attn.v`.
 
     The text tower, the contrastive head and the last block are dropped. Unknown names are kept.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from talkinghead_lab.weights.formats.containers import Stored, WeightFile, open_file
-from talkinghead_lab.weights.formats.names import recognised
+from talkinghead_lab.weights.formats.names.recognition import recognised
 from talkinghead_lab.weights.formats.stored_types import combined
 
 
@@ -17,7 +17,7 @@ class NetworkFile:
 
     Args:
         paths: where it is.
-        roles: what it holds, of `names.ROLES`; a merged file holds a transformer and an adapter.
+        roles: what it holds, of `names.recognition.ROLES`; a merged file holds a transformer and an adapter.
         layout: whose names it uses, in words.
         tensors: under the names of the released files.
         metadata: text by key, from the headers.
