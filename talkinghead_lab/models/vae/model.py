@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
 from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
+from talkinghead_lab.models.vae.concurrent_frames import LARGEST_FRAME, decode_concurrently
 from talkinghead_lab.models.vae.frame_by_frame import FrameStream, depth_first
 from talkinghead_lab.models.vae.layers import (
     AttentionBlock,
@@ -186,9 +187,13 @@ class Decoder(nn.Module):
                 width //= 2
         self.head = Head(width, 3)
 
+    def layers(self) -> list[nn.Module]:
+        """The layers in the order they run."""
+        return [self.conv1, *self.middle, *self.upsamples, self.head]
+
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         """One piece [B, C, T, h, w] → [B, 3, F, H, W]."""
-        layers = [self.conv1, *self.middle, *self.upsamples, self.head]
+        layers = self.layers()
         if x.shape[2] == 1:
             return depth_first(layers, x, state)
         for layer in layers:
@@ -297,9 +302,18 @@ class VAE(nn.Module):
             )
         state: CausalState = {}
         latent = self.denormalise(latent.to(self.conv2.weight.device)).to(self.conv2.weight.dtype)
-        for piece in latent.split(_at_least_one(latents_per_piece), dim=2):
-            frames = self.decoder(self.conv2(piece, state), state).float()
-            yield frames.clamp(-1, 1) if clamp else frames
+        pieces = latent.split(_at_least_one(latents_per_piece), dim=2)
+        if latents_per_piece == 1 and self._decodes_concurrently(latent):
+            decoded = decode_concurrently([self.conv2, *self.decoder.layers()], pieces, state)
+        else:
+            decoded = (self.decoder(self.conv2(piece, state), state) for piece in pieces)
+        for frames in decoded:
+            yield frames.float().clamp(-1, 1) if clamp else frames.float()
+
+    def _decodes_concurrently(self, latent: Tensor) -> bool:
+        pixels = latent.shape[3] * latent.shape[4] * self.config.pixels_per_latent**2
+        concurrent = latent.device.type == "cpu" and torch.get_num_threads() > 1 and pixels <= LARGEST_FRAME
+        return concurrent and not torch.is_grad_enabled()
 
     def normalise(self, mean: Tensor) -> Tensor:
         """Normalise the mean of the posterior for the transformer."""
