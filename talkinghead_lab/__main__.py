@@ -196,10 +196,11 @@ def run_sweep(options: argparse.Namespace) -> int:
 
 
 def run_fetch(options: argparse.Namespace) -> int:
-    """Download weights and print the environment variables to set; return 1 if the user said no, else 0."""
+    """Download weights and print the environment variable to set; return 1 if the user said no, else 0."""
     from tqdm.auto import tqdm
 
     from talkinghead_lab.weights.download import fetch
+    from talkinghead_lab.weights.locating import WEIGHTS_VARIABLE
 
     def confirm(plan: fetch.Plan) -> bool:
         print(plan, file=sys.stderr)
@@ -212,8 +213,7 @@ def run_fetch(options: argparse.Namespace) -> int:
     if not complete:
         print("Nothing was downloaded.", file=sys.stderr)
         return 1
-    for variable, folder in fetch.variables(options.folder, options.variant).items():
-        print(f"export {variable}={shlex.quote(str(folder))}")
+    print(f"export {WEIGHTS_VARIABLE}={shlex.quote(str(options.folder))}")
     return 0
 
 

@@ -13,7 +13,6 @@ from talkinghead_lab.errors import DownloadError, NoSpaceLeft
 from talkinghead_lab.foundation.digests import remember_sha256, sha256_of_file
 from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
 from talkinghead_lab.foundation.schema import versioned
-from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.download.hub import RemoteFile, commit_of, download, files_of
 from talkinghead_lab.weights.download.transfers import Progress, transfer
 from talkinghead_lab.weights.download.variants import PINS, VARIANTS
@@ -98,14 +97,6 @@ def fetch(folder: Path, variant: str, confirm: Callable[[Plan], bool], report: R
         transfer(plan.missing, lambda file: _download_checked(file, folder, progress, report), progress)
         report(f"All {len(files)} files of {variant} are in {folder}, and intact.")
     return True
-
-
-def variables(folder: Path, variant: str) -> dict[str, Path]:
-    """The environment variables that make a request use what `fetch` has put into a folder."""
-    if variant == "official":
-        released = locating.RELEASED_REPOSITORIES.items()
-        return {field.upper(): folder / name.rpartition("/")[2] for field, name in released}
-    return {"WEIGHTS_DIR": folder}
 
 
 def _chosen_commit(repository: str, recorded: str | None, report: Report) -> str:

@@ -99,21 +99,10 @@ def test_a_variant_is_complete_and_checked(variant, hub, shell, tmp_path):
         assert (tmp_path / name).read_bytes() == content(name.partition("/")[2])
     commits = json.loads((tmp_path / fetch.RECORD).read_text())["commits"]
     assert commits == {part.repository: PINS[part.repository].commit for part in VARIANTS[variant]}
-    if variant != "official":
-        assert output == f"export WEIGHTS_DIR={tmp_path}\n"
+    assert output == f"export WEIGHTS_DIR={tmp_path}\n"
     before = len(hub.sent)
     assert shell(tmp_path, "--variant", variant)[:2] == (0, output), "nothing is missing, nothing is asked"
     assert len(hub.sent) == before, "files that are there are not downloaded again"
-
-
-def test_every_network_has_a_file_in_every_variant():
-    for parts in VARIANTS.values():
-        patterns = " ".join(pattern for part in parts for pattern in part.patterns).lower()
-        for word in ("i2v-14b|diffusion_pytorch", "single", "multi", "vae", "umt5|models_", "clip|models_"):
-            assert any(part in patterns for part in word.split("|")), word
-        speech = next(part for part in parts if part.repository == SPEECH)
-        assert {"config.json", "model.safetensors"} <= set(speech.patterns)
-        assert any("google/umt5-xxl/*" in part.patterns for part in parts)
 
 
 def test_the_official_files_load(checkpoint, monkeypatch, shell, tmp_path):
@@ -131,11 +120,10 @@ def test_the_official_files_load(checkpoint, monkeypatch, shell, tmp_path):
         online(hub, monkeypatch)
         status, output, errors = shell(tmp_path, "--yes")
     assert status == 0, errors
-    variables = dict(line.removeprefix("export ").split("=") for line in output.splitlines())
-    assert list(variables) == ["CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR"]
-    folders = {name.lower(): folder for name, folder in variables.items()}
+    assert output == f"export WEIGHTS_DIR={tmp_path}\n"
     for speakers in (1, 2):
-        assert {row["state"] for row in inventory("released", speakers, folders)} == {"complete"}
+        rows = inventory("released", speakers, {"weights": str(tmp_path)})
+        assert {row["state"] for row in rows} == {"complete"}
     assert hub.names_sent.isdisjoint({"chinese.pt", "README.md", "examples/a.jpg"})
 
 
