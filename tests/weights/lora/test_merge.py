@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
@@ -251,6 +252,28 @@ def test_a_quantised_layer_is_quantised_again(model, write, stored, bound):
     merged = weight + 0.1 * change
     error = np.linalg.norm(layer.dequantized().double().numpy() - merged) / np.linalg.norm(merged)
     assert 1e-4 < error < bound
+
+
+@pytest.mark.parametrize("size", [0.005, 0.01, 0.05])
+@pytest.mark.parametrize(("stored", "lost"), [(torch.int8, 0.7), (FP8, 0.7)])
+def test_rounding_does_not_swallow_a_small_change(model, write, stored, lost, size):
+    """To nearest, it would: a weight is a multiple of the steps of its type, which are larger."""
+    torch.manual_seed(0)
+    model.blocks[0].ffn[0] = nn.Linear(512, 768).requires_grad_(False)
+    model.blocks[0].ffn[0].weight.normal_()
+    quantize_linears(model.blocks, stored)
+    layer = model.get_submodule(FFN)
+    weight = layer.dequantized()
+    change = torch.randn(768, 4) @ torch.randn(4, 512)
+    change *= size * weight.norm() / change.norm()
+
+    def kept(layer: QuantizedLinear) -> float:
+        return float(((layer.dequantized() - weight) * change).sum() / change.square().sum())
+
+    if size == 0.005:
+        assert kept(layer.requantized(weight + change)) < 1 - lost
+    merge_lora(model, write({f"{FFN}.diff": 2 * change}), 0.5)
+    assert kept(model.get_submodule(FFN)) == pytest.approx(1, abs=0.05)
 
 
 def test_a_bias_of_a_quantised_layer(model, write):
