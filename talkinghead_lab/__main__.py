@@ -116,6 +116,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     command.add_argument("--yes", action="store_true", help="download without asking")
     command.set_defaults(run=run_fetch)
+    command = commands.add_parser("convert", help="write transformer, adapter and LoRAs into one weight file")
+    command.add_argument("source", type=Path, help="folder of weight files, searched by content")
+    command.add_argument("target", type=Path, help="the .safetensors file to write")
+    command.add_argument(
+        "--precision", choices=("bf16", "fp8"), required=True,
+        help="bf16; or the linear layers of blocks in fp8, as `precision: fp8` runs them",
+    )  # fmt: skip
+    command.add_argument("--speakers", type=int, choices=(1, 2), default=1, help="whose adapter to merge")
+    _add_overrides(command, "name a file, as `transformer`, or LoRAs, as in a request")
+    command.set_defaults(run=run_convert)
     return parser.parse_args(_protected(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -227,6 +237,21 @@ def _asked(question: str) -> bool:
         raise InvalidRequest("there is no terminal to confirm the download on", remedy="Add --yes.")
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    """Write one weight file and print its path."""
+    from talkinghead_lab.params import GenerationParams
+    from talkinghead_lab.pipeline.request import lora_files
+    from talkinghead_lab.weights.convert import convert_transformer
+    from talkinghead_lab.weights.locating import locate
+
+    fields = {"audio_path": "-", "image_path": "-", "weights": options.source, **_overrides(options)}
+    request = GenerationParams(**fields)
+    roles = ("transformer", "adapter")
+    files = locate("released", options.speakers, request.weight_sources, roles)
+    convert_transformer(files, lora_files(request), options.precision, options.target)
+    print(options.target)
 
 
 if __name__ == "__main__":

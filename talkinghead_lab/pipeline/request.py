@@ -11,7 +11,6 @@ import torch
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.foundation.digests import FileState
-from talkinghead_lab.foundation.field_types import Lora
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot
@@ -193,7 +192,7 @@ def load_settings(request: GenerationParams) -> LoadSettings:
     compute = compute_type(request.precision, device)
     return LoadSettings(
         files=files,
-        loras=tuple(_lora_file(lora) for lora in request.loras),
+        loras=lora_files(request),
         device=device,
         compute=compute,
         storage=None if is_quantized(files) else stored_type(request.precision, device),
@@ -205,9 +204,13 @@ def load_settings(request: GenerationParams) -> LoadSettings:
     )
 
 
-def _lora_file(lora: Lora) -> LoraFile:
-    path = local_file(lora.path)
-    return LoraFile(path, lora.scale, FileState.of(path))
+def lora_files(request: GenerationParams) -> tuple[LoraFile, ...]:
+    """The LoRAs of a request, with the present states of their files."""
+    paths = [local_file(lora.path) for lora in request.loras]
+    return tuple(
+        LoraFile(path, lora.scale, FileState.of(path))
+        for path, lora in zip(paths, request.loras, strict=True)
+    )
 
 
 def memory_budget(request: GenerationParams) -> int | None:

@@ -14,7 +14,7 @@ tensor shapes do not show (head counts, latent statistics).
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -115,7 +115,9 @@ class CheckpointFiles:
         return ", ".join(self.in_words().values())
 
 
-def locate(checkpoint: str, speakers: int, sources: Mapping[str, str | None]) -> CheckpointFiles:
+def locate(
+    checkpoint: str, speakers: int, sources: Mapping[str, str | None], roles: Collection[str] = ROLES
+) -> CheckpointFiles:
     """Find the files of a checkpoint.
 
     Args:
@@ -123,6 +125,7 @@ def locate(checkpoint: str, speakers: int, sources: Mapping[str, str | None]) ->
         speakers: 1 or 2; each has an adapter of its own.
         sources: what a request says of its weights, by field: `weights`, one of `ROLES`, or a folder of
             `RELEASED_REPOSITORIES`. What it leaves out is read from the environment variables.
+        roles: those to find, in the order of `ROLES`.
 
     Raises:
         CheckpointError: a file is not named anywhere, does not exist, or several could be meant.
@@ -135,10 +138,10 @@ def locate(checkpoint: str, speakers: int, sources: Mapping[str, str | None]) ->
     if folder is None and not given.keys() & RELEASED_REPOSITORIES.keys():
         folder = Path(os.environ[WEIGHTS_VARIABLE]) if os.environ.get(WEIGHTS_VARIABLE) else None
     if folder is not None:
-        return CheckpointFiles(named=search.chosen(search.candidates(folder), folder, speakers, named))
-    needed = {FOLDER_OF.get(role, "ckpt_dir") for role in ROLES if role not in named}
+        return CheckpointFiles(named=search.chosen(search.candidates(folder), folder, speakers, named, roles))
+    needed = {FOLDER_OF.get(role, "ckpt_dir") for role in roles if role not in named}
     folders = {name: _named_folder(name, sources.get(name)) for name in sorted(needed)}
-    if "ckpt_dir" not in needed:
+    if "text_encoder" in named:
         named["tokenizer"] = (search.tokenizer_beside(named["text_encoder"][0]),)
     return replace(_in_folders(folders, speakers), named=named)
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,21 +90,22 @@ def with_shards(path: Path) -> tuple[Path, ...]:
 
 
 def chosen(
-    found: Sequence[Candidate], folder: Path, speakers: int, named: Roles
+    found: Sequence[Candidate], folder: Path, speakers: int, named: Roles, roles: Collection[str] = ROLES
 ) -> dict[str, tuple[Path, ...]]:
-    """Choose the files of every role from those that were found in a folder.
+    """Choose the files of roles, and the tokenizer of the text encoder, from those found in a folder.
 
     Args:
         found: the candidates.
         folder: where they were found, for errors.
         speakers: 1 or 2.
         named: files that the request names; they are not searched for.
+        roles: the roles to fill; a transformer comes before its adapter.
 
     Raises:
         CheckpointError: no file, or several, could fill a role.
     """
     files = dict(named)
-    for role in ROLES:
+    for role in roles:
         if role in files:
             continue
         fitting = [candidate for candidate in found if role in candidate.roles]
@@ -114,7 +115,8 @@ def chosen(
         if len(fitting) != 1:
             raise _none(role, folder, found) if not fitting else _several(role, folder, fitting)
         files[role] = fitting[0].paths
-    files["tokenizer"] = (_tokenizer(folder, files["text_encoder"][0]),)
+    if "text_encoder" in roles:
+        files["tokenizer"] = (_tokenizer(folder, files["text_encoder"][0]),)
     return files
 
 

@@ -46,16 +46,26 @@ def merge_lora(model: nn.Module, path: Path, strength: float) -> int:
         The number of changed weights.
 
     Raises:
+        CheckpointError: as `changes_of` and `apply_change`.
+    """
+    changes = changes_of(model, path)
+    for change in changes:
+        apply_change(model, change, strength, path)
+    return len(changes)
+
+
+def changes_of(model: nn.Module, path: Path) -> list[Change]:
+    """Read a LoRA file and check all of it against a model, whose weights may be on the meta device.
+
+    Raises:
         CheckpointError: unreadable; keys that match no layer; parts that are missing, of the wrong shape or
-            not supported; two updates of one weight; a merged weight that exceeds its type.
+            not supported; two updates of one weight.
     """
     tensors, scaling = read_lora(path)
     changes = [c for update in by_layer(model, tensors, path) for c in _changes(model, update, scaling)]
     if not changes:
         raise CheckpointError("the LoRA holds no update", received=str(path))
-    for change in changes:
-        _apply(model, change, strength, path)
-    return len(changes)
+    return changes
 
 
 def _changes(model: nn.Module, update: LayerUpdate, scaling: Scaling) -> list[Change]:
@@ -112,7 +122,12 @@ def _magnitude(update: LayerUpdate, shape: Shape) -> Tensor | None:
 
 
 @torch.no_grad()
-def _apply(model: nn.Module, change: Change, strength: float, path: Path) -> None:
+def apply_change(model: nn.Module, change: Change, strength: float, path: Path) -> None:
+    """Change one weight.
+
+    Raises:
+        CheckpointError: the merged weight exceeds its type.
+    """
     holder: Any = model.get_submodule(change.module)
     is_quantised = change.attribute == "weight" and isinstance(holder, QuantizedLinear)
     weight: Tensor = holder.dequantized() if is_quantised else getattr(holder, change.attribute)
