@@ -180,7 +180,8 @@ class GenerationParams(BaseModel):
     speech_encoder: WeightPath = Field(None, description="weight file of wav2vec2; unset: searched")
     precision: Literal["auto", "fp32", "bf16", "fp8", "int8"] = Field(
         "auto",
-        description="auto: bf16 on GPU, fp32 on CPU; int8: weight-only quantised; fp8: weights and matmuls",
+        description="auto: bf16 on GPU, fp32 on CPU, and fp8 matmuls of weights that are stored in fp8; "
+        "bf16, fp32: no fp8 matmuls; int8: quantise weights; fp8: weights and matmuls",
     )
     attention: Literal["auto", "sdpa", "flash3", "flash3_fp8", "triton"] = Field(
         "auto",

@@ -25,11 +25,11 @@ from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
-from talkinghead_lab.weights.checkpoints import is_quantized, transformer_width
+from talkinghead_lab.weights.checkpoints import stored_types, transformer_width
 from talkinghead_lab.weights.digests import weight_states
 from talkinghead_lab.weights.load_settings import LoadSettings, LoraFile
 from talkinghead_lab.weights.locating import CheckpointFiles, locate
-from talkinghead_lab.weights.quantization import stored_type
+from talkinghead_lab.weights.quantization import check_stored, has_fp8, stored_type
 
 # Requests that agree in these fields share their networks.
 NETWORK_FIELDS = (
@@ -83,7 +83,11 @@ class Resolved:
         return LatentGrid(self.request.chunk_frames, height, width)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `storage_type` is that of linear layers which are quantised while loading."""
+        """Plain values.
+
+        `stored` counts the tensors of the transformer's files by type; `storage_type` is what plain linear
+        layers among them are quantised to while loading.
+        """
         networks = self.networks
         return {
             "frame_size": "{}x{}".format(*self.frame_size),
@@ -96,6 +100,7 @@ class Resolved:
             "guided_by_audio": self.sampling.audio_is_guided,
             "device": str(networks.device),
             "compute_type": _name(networks.compute),
+            "stored": dict(networks.stored),
             "storage_type": _name(networks.storage),
             "decode_type": _name(networks.decode),
             "attention": networks.attention,
@@ -110,8 +115,9 @@ def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
     """Decide every setting of a run.
 
     Raises:
-        InvalidRequest: the device, or the attention kernel on it, is not available.
-        CheckpointError: the checkpoint is missing.
+        InvalidRequest: the device, or the attention kernel on it, is not available; or `precision` asks to
+            quantise weights that are stored quantised in another type.
+        CheckpointError: the checkpoint is missing, or of a kind that cannot be used.
     """
     frames = audio.frame_count(inputs.voices[0])
     return Resolved(
@@ -189,17 +195,20 @@ def read_soundtrack(request: GenerationParams) -> audio.Wave:
 def load_settings(request: GenerationParams) -> LoadSettings:
     """Decide how the networks of a request are loaded on this machine; errors as for `resolve`."""
     device, files = pick_device(request.device), checkpoint_files(request)
-    compute = compute_type(request.precision, device)
+    compute, stored = compute_type(request.precision, device), stored_types(files)
+    check_stored(request.precision, stored)
     return LoadSettings(
         files=files,
         loras=lora_files(request),
         device=device,
         compute=compute,
-        storage=None if is_quantized(files) else stored_type(request.precision, device),
+        storage=stored_type(request.precision, device),
+        fp8_matmuls=request.precision not in ("fp32", "bf16") and has_fp8(device),
         decode=decode_type(compute, device),
         attention=choose_attention(request.attention, device),
         compiled=_is_compiled(request, files, device),
         offloaded=request.vram_budget_gib is not None,
+        stored=stored,
         weights=weight_states(files),
     )
 

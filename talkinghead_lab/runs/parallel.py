@@ -5,9 +5,6 @@ Every process encodes, samples and decodes; the first alone writes.
 
 import logging
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,11 +27,6 @@ from talkinghead_lab.runs.origin import seen_files
 # The first process saves chunks and judges the video while the others wait. If a process fails, torchrun ends
 # all, so no shorter time is needed.
 LONGEST_WAIT = timedelta(days=1)
-
-# Signals that torchrun and terminals send to end a process, and the time it then has to end by itself.
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_SECONDS = 2.0
-INTERRUPTED = 130
 
 
 def is_parallel() -> bool:
@@ -91,32 +83,7 @@ def _process_group(params: GenerationParams) -> Iterator[SequenceParallelGroup]:
     device = pick_device(params.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _ending_by_signal():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
-        yield SequenceParallelGroup.of_all_processes()
-        # After an error this could wait for the others; torchrun ends them once this process has ended.
-        dist.destroy_process_group()
-
-
-@contextmanager
-def _ending_by_signal() -> Iterator[None]:
-    """In the block, and after an error in it, a signal ends this process within `GRACE_SECONDS`.
-
-    A process whose GPU waits for a process that is gone never returns to Python, which handles signals:
-    torchrun would kill it only after 30 seconds.
-    """
-    received, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
-
-    def end() -> None:
-        while number := os.read(received, 1):
-            if number[0] in ENDINGS:
-                time.sleep(GRACE_SECONDS)
-                os._exit(INTERRUPTED)
-        os.close(received)
-
-    threading.Thread(target=end, name="end by signal", daemon=True).start()
-    before = signal.set_wakeup_fd(wakeup)
-    yield
-    signal.set_wakeup_fd(before)
-    os.close(wakeup)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    yield SequenceParallelGroup.of_all_processes()
+    # After an error this could wait for the others; torchrun ends them once this process has ended.
+    dist.destroy_process_group()

@@ -47,8 +47,7 @@ def serve() -> None:
         ) from None
     log_as_json()
     app = create_app(settings)
-    jobs = app.state.service.jobs
-    watch(jobs.trouble, jobs.give_up)
+    watch(app.state.service.jobs.trouble)
     uvicorn.run(
         app,
         host=settings.host,

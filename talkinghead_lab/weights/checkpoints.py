@@ -1,7 +1,9 @@
 """Build the networks of a checkpoint from its files; `locating` finds them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,13 +85,14 @@ def transformer_width(files: CheckpointFiles) -> int | None:
     return None if tensor is None else tensor.shape[0]
 
 
-def is_quantized(files: CheckpointFiles) -> bool:
-    """Whether the transformer's file holds quantised layers; reads no weight."""
-    return any(
-        isinstance(tensor, QuantizedLinear)
-        for file in transformer_files(files)
-        for tensor in file.tensors.values()
+def stored_types(files: CheckpointFiles) -> dict[str, int]:
+    """How many tensors of the transformer and its adapter are stored in each type; reads no matrix."""
+    tensors = chain.from_iterable(file.tensors.values() for file in transformer_files(files))
+    counts = Counter(
+        tensor.stored_as if isinstance(tensor, QuantizedLinear) else str(tensor.dtype).removeprefix("torch.")
+        for tensor in tensors
     )
+    return dict(sorted(counts.items()))
 
 
 @_explained

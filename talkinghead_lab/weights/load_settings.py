@@ -32,11 +32,13 @@ class LoadSettings:
         loras: merged into the transformer, in order.
         device: where the networks run.
         compute: type that the transformer computes in.
-        storage: 8-bit type that the transformer's linear layers are quantised to; None: not quantised here.
+        storage: 8-bit type that the transformer's plain linear layers are quantised to; None: none are.
+        fp8_matmuls: whether the transformer's fp8 layers multiply in fp8.
         decode: type that frames are decoded in.
         attention: kernel of self-attention.
         compiled: whether the transformer's blocks are compiled.
         offloaded: whether weights stay in host memory and move to the device stage by stage.
+        stored: how many tensors of the transformer's files are stored in each type.
         weights: states of the checkpoint's files before they are read, by place.
     """
 
@@ -45,10 +47,12 @@ class LoadSettings:
     device: torch.device
     compute: torch.dtype
     storage: torch.dtype | None
+    fp8_matmuls: bool
     decode: torch.dtype
     attention: str
     compiled: bool
     offloaded: bool
+    stored: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, FileState] = field(default_factory=dict)
 
     def differences(self, other: "LoadSettings") -> dict[str, tuple[str, str]]:
@@ -66,7 +70,7 @@ class LoadSettings:
 
     def _in_words(self) -> dict[str, str]:
         words = {each.name: str(getattr(self, each.name)) for each in fields(self)}
-        del words["files"], words["weights"]
+        del words["files"], words["stored"], words["weights"]
         words["loras"] = ", ".join(map(str, self.loras)) or "none"
         return self.files.in_words() | words
 

@@ -5,10 +5,12 @@ int8 is weight-only: matmuls are in the input's type. With fp8, matmuls are in f
 
 import logging
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.models.quantized.rows import RowQuantizedLinear, quantize_rows
 from talkinghead_lab.weights.reading import replace_module
@@ -16,6 +18,7 @@ from talkinghead_lab.weights.reading import replace_module
 logger = logging.getLogger(__name__)
 
 PRECISION_TYPES = {"fp8": FP8, "int8": torch.int8}
+PLAIN_TYPES = ("float32", "float16", "bfloat16")
 # Compute capability of the first GPUs with fp8 matmuls (Ada); row-wise scales need it, too.
 FIRST_FP8_CAPABILITY = (8, 9)
 
@@ -50,6 +53,27 @@ def stored_type(precision: str, device: torch.device) -> torch.dtype | None:
         )
         return torch.int8
     return stored
+
+
+def check_stored(precision: str, stored: Iterable[str]) -> None:
+    """Refuse a `precision` that asks for an 8-bit type of weights which are stored in another one.
+
+    Args:
+        precision: of the request.
+        stored: types that the transformer's files hold.
+
+    Raises:
+        InvalidRequest: they would have to be quantised twice.
+    """
+    others = [kind for kind in stored if kind not in (*PLAIN_TYPES, precision)]
+    if precision in PRECISION_TYPES and others:
+        raise InvalidRequest(
+            "`precision` asks for another type than these weights are stored in",
+            received=f"{precision} for weights in {', '.join(others)}",
+            allowed="auto, bf16, fp32: weights stay as they are stored",
+            remedy=f"For {precision}, use weights in bf16, fp16, fp32 or {precision}.",
+            field="precision",
+        )
 
 
 def has_fp8(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from talkinghead_lab.offload.streamed_blocks import StreamedBlocks, stream
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.lora import merge_lora
-from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears
+from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
 from talkinghead_lab.weights.reading import convert
 
 BLOCKS = STREAMED_BLOCKS["transformer"]
@@ -90,8 +90,8 @@ def load_transformer(settings: LoadSettings) -> DiT:
     elif stored is not None:
         quantize_linears(dit.get_submodule(BLOCKS), stored)
     dit.use_attention(settings.attention, device)
-    if has_fp8(device):
-        multiply_fp8(dit)
+    if settings.fp8_matmuls:
+        multiply_fp8(dit.get_submodule(BLOCKS))
     if settings.compiled:
         dit.compile_blocks()
     return dit

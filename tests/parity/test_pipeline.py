@@ -82,7 +82,7 @@ def resolved_by_hand(
     cpu, recorded = torch.device("cpu"), len(encoded.audio[0])
     frames = min(recorded, params.max_frames or recorded)
     plain = {"compute": torch.float32, "storage": None, "decode": torch.float32, "attention": "sdpa"}
-    networks = LoadSettings(files, (), cpu, **plain, compiled=False, offloaded=False)
+    networks = LoadSettings(files, (), cpu, **plain, fp8_matmuls=False, compiled=False, offloaded=False)
     return Resolved(
         params, networks, sampling_config(params), encoded.frame_size, recorded / 25, frames, budget=None
     )

@@ -88,11 +88,12 @@ def test_record(run, request_for):
         "frame_size": "32x32", "crop": [0, 0, 320, 320], "frames": 25, "chunks": 5, "seconds": 1.0,
         "sample_shift": 7.0,
         "guided_by_text": True, "guided_by_audio": True, "device": "cpu", "compute_type": "float32",
-        "storage_type": None, "decode_type": "float32", "attention": "sdpa", "compiled": False,
-        "offloaded": False, "vram_budget_gib": None, "warnings": [],
+        "stored": {"float16": 353}, "storage_type": None, "decode_type": "float32", "attention": "sdpa",
+        "compiled": False, "offloaded": False, "vram_budget_gib": None, "warnings": [],
     }  # fmt: skip
     assert record["kernels"] == {
-        "self_attention": "sdpa", "cross_attention": "sdpa", "fused_layers": False, "processes": 1,
+        "self_attention": "sdpa", "cross_attention": "sdpa", "fused_layers": False, "fp8_matmuls": 0,
+        "processes": 1,
     }  # fmt: skip
     assert record["checks"]["frame_count"] == {"passed": True, "measured": 25}
     assert {"read", "text", "audio", "image", "vae_encode", "sampling", "decode", "mux"} <= set(

@@ -1,12 +1,9 @@
 """Two processes share a forward, and a whole run, and give what one gives."""
 
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +20,10 @@ from talkinghead_lab.media.video import read_frames
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs import parallel
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
 from tests.parity.test_dit import build, inputs
-from tests.runs.processes import forking
 
 GUIDANCE_SCALES = {"one forward": (1.0, 1.0), "two forwards": (1.0, 2.0), "three forwards": (5.0, 4.0)}
 
@@ -100,35 +95,6 @@ def test_what_cannot_be_shared_evenly_is_computed_by_each(heads, tokens):
     with pytest.warns(UserWarning, match=f"{heads} heads and {tokens} tokens .* by 2 processes"):
         assert SequenceParallelGroup(0, 2).if_divides(heads, tokens) == SequenceParallelGroup()
     assert SequenceParallelGroup(1, 2).if_divides(4, 8) == SequenceParallelGroup(1, 2)
-
-
-def wait_in_c(started: Connection) -> None:
-    """Wait for ever where Python's handlers of signals are never called, as in a wait for another GPU."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parallel.GRACE_SECONDS = 0.1
-    with parallel._ending_by_signal():
-        started.send(True)
-        mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
-        lock(mutex)
-        lock(mutex)
-
-
-def test_a_signal_ends_a_process_that_waits_for_another():
-    started, theirs = forking().Pipe()
-    process = forking().Process(target=wait_in_c, args=(theirs,))
-    process.start()
-    assert started.recv()
-    process.terminate()
-    process.join(10)
-    alive, status = process.is_alive(), process.exitcode
-    process.kill()
-    assert (alive, status) == (False, 130)
-
-
-def test_a_signal_after_the_shared_work_is_handled_as_before():
-    with parallel._ending_by_signal():
-        pass
-    assert signal.set_wakeup_fd(-1) == -1
 
 
 def torchrun(request: GenerationParams, folder: Path) -> dict:

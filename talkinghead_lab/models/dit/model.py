@@ -28,6 +28,7 @@ from talkinghead_lab.models.kernels.attention import (
     runs_triton,
     used_kernel,
 )
+from talkinghead_lab.models.kernels.fp8 import uses_fp8_matmul
 
 # The released head width; the Triton kernels are tuned for it.
 TRITON_HEAD_WIDTH = 128
@@ -156,13 +157,14 @@ class DiT(nn.Module):
             block.self_attn.has_triton_kernels = block.cross_attn.has_triton_kernels = has_triton_kernels
 
     def kernels(self) -> dict[str, Any]:
-        """The kernels that run, for the record: of both attentions, and whether block layers are fused."""
+        """The kernels that run, for the record: of both attentions, fused block layers, matmuls in fp8."""
         own, cross = self.blocks[0].self_attn, self.blocks[0].cross_attn
         fused = own.has_triton_kernels and self.dtype is torch.bfloat16
         return {
             "self_attention": used_kernel(own.kernel, self.dtype),
             "cross_attention": "fused" if fused else used_kernel(cross.kernel, self.dtype),
             "fused_layers": fused,
+            "fp8_matmuls": sum(map(uses_fp8_matmul, self.modules())),
             "processes": self.group.size,
         }
 
