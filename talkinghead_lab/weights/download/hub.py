@@ -1,6 +1,7 @@
 """List the files of a revision on the Hugging Face hub, and download them so that they can be continued."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ SECONDS_TO_ANSWER = 10
 # Attempts in a row that bring no byte. `huggingface_hub.file_download.http_get` makes as many itself, but
 # none after a reset connection.
 ATTEMPTS = 5
+SECONDS_BETWEEN_ATTEMPTS = 1.0  # after the first that brings nothing; each further pause is longer by as much
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def download(file: RemoteFile, path: Path, bar: type[Any]) -> None:
                 failures = failures + 1 if stream.tell() == start else 0
                 if not _may_pass(error) or failures == ATTEMPTS:
                     raise
+                time.sleep(SECONDS_BETWEEN_ATTEMPTS * failures)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -33,6 +33,7 @@ class Hub(ThreadingHTTPServer):
         self.gated: set[str] = set()
         self.cuts: dict[str, list[int]] = {}  # bytes after which answers with a file break off
         self.damaged: dict[str, int] = {}  # how many more times a file is sent with a wrong byte
+        self.busy: dict[str, int] = {}  # how many more times the hub is too busy to send a file
         self.held = threading.Event()  # set: answers that are cut are not ended
         self.sent: list[tuple[str, int]] = []  # names and first bytes of files that were sent
         self.tokens: dict[str, set[str | None]] = {"hub": set(), "other host": set()}
@@ -66,6 +67,9 @@ class Call(BaseHTTPRequestHandler):
         commit, _, name = rest.partition("/")
         if repository in self.server.gated:
             return self.refuse(403, "GatedRepo")
+        if self.server.busy.get(name, 0):
+            self.server.busy[name] -= 1
+            return self.refuse(503, "Busy")
         content = self.server.files.get((repository, commit), {}).get(name)
         if content is None:
             return self.refuse(404, "EntryNotFound")

@@ -136,6 +136,14 @@ def test_a_connection_that_breaks_is_continued(hub, shell, tmp_path, monkeypatch
     assert (tmp_path / GGUF_PLACE).read_bytes() == content(GGUF_FILE)
 
 
+@pytest.mark.parametrize(("answers", "status"), [(4, 0), (5, 1)])
+def test_a_busy_hub_is_asked_again(answers, status, hub, shell, tmp_path, monkeypatch):
+    monkeypatch.setattr("talkinghead_lab.weights.download.hub.SECONDS_BETWEEN_ATTEMPTS", 0.01)
+    hub.busy[GGUF_FILE] = answers
+    assert shell(tmp_path, "--variant", "gguf-q8", "--yes")[0] == status
+    assert (tmp_path / GGUF_PLACE).exists() == (status == 0)
+
+
 def test_ctrl_c_leaves_what_the_next_call_continues(hub, shell, tmp_path):
     chunk = constants.DOWNLOAD_CHUNK_SIZE
     large = content(GGUF_FILE) * (2 * chunk // 40_000)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from talkinghead_lab.weights.download.variants import PINS, VARIANTS
-from talkinghead_lab.weights.formats.names import ROLES
+from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS, locate
 
 # The names in the repositories where a pattern stands for several.
