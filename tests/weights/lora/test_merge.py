@@ -255,8 +255,8 @@ def test_a_quantised_layer_is_quantised_again(model, write, stored, bound):
 
 
 @pytest.mark.parametrize("size", [0.005, 0.01, 0.05])
-@pytest.mark.parametrize(("stored", "lost"), [(torch.int8, 0.7), (FP8, 0.7)])
-def test_rounding_does_not_swallow_a_small_change(model, write, stored, lost, size):
+@pytest.mark.parametrize("stored", [torch.int8, FP8])
+def test_rounding_does_not_swallow_a_small_change(model, write, stored, size):
     """To nearest, it would: a weight is a multiple of the steps of its type, which are larger."""
     torch.manual_seed(0)
     model.blocks[0].ffn[0] = nn.Linear(512, 768).requires_grad_(False)
@@ -271,7 +271,7 @@ def test_rounding_does_not_swallow_a_small_change(model, write, stored, lost, si
         return float(((layer.dequantized() - weight) * change).sum() / change.square().sum())
 
     if size == 0.005:
-        assert kept(layer.requantized(weight + change)) < 1 - lost
+        assert kept(layer.requantized(weight + change)) < 0.5
     merge_lora(model, write({f"{FFN}.diff": 2 * change}), 0.5)
     assert kept(model.get_submodule(FFN)) == pytest.approx(1, abs=0.05)
 
