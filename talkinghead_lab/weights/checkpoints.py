@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import wraps
 from itertools import chain
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,26 +17,15 @@ from talkinghead_lab.models.encoders import speech as speech_encoder
 from talkinghead_lab.models.encoders import text as text_encoder
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
 from talkinghead_lab.models.vae import model as vae
-from talkinghead_lab.weights import config_fields
-from talkinghead_lab.weights.config_fields import checked
 from talkinghead_lab.weights.formats.containers import Stored
-from talkinghead_lab.weights.formats.json_files import read_json
 from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.formats.network_file import NetworkFile, read_network
 from talkinghead_lab.weights.locating import CheckpointFiles
 from talkinghead_lab.weights.reading import load_strict, shapes_of
+from talkinghead_lab.weights.released_configs import config_fields_for
 
 Network = TypeVar("Network", bound=nn.Module)
 Loader = Callable[[CheckpointFiles, torch.dtype | None, torch.device | str], Network]
-
-
-def _sidecar(path: Path) -> dict[str, Any]:
-    sidecar = path.with_suffix(".json")
-    return read_json(sidecar) if sidecar.is_file() else {}
-
-
-def _sidecar_fields(path: Path, kind: type[config_fields.Fields]) -> Mapping[str, Any]:
-    return checked(_sidecar(path), kind, path.with_suffix(".json"))
 
 
 def _explained(load: Loader[Network]) -> Loader[Network]:
@@ -98,11 +86,11 @@ def stored_types(files: CheckpointFiles) -> dict[str, int]:
 @_explained
 def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> DiT:
     """Load the transformer with its adapter. Without a `dtype`, weights keep their stored type."""
-    path = files.transformer_config
-    fields = checked(read_json(path), config_fields.TransformerFields, path)
     tensors: dict[str, Stored] = {}
-    for file in transformer_files(files):
+    transformer, *adapters = transformer_files(files)
+    for file in (transformer, *adapters):
         tensors |= file.tensors
+    fields = config_fields_for("transformer", transformer, files.transformer_config.parent)
     config = DiTConfig.from_tensors(shapes_of(tensors), fields)
     return _build(DiT, config, tensors, f"transformer ({files.of_role('adapter')[0].name})", dtype, device)
 
@@ -110,12 +98,10 @@ def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.de
 @_explained
 def load_vae(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> vae.VAE:
     """Load the video autoencoder."""
-    path = files.of_role("vae")[0]
-    tensors = read_network(*files.of_role("vae")).plain
-    config = vae.VAEConfig.from_tensors(
-        shapes_of(tensors), _sidecar_fields(path, config_fields.AutoencoderFields)
-    )
-    return _build(vae.VAE, config, vae.from_released(tensors, config), path.name, dtype, device)
+    network = read_network(*files.of_role("vae"))
+    tensors = network.plain
+    config = vae.VAEConfig.from_tensors(shapes_of(tensors), config_fields_for("vae", network))
+    return _build(vae.VAE, config, vae.from_released(tensors, config), network.paths[0].name, dtype, device)
 
 
 @_explained
@@ -123,13 +109,13 @@ def load_image_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> image_encoder.ImageEncoder:
     """Load the image tower of CLIP."""
-    path = files.of_role("image_encoder")[0]
-    tensors = read_network(*files.of_role("image_encoder")).plain
+    network = read_network(*files.of_role("image_encoder"))
+    tensors = network.plain
     config = image_encoder.ImageEncoderConfig.from_tensors(
-        shapes_of(tensors), _sidecar_fields(path, config_fields.ImageEncoderFields)
+        shapes_of(tensors), config_fields_for("image_encoder", network)
     )
     named = image_encoder.from_released(tensors, config)
-    return _build(image_encoder.ImageEncoder, config, named, path.name, dtype, device)
+    return _build(image_encoder.ImageEncoder, config, named, network.paths[0].name, dtype, device)
 
 
 @_explained
@@ -137,13 +123,13 @@ def load_text_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> text_encoder.TextEncoder:
     """Load umT5; the quantised file, if there is one next to a quantised transformer."""
-    path = files.of_role("text_encoder")[0]
-    tensors = read_network(*files.of_role("text_encoder")).tensors
+    network = read_network(*files.of_role("text_encoder"))
+    tensors = network.tensors
     config = text_encoder.TextEncoderConfig.from_tensors(
-        shapes_of(tensors), _sidecar_fields(path, config_fields.TextEncoderFields)
+        shapes_of(tensors), config_fields_for("text_encoder", network)
     )
     named = text_encoder.from_released(tensors, config)
-    return _build(text_encoder.TextEncoder, config, named, path.name, dtype, device)
+    return _build(text_encoder.TextEncoder, config, named, network.paths[0].name, dtype, device)
 
 
 def load_tokenizer(files: CheckpointFiles, text_len: int) -> text_encoder.Tokenizer:
@@ -156,16 +142,12 @@ def load_speech_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str
 ) -> speech_encoder.SpeechEncoder:
     """Load wav2vec2."""
-    path = files.of_role("speech_encoder")[0]
-    tensors = read_network(*files.of_role("speech_encoder")).plain
-    config_file, preprocessor = (path.with_name(f"{name}config.json") for name in ("", "preprocessor_"))
-    fields = read_json(config_file)
-    if preprocessor.is_file():
-        fields |= read_json(preprocessor)
-    checked(fields, config_fields.SpeechEncoderFields, config_file)
+    network = read_network(*files.of_role("speech_encoder"))
+    tensors = network.plain
+    fields = config_fields_for("speech_encoder", network)
     config = speech_encoder.SpeechEncoderConfig.from_tensors(shapes_of(tensors), fields)
     named = speech_encoder.from_released(tensors, config)
-    return _build(speech_encoder.SpeechEncoder, config, named, path.name, dtype, device)
+    return _build(speech_encoder.SpeechEncoder, config, named, network.paths[0].name, dtype, device)
 
 
 # How each network is loaded. Planning, loading and the inventory all walk this table.

@@ -249,7 +249,7 @@ def weight_files(files: CheckpointFiles) -> dict[str, Path]:
             beside = [path.with_suffix(".json"), *path.parent.glob("*config.json")]
             beside += path.parent.glob("t5_map_*.json") if role == "text_encoder" else []
             found |= {f"{place}/{each.name}": each for each in beside if each.is_file()}
-    if "transformer" not in files.named:
+    if "transformer" not in files.named and files.transformer_config.is_file():
         found["wan/config.json"] = files.transformer_config
     tokenizer = files.tokenizer
     place = "tokenizer" if "tokenizer" in files.named else f"wan/{TOKENIZER}"

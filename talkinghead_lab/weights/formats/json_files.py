@@ -1,5 +1,7 @@
 """Read JSON that stands beside weights or in them."""
 
+import base64
+import binascii
 import json
 from pathlib import Path
 from typing import Any
@@ -29,3 +31,12 @@ def parse_json(content: bytes | str, source: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise CheckpointError("is not a JSON object", received=source)
     return fields
+
+
+def parse_base64(encoded: str, source: str) -> dict[str, Any]:
+    """The object in JSON that is encoded as base64; errors as for `parse_json`."""
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CheckpointError(f"cannot be read as base64 ({error})", received=source) from None
+    return parse_json(content, source)

@@ -1,7 +1,5 @@
 """Files of optimum-quanto: each quantised weight is a pair of tensors, and a map names the layers."""
 
-import base64
-import binascii
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from torch import Tensor
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.weights.formats.containers import Stored, WeightFile
-from talkinghead_lab.weights.formats.json_files import parse_json, read_json
+from talkinghead_lab.weights.formats.json_files import parse_base64, read_json
 from talkinghead_lab.weights.formats.rows import rows
 
 # Stored types by their names in maps of optimum-quanto.
@@ -43,14 +41,8 @@ def quanto_map(path: Path) -> Mapping[str, Any] | None:
 
 
 def _header_map(file: WeightFile) -> Mapping[str, Any] | None:
-    encoded, source = file.metadata.get(HEADER_MAP), f"{HEADER_MAP} in the header of {file.path}"
-    if encoded is None:
-        return None
-    try:
-        content = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise CheckpointError(f"cannot be read as base64 ({error})", received=source) from None
-    return parse_json(content, source)
+    encoded = file.metadata.get(HEADER_MAP)
+    return None if encoded is None else parse_base64(encoded, f"{HEADER_MAP} in the header of {file.path}")
 
 
 def from_quanto(file: WeightFile) -> dict[str, Stored]:
