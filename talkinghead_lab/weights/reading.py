@@ -97,7 +97,7 @@ def _assign_quantized(
         stored.register_buffer(part, upload(tensor, tensor.dtype))
     linear = module.get_submodule(layer_name)
     if not isinstance(linear, nn.Linear):
-        _assign(module, name, stored.dequantized().to(dtype))
+        _assign(module, name, stored.weight_as(dtype or torch.float32))
         return
     stored.bias = linear.bias  # loaded already, or still to come under its own name
     replace_module(module, layer_name, stored)

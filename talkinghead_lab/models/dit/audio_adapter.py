@@ -118,7 +118,7 @@ def _weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] of a linear layer of any stored type."""
     if isinstance(layer, nn.Linear):
         return layer.weight.detach()
-    return layer.dequantized().to(dtype)  # type: ignore[operator]
+    return layer.weight_as(dtype)  # type: ignore[operator]
 
 
 @torch.library.custom_op("talkinghead_lab::product_float32", mutates_args=())

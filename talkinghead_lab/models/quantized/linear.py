@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,12 +36,14 @@ class QuantizedLinear(nn.Module, ABC):
     def dequantized(self) -> Tensor:
         """The weight [out, in] in float32."""
 
+    def weight_as(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] in the type of a matmul."""
+        return self.dequantized().to(dtype)
+
     @abstractmethod
     def requantized(self, weight: Tensor) -> Self | "QuantizedLinear":
         """A layer that holds another weight [out, in] in the closest type that can be written here."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]; the weight is dequantised to the type of the input."""
-        return F.linear(
-            x, self.dequantized().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        )
+        return F.linear(x, self.weight_as(x.dtype), None if self.bias is None else self.bias.to(x.dtype))

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
+from talkinghead_lab.weights.formats.gguf_file import MAGIC, open_gguf
 
 # PyTorch's words for what a file of tensors does not hold; other errors of unpickling mean damage.
 UNSAFE = re.compile("Unsupported (global|class)|Trying to|Can only")
 # A tensor of ComfyUI that may be empty: only its presence and type count; see `scaled`.
 EMPTY_MARKER = "scaled_fp8"
+
+LINE_END = "\n"  # PyTorch's errors go on with a stack trace
 
 # A tensor as it is stored: plain, or a quantised matrix.
 Stored = Tensor | QuantizedLinear
@@ -45,17 +48,23 @@ def open_file(path: Path) -> WeightFile:
     PyTorch's form from before 2020, which is no zip archive, is copied. Tensors may lie in a `state_dict`.
 
     Raises:
-        CheckpointError: missing, truncated or damaged, or the file holds more than tensors.
+        CheckpointError: missing, truncated or damaged, not supported, or the file holds more than tensors.
     """
     if not path.is_file():
         raise CheckpointError("no such weight file", received=str(path))
     found: Any
     metadata: dict[str, str]
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            is_gguf = file.read(len(MAGIC)) == MAGIC
+        if is_gguf:
+            found, metadata = open_gguf(path)
+        elif path.suffix == ".safetensors":
             found, metadata = load_file(path), _header_metadata(path)
         else:
             found, metadata = _unpickled(path), {}
+    except CheckpointError:
+        raise
     except Exception as error:  # parsers of damaged files raise many kinds
         if isinstance(error, pickle.UnpicklingError) and UNSAFE.search(str(error)):
             raise CheckpointError(
@@ -64,7 +73,7 @@ def open_file(path: Path) -> WeightFile:
                 remedy="It could run code. Use the released file, or convert one you trust to safetensors.",
             ) from None
         raise CheckpointError(
-            f"the weight file is damaged or truncated ({error})",
+            f"the weight file is damaged or truncated ({str(error).partition(LINE_END)[0]:.200})",
             received=str(path),
             remedy="Download it again.",
         ) from None
@@ -92,6 +101,8 @@ def _unpickled(path: Path) -> Any:
 
 def _problem(name: object, value: object) -> str | None:
     """Why an entry of a file cannot be a weight; None if it can."""
+    if isinstance(value, QuantizedLinear):
+        value = value.weight
     if not isinstance(name, str) or not isinstance(value, Tensor):
         return f"is of type {type(value).__name__}, not a tensor"
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
