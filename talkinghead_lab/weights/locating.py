@@ -14,8 +14,8 @@ tensor shapes do not show (head counts, latent statistics).
 
 import os
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -57,12 +57,14 @@ class CheckpointFiles:
         infinitetalk: the InfiniteTalk file.
         named: the files of each of `ROLES`, in place of the folders; several are the shards of one. Also
             `tokenizer`, a folder or a file that holds one.
+        problems: why the others of these have no file.
     """
 
     wan: Path = Path()
     wav2vec2: Path = Path()
     infinitetalk: Path = Path()
     named: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    problems: Mapping[str, CheckpointError] = field(default_factory=dict)
 
     def of_role(self, role: str) -> tuple[Path, ...]:
         """The file of a role, or its shards.
@@ -70,6 +72,8 @@ class CheckpointFiles:
         Raises:
             CheckpointError: it is missing.
         """
+        if role in self.problems:
+            raise self.problems[role]
         if role in self.named:
             return self.named[role]
         if role == "adapter" or (role == "transformer" and self._is_merged):
@@ -85,7 +89,7 @@ class CheckpointFiles:
     @cached_property
     def _is_merged(self) -> bool:
         """Whether the InfiniteTalk file also holds the transformer; reads its header."""
-        return "transformer" in read_network(self.infinitetalk).roles
+        return "adapter" not in self.problems and "transformer" in read_network(self.infinitetalk).roles
 
     def _quantised_text_encoder(self) -> Path | None:
         """The text encoder beside a quantised transformer, as InfiniteTalk releases both."""
@@ -96,7 +100,9 @@ class CheckpointFiles:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer, or a file that holds it."""
+        """The folder of the tokenizer, or a file that holds it; errors as for `of_role`."""
+        if "tokenizer" in self.problems:
+            raise self.problems["tokenizer"]
         return self.named["tokenizer"][0] if "tokenizer" in self.named else self.wan / TOKENIZER
 
     @property
@@ -130,20 +136,73 @@ def locate(
     Raises:
         CheckpointError: a file is not named anywhere, does not exist, or several could be meant.
     """
+    folders = places(checkpoint, sources)
+    found = search.candidates(folders["weights"]) if "weights" in folders else []
+    files = located(found, folders, speakers, sources, roles)
+    for problem in files.problems.values():
+        raise problem
+    return files
+
+
+def places(checkpoint: str, sources: Mapping[str, str | None]) -> dict[str, Path]:
+    """The folders of a checkpoint, by the fields that name them; arguments as for `locate`.
+
+    Either `weights` alone, which is searched, or those of `RELEASED_REPOSITORIES` that are named.
+    """
     if checkpoint == "embedded":
-        return _in_folders({name: EMBEDDED_WEIGHTS / name for name in RELEASED_REPOSITORIES}, speakers)
-    given = {name: Path(path) for name, path in sources.items() if path}
-    named = {role: _named_file(role, given[role]) for role in ROLES if role in given}
-    folder = given.get("weights")
-    if folder is None and not given.keys() & RELEASED_REPOSITORIES.keys():
-        folder = Path(os.environ[WEIGHTS_VARIABLE]) if os.environ.get(WEIGHTS_VARIABLE) else None
-    if folder is not None:
-        return CheckpointFiles(named=search.chosen(search.candidates(folder), folder, speakers, named, roles))
-    needed = {FOLDER_OF.get(role, "ckpt_dir") for role in roles if role not in named}
-    folders = {name: _named_folder(name, sources.get(name)) for name in sorted(needed)}
-    if "text_encoder" in named:
-        named["tokenizer"] = (search.tokenizer_beside(named["text_encoder"][0]),)
-    return replace(_in_folders(folders, speakers), named=named)
+        return {name: EMBEDDED_WEIGHTS / name for name in RELEASED_REPOSITORIES}
+    given = {name: path for name, path in sources.items() if path}
+    if not given.keys() & {"weights", *RELEASED_REPOSITORIES} and os.environ.get(WEIGHTS_VARIABLE):
+        given["weights"] = os.environ[WEIGHTS_VARIABLE]
+    if "weights" in given:
+        return {"weights": Path(given["weights"])}
+    named = {name: given.get(name) or os.environ.get(name.upper()) for name in RELEASED_REPOSITORIES}
+    return {name: Path(path) for name, path in named.items() if path}
+
+
+def located(
+    found: Sequence[search.Candidate],
+    folders: Mapping[str, Path],
+    speakers: int,
+    sources: Mapping[str, str | None],
+    roles: Collection[str] = ROLES,
+) -> CheckpointFiles:
+    """The files of a checkpoint, as far as there are any; the others are its `problems`.
+
+    Args:
+        found: the candidates of `folders["weights"]`, if that is searched.
+        folders: from `places`.
+        speakers, sources, roles: see `locate`.
+    """
+    named: dict[str, tuple[Path, ...]] = {}
+    problems: dict[str, CheckpointError] = {}
+    for role in ROLES:
+        try:
+            if path := sources.get(role):
+                named[role] = _named_file(role, Path(path))
+        except CheckpointError as problem:
+            problems[role] = problem
+    if "weights" in folders:
+        chosen, missing = search.chosen(found, folders["weights"], speakers, named, roles)
+        return CheckpointFiles(named=chosen, problems=missing | problems)
+    held: dict[str, Path] = {}
+    for role in roles:
+        name = FOLDER_OF.get(role, "ckpt_dir")
+        try:
+            if role not in named and role not in problems:
+                held[name] = _folder(name, folders)
+                held[name] = _adapter_file(held[name], speakers) if role == "adapter" else held[name]
+        except CheckpointError as problem:
+            problems[role] = problem
+    if "text_encoder" in named or "text_encoder" in problems:
+        try:
+            named["tokenizer"] = (search.tokenizer_of(named, problems),)
+        except CheckpointError as problem:
+            problems["tokenizer"] = problem
+    wan, speech, adapter = (
+        held.get(name, Path()) for name in ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")
+    )
+    return CheckpointFiles(wan, speech, adapter, named, problems)
 
 
 def _named_file(role: str, path: Path) -> tuple[Path, ...]:
@@ -152,33 +211,21 @@ def _named_file(role: str, path: Path) -> tuple[Path, ...]:
     return search.with_shards(path)
 
 
-def _in_folders(folders: Mapping[str, Path], speakers: int) -> CheckpointFiles:
-    for name, folder in folders.items():
-        if not folder.exists():
-            raise CheckpointError(
-                f"{name} does not exist",
-                received=str(folder),
-                remedy="Check the path; `python -m talkinghead_lab fetch FOLDER` downloads released weights.",
-            )
-    adapter = folders.get("infinitetalk_dir")
-    return CheckpointFiles(
-        folders.get("ckpt_dir", Path()),
-        folders.get("wav2vec_dir", Path()),
-        Path() if adapter is None else _adapter_file(adapter, speakers),
-    )
-
-
-def _named_folder(field: str, value: str | None) -> Path:
-    variable = field.upper()
-    path = value or os.environ.get(variable)
-    if not path:
+def _folder(name: str, folders: Mapping[str, Path]) -> Path:
+    if name not in folders:
         raise CheckpointError(
-            f"the released checkpoint needs {field}",
+            f"the released checkpoint needs {name}",
             remedy=f"Set `weights` or {WEIGHTS_VARIABLE} to a folder with all weight files, or the parameter "
-            f"{field} or the variable {variable}. "
+            f"{name} or the variable {name.upper()}. "
             "`python -m talkinghead_lab fetch FOLDER` downloads the released weights.",
         )
-    return Path(path)
+    if not folders[name].exists():
+        raise CheckpointError(
+            f"{name} does not exist",
+            received=str(folders[name]),
+            remedy="Check the path; `python -m talkinghead_lab fetch FOLDER` downloads released weights.",
+        )
+    return folders[name]
 
 
 def _adapter_file(path: Path, speakers: int) -> Path:

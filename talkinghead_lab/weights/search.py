@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ SPEAKERS = {1: re.compile("single", re.IGNORECASE), 2: re.compile("multi(?!talk)
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 Roles = Mapping[str, tuple[Path, ...]]
+# Passes files on while it shows how many are done.
+Progress = Callable[[Sequence[tuple[Path, ...]]], Iterable[tuple[Path, ...]]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Candidate:
         return () if self.network is None else self.network.roles
 
 
-def candidates(folder: Path) -> list[Candidate]:
+def candidates(folder: Path, progress: Progress = iter) -> list[Candidate]:
     """Look at every weight file below a folder; links are followed. Reads headers only.
 
     Raises:
@@ -56,15 +58,20 @@ def candidates(folder: Path) -> list[Candidate]:
     found = {}
     for path in sorted(_files(folder, SUFFIXES)):
         paths = with_shards(path)
-        found[tuple(each.resolve() for each in paths)] = paths
-    return [_candidate(paths) for paths in found.values()]
+        # `Path.resolve` raises on links that lead to themselves.
+        found[tuple(map(os.path.realpath, paths))] = paths
+    return [candidate(paths) for paths in progress([*found.values()])]
 
 
-def _candidate(paths: tuple[Path, ...]) -> Candidate:
+def candidate(paths: tuple[Path, ...]) -> Candidate:
+    """Look at one weight file, or at all shards of one."""
     try:
         return Candidate(paths, read_network(*paths))
     except CheckpointError as problem:
         return Candidate(paths, None, problem)
+    except Exception as error:  # a file that is made to look like another must not hide the others
+        what = f"the file cannot be read ({type(error).__name__}: {error})"
+        return Candidate(paths, None, CheckpointError(what, received=str(paths[0])))
 
 
 def _files(folder: Path, suffixes: set[str]) -> Iterator[Path]:
@@ -91,7 +98,7 @@ def with_shards(path: Path) -> tuple[Path, ...]:
 
 def chosen(
     found: Sequence[Candidate], folder: Path, speakers: int, named: Roles, roles: Collection[str] = ROLES
-) -> dict[str, tuple[Path, ...]]:
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, CheckpointError]]:
     """Choose the files of roles, and the tokenizer of the text encoder, from those found in a folder.
 
     Args:
@@ -101,23 +108,39 @@ def chosen(
         named: files that the request names; they are not searched for.
         roles: the roles to fill; a transformer comes before its adapter.
 
-    Raises:
-        CheckpointError: no file, or several, could fill a role.
+    Returns:
+        The files by role, and for all other roles the error that no file, or several, could fill it.
     """
-    files = dict(named)
+    files, problems = dict(named), {}
     for role in roles:
         if role in files:
             continue
-        fitting = [candidate for candidate in found if role in candidate.roles]
-        fitting = _undoubted(role, fitting, folder)
-        if role == "adapter":
-            fitting = _for_speakers(fitting, speakers, files["transformer"], folder)
-        if len(fitting) != 1:
-            raise _none(role, folder, found) if not fitting else _several(role, folder, fitting)
-        files[role] = fitting[0].paths
-    if "text_encoder" in roles:
-        files["tokenizer"] = (_tokenizer(folder, files["text_encoder"][0]),)
-    return files
+        try:
+            fit = fitting(role, found, folder, speakers, files.get("transformer", ()))
+            if len(fit) != 1:
+                raise _several(role, folder, fit) if fit else _none(role, folder, found)
+            files[role] = fit[0].paths
+        except CheckpointError as problem:
+            problems[role] = problem
+    if "text_encoder" not in roles:
+        return files, problems
+    try:
+        files["tokenizer"] = (tokenizer_of(files, problems, folder),)
+    except CheckpointError as problem:
+        problems["tokenizer"] = problem
+    return files, problems
+
+
+def fitting(
+    role: str, found: Sequence[Candidate], folder: Path, speakers: int, transformer: tuple[Path, ...]
+) -> list[Candidate]:
+    """The candidates that could fill a role, with the transformer's files already chosen.
+
+    Raises:
+        CheckpointError: all are for another number of speakers, or another model by their paths.
+    """
+    fit = _undoubted(role, [candidate for candidate in found if role in candidate.roles], folder)
+    return _for_speakers(fit, speakers, transformer, folder) if role == "adapter" else fit
 
 
 def _undoubted(role: str, fitting: list[Candidate], folder: Path) -> list[Candidate]:
@@ -178,9 +201,21 @@ def _several(role: str, folder: Path, fitting: Sequence[Candidate]) -> Checkpoin
     )
 
 
-def tokenizer_beside(text_encoder: Path) -> Path:
-    """Where the tokenizer of a text encoder's file is: a file in its folder or below, or the file itself."""
-    return _tokenizer(text_encoder.parent, text_encoder)
+def tokenizer_of(files: Roles, problems: Mapping[str, CheckpointError], folder: Path | None = None) -> Path:
+    """Where the tokenizer of the text encoder is: in a folder or below, or in the text encoder's file.
+
+    Args:
+        files: by role.
+        problems: why the other roles have no file.
+        folder: unset: that of the text encoder.
+
+    Raises:
+        CheckpointError: there is no text encoder, or several tokenizers could be its.
+    """
+    if "text_encoder" in problems:
+        raise problems["text_encoder"]
+    text_encoder = files["text_encoder"][0]
+    return _tokenizer(folder or text_encoder.parent, text_encoder)
 
 
 def _tokenizer(folder: Path, text_encoder: Path) -> Path:
