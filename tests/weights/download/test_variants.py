@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from talkinghead_lab.weights.download.variants import PINS, VARIANTS
 from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS, locate
+from tests.weights.formats.gguf_files import write_gguf
 
 # The names in the repositories where a pattern stands for several.
 RELEASED_NAMES = {
@@ -56,6 +57,8 @@ def write(path: Path, role: str | None) -> None:
     (source,) = locate("embedded", 1, {}).of_role(role)
     if path.suffix == ".pth":
         torch.save(load_file(source), path)
+    elif path.suffix == ".gguf":
+        write_gguf(path, load_file(source))
     else:
         shutil.copy(source, path)
 
@@ -68,7 +71,7 @@ def test_every_role_has_one_file_and_adapters_two(variant):
     assert rest == {"config.json", "preprocessor_config.json", "google/umt5-xxl/tokenizer.json"}
 
 
-@pytest.mark.parametrize("variant", ["official", "fp8"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_file_is_found_in_the_folder(variant, tmp_path):
     for place in places_of(variant):
         write(tmp_path / place, role_of(place))
