@@ -27,13 +27,13 @@ class Change:
         module: name of the module that holds it.
         attribute: its name in the module.
         delta: what is added.
-        magnitude: the new norms of the rows or columns of the sum, shaped to be broadcast (DoRA).
+        norms: the new norms of the rows or columns of the sum, shaped to be broadcast (DoRA).
     """
 
     module: str
     attribute: str
     delta: Delta
-    magnitude: Tensor | None = None
+    norms: Tensor | None = None
 
 
 def merge_lora(model: nn.Module, path: Path, strength: float) -> int:
@@ -78,7 +78,7 @@ def _changes(model: nn.Module, update: LayerUpdate, scaling: Scaling) -> list[Ch
     if found is not None:
         if "diff" in parts:
             raise update.error("holds two updates of one weight", sorted(parts))
-        changes.append(Change(module, attribute, found[0], _magnitude(update, shape)))
+        changes.append(Change(module, attribute, found[0], _norms(update, shape)))
     elif "diff" in parts:
         changes.append(Change(module, attribute, full(update, "diff", shape)))
     if biases := parts.keys() & {"diff_b", "up_bias"}:
@@ -106,19 +106,21 @@ def _shape(model: nn.Module, module: str, attribute: str) -> Shape:
     return tuple(holder.get_parameter(attribute).shape)
 
 
-def _magnitude(update: LayerUpdate, shape: Shape) -> Tensor | None:
+def _norms(update: LayerUpdate, shape: Shape) -> Tensor | None:
     """DoRA's norms (arXiv 2402.09353): of rows as in the paper and PEFT, or of columns as LyCORIS can."""
-    magnitude = update.parts.get("magnitude")
-    if magnitude is None:
+    found = [update.parts[part] for part in ("dora_scale", "magnitude") if part in update.parts]
+    if not found:
         return None
     rows, columns = (shape[0], *(1 for _ in shape[1:])), (1, shape[1], *(1 for _ in shape[2:]))
-    if tuple(magnitude.shape) in ((shape[0],), rows):
-        return magnitude.view(rows)
-    if tuple(magnitude.shape) == columns:
-        return magnitude
-    raise update.error(
-        "does not fit", f"DoRA norms of shape {tuple(magnitude.shape)}", f"{rows} or {columns}"
-    )
+    # PEFT names the rows of a convolution in the second dimension, where LyCORIS has columns.
+    by_peft = (1, *rows[:-1]) if "magnitude" in update.parts else rows
+    (norms, *others), size = found, tuple(found[0].shape)
+    if size in ((shape[0],), rows, by_peft) and not others:
+        return norms.view(rows)
+    if size == columns and not others:
+        return norms
+    sizes = [tuple(each.shape) for each in found]
+    raise update.error("does not fit", f"DoRA norms of shape {sizes}", f"{rows} or {columns}")
 
 
 @torch.no_grad()
@@ -132,8 +134,8 @@ def apply_change(model: nn.Module, change: Change, strength: float, path: Path) 
     is_quantised = change.attribute == "weight" and isinstance(holder, QuantizedLinear)
     weight: Tensor = holder.dequantized() if is_quantised else getattr(holder, change.attribute)
     delta = change.delta.on(weight.device, weight.shape)
-    if change.magnitude is not None:
-        delta = _with_norms(weight.float() + delta, change.magnitude.to(weight.device)) - weight.float()
+    if change.norms is not None:
+        delta = _with_norms(weight.float() + delta, change.norms.to(weight.device)) - weight.float()
     delta = strength * delta
     merged = (weight.float() + delta).to(weight.dtype)
     if not merged.is_meta and not merged.isfinite().all():
@@ -174,8 +176,8 @@ def _gain(layer: QuantizedLinear, weight: Tensor, delta: Tensor) -> float:
     return high
 
 
-def _with_norms(weight: Tensor, magnitude: Tensor) -> Tensor:
-    """A weight whose rows or columns are scaled to the norms of a broadcastable `magnitude`."""
-    others = [i for i, n in enumerate(magnitude.shape) if n == 1]
+def _with_norms(weight: Tensor, wanted: Tensor) -> Tensor:
+    """A weight whose rows or columns are scaled to the norms `wanted`, which are shaped to be broadcast."""
+    others = [i for i, n in enumerate(wanted.shape) if n == 1]
     norms: Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
-    return weight * (magnitude.float() / norms.clamp_min(torch.finfo(torch.float32).eps))
+    return weight * (wanted.float() / norms.clamp_min(torch.finfo(torch.float32).eps))

@@ -54,7 +54,7 @@ def product(update: LayerUpdate, shape: Shape, scaling: Scaling) -> tuple[Delta,
     Raises:
         CheckpointError: factors are missing, left over, or do not fit each other or `shape`.
     """
-    parts = update.parts.keys() - {"alpha", "magnitude", "up_bias", "diff", "diff_b"}
+    parts = update.parts.keys() - {"alpha", "dora_scale", "magnitude", "up_bias", "diff", "diff_b"}
     if not parts:
         return None
     if len(shape) < 2 or any(update.parts[part].dim() < 2 for part in parts):

@@ -204,19 +204,23 @@ def test_dora_sets_the_norms_of_rows_or_columns(model, merge, kind, axis, layer)
     assert_close(changes[f"{layer}.weight"], 0.6 * (target - weight))
 
 
-def test_dora_of_peft(model, merge):
-    weight = model.get_parameter(f"{FFN}.weight").double().numpy()
+@pytest.mark.parametrize("layer", [FFN, CONV])
+def test_dora_of_peft(model, merge, layer):
+    """A convolution as wide as its input, for which the norms could also be those of columns."""
+    model.patch_embedding = nn.Conv3d(24, 24, (1, 2, 2)).requires_grad_(False)
+    weight = model.get_parameter(f"{layer}.weight").double().numpy()
     parts, change = low_rank(weight.shape)
-    norms = np.abs(values(40)) + 1
+    norms, ones = np.abs(values(len(weight))) + 1, [1 for _ in weight.shape[2:]]
     target = weight + change
-    target *= (norms / np.linalg.norm(target, axis=1))[:, None]
+    found = np.sqrt((target**2).sum(axis=tuple(range(1, target.ndim))))
+    target *= (norms / found).reshape(-1, 1, *ones)
     tensors = {
-        f"base_model.model.{FFN}.lora_A.weight": parts["lora_down.weight"],
-        f"base_model.model.{FFN}.lora_B.weight": parts["lora_up.weight"],
-        f"base_model.model.{FFN}.lora_magnitude_vector.weight": norms,
+        f"base_model.model.{layer}.lora_A.weight": parts["lora_down.weight"],
+        f"base_model.model.{layer}.lora_B.weight": parts["lora_up.weight"],
+        f"base_model.model.{layer}.lora_magnitude_vector": norms.reshape(1, -1, *ones) if ones else norms,
     }
     changes = merge({name: torch.tensor(value) for name, value in tensors.items()})
-    assert_close(changes[f"{FFN}.weight"], target - weight)
+    assert_close(changes[f"{layer}.weight"], target - weight)
 
 
 def test_a_row_without_a_norm_stays_zero(model, merge):

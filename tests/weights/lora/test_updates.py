@@ -57,6 +57,10 @@ MISFITS = {
     "pair for a norm": (ones("blocks.0.norm3", down=(1, 24), up=(24, 1)), "does not fit"),
     "norms of another size": (ones(SQUARE, down=(3, 24), up=(24, 3), dora_scale=(24, 24)), "DoRA norms"),
     "norms of other columns": (ones(FFN, down=(3, 24), up=(40, 3), dora_scale=(24,)), "DoRA norms"),
+    "norms twice": (
+        ones(FFN, down=(3, 24), up=(40, 3), dora_scale=(40, 1), lora_magnitude_vector=(40,)),
+        r"DoRA norms of shape \[\(40, 1\), \(40,\)\]",
+    ),
     "bias of a norm without one": (ones("blocks.0.self_attn.norm_q", diff_b=(24,)), "updates a bias"),
     "bias of a modulation": (ones("head.modulation", diff_b=(24,)), "updates a bias"),
     "longer bias": (ones(FFN, diff_b=(41,)), "diff_b"),
