@@ -145,8 +145,8 @@ def quanto(networks: Networks) -> list[File]:
     return found
 
 
-# The largest relative error of a matrix: a step of the type over √12. The step is relative to the smallest number
-# of the same exponent; in int8, to the standard deviation of normally distributed rows with peaks of five.
+# The largest relative error of a matrix is a step of the type over √12. The step is relative to the smallest
+# number of the same exponent; in int8, to the standard deviation of normal rows with peaks of five.
 STEPS = {FP8: 2**-3, E5M2: 2**-2, torch.int8: 5 / 127}
 QUANTISED = {
     "raw fp8": (of_blocks(raw(FP8)), FP8),
