@@ -5,6 +5,7 @@ Every process encodes, samples and decodes; the first alone writes.
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,6 +28,9 @@ from talkinghead_lab.runs.origin import seen_files
 # The first process saves chunks and judges the video while the others wait. If a process fails, torchrun ends
 # all, so no shorter time is needed.
 LONGEST_WAIT = timedelta(days=1)
+
+# Signals that torchrun, terminals and job schedulers send to end a process.
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def is_parallel() -> bool:
@@ -83,7 +87,25 @@ def _process_group(params: GenerationParams) -> Iterator[SequenceParallelGroup]:
     device = pick_device(params.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
-    yield SequenceParallelGroup.of_all_processes()
-    # After an error this could wait for the others; torchrun ends them once this process has ended.
-    dist.destroy_process_group()
+    with _ended_by_signals():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+        yield SequenceParallelGroup.of_all_processes()
+        # After an error this could wait for the others; torchrun ends them once this process has ended.
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """In the block, and after an error in it, a signal ends this process at once, without Python's handlers.
+
+    Those run in the main thread only. If that waits on its GPU for a process that is gone, they never run,
+    and torchrun kills the process only after 30 seconds. A file has its name only once it is complete, so
+    the run resumes as after Ctrl-C.
+    """
+    handlers = {number: signal.getsignal(number) for number in ENDINGS}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

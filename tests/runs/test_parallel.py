@@ -1,9 +1,12 @@
 """Two processes share a forward, and a whole run, and give what one gives."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +23,12 @@ from talkinghead_lab.media.video import read_frames
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs import parallel
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
 from tests.parity.test_dit import build, inputs
+from tests.runs.processes import forking
 
 GUIDANCE_SCALES = {"one forward": (1.0, 1.0), "two forwards": (1.0, 2.0), "three forwards": (5.0, 4.0)}
 
@@ -95,6 +100,40 @@ def test_what_cannot_be_shared_evenly_is_computed_by_each(heads, tokens):
     with pytest.warns(UserWarning, match=f"{heads} heads and {tokens} tokens .* by 2 processes"):
         assert SequenceParallelGroup(0, 2).if_divides(heads, tokens) == SequenceParallelGroup()
     assert SequenceParallelGroup(1, 2).if_divides(4, 8) == SequenceParallelGroup(1, 2)
+
+
+def wait_in_c(started: Connection) -> None:
+    """Wait for ever, holding the interpreter: Python runs no handlers of signals and no other thread."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with parallel._ended_by_signals():
+        mutex, lock = ctypes.create_string_buffer(64), ctypes.PyDLL(None).pthread_mutex_lock
+        started.send(True)
+        lock(mutex)
+        lock(mutex)
+
+
+def test_a_signal_ends_a_process_that_waits_for_another():
+    started, theirs = forking().Pipe()
+    process = forking().Process(target=wait_in_c, args=(theirs,))
+    process.start()
+    assert started.recv()
+    process.terminate()
+    process.join(10)
+    status = process.exitcode
+    process.kill()
+    assert status == -signal.SIGTERM
+
+
+def test_signals_after_the_shared_work_are_handled_as_before():
+    before = [signal.getsignal(number) for number in parallel.ENDINGS]
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with parallel._ended_by_signals():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "under nohup"
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+    assert [signal.getsignal(number) for number in parallel.ENDINGS] == before
 
 
 def torchrun(request: GenerationParams, folder: Path) -> dict:
