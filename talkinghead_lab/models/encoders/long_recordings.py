@@ -1,7 +1,7 @@
 """The transformer of wav2vec2 over a long recording, with the same result as in one go.
 
-The states of all frames are in host memory. The device holds pieces of rows, and the keys and values of as
-many heads as fit in `KEYS_AND_VALUES_BYTES`, to which every piece attends.
+The states of all frames are in host memory. The device holds pieces of rows, and the queries, keys and values
+of as many heads as fit in `HEADS_BYTES`.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 ROWS_PER_PIECE = 1500  # one minute of video frames
 # At the released sizes, all heads of 7 minutes, or one head of 87.
-KEYS_AND_VALUES_BYTES = 64 * 2**20
+HEADS_BYTES = 96 * 2**20
 
 
 def pieces(length: int) -> Iterator[slice]:
@@ -63,28 +63,18 @@ def _attend(attention: Any, x: Tensor, heads: int, norm: Callable[[Tensor], Tens
     """Attention [n, hidden_size] over all rows, before its output projection; some heads at a time."""
     device, (length, width) = attention.q_proj.weight.device, x.shape
     head = width // heads
-    at_once = max(1, KEYS_AND_VALUES_BYTES // (2 * length * head * x.element_size()))
-    attended = torch.empty_like(x)
-
-    def project(layer: nn.Linear, piece: Tensor, columns: slice) -> Tensor:
-        """[rows, hidden_size] → [heads, rows, head]."""
-        return (
-            F.linear(piece, layer.weight[columns], layer.bias[columns])
-            .unflatten(1, (-1, head))
-            .transpose(0, 1)
-        )
-
+    at_once = max(1, HEADS_BYTES // (3 * length * head * x.element_size()))
+    attended, projections = torch.empty_like(x), (attention.q_proj, attention.k_proj, attention.v_proj)
     for first in range(0, heads, at_once):
         columns = slice(first * head, min(first + at_once, heads) * head)
-        keys, values = torch.empty(
-            2, (columns.stop - columns.start) // head, length, head, dtype=x.dtype, device=device
-        )
+        shape = (columns.stop - columns.start) // head, length, head
+        projected = torch.empty(3, *shape, dtype=x.dtype, device=device)
         for rows in pieces(length):
             piece = norm(x[rows].to(device))
-            keys[:, rows] = project(attention.k_proj, piece, columns)
-            values[:, rows] = project(attention.v_proj, piece, columns)
-        for rows in pieces(length):
-            queries = project(attention.q_proj, norm(x[rows].to(device)), columns)
-            part = F.scaled_dot_product_attention(queries[None], keys[None], values[None])[0]
-            attended[rows, columns] = part.transpose(0, 1).flatten(1).to(x.device)
+            for layer, whole in zip(projections, projected, strict=True):
+                part = F.linear(piece, layer.weight[columns], layer.bias[columns])
+                whole[:, rows] = part.unflatten(1, (-1, head)).transpose(0, 1)
+        # All queries at once: the few of a piece, with one head, would leave most of a GPU idle.
+        part = F.scaled_dot_product_attention(*projected[:, None])[0]
+        attended[:, columns] = part.transpose(0, 1).flatten(1).to(x.device)
     return attended

@@ -98,7 +98,7 @@ def test_a_recording_in_pieces_has_the_states_of_the_full_one(norm: dict, heads_
     at_once = model(audio, frames)
     monkeypatch.setattr(speech_encoder, "ROWS_PER_PIECE", 30)
     monkeypatch.setattr(long_recordings, "ROWS_PER_PIECE", 30)
-    monkeypatch.setattr(long_recordings, "KEYS_AND_VALUES_BYTES", heads_at_once * 2 * frames * 4 * 4)
+    monkeypatch.setattr(long_recordings, "HEADS_BYTES", heads_at_once * 3 * frames * 4 * 4)
     calls = []
     attention = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
@@ -108,7 +108,7 @@ def test_a_recording_in_pieces_has_the_states_of_the_full_one(norm: dict, heads_
     )
     torch.testing.assert_close(model(audio, frames), at_once, rtol=1e-4, atol=1e-5)
     groups = {1: [1, 1, 1, 1], 3: [3, 1], 4: [4]}[heads_at_once]
-    assert calls == 2 * [(heads, rows, 65) for heads in groups for rows in (30, 30, 5)], "both layers"
+    assert calls == 2 * [(heads, 65, 65) for heads in groups], "both layers"
 
 
 def test_the_bundled_encoder_in_pieces():
