@@ -47,7 +47,8 @@ def serve() -> None:
         ) from None
     log_as_json()
     app = create_app(settings)
-    watch(app.state.service.jobs.trouble)
+    jobs = app.state.service.jobs
+    watch(jobs.trouble, jobs.give_up)
     uvicorn.run(
         app,
         host=settings.host,

@@ -69,6 +69,7 @@ class JobQueue:
         self._reserved = 0
         self._changed = threading.Condition()
         self._closed = False
+        self._given_up = False
         self._thread = threading.Thread(target=self._serve, name="generation", daemon=True)
 
     def start(self) -> None:
@@ -85,6 +86,18 @@ class JobQueue:
             self.stop(job.id)
         if self._thread.is_alive():
             self._thread.join(timeout)
+
+    def give_up(self) -> None:
+        """End all jobs at once with 503 and accept no other, as the process is about to end."""
+        with self._changed:
+            self._given_up = True
+            jobs = [*self._waiting, *filter(None, [self._running])]
+            self._waiting.clear()
+        for job in jobs:
+            # Nothing else is tidied: whatever holds up the thread might hold up that, too.
+            job.problem = busy("The service restarts. Send the request again.")
+            job.end(job.problem)
+            job.done.set_result(None)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -103,7 +116,7 @@ class JobQueue:
                 self._reserved -= 1
 
     def _check_room(self) -> None:
-        if self._closed:
+        if self._closed or self._given_up:
             raise busy("The service is shutting down.")
         if len(self._waiting) + self._reserved + (self._running is not None) > self._length:
             raise busy(f"The queue is full: {self._length} requests are waiting. Try again later.")
@@ -206,6 +219,8 @@ class JobQueue:
             return job
 
     def _end(self, job: QueuedJob, error: BaseException | None) -> None:
+        if job.is_done:  # given up
+            return
         if error is not None:
             job.problem = problem_of(error)
         job.end(error)

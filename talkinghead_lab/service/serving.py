@@ -122,7 +122,7 @@ class Service:
         """
         job = self.jobs.get(job_id)
         if job is None:
-            raise Problem(404, "No such job.")
+            raise Problem(404, "No such job. A restart of the service forgets all jobs.")
         return job
 
     async def events(self, job: QueuedJob) -> AsyncIterator[str]:

@@ -8,13 +8,19 @@ from collections.abc import Callable
 
 LOG = logging.getLogger(__name__)
 EXIT_STATUS = os.EX_SOFTWARE
-POLL_SECONDS = 5.0
+POLL_SECONDS = 1.0
+ANSWER_SECONDS = 1.0  # time to answer clients whose requests have been given up
 
 
-def watch(trouble: Callable[[], str | None], poll_seconds: float = POLL_SECONDS) -> None:
-    """Start a thread that ends the process once `trouble` gives a reason.
+def watch(
+    trouble: Callable[[], str | None],
+    give_up: Callable[[], object],
+    poll_seconds: float = POLL_SECONDS,
+    answer_seconds: float = ANSWER_SECONDS,
+) -> None:
+    """Start a thread that gives up and ends the process once `trouble` gives a reason.
 
-    The thread that is in trouble cannot be stopped, so nothing is waited for.
+    The thread that is in trouble cannot be stopped, so it is not waited for.
     """
 
     def poll() -> None:
@@ -22,6 +28,8 @@ def watch(trouble: Callable[[], str | None], poll_seconds: float = POLL_SECONDS)
             time.sleep(poll_seconds)
             if reason := trouble():
                 LOG.critical("the process ends, to be restarted", extra={"reason": reason})
+                give_up()
+                time.sleep(answer_seconds)
                 logging.shutdown()
                 os._exit(EXIT_STATUS)
 

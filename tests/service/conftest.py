@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +30,12 @@ class Server:
 
     environment: dict[str, str]
     log: list[str] = field(default_factory=list)
+    command: Sequence[str] = (sys.executable, "-m", "talkinghead_lab.service")
 
     def start(self) -> "Server":
         environment = {name: value for name, value in os.environ.items() if name != "TOKEN"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "talkinghead_lab.service"],
+            self.command,
             env=environment
             | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PORT": "0"}
             | self.environment,
@@ -121,13 +122,14 @@ def launch(checkpoint, shared, tmp_path_factory, process_coverage) -> Iterator[C
     """Start services, each with its own output folder, 32x32 frames, chunks of 9 and the given variables."""
     started: list[Server] = []
 
-    def make(**environment: str) -> Server:
+    def make(command: Sequence[str] = Server.command, **environment: str) -> Server:
         folders = {
             name: str(checkpoint / name.lower()) for name in ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR")
         }
         small = {"FRAME_SIZE": "32x32", "CHUNK_FRAMES": "9", "MOTION_FRAME": "5", "SHARED_DIR": str(shared)}
         output = {"OUTPUT_DIR": str(tmp_path_factory.mktemp("output"))}
-        server = Server(folders | small | output | process_coverage | environment).start()
+        variables = folders | small | output | process_coverage | environment
+        server = Server(variables, command=command).start()
         started.append(server)
         return server
 

@@ -198,13 +198,29 @@ def test_places_are_kept_while_requests_are_checked():
     held.jobs.close(5)
 
 
-def test_the_watchdog_ends_the_process():
+def test_a_queue_that_gives_up_ends_all_jobs_with_503_and_accepts_no_other():
+    held, go = HeldQueue(), threading.Event()
+    held.jobs._work = lambda job: go.wait(5) and NOTHING
+    jobs = [held.submit(name) for name in "ab"]
+    until(lambda: jobs[0].state == "running")
+    held.jobs.give_up()
+    assert all(job.wait(1) for job in jobs)
+    assert [(job.state, job.problem.status) for job in jobs] == [("failed", 503)] * 2
+    assert int(jobs[1].problem.headers["Retry-After"]) > 0
+    with pytest.raises(Problem, match="shutting down"):
+        held.submit("c")
+    go.set()
+    held.jobs.close(5)
+    assert (jobs[0].state, held.ended) == ("failed", []), "what the thread still did is not reported"
+
+
+def test_the_watchdog_gives_up_and_ends_the_process():
     script = (
         "import logging, time; logging.basicConfig(format='%(message)s %(reason)s')\n"
         "from talkinghead_lab.service.watchdog import watch\n"
         "reasons = iter([None, None, 'stuck'])\n"
-        "watch(lambda: next(reasons), 0.01); time.sleep(30)"
+        "watch(lambda: next(reasons), lambda: print('given up'), 0.01, 0.01); time.sleep(30)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-uc", script], capture_output=True, text=True, timeout=20)
     assert done.returncode == EXIT_STATUS != 0
-    assert done.stderr == "the process ends, to be restarted stuck\n"
+    assert (done.stdout, done.stderr) == ("given up\n", "the process ends, to be restarted stuck\n")
