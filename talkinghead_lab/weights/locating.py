@@ -103,7 +103,11 @@ class CheckpointFiles:
         """The folder of the tokenizer, or a file that holds it; errors as for `of_role`."""
         if "tokenizer" in self.problems:
             raise self.problems["tokenizer"]
-        return self.named["tokenizer"][0] if "tokenizer" in self.named else self.wan / TOKENIZER
+        if "tokenizer" in self.named:
+            return self.named["tokenizer"][0]
+        if (self.wan / TOKENIZER / "tokenizer.json").is_file():
+            return self.wan / TOKENIZER
+        return search.tokenizer_of({"text_encoder": self.of_role("text_encoder")}, {})
 
     @property
     def transformer_config(self) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 from talkinghead_lab.weights.formats.names.hints import doubt
 from talkinghead_lab.weights.formats.names.lookalikes import WANTED
 from talkinghead_lab.weights.formats.names.recognition import ROLES
@@ -16,7 +17,9 @@ SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"}
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 # Released adapters for one and for two speakers have equal headers; only their paths tell them apart.
 SPEAKERS = {1: re.compile("single", re.IGNORECASE), 2: re.compile("multi(?!talk)", re.IGNORECASE)}
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+# The tokenizer of umT5, which the package holds, and the rows of its embedding in the released file.
+UMT5_TOKENIZER = EMBEDDED_FOLDER / "umt5" / "tokenizer.json.xz"
+UMT5_VOCABULARY = 256_384
 
 Roles = Mapping[str, tuple[Path, ...]]
 # Passes files on while it shows how many are done.
@@ -202,7 +205,7 @@ def _several(role: str, folder: Path, fitting: Sequence[Candidate]) -> Checkpoin
 
 
 def tokenizer_of(files: Roles, problems: Mapping[str, CheckpointError], folder: Path | None = None) -> Path:
-    """Where the tokenizer of the text encoder is: in a folder or below, or in the text encoder's file.
+    """Where the tokenizer of the text encoder is: umT5's in the package, any other's in a folder or below.
 
     Args:
         files: by role.
@@ -210,22 +213,21 @@ def tokenizer_of(files: Roles, problems: Mapping[str, CheckpointError], folder: 
         folder: unset: that of the text encoder.
 
     Raises:
-        CheckpointError: there is no text encoder, or several tokenizers could be its.
+        CheckpointError: there is no text encoder, or no tokenizer or several could be its.
     """
     if "text_encoder" in problems:
         raise problems["text_encoder"]
+    embedding = read_network(*files["text_encoder"]).tensors.get(ROLES["text_encoder"])
+    if embedding is not None and embedding.shape[0] == UMT5_VOCABULARY:
+        return UMT5_TOKENIZER
     text_encoder = files["text_encoder"][0]
-    return _tokenizer(folder or text_encoder.parent, text_encoder)
-
-
-def _tokenizer(folder: Path, text_encoder: Path) -> Path:
-    found = [path for path in sorted(_files(folder, {".json", ".model"})) if path.name in TOKENIZER_FILES]
+    folder = folder or text_encoder.parent
+    found = [path for path in sorted(_files(folder, {".json"})) if path.name == "tokenizer.json"]
     distinct = {path.read_bytes(): path for path in reversed(found)}
-    by_name = [path for path in distinct.values() if path.name == TOKENIZER_FILES[0]] or [*distinct.values()]
-    if len(by_name) > 1:
+    if len(distinct) != 1:
         raise CheckpointError(
-            f"{len(by_name)} tokenizers could be the text encoder's",
-            received=", ".join(map(str, by_name)),
-            remedy="Keep the one of umT5-XXL in this folder.",
+            f"{len(distinct) or 'no'} tokenizers could be the text encoder's",
+            received=f"{', '.join(map(str, distinct.values())) or folder} for {text_encoder}",
+            remedy="Keep the tokenizer.json that belongs to it in this folder, and no other.",
         )
-    return by_name[0].parent if by_name else text_encoder
+    return next(iter(distinct.values())).parent

@@ -1,6 +1,8 @@
 """Weight files of a folder are found by what they hold; what could be meant in two ways is an error."""
 
+import hashlib
 import json
+import lzma
 import shutil
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FILES, GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.formats.names.recognition import ROLES
-from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS, locate, weight_files
+from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS, CheckpointFiles, locate, weight_files
+from talkinghead_lab.weights.search import UMT5_TOKENIZER
+from tests.weights.formats.manifests import SHAPES, write_manifest
 
 PLACES = {
     "transformer": "diffusion_models/a.safetensors",
@@ -176,3 +180,27 @@ def test_two_different_tokenizers_are_an_error(models):
         other.write_text(source.read_text() + " ")
     with pytest.raises(CheckpointError, match="2 tokenizers"):
         files_of(models)
+    for path in (other, source):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizers.*for .*d\.safetensors"):
+        files_of(models)
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_umt5_comes_with_the_package(models):
+    """The text encoder's file has the released shapes and no data; tokenizers of other models lie nearby."""
+    write_manifest(
+        models / PLACES["text_encoder"], {n: ("BF16", s) for n, s in SHAPES["text_encoder"].items()}, {}
+    )
+    (models / "tokenizer.json").write_text("{}")
+    files = files_of(models)
+    assert files.tokenizer == UMT5_TOKENIZER
+    tokens = checkpoints.load_tokenizer(files, 8)(["a man talks to the camera"])
+    assert tokens.ids.tolist() == [[289, 621, 126173, 315, 312, 5823, 1, 0]]
+    assert f"tokenizer/{UMT5_TOKENIZER.name}" in weight_files(files)
+    content = lzma.decompress(UMT5_TOKENIZER.read_bytes())
+    assert hashlib.sha256(content).hexdigest() in (UMT5_TOKENIZER.parent / "README.md").read_text()
+    folders = CheckpointFiles(models / "text_encoders", named={"text_encoder": files.of_role("text_encoder")})
+    assert folders.tokenizer == models / "text_encoders" / "google" / "umt5-xxl"
+    shutil.rmtree(models / "text_encoders" / "google")
+    assert folders.tokenizer == UMT5_TOKENIZER

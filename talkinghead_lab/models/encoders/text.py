@@ -7,6 +7,7 @@ bias in every layer (umT5, arXiv 2304.09151).
 
 import html
 import logging
+import lzma
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,24 +121,27 @@ class Tokens:
 
 
 class Tokenizer:
-    """Cleans and tokenises prompts with a folder's `tokenizer.json` (the checkpoint's `google/umt5-xxl`).
+    """Cleans and tokenises prompts.
 
     Args:
-        folder: the folder that holds `tokenizer.json`.
+        source: a folder that holds `tokenizer.json` (the checkpoint's `google/umt5-xxl`), or such a file,
+            also compressed (`.xz`).
         text_len: tokens per row; longer texts are truncated before their closing token.
 
     Raises:
         CheckpointError: the file is missing or damaged, or has no padding token.
     """
 
-    def __init__(self, folder: Path | str, text_len: int) -> None:
+    def __init__(self, source: Path | str, text_len: int) -> None:
         self.text_len = text_len
-        path = Path(folder) / "tokenizer.json"
+        path = Path(source) if Path(source).is_file() else Path(source) / "tokenizer.json"
         remedy = "Use the google/umt5-xxl folder of the checkpoint."
         if not path.is_file():
             raise CheckpointError("tokenizer not found", received=str(path), remedy=remedy)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            content = path.read_bytes()
+            content = lzma.decompress(content) if path.suffix == ".xz" else content
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the Rust library raises plain `Exception`
             raise CheckpointError(
                 f"the tokenizer cannot be read ({error})", received=str(path), remedy=remedy

@@ -1,6 +1,7 @@
 """The text encoder at tiny sizes: tokenisation, padding, names, quantised weights, errors."""
 
 import logging
+import lzma
 
 import pytest
 import torch
@@ -80,6 +81,13 @@ def test_rows_are_padded_to_the_text_length(folder):
     assert tokens.ids.tolist() == [[3, 4, 5, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
     assert tokens.mask.tolist() == [[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
     assert tokens.dropped == (0, 0)
+
+
+def test_a_tokenizer_may_be_a_file_also_compressed(folder, tmp_path):
+    file, packed = folder / "tokenizer.json", tmp_path / "tokenizer.json.xz"
+    packed.write_bytes(lzma.compress(file.read_bytes()))
+    for source in (file, packed):
+        assert Tokenizer(source, text_len=4)(["a person"]).ids.tolist() == [[3, 4, 1, 0]]
 
 
 def test_a_truncated_text_keeps_its_closing_token_and_is_reported(folder):

@@ -35,7 +35,7 @@ PREFIX = re.compile(
     r"^(?:(?:model|module|diffusion_model|transformer|_orig_mod|first_stage_model|vae|wav2vec2|text_encoder"
     r"|text_encoders|cond_stage_model|umt5xxl|image_encoder|clip_vision|audio_encoder)\.)+"
 )
-# Bytes of a SentencePiece model inside ComfyUI's text encoders; `checkpoints.load_tokenizer` reads them.
+# Bytes of a SentencePiece model inside ComfyUI's text encoders; the package holds this tokenizer.
 TOKENIZER = "spiece_model"
 # Names of one tensor that programs store twice, because two modules share it.
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}
