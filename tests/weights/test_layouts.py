@@ -20,6 +20,7 @@ from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS, locate
 from talkinghead_lab.weights.writing import Networks
 from tests.weights.formats import writers
+from tests.weights.formats.gguf_files import write_gguf
 from tests.weights.formats.writers import RELEASED, Tensors, prefixed
 
 BUNDLED = locate("embedded", 1, {})
@@ -145,6 +146,17 @@ def quanto(networks: Networks) -> list[File]:
     return found
 
 
+def gguf(networks: Networks) -> list[File]:
+    """Transformer and text encoder as city96 has them; matrices that fill no blocks are in float32."""
+    found: list[File] = []
+    for place, tensors, header in single_files(networks):
+        if place.startswith("text_encoder"):
+            tensors = writers.text_of_llama_cpp(networks)
+        is_quantised = place.startswith(("transformer", "text_encoder"))
+        found.append((place.replace(".safetensors", ".gguf") if is_quantised else place, tensors, header))
+    return found
+
+
 # The largest relative error of a matrix is a step of the type over √12. The step is relative to the smallest
 # number of the same exponent; in int8, to the standard deviation of normal rows with peaks of five.
 STEPS = {FP8: 2**-3, E5M2: 2**-2, torch.int8: 5 / 127}
@@ -154,6 +166,7 @@ QUANTISED = {
     "scaled fp8": (of_blocks(scaled), FP8),
     "fp8 by rows": (of_blocks(by_rows), FP8),
     "quanto int8": (quanto, torch.int8),
+    "GGUF Q8_0": (gguf, torch.int8),
 }
 
 
@@ -163,7 +176,12 @@ def write(folder: Path, written: list[File]) -> Path:
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         owned = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-        torch.save(owned, path) if path.suffix == ".pth" else save_file(owned, path, header)
+        if path.suffix == ".gguf":
+            write_gguf(path, owned, "Q8_0")
+        elif path.suffix == ".pth":
+            torch.save(owned, path)
+        else:
+            save_file(owned, path, header)
     for role in ("vae", "image_encoder"):
         (source,) = BUNDLED.of_role(role)
         (model,) = (folder / role).glob("model.*")

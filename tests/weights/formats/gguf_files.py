@@ -27,13 +27,13 @@ def random_blocks(kind: str, rows: int, width: int, seed: int = 0) -> np.ndarray
 
 
 def write_gguf(path: Path, tensors: Mapping[str, Tensor], kind: str = "F32", **metadata: str) -> Path:
-    """Write tensors, matrices quantised to `kind`, everything else in float32."""
+    """Write tensors: matrices quantised to `kind` where their rows fill its blocks, others in float32."""
     writer = gguf.GGUFWriter(path, "wan")
     for key, value in metadata.items():
         writer.add_string(key, value)
     for name, tensor in tensors.items():
         values = tensor.detach().float().numpy()
-        if kind != "F32" and tensor.dim() == 2:
+        if kind != "F32" and tensor.dim() == 2 and tensor.shape[1] % BLOCK_TYPES[kind].weights == 0:
             stored_as = gguf.GGMLQuantizationType[kind]
             writer.add_tensor(name, gguf.quants.quantize(values, stored_as), raw_dtype=stored_as)
         else:
