@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.errors import MediaError, TalkingHeadError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures import lips
 from talkinghead_lab.measures.cartoon_faces import MouthReader, mouth_truth
@@ -139,8 +139,8 @@ class _Viewing:
         """The photographed faces; None, with the reason in `no_faces`, where none were followed."""
         try:
             return self.tracker.faces() if self.tracker else None
-        except TalkingHeadError as error:
-            self.no_faces = f"no reader of photographed faces: {error}"
+        except MediaError as error:
+            self.no_faces = f"the reader of photographed faces follows none: {error}"
             return None
 
 

@@ -1,11 +1,15 @@
 """One decoding pass gives every measure and check, or the reason why one cannot be taken."""
 
+import io
+
 import av
 import numpy as np
 import pytest
 
+from talkinghead_lab.measures import judge
 from talkinghead_lab.measures.judge import judge_video
 from talkinghead_lab.measures.measure import KINDS
+from talkinghead_lab.measures.photographed_faces import FaceTracker
 from talkinghead_lab.media import video
 from talkinghead_lab.media.audio import read_soundtrack
 from tests.measures.videos import grey, subject, write
@@ -26,6 +30,27 @@ def test_a_measure_that_cannot_be_taken_reports_the_reason(tmp_path):
     for name in ("lip_correlation", "mouth_follows_sound", "lse_c", "lse_d"):
         assert "FACE_LANDMARKER is not set" in by_name[name].why_not
     assert by_name["flicker"].why_not == "the video has fewer than 3 frames"
+
+
+class BlindTracker(FaceTracker):
+    """Finds no face in any frame."""
+
+    def __init__(self, most_frames: int):
+        self._most_frames, self._rows, self._landmarker = most_frames, [], io.BytesIO()
+
+    def add(self, pixels: video.Frames) -> None:
+        self._rows.append(None)
+
+
+def test_a_reader_that_sees_no_face_is_told_from_none(tmp_path, monkeypatch):
+    path = write(tmp_path / "grey.mp4", grey([90, 91, 92]))
+    reasons = {m.name: m.why_not for m in judge_video(path, subject()).measures}
+    assert reasons["lip_correlation"].startswith("no reader of photographed faces: the variable")
+    monkeypatch.setattr(judge, "FaceTracker", BlindTracker)
+    reasons = {m.name: m.why_not for m in judge_video(path, subject()).measures}
+    told = "the reader of photographed faces follows none: no face is visible in too many frames"
+    assert reasons["lip_correlation"].startswith(told)
+    assert "3 of 3" in reasons["lse_c"]
 
 
 def test_the_video_is_opened_for_its_facts_and_decoded_once(tmp_path, monkeypatch):
