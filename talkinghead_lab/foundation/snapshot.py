@@ -18,7 +18,9 @@ from talkinghead_lab.foundation.files import NO_SPACE
 
 MAX_BYTES = 64 * 2**30  # ten times a feature film
 FICLONE = 0x40049409  # linux/fs.h; `fcntl` has it from Python 3.13 on
+PREFIX = "talkinghead-input-"  # of temporary folders, which are locked as long as their copy is used
 READ_ONLY = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a pipe without a writer would wait for ever
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Snapshot:
@@ -27,12 +29,13 @@ class Snapshot:
     Args:
         path: the copy; it keeps the suffix, by which FFmpeg tells some formats.
         original: what the user calls the file.
+        lock: open descriptor of its folder, closed with the copy's removal.
         sha256: digest of the copy.
     """
 
-    def __init__(self, path: Path, original: str) -> None:
+    def __init__(self, path: Path, original: str, lock: int | None = None) -> None:
         self.path, self.original, self.sha256 = path, original, sha256_of_file(path)
-        self._finalizer = weakref.finalize(self, _remove, path)
+        self._finalizer = weakref.finalize(self, _remove, path, lock)
 
     @classmethod
     def take(cls, descriptor: int, original: str, path: Path | None = None) -> Self:
@@ -41,7 +44,8 @@ class Snapshot:
         Args:
             descriptor: the file, open for reading.
             original: what the user calls it.
-            path: where the copy goes; its folder is removed with the last copy. None: a temporary folder.
+            path: where the copy goes; its folder is removed with the last copy. None: a temporary folder;
+                those that killed processes left are removed.
 
         Raises:
             MediaError: not a regular file, larger than 64 GiB, or it changed while it was copied.
@@ -54,24 +58,26 @@ class Snapshot:
             raise MediaTooLarge(
                 "the file is too large", received=original, allowed=f"up to {MAX_BYTES // 2**30} GiB"
             )
+        lock = None
         try:
             if path is None:
-                path = Path(tempfile.mkdtemp(prefix="talkinghead-"), f"copy{Path(original).suffix}")
+                folder, lock = _temporary_folder()
+                path = folder / f"copy{Path(original).suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             _copy(descriptor, path, before.st_size)
         except OSError as error:
             if path is not None:
-                _remove(path)
+                _remove(path, lock)
             raise _cannot_copy(original, path, error) from error
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            _remove(path)
+            _remove(path, lock)
             raise MediaError(
                 "the file changed while it was copied",
                 received=original,
                 remedy="Try again when it is complete.",
             )
-        return cls(path, original)
+        return cls(path, original, lock)
 
     @contextmanager
     def named_as_original(self) -> Iterator[None]:
@@ -119,10 +125,41 @@ def _copy(source: int, path: Path, size: int) -> None:
         os.close(target)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, lock: int | None) -> None:
     with suppress(OSError):
         path.unlink(missing_ok=True)
         path.parent.rmdir()  # fails while there are other copies
+    if lock is not None:
+        os.close(lock)
+
+
+def _temporary_folder() -> tuple[Path, int]:
+    """Create a temporary folder: its path, and its descriptor, which holds the lock."""
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, FOLDER)
+            with suppress(OSError):  # a file system without locks; then nothing is ever abandoned
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():  # no other process took it for abandoned before it was locked
+                return folder, lock
+            os.close(lock)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove temporary folders of this user that no process locks: theirs was killed."""
+    for folder in place.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # locked, removed meanwhile, a link, or not made here
+            descriptor = os.open(folder, FOLDER | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_uid == os.geteuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    for copy in folder.iterdir():
+                        copy.unlink()
+                    folder.rmdir()
+            finally:
+                os.close(descriptor)
 
 
 def _cannot_copy(original: str, path: Path | None, error: OSError) -> OutputError:

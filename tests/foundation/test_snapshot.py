@@ -1,16 +1,22 @@
 """Copies of files keep their content, whatever happens to the originals."""
 
 import errno
+import fcntl
+import multiprocessing
 import os
 import shutil
+import signal
+import tempfile
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from talkinghead_lab.errors import MediaError, MediaTooLarge, OutputError
 from talkinghead_lab.foundation import snapshot
 from talkinghead_lab.foundation.digests import sha256_of_file
-from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot, open_beneath
+from talkinghead_lab.foundation.snapshot import PREFIX, READ_ONLY, Snapshot, open_beneath
 
 
 def take(source, path=None) -> Snapshot:
@@ -41,6 +47,73 @@ def test_a_copy_in_the_temporary_folder_keeps_the_suffix(tmp_path):
     assert copy.path.suffix == ".mp3"
     del copy
     assert not folder.exists()
+
+
+def take_and_end(source: Path, folder: Path, die: bool) -> None:
+    """Copy into a temporary folder below `folder`; then wait for the end, or be killed."""
+    tempfile.tempdir = str(folder)
+    copy = take(source)
+    if die:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "ready").touch()
+    signal.pause()
+    del copy
+
+
+def test_copies_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path, monkeypatch):
+    source, folder = tmp_path / "a.wav", tmp_path / "temporary"
+    folder.mkdir()
+    source.write_bytes(b"x" * 1000)
+    processes = multiprocessing.get_context("fork")
+    killed, living = (
+        processes.Process(target=take_and_end, args=(source, folder, die)) for die in (True, False)
+    )
+    killed.start()
+    killed.join()
+    [abandoned] = folder.iterdir()
+    assert (abandoned / "copy.wav").stat().st_size == 1000
+    living.start()
+    while not (folder / "ready").exists():
+        time.sleep(0.01)
+    assert not abandoned.exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    (folder / f"{PREFIX}link").symlink_to(tmp_path)
+    (folder / f"{PREFIX}other").mkdir()
+    (folder / f"{PREFIX}other" / "inner").mkdir()  # not ours: we make no folders in it
+    own = take(source)
+    kept = {path.name for path in folder.iterdir()}
+    assert len(kept) == 5, "ready, the living process's, ours, a link, and what somebody else made"
+    again = take(source)
+    assert own.path.exists(), "a process does not take its own for abandoned"
+    assert again.path.exists()
+    living.kill()
+    living.join()
+    del own, again
+    last = take(source)
+    assert {path.name for path in folder.iterdir()} == {
+        *("ready", f"{PREFIX}link", f"{PREFIX}other"),
+        last.path.parent.name,
+    }
+    assert source.exists()
+
+
+def test_a_folder_that_was_removed_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    flock, removed = fcntl.flock, []
+
+    def remove_first(descriptor: int, kind: int) -> None:
+        if not removed:
+            [folder] = tmp_path.glob(f"{PREFIX}*")
+            folder.rmdir()
+            removed.append(folder)
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    source = tmp_path / "a.wav"
+    source.write_bytes(b"x")
+    copy = take(source)
+    assert copy.path.read_bytes() == b"x"
+    assert copy.path.parent != removed[0]
 
 
 def test_errors_name_the_original(tmp_path):
