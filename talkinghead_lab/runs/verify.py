@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation import digests
-from talkinghead_lab.media import video
-from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.media import audio, video
+from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import generate
@@ -43,6 +44,8 @@ class Verification:
         first_frame: number of the first decoded frame of the video that differs, from 0.
         psnr: of that frame, in dB.
         worst_psnr: of the frame that differs most, in dB.
+        differs_in: what differs where all latents and frames are the same: "sound", or metadata of the file,
+            in which every field of the request counts by itself.
         changed: possible causes of a difference, as (then, now): media, weights, settings, machine.
     """
 
@@ -53,6 +56,7 @@ class Verification:
     first_frame: int | None
     psnr: float | None
     worst_psnr: float | None
+    differs_in: tuple[str, ...]
     changed: dict[str, Change]
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +64,10 @@ class Verification:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = ["identical" if self.identical else "different"]
+        same_frames = self.video_intact and self.first_chunk is self.first_frame is None
+        lines = ["identical" if self.identical else "same frames" if same_frames else "different"]
+        if self.differs_in:
+            lines[0] += f", record differs in {', '.join(self.differs_in)}"
         if not self.video_intact:
             lines.append("the video file has changed since it was recorded")
         if self.first_chunk is not None:
@@ -70,8 +77,6 @@ class Verification:
                 f"first differing frame: {self.first_frame}, PSNR {self.psnr:.1f} dB; "
                 f"worst frame {self.worst_psnr:.1f} dB"
             )
-        if self.video_intact and not self.identical and self.first_chunk is self.first_frame is None:
-            lines.append("every latent and frame is the same; the files differ in sound or metadata")
         for name, (then, now) in self.changed.items():
             part, _, rest = name.partition(".")
             lines.append(f"{PARTS[part]}{rest.replace('_', ' ')}: {_words(then)} then, {_words(now)} now")
@@ -100,6 +105,7 @@ def verify(
         again = generate(params, Path(folder) / "run", pipeline=pipeline, show_progress=show_progress)
         now = read_record(again.run_dir)
         frame, psnr, worst = _first_difference(recorded, again.video_path)
+        parts = _differing_parts(recorded, again.video_path)
     chunk = _first_differing_chunk(then["chunks"], now["chunks"])
     intact = digests.sha256_of_file(recorded) == then["video_sha256"]
     same_bytes = then["video_sha256"] == now["video_sha256"]
@@ -111,6 +117,7 @@ def verify(
         first_frame=frame,
         psnr=psnr,
         worst_psnr=worst,
+        differs_in=parts if intact and chunk is frame is None else (),
         changed=_changes(then, now),
     )
 
@@ -140,6 +147,27 @@ def _first_difference(then: Path, now: Path) -> tuple[int | None, float | None, 
                 found[number] = float(10 * np.log10(255**2 / error))
     first = min(found, default=None)
     return first, found.get(first) if first is not None else None, min(found.values(), default=None)
+
+
+def _differing_parts(then: Path, now: Path) -> tuple[str, ...]:
+    """What differs between two files besides their frames; see `Verification.differs_in`."""
+    with suppress(MediaError):
+        before, after = _metadata(then), _metadata(now)
+        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        same_sound = np.array_equal(audio.read_soundtrack(then), audio.read_soundtrack(now))
+        return (*names, *(() if same_sound else ("sound",)))
+    return ()
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a file, with the fields of its request in place of their text."""
+    metadata: dict[str, Any] = dict(video.read_metadata(path))
+    with suppress(yaml.YAMLError):
+        request = yaml.safe_load(metadata.get(VIDEO_METADATA_KEY, ""))
+        if isinstance(request, dict):
+            del metadata[VIDEO_METADATA_KEY]
+            metadata |= {f"request.{name}": value for name, value in request.items()}
+    return metadata
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Change]:

@@ -128,7 +128,20 @@ def test_files_that_differ_in_their_metadata_alone_are_told(finished, pipeline):
     found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
     assert path.read_bytes() != then
     assert not found.identical
-    assert "every latent and frame is the same; the files differ in sound or metadata" in str(found)
+    assert found.differs_in == ("request.prompt",)
+    assert str(found) == "same frames, record differs in request.prompt"
+
+
+def test_the_sound_alone_differs(finished, pipeline, tmp_path):
+    """The pictures are copied, the sound is not the recording's."""
+    path, other = finished.video_path, tmp_path / "other.mp4"
+    sound = np.zeros((1, 13 * 1920), np.float32)
+    video.join_videos(other, [path], sound, video.read_metadata(path))
+    other.replace(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    change_record(finished.run_dir, lambda record: record.update(video_sha256=digest))
+    found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
+    assert (found.first_chunk, found.first_frame, found.differs_in) == (None, None, ("sound",))
 
 
 def test_a_record_without_kernels_is_verified(finished, pipeline):
