@@ -5,13 +5,13 @@ int8 is weight-only: matmuls are in the input's type. With fp8, matmuls are in f
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
 
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.models.kernels.fp8 import E5M2, FP8
 from talkinghead_lab.models.quantized.rows import RowQuantizedLinear, quantize_rows
 from talkinghead_lab.weights.reading import replace_module
 
@@ -65,7 +65,7 @@ def check_stored(precision: str, stored: Iterable[str]) -> None:
     Raises:
         InvalidRequest: they would have to be quantised twice.
     """
-    others = [kind for kind in stored if kind not in (*PLAIN_TYPES, precision)]
+    others = [kind for kind in stored if kind not in PLAIN_TYPES and not kind.startswith(precision)]
     if precision in PRECISION_TYPES and others:
         raise InvalidRequest(
             "`precision` asks for another type than these weights are stored in",
@@ -81,17 +81,34 @@ def has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_FP8_CAPABILITY
 
 
-def multiply_fp8(module: nn.Module) -> int:
-    """Switch the fp8 layers of `module` to fp8 matmuls; returns their number.
+def fp8_types(device: torch.device) -> tuple[torch.dtype, ...]:
+    """The types of fp8 weights that a device multiplies with tokens in e4m3, both scaled by rows.
+
+    e5m2 is tried on a small matmul: whether it is there depends on GPU and library.
+    """
+    if not has_fp8(device):
+        return ()
+    tokens = torch.ones(16, 16, device=device)
+    weight = RowQuantizedLinear(tokens.to(E5M2), tokens[:, :1])
+    weight.uses_fp8_matmul = True
+    try:
+        weight(tokens)
+    except RuntimeError:
+        return (FP8,)
+    return (FP8, E5M2)
+
+
+def multiply_fp8(module: nn.Module, stored: Collection[torch.dtype] = (FP8,)) -> int:
+    """Switch the layers of `module` with these `stored` types to fp8 matmuls; returns their number.
 
     `INT8_LAYERS` that a file stores in fp8 keep computing in the input's type, as do layers of which the file
-    demands it, and e5m2, which GPUs multiply only by one scale for all rows.
+    demands it.
     """
     layers = [
         layer
         for name, layer in module.named_modules()
         if isinstance(layer, RowQuantizedLinear)
-        and layer.weight.dtype is FP8
+        and layer.weight.dtype in stored
         and not layer.full_precision
         and not INT8_LAYERS.search(name)
     ]

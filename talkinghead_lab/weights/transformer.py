@@ -19,7 +19,7 @@ from talkinghead_lab.offload.streamed_blocks import StreamedBlocks, stream
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.lora import merge_lora
-from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
+from talkinghead_lab.weights.quantization import fp8_types, multiply_fp8, quantize_linears
 from talkinghead_lab.weights.reading import convert
 
 BLOCKS = STREAMED_BLOCKS["transformer"]
@@ -91,7 +91,7 @@ def load_transformer(settings: LoadSettings) -> DiT:
         quantize_linears(dit.get_submodule(BLOCKS), stored)
     dit.use_attention(settings.attention, device)
     if settings.fp8_matmuls:
-        multiply_fp8(dit.get_submodule(BLOCKS))
+        multiply_fp8(dit.get_submodule(BLOCKS), fp8_types(device))
     if settings.compiled:
         dit.compile_blocks()
     return dit

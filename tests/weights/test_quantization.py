@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
+from talkinghead_lab.models.kernels.fp8 import E5M2, FP8, QuantizedTokens
 from talkinghead_lab.models.quantized.rows import RowQuantizedLinear, quantize_rows
 from talkinghead_lab.weights.quantization import (
+    fp8_types,
     multiply_fp8,
     quantize_linears,
     stored_type,
@@ -44,10 +45,12 @@ def test_zero_rows_stay_zero():
     assert (data.float() * scale == 0).all()
 
 
-def quantised(x_type: torch.dtype = torch.float32) -> tuple[nn.Linear, RowQuantizedLinear]:
+def quantised(
+    x_type: torch.dtype = torch.float32, stored: torch.dtype = FP8
+) -> tuple[nn.Linear, RowQuantizedLinear]:
     torch.manual_seed(0)
     linear = nn.Linear(96, 64).to(x_type)
-    return linear, RowQuantizedLinear(*quantize_rows(linear.weight.detach(), FP8), linear.bias.detach())
+    return linear, RowQuantizedLinear(*quantize_rows(linear.weight.detach(), stored), linear.bias.detach())
 
 
 def test_fp8_matmuls_scale_every_row_of_the_input():
@@ -88,9 +91,16 @@ def test_a_gpu_without_fp8_stores_int8_and_logs_it(monkeypatch, caplog, capabili
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_fp8_matmuls_on_a_gpu_match_their_emulation_on_a_cpu():
-    _, layer = quantised(torch.bfloat16)
-    multiply_fp8(nn.Sequential(layer))
+@pytest.mark.parametrize("stored", [FP8, E5M2])
+def test_fp8_matmuls_on_a_gpu_match_their_emulation_on_a_cpu(stored):
+    if stored not in fp8_types(torch.device("cuda")):
+        pytest.skip("this GPU does not multiply this type")
+    _, layer = quantised(torch.bfloat16, stored)
+    multiply_fp8(nn.Sequential(layer), (stored,))
     x = torch.randn(7, 96).bfloat16()
     expected, out = layer(x).float(), layer.cuda()(x.cuda()).cpu().float()
     assert (out - expected).norm() / expected.norm() < 0.01
+
+
+def test_a_cpu_multiplies_no_fp8():
+    assert fp8_types(torch.device("cpu")) == ()

@@ -28,7 +28,7 @@ from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.quantization import multiply_fp8
 from talkinghead_lab.weights.reading import replace_module
 from talkinghead_lab.weights.transformer import load_transformer
-from tests.weights.quantized_files import FORMS, matrices, write
+from tests.weights.quantized_files import E5M2, FORMS, FP8, matrices, write
 
 FOLDERS = tuple(locating.RELEASED_REPOSITORIES)
 TRANSFORMER = f"ckpt_dir/{locating.TRANSFORMER}.safetensors"
@@ -156,17 +156,17 @@ def test_a_precision_that_contradicts_the_stored_type_is_refused(stored_as, form
         load_settings(stored_as(form, precision=precision))
 
 
-def test_the_stored_type_e5m2_is_not_multiplied_in_fp8(stored_as):
-    with pytest.raises(InvalidRequest, match=r"fp8 for weights in fp8 \(e5m2\)"):
-        load_settings(stored_as("raw e5m2", precision="fp8"))
-    blocks = load_transformer(load_settings(stored_as("raw e5m2"))).get_submodule("blocks")
+def test_e5m2_multiplies_in_fp8_only_where_it_can(stored_as, plain):
+    dit = load_transformer(load_settings(stored_as("raw e5m2", precision="fp8")))
+    dequantised, blocks = velocity_of(dit), dit.get_submodule("blocks")
     assert multiply_fp8(blocks) == 0
+    assert multiply_fp8(blocks, (FP8, E5M2)) == (4 + 1 + 2) * len(dit.blocks)
+    assert 1e-5 < relative_error(velocity_of(dit), dequantised) < 0.12
 
 
 @pytest.mark.parametrize(("form", "share"), [("scaled e4m3", 1), ("scaled e4m3, full precision", 0)])
 def test_a_file_may_forbid_fp8_matmuls(stored_as, form, share):
     dit = load_transformer(load_settings(stored_as(form)))
     blocks = dit.get_submodule("blocks")
-    multiplied = 4 + 1 + 2  # of self-attention, cross-attention and feed-forward
-    assert multiply_fp8(blocks) == share * multiplied * len(dit.blocks)
-    assert dit.kernels()["fp8_matmuls"] == share * multiplied * len(dit.blocks)
+    count = share * (4 + 1 + 2) * len(dit.blocks)  # of self-attention, cross-attention and feed-forward
+    assert multiply_fp8(blocks) == dit.kernels()["fp8_matmuls"] == count

@@ -1,4 +1,4 @@
-"""The fp8 type of this package, and tokens quantised to it."""
+"""The fp8 types, and tokens quantised to the one that this package writes."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 FP8 = torch.float8_e4m3fn
+E5M2 = torch.float8_e5m2  # weights of some files
 
 
 class QuantizedTokens(NamedTuple):

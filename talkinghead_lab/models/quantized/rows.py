@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens
+from talkinghead_lab.models.kernels.fp8 import E5M2, FP8, QuantizedTokens
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
 
-NAMES = {torch.int8: "int8", FP8: "fp8", torch.float8_e5m2: "fp8 (e5m2)"}
+NAMES = {torch.int8: "int8", FP8: "fp8", E5M2: "fp8 (e5m2)"}
 
 
 class RowQuantizedLinear(QuantizedLinear):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.models.kernels.fp8 import E5M2, FP8
 from talkinghead_lab.weights.formats.containers import Stored, WeightFile
 from talkinghead_lab.weights.formats.json_files import parse_base64, read_json
 from talkinghead_lab.weights.formats.rows import rows
@@ -18,7 +18,7 @@ QUANTO_TYPES = {
     "qint8": torch.int8,
     "qfloat8": FP8,
     "qfloat8_e4m3fn": FP8,
-    "qfloat8_e5m2": torch.float8_e5m2,
+    "qfloat8_e5m2": E5M2,
 }
 DATA, SCALE = "._data", "._scale"  # suffixes of a weight's parts
 # Where Wan2GP (`safetensors2.torch_write_file` of mmgp) writes the map: JSON in base64.

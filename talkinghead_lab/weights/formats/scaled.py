@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.models.kernels.fp8 import E5M2, FP8
 from talkinghead_lab.models.quantized.rows import RowQuantizedLinear
 from talkinghead_lab.weights.formats.containers import EMPTY_MARKER, Stored
 from talkinghead_lab.weights.formats.json_files import parse_json
@@ -29,7 +29,7 @@ ACTIVATION_SCALES = (".scale_input", ".input_scale", ".output_scale")
 MARKER = EMPTY_MARKER
 # What ComfyUI says of a layer, as JSON: in a tensor of bytes, or for all layers in the header.
 LAYER_FORMAT, HEADER_FORMATS = ".comfy_quant", "_quantization_metadata"
-FORMATS = {"float8_e4m3fn": FP8, "float8_e5m2": torch.float8_e5m2, "int8_tensorwise": torch.int8}
+FORMATS = {"float8_e4m3fn": FP8, "float8_e5m2": E5M2, "int8_tensorwise": torch.int8}
 
 
 @dataclass(frozen=True)
