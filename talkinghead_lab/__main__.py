@@ -108,6 +108,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     command.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     command.set_defaults(run=run_sweep)
+    _add_weight_commands(commands)
+    return parser.parse_args(_protected(sys.argv[1:] if arguments is None else arguments))
+
+
+def _add_weight_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "inventory", help="list weight files: what they hold, what is missing; exit status 1 if incomplete"
+    )
+    command.add_argument(
+        "folder",
+        nargs="?",
+        help="folder with weight files; unset: what WEIGHTS_DIR or CKPT_DIR and others name",
+    )
+    command.add_argument("--speakers", type=int, choices=(1, 2), default=1, help="number of speakers")
+    _add_overrides(command, "name a file, as `transformer`, or set `device` or `precision`, as in a request")
+    command.add_argument("--json", action="store_true", help="print the inventory as one JSON object")
+    command.set_defaults(run=run_inventory)
     command = commands.add_parser("fetch", help="download released weights, or check and complete them")
     command.add_argument("folder", type=Path, help="target folder")
     command.add_argument(
@@ -126,7 +143,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("--speakers", type=int, choices=(1, 2), default=1, help="whose adapter to merge")
     _add_overrides(command, "name a file, as `transformer`, or LoRAs, as in a request")
     command.set_defaults(run=run_convert)
-    return parser.parse_args(_protected(sys.argv[1:] if arguments is None else arguments))
 
 
 def _add_overrides(command: argparse.ArgumentParser, meaning: str) -> None:
@@ -203,6 +219,33 @@ def run_sweep(options: argparse.Namespace) -> int:
     path = str(options.out / "results.csv")
     print(json.dumps({"table": path} | counts) if options.json else path)
     return 0 if counts["finished"] == len(states) else 1
+
+
+def run_inventory(options: argparse.Namespace) -> int:
+    """Print which weight files there are and what is missing; return 0 if a generation can run, else 1."""
+    from tqdm.auto import tqdm
+
+    from talkinghead_lab.params import GenerationParams
+    from talkinghead_lab.pipeline.inventory import inventory
+    from talkinghead_lab.weights.locating import places
+
+    overrides = _overrides(options)
+    is_released = options.folder or places("released", overrides)
+    request = GenerationParams(
+        **{
+            "image_path": "sample:portrait",
+            "audio_path": "sample:recording",
+            "second_audio_path": "sample:recording-2" if options.speakers == 2 else None,
+            "checkpoint": "released" if is_released else "embedded",
+            "weights": options.folder,
+        }
+        | overrides
+    )
+    # A bar appears on a terminal after two seconds.
+    progress = partial(tqdm, unit="file", delay=2, leave=False, disable=None)
+    found = inventory(request, progress)
+    print(json.dumps(found.to_json()) if options.json else found)
+    return 0 if found.is_complete else 1
 
 
 def run_fetch(options: argparse.Namespace) -> int:

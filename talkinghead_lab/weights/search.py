@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
@@ -22,8 +23,8 @@ UMT5_TOKENIZER = EMBEDDED_FOLDER / "umt5" / "tokenizer.json.xz"
 UMT5_VOCABULARY = 256_384
 
 Roles = Mapping[str, tuple[Path, ...]]
-# Passes files on while it shows how many are done.
-Progress = Callable[[Sequence[tuple[Path, ...]]], Iterable[tuple[Path, ...]]]
+# Passes items on while it shows how many are done.
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,10 @@ def _none(role: str, folder: Path, found: Sequence[Candidate]) -> CheckpointErro
     unusable = [f"{each.paths[0].name}: {each.problem.problem}" for each in found if each.problem]
     return CheckpointError(
         f"no weight file for the {role.replace('_', ' ')} in this folder",
-        received=f"{folder} with {len(found)} weight files" + "".join(f"; {text}" for text in unusable[:4]),
-        remedy=f"Put the file there, or name it in `{role}`. `python -m talkinghead_lab inventory {folder}` "
-        "lists all files; `fetch` downloads the missing ones.",
+        received=f"{folder} with {len(found)} weight files, which `python -m talkinghead_lab inventory "
+        f"{folder}` lists" + "".join(f"; {text}" for text in unusable[:4]),
+        remedy=f"Put the file there, or name it in `{role}`; `python -m talkinghead_lab fetch FOLDER` "
+        "downloads complete sets.",
     )
 
 

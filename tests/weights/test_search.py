@@ -15,36 +15,15 @@ from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FILES, GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.formats.names.recognition import ROLES
-from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS, CheckpointFiles, locate, weight_files
+from talkinghead_lab.weights.locating import CheckpointFiles, locate, weight_files
 from talkinghead_lab.weights.search import UMT5_TOKENIZER
 from tests.weights.formats.manifests import SHAPES, write_manifest
-
-PLACES = {
-    "transformer": "diffusion_models/a.safetensors",
-    "adapter": "diffusion_models/b.safetensors",
-    "vae": "vae/c.safetensors",
-    "text_encoder": "text_encoders/d.safetensors",
-    "image_encoder": "clip_vision/e.safetensors",
-    "speech_encoder": "wav2vec2/f.safetensors",
-}
+from tests.weights.models_tree import PLACES, write_models
 
 
 @pytest.fixture
 def models(tmp_path) -> Path:
-    """The bundled weights in a tree like ComfyUI's, under names that say nothing."""
-    bundled = locate("embedded", 1, {})
-    for role, place in PLACES.items():
-        (source,) = bundled.of_role(role)
-        target = tmp_path / place
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy(source, target)
-        sidecar = source.with_suffix(".json")
-        if sidecar.is_file():
-            shutil.copy(sidecar, target.with_suffix(".json"))
-    shutil.copy(EMBEDDED_WEIGHTS / "ckpt_dir" / "config.json", tmp_path / "diffusion_models")
-    shutil.copy(EMBEDDED_WEIGHTS / "wav2vec_dir" / "config.json", tmp_path / "wav2vec2")
-    shutil.copytree(EMBEDDED_WEIGHTS / "ckpt_dir" / "google", tmp_path / "text_encoders" / "google")
-    return tmp_path
+    return write_models(tmp_path)
 
 
 def files_of(folder: Path, speakers: int = 1, **sources: Path | str):

@@ -22,8 +22,8 @@ from talkinghead_lab.errors import NoSpaceLeft
 from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.download import fetch
 from talkinghead_lab.weights.download.variants import COMFY, GGUF, INFINITETALK, PINS, SPEECH, VARIANTS, WAN
-from talkinghead_lab.weights.inventory import inventory
 from tests.weights.download.hub_server import LARGE, Hub, git_blob, serving
+from tests.weights.listed import listed
 
 GGUF_FILE = "wan2.1-i2v-14b-480p-Q8_0.gguf"
 GGUF_PLACE = f"Wan2.1-I2V-14B-480P-gguf/{GGUF_FILE}"
@@ -122,8 +122,8 @@ def test_the_official_files_load(checkpoint, monkeypatch, shell, tmp_path):
     assert status == 0, errors
     assert output == f"export WEIGHTS_DIR={tmp_path}\n"
     for speakers in (1, 2):
-        rows = inventory("released", speakers, {"weights": str(tmp_path)})
-        assert {row["state"] for row in rows} == {"complete"}
+        _, roles = listed(speakers, weights=tmp_path)
+        assert {row.state for row in roles.values()} == {"complete"}
     assert hub.names_sent.isdisjoint({"chinese.pt", "README.md", "examples/a.jpg"})
 
 
@@ -326,7 +326,7 @@ def test_the_pickle_of_the_speech_encoder_s_main_branch_is_read(checkpoint, tmp_
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     folders = {name: str(checkpoint / name) for name in locating.RELEASED_REPOSITORIES}
-    rows = inventory("released", 1, folders | {"wav2vec_dir": str(folder)})
-    assert {row["state"] for row in rows} == {"complete"}
+    _, roles = listed(1, **folders | {"wav2vec_dir": folder})
+    assert {row.state for row in roles.values()} == {"complete"}
     files = locating.locate("released", 1, folders | {"wav2vec_dir": str(folder)})
     assert "wav2vec2/pytorch_model.bin" in locating.weight_files(files)
