@@ -19,6 +19,8 @@ SAME_HEADER: dict[str, dict[str, str]] = {
     "vae": {"qwen": "the autoencoder of Qwen-Image"},
     "speech_encoder": {"960h": "wav2vec2-base-960h (English)", "hubert": "HuBERT"},
 }
+# Role → what the names of its files say, whatever the folder is called.
+OWN_NAME = {"adapter": "infinitetalk"}
 
 
 def doubt(role: str, path: Path) -> str | None:
@@ -29,4 +31,6 @@ def doubt(role: str, path: Path) -> str | None:
         path: relative to the folder that is searched.
     """
     words = str(path).lower()
+    if OWN_NAME.get(role, "/") in path.name.lower():
+        return None
     return next((model for part, model in SAME_HEADER.get(role, {}).items() if part in words), None)

@@ -37,6 +37,7 @@ PREFIX = re.compile(
 )
 # Bytes of a SentencePiece model inside ComfyUI's text encoders; the package holds this tokenizer.
 TOKENIZER = "spiece_model"
+LONGEST_NAME = 512
 # Names of one tensor that programs store twice, because two modules share it.
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}
 
@@ -64,10 +65,14 @@ def recognised(tensors: Mapping[str, Stored], path: Path) -> Recognised:
         path: of the file, for messages.
 
     Raises:
-        CheckpointError: they are no network of this model, one part of a network, or several networks, or
-            two of them are the same tensor.
+        CheckpointError: they are no network of this model, one part of a network, or several networks, two
+            of them are the same tensor, or a name is no name.
     """
     names = {name: bare for name in tensors if (bare := PREFIX.sub("", name)) != TOKENIZER}
+    if odd := [name for name in names if len(name) > LONGEST_NAME or not name.isprintable()]:
+        raise CheckpointError(
+            "a name of a tensor is too long or not text", received=f"{odd[0][:80]!r} in {path}"
+        )
     shapes = {bare: tuple(tensors[name].shape) for name, bare in names.items()}
     refuse_lookalikes(shapes, path)
     layouts = _layouts(shapes)

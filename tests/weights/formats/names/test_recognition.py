@@ -144,3 +144,10 @@ def test_other_tensors_are_no_file_of_this_model(names, received):
     with pytest.raises(CheckpointError, match="no weight file of this model") as caught:
         recognised({name: torch.zeros(1) for name in names}, Path("a"))
     assert caught.value.received == received
+
+
+@pytest.mark.parametrize("name", ["." * 10**6, "a\nblocks.0.ffn.0.weight", "a\0"])
+def test_names_that_no_program_writes_are_refused_at_once(name):
+    with pytest.raises(CheckpointError, match="too long or not text") as caught:
+        recognised({name: torch.zeros(1)}, Path("a"))
+    assert len(caught.value.received) < 200
