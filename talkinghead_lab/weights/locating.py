@@ -184,6 +184,8 @@ def located(
         try:
             if path := sources.get(role):
                 named[role] = _named_file(role, Path(path))
+            elif role == "adapter" and role in _roles(named.get("transformer", ())):
+                named[role] = named["transformer"]  # one file holds both
         except CheckpointError as problem:
             problems[role] = problem
     if "weights" in folders:
@@ -207,6 +209,10 @@ def located(
         held.get(name, Path()) for name in ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")
     )
     return CheckpointFiles(wan, speech, adapter, named, problems)
+
+
+def _roles(paths: tuple[Path, ...]) -> tuple[str, ...]:
+    return read_network(*paths).roles if paths else ()
 
 
 def _named_file(role: str, path: Path) -> tuple[Path, ...]:

@@ -123,6 +123,8 @@ def test_one_file_may_hold_transformer_and_adapter(models):
     files = files_of(models)
     assert files.of_role("transformer") == files.of_role("adapter")
     assert checkpoints.load_dit(files, torch.float32, "cpu").config.num_layers > 0
+    elsewhere = (models / "diffusion_models" / "merged.safetensors").rename(models.parent / "m.safetensors")
+    assert files_of(models, transformer=elsewhere).of_role("adapter") == (elsewhere,)
 
 
 def test_single_files_need_no_folder(models):
