@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
 from talkinghead_lab.weights.lora.keys import LayerUpdate, by_layer
-from talkinghead_lab.weights.lora.reading import Scaling, read_lora
+from talkinghead_lab.weights.lora.reading import Scaling, is_finite, read_lora
 from talkinghead_lab.weights.lora.updates import Delta, Shape, full, product
 from talkinghead_lab.weights.reading import replace_module
 
@@ -136,17 +136,18 @@ def apply_change(model: nn.Module, change: Change, strength: float, path: Path) 
     delta = change.delta.on(weight.device, weight.shape)
     if change.norms is not None:
         delta = _with_norms(weight.float() + delta, change.norms.to(weight.device)) - weight.float()
-    delta = strength * delta
-    merged = (weight.float() + delta).to(weight.dtype)
-    if not merged.is_meta and not merged.isfinite().all():
+    delta.mul_(strength)
+    if is_quantised:
+        delta.mul_(_gain(holder, weight, delta))
+    # In place: a layer has up to 71 million values, and every new copy of them takes as long as the matmul.
+    merged = delta.add_(weight).to(weight.dtype)
+    if not merged.is_meta and not is_finite(merged):
         raise CheckpointError(
             f"the LoRA {path.name} makes {change.module}.{change.attribute} exceed {weight.dtype}",
             received=f"strength {strength:g}",
             remedy="Lower its `scale`, or use a LoRA that was made for this model.",
         )
     if is_quantised:
-        if (gain := _gain(holder, weight, delta)) > 1:
-            merged = weight + gain * delta
         replace_module(model, change.module, holder.requantized(merged))
     else:
         setattr(holder, change.attribute, nn.Parameter(merged, requires_grad=False))

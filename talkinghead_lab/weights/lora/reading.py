@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from talkinghead_lab.errors import CheckpointError
@@ -16,6 +17,11 @@ from talkinghead_lab.weights.formats.containers import WeightFile, open_file
 HEADER_ENTRY, NETWORK = "lora_adapter_metadata", "transformer."
 # Where PEFT stores it: next to the file.
 CONFIG_FILE = "adapter_config.json"
+TYPES = (
+    *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+)
+ALPHA_TYPES = (*TYPES, torch.int64, torch.int32)
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,14 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], Scaling]:
     for key, tensor in file.tensors.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"`{key}` of the LoRA {path} is quantised", received=tensor.stored_as)
-        if not tensor.is_floating_point() and not key.endswith("alpha"):
+        if tensor.dtype not in (ALPHA_TYPES if key.endswith("alpha") else TYPES):
             raise CheckpointError(
-                f"`{key}` of the LoRA {path} is not floating point", received=str(tensor.dtype)
+                f"`{key}` of the LoRA {path} is of a type that updates are not stored in",
+                received=str(tensor.dtype),
+                allowed=", ".join(map(str, TYPES)),
             )
         tensors[key] = tensor
-        if not tensor.float().isfinite().all():
+        if not is_finite(tensor):
             raise CheckpointError(
                 f"`{key}` of the LoRA {path} holds NaN or infinity",
                 remedy="Its training diverged, or the file is damaged.",
@@ -91,6 +99,13 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], Scaling]:
     if scaling is None:
         _refuse_stated_elsewhere(path)
     return tensors, scaling or Scaling()
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether float32 can hold all values of a tensor."""
+    # `aminmax` passes NaN on, and takes a thirtieth of the time of `isfinite`; it has no 8-bit types.
+    limits = torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor)
+    return bool(torch.stack(limits).float().isfinite().all())
 
 
 def _stated_in_header(file: WeightFile) -> Scaling | None:

@@ -92,11 +92,13 @@ def test_a_configuration_that_scales_by_one(model, write, tmp_path):
             torch.full((4, 24), 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn),
             "NaN",
         ),
+        (f"{NAME}.alpha", torch.tensor(1 + 1j), r"`\S+alpha` of the LoRA .*received torch.complex64"),
+        (f"{NAME}.alpha", torch.tensor(True), "received torch.bool"),
         (f"{NAME}.lora_B.weight", torch.full((24, 4), 1e300, dtype=torch.float64), "NaN or infinity"),
         (
             f"{NAME}.lora_B.weight",
             torch.ones(24, 4, dtype=torch.int32),
-            "not floating point: received torch.int32",
+            "received torch.int32; allowed: torch.float32",
         ),
     ],
 )
