@@ -88,14 +88,14 @@ def fp8_types(device: torch.device) -> tuple[torch.dtype, ...]:
     """
     if not has_fp8(device):
         return ()
-    tokens = torch.ones(16, 16, device=device)
-    weight = RowQuantizedLinear(tokens.to(E5M2), tokens[:, :1])
-    weight.uses_fp8_matmul = True
+    tokens, scale = torch.ones(16, 16, device=device), torch.ones(16, 1, device=device)
+    layer = RowQuantizedLinear(tokens.to(E5M2), scale)
+    layer.uses_fp8_matmul = True
     try:
-        weight(tokens)
+        works = bool((layer(tokens) == 16).all())
     except RuntimeError:
-        return (FP8,)
-    return (FP8, E5M2)
+        works = False
+    return (FP8, E5M2) if works else (FP8,)
 
 
 def multiply_fp8(module: nn.Module, stored: Collection[torch.dtype] = (FP8,)) -> int:
