@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -136,22 +138,60 @@ def test_signals_after_the_shared_work_are_handled_as_before():
     assert [signal.getsignal(number) for number in parallel.ENDINGS] == before
 
 
-def torchrun(request: GenerationParams, folder: Path) -> dict:
-    """Run a request on two processes: its result."""
+def started(request: GenerationParams, folder: Path) -> subprocess.Popen:
+    """Start a request on two processes, with torchrun in a process group of its own."""
     path = folder.with_suffix(".yaml")
     path.write_text(request.to_yaml())
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # `--` because torchrun has options of its own that begin with `--run`.
     command += ["-m", "--", "talkinghead_lab", "generate", str(path), "--json", "--run", str(folder)]
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+
+
+def torchrun(request: GenerationParams, folder: Path) -> dict:
+    """Run a request on two processes: its result."""
+    process = started(request, folder)
+    output, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log[-2000:]
+    return json.loads(output)
+
+
+def interrupt_torchrun(torchrun: psutil.Process, ranks: list[psutil.Process]) -> None:
+    torchrun.send_signal(signal.SIGINT)
+
+
+def kill_the_first(torchrun: psutil.Process, ranks: list[psutil.Process]) -> None:
+    ranks[0].kill()
+
+
+@pytest.mark.slow
+def test_all_processes_end_with_one_and_the_run_resumes_to_the_same_bytes(tmp_path, request_for, recording):
+    """A step has two forward passes, of which each process computes one."""
+    request = request_for(audio_path=recording(4.0), text_guide_scale=1.0, audio_guide_scale=2.0)
+    folder = tmp_path / "run"
+    for number, disturb in enumerate((interrupt_torchrun, kill_the_first)):
+        process = started(request, folder)
+        while not (folder / "chunks" / f"0000{number}.safetensors").exists():
+            assert process.poll() is None, process.communicate()[1][-2000:]
+            time.sleep(0.005)
+        agent = psutil.Process(process.pid)
+        ranks = sorted(agent.children(), key=lambda child: child.environ()["RANK"])
+        disturb(agent, ranks)
+        assert process.wait(timeout=20) == 1
+        assert psutil.wait_procs(ranks, timeout=1)[1] == [], "each ended"
+        assert not (folder / "run.json").exists()
+    result = torchrun(request, folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["chunks_of_earlier_calls"] >= 2
+    undisturbed = torchrun(request, tmp_path / "undisturbed")
+    assert Path(result["video_path"]).read_bytes() == Path(undisturbed["video_path"]).read_bytes()
 
 
 @pytest.mark.slow
