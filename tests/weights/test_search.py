@@ -176,8 +176,6 @@ def test_the_tokenizer_of_umt5_comes_with_the_package(models):
     (models / "tokenizer.json").write_text("{}")
     files = files_of(models)
     assert files.tokenizer == UMT5_TOKENIZER
-    tokens = checkpoints.load_tokenizer(files, 8)(["a man talks to the camera"])
-    assert tokens.ids.tolist() == [[289, 621, 126173, 315, 312, 5823, 1, 0]]
     assert f"tokenizer/{UMT5_TOKENIZER.name}" in weight_files(files)
     content = lzma.decompress(UMT5_TOKENIZER.read_bytes())
     assert hashlib.sha256(content).hexdigest() in (UMT5_TOKENIZER.parent / "README.md").read_text()

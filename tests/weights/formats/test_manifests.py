@@ -4,12 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForPreTraining,
+)
 
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
-from talkinghead_lab.weights.checkpoints import load_dit
+from talkinghead_lab.weights.checkpoints import NETWORKS, load_network, load_tokenizer
 from talkinghead_lab.weights.formats.names.recognition import recognised
-from talkinghead_lab.weights.locating import CheckpointFiles
+from talkinghead_lab.weights.locating import locate
 from talkinghead_lab.weights.reading import shapes_of
 from tests.weights.formats.manifests import SHAPES, Manifest, write_manifest
 
@@ -61,29 +68,56 @@ def test_the_types_make_the_published_length(tmp_path, length):
     assert write(tmp_path / "a.safetensors", length) == length
 
 
-@pytest.mark.slow
-def test_single_files_of_released_sizes_fit_the_network(tmp_path):
-    """No config.json lies beside them, and nothing is read but headers and scales."""
-    paths = tmp_path / "transformer.safetensors", tmp_path / "adapter.safetensors"
-    for path, length in zip(paths, (16_993_877_896, 2_713_548_210), strict=True):
-        write(path, length)
-    files = CheckpointFiles(named={"transformer": paths[:1], "adapter": paths[1:]})
-    dit = load_dit(files, torch.bfloat16, "meta")
-    assert (dit.config.num_heads, dit.config.text_len, dit.config.num_layers) == (40, 512, 40)
-    quantised = [name for name, layer in dit.named_modules() if isinstance(layer, QuantizedLinear)]
-    assert len(quantised) == 40 * (12 + 3) + 2
-
-
 def on_meta(role: str, prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + name: torch.empty(shape, device="meta") for name, shape in SHAPES[role].items()}
 
 
-def test_networks_of_transformers_at_released_sizes_have_the_released_tensors():
+def of_transformers(network: str) -> dict[str, torch.Tensor]:
+    """The tensors of a class of transformers at the released sizes, without values."""
+    text = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24}
+    image = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "patch_size": 14}
     with torch.device("meta"):
-        sizes = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24}
-        text = UMT5EncoderModel(UMT5Config(**sizes, num_heads=64, feed_forward_proj="gated-gelu"))
-    found = recognised(text.state_dict(), Path("a")).tensors
+        if network == "text_encoder":
+            config = UMT5Config(**text, num_heads=64, feed_forward_proj="gated-gelu")
+            return UMT5EncoderModel(config).state_dict()
+        if network == "image_encoder":
+            config = CLIPVisionConfig(**image, num_attention_heads=16, projection_dim=1024)
+            return CLIPVisionModelWithProjection(config).state_dict()
+        return Wav2Vec2ForPreTraining(Wav2Vec2Config()).state_dict()
+
+
+def test_umt5_of_transformers_has_the_released_tensors():
+    found = recognised(of_transformers("text_encoder"), Path("a")).tensors
     assert shapes_of(found) == shapes_of(on_meta("text_encoder"))
+
+
+@pytest.mark.slow
+def test_a_folder_of_single_files_of_released_sizes_needs_nothing_else(tmp_path):
+    """Files as ComfyUI's users have them: no config.json and no tokenizer lie beside them."""
+    write(tmp_path / "transformer.safetensors", 16_993_877_896)
+    write(tmp_path / "adapter.safetensors", 2_713_548_210)
+    write_manifest(tmp_path / "vae.safetensors", {n: ("BF16", s) for n, s in SHAPES["vae"].items()}, {})
+    for role in ("text_encoder", "image_encoder", "speech_encoder"):
+        shapes = shapes_of(of_transformers(role))
+        shapes.pop("encoder.embed_tokens.weight", None)
+        manifest = {name: ("F16", shape) for name, shape in shapes.items()}
+        if role == "text_encoder":
+            manifest["spiece_model"] = ("U8", (4_548_313,))
+        write_manifest(tmp_path / f"{role}.safetensors", manifest, {})
+    files = locate("released", 1, {"weights": str(tmp_path)})
+    networks = {name: load_network(name, files, torch.bfloat16, "meta") for name in NETWORKS}
+    configs = {name: network.config for name, network in networks.items()}
+    dit = configs["transformer"]
+    assert (dit.num_heads, dit.text_len, dit.num_layers, dit.eps) == (40, 512, 40, 1e-6)
+    assert (configs["image encoder"].num_heads, configs["image encoder"].image_size) == (16, 224)
+    assert (configs["text encoder"].num_heads, configs["text encoder"].max_distance) == (64, 128)
+    assert configs["video autoencoder"].z_dim == 16
+    assert configs["speech encoder"].samples_per_feature == 320
+    assert not configs["speech encoder"].do_normalize
+    layers = networks["transformer"].modules()
+    assert sum(isinstance(layer, QuantizedLinear) for layer in layers) == 40 * (12 + 3) + 2
+    tokens = load_tokenizer(files, 8)(["a man talks to the camera"])
+    assert tokens.ids.tolist() == [[289, 621, 126173, 315, 312, 5823, 1, 0]]
 
 
 @pytest.mark.parametrize("role", ["transformer", "adapter", "vae", "text_encoder"])
