@@ -12,6 +12,7 @@ from torch.multiprocessing.spawn import ProcessException
 
 from talkinghead_lab.bench.decode import measure_decode
 from talkinghead_lab.bench.forwards import measure_forward_passes, measure_steps
+from talkinghead_lab.bench.gguf import measure_gguf
 from talkinghead_lab.bench.jobs import add_jobs
 from talkinghead_lab.bench.load import measure_load
 from talkinghead_lab.bench.offload import measure_offload, measure_small_host
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "attention": measure_attention,
     "copies": measure_copies,
     "forward": measure_forward_passes,
+    "gguf": measure_gguf,
     "step": measure_steps,
     "decode": measure_decode,
     "several-gpus": measure_several_gpus,

@@ -30,11 +30,21 @@ EMPTY_STEPS = 20
 
 
 class ForwardPass:
-    """A transformer and the inputs of one forward pass; calling it returns the velocity."""
+    """A transformer and the inputs of one forward pass; calling it returns the velocity.
 
-    def __init__(self, size: Size, device: torch.device, dtype: torch.dtype) -> None:
+    `change` is called with the transformer before it embeds the conditions.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        device: torch.device,
+        dtype: torch.dtype,
+        change: Callable[[DiT], object] = lambda dit: None,
+    ) -> None:
         self.size, self.device = size, device
         self.dit = random_dit(size.dit, device, dtype)
+        change(self.dit)
         self.conditions = random_conditions(self.dit, size.grid, device)
         self.latent = random_latent(size, device)
 

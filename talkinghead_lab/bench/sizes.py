@@ -116,8 +116,10 @@ def random_vae(config: VAEConfig, device: torch.device) -> VAE:
 
 
 @torch.inference_mode()
-def random_conditions(dit: DiT, grid: LatentGrid, device: torch.device) -> ChunkConditions:
-    """Random conditions of one chunk with one speaker."""
+def random_conditions(
+    dit: DiT, grid: LatentGrid, device: torch.device, precompute: bool = True
+) -> ChunkConditions:
+    """Random conditions of one chunk with one speaker; `precompute` as in `DiT.text_context`."""
     config = dit.config
     generator = torch.Generator(device).manual_seed(1)
 
@@ -128,9 +130,15 @@ def random_conditions(dit: DiT, grid: LatentGrid, device: torch.device) -> Chunk
     latent = grid.latent_shape(config.out_dim)
     return ChunkConditions(
         picture=noise(1, config.in_dim - config.out_dim, *latent[1:]),
-        image=dit.image_context(noise(1, IMAGE_TOKENS, config.image_dim)),
-        texts={guided: dit.text_context([noise(TEXT_TOKENS, config.text_dim)]) for guided in (True, False)},
-        audios={True: dit.audio_context(audio), False: dit.audio_context(torch.zeros_like(audio))},
+        image=dit.image_context(noise(1, IMAGE_TOKENS, config.image_dim), precompute),
+        texts={
+            guided: dit.text_context([noise(TEXT_TOKENS, config.text_dim)], precompute)
+            for guided in (True, False)
+        },
+        audios={
+            True: dit.audio_context(audio, precompute),
+            False: dit.audio_context(torch.zeros_like(audio), precompute),
+        },
         motion=noise(1, config.out_dim, 1, *latent[2:]),
         rotation=dit.rotation(latent, device),
         regions=None,

@@ -11,11 +11,13 @@ from talkinghead_lab.bench.rows import Row
 NOTES = {
     "tflops": "{:.0f} TFLOP/s",
     "relative_error": "error {:.2%}",
+    "float32_error": "{:.2%} in float32",
     "attention": "attention {}",
     "first call": "first call {:.1f} s",
     "gbps": "{:.1f} GB/s",
     "imported": "{:.1f} s of it imports",
     "speed_up": "{:.3f} times as fast",
+    "block_gib": "{:.3f} GiB a block",
     "slow_down": "{:.3f} of resident",
     "driver_gib": "driver {:.1f} GiB",
     "anonymous_host_gib": "host {:.1f} GiB",

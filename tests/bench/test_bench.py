@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from talkinghead_lab.bench import checkpoint
+from talkinghead_lab.bench import checkpoint, gguf
 from talkinghead_lab.bench.__main__ import main
 from talkinghead_lab.bench.decode import DECODE
 from talkinghead_lab.bench.forwards import COMPILED, OUTSIDE, SKIPPED
@@ -23,6 +23,7 @@ from talkinghead_lab.bench.roofline import (
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES
 from talkinghead_lab.bench.table import markdown, read_rows
+from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.profiling import profile
@@ -62,6 +63,19 @@ def test_every_speed_up_of_a_forward_pass_is_measured(tmp_path):
     assert len(shared) == 3
     assert all(row["relative_error"] < 1e-4 for row in shared.values())
     assert shared["several GPUs: a step of two forwards shared by 2"]["relative_error"] == 0
+
+
+def test_block_types_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(DiT, "compile_blocks", lambda dit: None)
+    monkeypatch.setattr(gguf, "BLOCK_TYPES", {kind: gguf.BLOCK_TYPES[kind] for kind in gguf.WRITERS})
+    gguf.measure_gguf(TINY, CPU, results := Results(tmp_path / "figures.json", MACHINE))
+    names = {name.removeprefix("gguf: forward, "): row.conditions for name, row in results.rows.items()}
+    q8_0, q4_k = names["Q8_0, compiled"], names["Q4_K, compiled"]
+    for error in ("relative_error", "float32_error"):
+        assert names["bf16, compiled"][error] == 0
+        assert 0.003 < q8_0[error] < 0.01 < 0.05 < q4_k[error] < 0.15
+    assert names["Q4_K, compiled, within 8 GiB"]["slow_down"] > 0
+    assert {"gguf: dequantise Q8_0, 512x256", "gguf: dequantise Q4_K, 512x256"} < results.rows.keys()
 
 
 def test_result_files_keep_rows_of_the_same_machine_only(tmp_path):

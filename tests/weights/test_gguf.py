@@ -1,6 +1,7 @@
 """A transformer with its adapter in GGUF, by the public path: loaded, offloaded, planned, with a LoRA."""
 
 import gc
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,11 @@ from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.quantized.blocks import BlockQuantizedLinear
 from talkinghead_lab.offload.requirements import NetworkSize
 from talkinghead_lab.pipeline.request import load_settings
+from talkinghead_lab.training.networks import build_untrained
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.transformer import load_transformer
 from tests.weights.formats.gguf_files import write_gguf
+from tests.weights.formats.writers import text_of_llama_cpp
 from tests.weights.test_transformer import mapped_files
 
 CPU = torch.device("cpu")
@@ -105,6 +108,24 @@ def test_a_lora_turns_its_layers_into_q8_0(released, settings_for, tmp_path):
     assert dit.get_submodule("blocks.1.ffn.0").stored_as == "Q4_0"
     expected = before.dequantized() + 0.5 * up @ down
     assert relative_error(changed.dequantized(), expected) < 0.006
+
+
+def test_a_text_encoder_keeps_its_bytes_except_for_its_embedding(request_for, checkpoint, tmp_path):
+    networks = build_untrained(0)
+    path = write_gguf(tmp_path / "umt5.gguf", text_of_llama_cpp(networks), "Q8_0")
+    (tokenizer,) = checkpoint.rglob("tokenizer.json")
+    shutil.copy(tokenizer, tmp_path)
+    settings = load_settings(request_for(device="cpu", text_encoder=str(path)))
+    encoder = checkpoints.load_text_encoder(settings.files, torch.bfloat16, "cpu")
+    plain, layers = networks.text_encoder, dict(encoder.named_modules())
+    for name, layer in plain.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            assert isinstance(layers[name], BlockQuantizedLinear)
+            assert relative_error(layers[name].dequantized(), layer.weight.detach()) < 0.006
+    embedding = encoder.encoder.embed_tokens.weight
+    expected = plain.encoder.embed_tokens.weight.detach()
+    assert embedding.dtype is torch.bfloat16
+    assert 0.004 < relative_error(embedding.float(), expected) < 0.008
 
 
 def test_a_file_without_a_network_of_this_model_is_refused(settings_for, tmp_path):

@@ -19,7 +19,8 @@ class QuantizedLinear(nn.Module, ABC):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
+        # A view would keep the memory of its base alive after the data has moved elsewhere.
+        self.register_buffer("weight", weight.detach())
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @property

@@ -59,6 +59,7 @@ def test_another_weight_becomes_q8_0():
     changed = layer.requantized(weight)
     assert changed.stored_as == "Q8_0"
     assert torch.equal(changed.bias, layer.bias)
+    assert changed.weight._base is None, "memory is freed when the weight moves"
     assert 0.004 < relative_error(changed.dequantized(), weight) < 0.006
 
 
