@@ -65,8 +65,10 @@ def check_stored(precision: str, stored: Iterable[str]) -> None:
     Raises:
         InvalidRequest: they would have to be quantised twice.
     """
-    others = [kind for kind in stored if kind not in PLAIN_TYPES and not kind.startswith(precision)]
-    if precision in PRECISION_TYPES and others:
+    kinds = [kind for kind in stored if kind not in PLAIN_TYPES]
+    others = [kind for kind in kinds if not kind.startswith(precision)]
+    as_quantized_here = precision == "fp8" and others == ["int8"] and len(kinds) > 1  # see `INT8_LAYERS`
+    if precision in PRECISION_TYPES and others and not as_quantized_here:
         raise InvalidRequest(
             "`precision` asks for another type than these weights are stored in",
             received=f"{precision} for weights in {', '.join(others)}",
