@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# The input frames of a layer just before the current piece, each [B, channels, 1, h, w], oldest first.
+# What a layer keeps of the frames before the current piece, each [B, channels, 1, h, w]: usually its last
+# input frames, oldest first.
 PastFrames = tuple[Tensor, ...]
 CausalState = dict[nn.Module, PastFrames]
+LANES = 16  # float32 values of a 512-bit vector register
 MIN_SQUARED_NORM = 1e-24  # of the channels at a position
 
 
@@ -40,24 +42,29 @@ class CausalConv3d(nn.Conv3d):
     """A convolution causal in time, with zeros before the first frame.
 
     It is computed frame by frame, as a 2D convolution over the stacked channels of the frames in its window:
-    the same sums, faster on a GPU and ten times as fast on a CPU.
+    the same sums, faster on a GPU and ten times as fast on a CPU. On a CPU, output channels that do not fill
+    vector registers are stacked instead: each frame is convolved once with the weights of all times, and what
+    it adds to later frames is kept, not the frame.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]) -> None:
         time, height, width = kernel_size
         super().__init__(in_channels, out_channels, kernel_size, padding=(0, height // 2, width // 2))
         self.past_frames = time - 1
+        self.stacked_fill_registers = -(-time * out_channels // LANES) < time * -(-out_channels // LANES)
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:  # type: ignore[override]
         """[B, C, f, h, w] → [B, out channels, f, h, w]."""
+        if self._stacks_outputs(x):
+            return self._sum_of_stacked_outputs(x, state)
         past: PastFrames = ()
         if self.past_frames:
             past = state.get(self) or self.zero_frames(x)
             state[self] = (*past, *last_frames(x, self.past_frames))[-self.past_frames :]
         frames = [*past, *x.split(1, dim=2)]
         # Channels last in memory, here and in the outputs; otherwise every convolution converts the layout.
-        weight = rearrange(self.weight, "o c t h w -> o h w (t c)").permute(0, 3, 1, 2)
-        images = [rearrange(frame, "b c 1 h w -> b h w c") for frame in frames]
+        weight = self.weight.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
+        images = [frame.squeeze(2).permute(0, 2, 3, 1) for frame in frames]
         outputs = []
         for last in range(self.past_frames, len(frames)):
             window = _cat(images[last - self.past_frames : last + 1], dim=-1).permute(0, 3, 1, 2)
@@ -66,7 +73,27 @@ class CausalConv3d(nn.Conv3d):
 
     def zero_frames(self, x: Tensor) -> PastFrames:
         """The past of this layer before the first frame."""
+        if self._stacks_outputs(x):
+            return (x.new_zeros(len(x), self.past_frames * self.out_channels, 1, *x.shape[3:]),)
         return (torch.zeros_like(x[:, :, :1]),) * self.past_frames
+
+    def _stacks_outputs(self, x: Tensor) -> bool:
+        return self.stacked_fill_registers and x.device.type == "cpu"
+
+    def _sum_of_stacked_outputs(self, x: Tensor, state: CausalState) -> Tensor:
+        """The state is one tensor: sums for the frame after the next, and for the next frame."""
+        weight = self.weight.permute(2, 0, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+        bias = None if self.bias is None else F.pad(self.bias, (self.past_frames * self.out_channels, 0))
+        (past,) = state.get(self) or self.zero_frames(x)
+        outputs = []
+        for frame in x.unbind(2):
+            sums = F.conv2d(frame, weight, bias, padding=self.padding[1:]).unsqueeze(2)
+            sums[:, self.out_channels :] += past
+            past = sums[:, : -self.out_channels]
+            outputs.append(sums[:, -self.out_channels :])
+        # Copied: a view would keep the memory of all sums allocated.
+        state[self] = (past.clone(),)
+        return _cat(outputs, dim=2)
 
 
 def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:

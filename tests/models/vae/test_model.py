@@ -54,9 +54,11 @@ def test_shapes(model: VAE):
     assert [piece.shape[2] for piece in model.decode_pieces(latent(6), 2)] == [5, 8, 8]
 
 
-def test_a_convolution_over_stacked_frames_equals_the_3d_convolution():
+@pytest.mark.parametrize(("channels", "stacks_outputs"), [(7, True), (24, True), (16, False), (32, False)])
+def test_a_convolution_of_stacked_channels_equals_the_3d_convolution(channels, stacks_outputs):
     torch.manual_seed(11)
-    layer = CausalConv3d(5, 7, (3, 3, 3))
+    layer = CausalConv3d(5, channels, (3, 3, 3))
+    assert layer.stacked_fill_registers == stacks_outputs
     x = torch.randn(2, 5, 4, 6, 8)
     padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 2, 0))
     expected = torch.nn.functional.conv3d(padded, layer.weight, layer.bias, padding=(0, 1, 1))
