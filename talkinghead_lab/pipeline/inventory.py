@@ -14,6 +14,7 @@ from talkinghead_lab.pipeline.plan import Plan, plan
 from talkinghead_lab.weights.layer_checks import PLAIN
 from talkinghead_lab.weights.listing import COMPLETE, FileRow, Machine, RoleRow, listing, with_remedy
 from talkinghead_lab.weights.locating import places
+from talkinghead_lab.weights.quantization import allows_fp8_matmuls
 from talkinghead_lab.weights.search import Progress
 
 WIDTH, FILE_COLUMN, ROLE_COLUMN = 100, 21, 27
@@ -152,9 +153,8 @@ def inventory(request: GenerationParams, progress: Progress = iter) -> Inventory
     """
     device = pick_device(request.device)
     compute = compute_type(request.precision, device)
-    files, roles = listing(
-        request.checkpoint, request.speakers, request.weight_sources, Machine(device, compute), progress
-    )
+    machine = Machine(device, compute, allows_fp8_matmuls(request.precision, device))
+    files, roles = listing(request.checkpoint, request.speakers, request.weight_sources, machine, progress)
     planned, problem = None, ""
     if all(row.state == COMPLETE for row in roles):
         try:

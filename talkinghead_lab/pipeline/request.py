@@ -29,7 +29,7 @@ from talkinghead_lab.weights.checkpoints import stored_types, transformer_width
 from talkinghead_lab.weights.digests import weight_states
 from talkinghead_lab.weights.load_settings import LoadSettings, LoraFile
 from talkinghead_lab.weights.locating import CheckpointFiles, locate
-from talkinghead_lab.weights.quantization import check_stored, has_fp8, stored_type
+from talkinghead_lab.weights.quantization import allows_fp8_matmuls, check_stored, stored_type
 
 # Requests that agree in these fields share their networks.
 NETWORK_FIELDS = (
@@ -203,7 +203,7 @@ def load_settings(request: GenerationParams) -> LoadSettings:
         device=device,
         compute=compute,
         storage=stored_type(request.precision, device),
-        fp8_matmuls=request.precision not in ("fp32", "bf16") and has_fp8(device),
+        fp8_matmuls=allows_fp8_matmuls(request.precision, device),
         decode=decode_type(compute, device),
         attention=choose_attention(request.attention, device),
         compiled=_is_compiled(request, files, device),

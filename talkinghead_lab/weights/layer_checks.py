@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
 from talkinghead_lab.weights.formats.containers import Stored
-from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8
+from talkinghead_lab.weights.quantization import multiply_fp8
 
 PLAIN = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 TOKENS = 16  # of the random input
@@ -33,7 +33,11 @@ def kind_of(stored: Stored) -> str:
 
 
 def multiply_layers(
-    tensors: Mapping[str, Stored], source: str, compute: torch.dtype, device: torch.device
+    tensors: Mapping[str, Stored],
+    source: str,
+    compute: torch.dtype,
+    device: torch.device,
+    fp8_matmuls: bool = False,
 ) -> float:
     """Multiply layers of every kind with random inputs; returns the largest relative error of a product.
 
@@ -42,6 +46,7 @@ def multiply_layers(
         source: the file, for errors.
         compute: type of the products; the reference is the dequantised weight in float32 on the CPU.
         device: that multiplies.
+        fp8_matmuls: whether fp8 layers of blocks multiply in fp8.
 
     Raises:
         CheckpointError: a layer holds NaN or infinity, cannot be multiplied or gives another result; the
@@ -56,7 +61,8 @@ def multiply_layers(
         kinds.add(kind)
         read += _nbytes(part)
         try:
-            largest = max(largest, _error(name, part, compute, device))
+            in_fp8 = fp8_matmuls and name.startswith("blocks.")
+            largest = max(largest, _error(name, part, compute, device, in_fp8))
         except CheckpointError as problem:
             raise CheckpointError(
                 f"`{name}` {problem.problem}",
@@ -95,7 +101,7 @@ def _with(layer: QuantizedLinear, buffers: Mapping[str, Tensor]) -> QuantizedLin
     return copied
 
 
-def _error(name: str, stored: Stored, compute: torch.dtype, device: torch.device) -> float:
+def _error(name: str, stored: Stored, compute: torch.dtype, device: torch.device, in_fp8: bool) -> float:
     if isinstance(stored, Tensor) and not stored.is_floating_point():
         return 0.0
     weight = stored.float() if isinstance(stored, Tensor) else stored.dequantized()
@@ -113,7 +119,7 @@ def _error(name: str, stored: Stored, compute: torch.dtype, device: torch.device
         return _difference(found, reference, ERRORS[compute])
     layer = nn.Sequential(_with(stored, {n: part.to(device) for n, part in stored.named_buffers()}))
     error = _difference(layer(x.to(device)), reference, ERRORS[compute])
-    if has_fp8(device) and multiply_fp8(layer):
+    if in_fp8 and multiply_fp8(layer):
         error = max(error, _difference(layer(x.to(device)), reference, FP8_ERROR))
     return error
 

@@ -74,10 +74,11 @@ class RoleRow:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the networks are to run on, and the type that the transformer computes in."""
+    """How networks are to run; see `load_settings.LoadSettings`."""
 
     device: torch.device
     compute: torch.dtype
+    fp8_matmuls: bool
 
 
 def listing(
@@ -156,15 +157,17 @@ class _Checks:
         if each.network is None:
             return _Result(None, each.problem)
         name = _network_of(each.roles[0])
-        compute = torch.float32 if name in FLOAT32_NETWORKS else self.machine.compute
+        machine = self.machine
+        compute = torch.float32 if name in FLOAT32_NETWORKS else machine.compute
+        in_fp8 = machine.fp8_matmuls and name == "transformer"
         try:
-            error = multiply_layers(each.network.tensors, each.paths[0].name, compute, self.machine.device)
+            error = multiply_layers(each.network.tensors, each.paths[0].name, compute, machine.device, in_fp8)
         except CheckpointError as problem:
             return _Result(None, problem)
         files = self._with(each)
         if files is None:
             return _Result(error, is_built=False)
-        return _Result(error, _problem(partial(load_network, name, files, self.machine.compute, "meta")))
+        return _Result(error, _problem(partial(load_network, name, files, machine.compute, "meta")))
 
     def _with(self, each: Candidate) -> CheckpointFiles | None:
         """The checkpoint with a file in its roles; None if the other file of its network is missing."""

@@ -100,6 +100,11 @@ def fp8_types(device: torch.device) -> tuple[torch.dtype, ...]:
     return (FP8, E5M2) if works else (FP8,)
 
 
+def allows_fp8_matmuls(precision: str, device: torch.device) -> bool:
+    """Whether layers stored in fp8 multiply in fp8: where a GPU can, unless `precision` asks for more."""
+    return precision not in ("fp32", "bf16") and has_fp8(device)
+
+
 def multiply_fp8(module: nn.Module, stored: Collection[torch.dtype] = (FP8,)) -> int:
     """Switch the layers of `module` with these `stored` types to fp8 matmuls; returns their number.
 

@@ -6,8 +6,8 @@ import pytest
 
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.inventory import inventory
-from talkinghead_lab.pipeline.plan import plan
+from talkinghead_lab.pipeline.inventory import Inventory, inventory
+from talkinghead_lab.pipeline.plan import Plan, plan
 from tests.weights.models_tree import PLACES, write_models
 
 SAMPLES = {"image_path": "sample:portrait", "audio_path": "sample:recording", "device": "cpu"}
@@ -42,6 +42,17 @@ def test_the_table_fits_its_width_and_names_everything(models):
     assert "\x1b" not in str(found)
     assert "speech_encoder  missing    no weight file for the speech encoder" in str(found)
     assert lines[-1] == "A generation cannot run with these files: speech_encoder is missing."
+
+
+@pytest.mark.parametrize("fits", [True, False, None])
+def test_on_a_gpu_the_verdict_names_device_and_host_memory(fits):
+    gib = {"transformer": 15.0, "text encoder": 10.5}
+    planned = Plan("cuda:0", gib, 6.0, 31.5, 7.25, {}, 40.0, None, fits, {"frame_size": "640x640"})
+    found = Inventory({}, "cuda:0", "bf16", (), (), planned)
+    assert found.is_complete
+    assert found.verdict.startswith(f"A generation {'does not fit' if fits is False else 'can run'} with")
+    assert "640x640 needs 31.50 GiB of memory on cuda:0, where 40.00 are free." in found.verdict
+    assert "With a `vram_budget_gib` it needs 7.25 GiB there, and 25.50 GiB of host memory" in found.verdict
 
 
 def test_a_request_that_cannot_run_is_not_called_complete(models):

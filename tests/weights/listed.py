@@ -6,7 +6,7 @@ import torch
 
 from talkinghead_lab.weights.listing import FileRow, Machine, RoleRow, listing
 
-CPU = Machine(torch.device("cpu"), torch.float32)
+CPU = Machine(torch.device("cpu"), torch.float32, fp8_matmuls=False)
 
 
 def listed(speakers: int, **sources: str | Path) -> tuple[dict[str, FileRow], dict[str, RoleRow]]:

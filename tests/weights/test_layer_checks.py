@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.models.kernels.block_types import quantize_q8_0
+from talkinghead_lab.models.quantized.blocks import BlockQuantizedLinear
 from talkinghead_lab.models.quantized.rows import RowQuantizedLinear, quantize_rows
 from talkinghead_lab.weights import layer_checks
 from talkinghead_lab.weights.layer_checks import kind_of, multiply_layers
@@ -23,12 +25,23 @@ def weight(*shape: int) -> torch.Tensor:
         *(weight(48, 32).to(kind) for kind in (torch.float32, torch.float16, torch.bfloat16)),
         *(weight(8, 6, *kernel) for kernel in ([10], [3, 3], [3, 3, 3])),
         *(RowQuantizedLinear(*quantize_rows(weight(48, 32), kind)) for kind in (torch.int8, FP8, E5M2)),
+        BlockQuantizedLinear(quantize_q8_0(weight(48, 32)), "Q8_0"),
     ],
     ids=lambda tensor: f"{kind_of(tensor)} {tuple(tensor.shape)}",
 )
 def test_every_kind_of_layer_is_multiplied(tensor):
     assert multiply_layers({"a.weight": tensor}, "f", torch.float32, CPU) < 1e-6
     assert 5e-4 < multiply_layers({"a.weight": tensor}, "f", torch.bfloat16, CPU) < 5e-3
+
+
+def test_fp8_matmuls_are_tried_where_they_would_run():
+    layer = RowQuantizedLinear(*quantize_rows(weight(48, 32), FP8))
+    errors = [
+        multiply_layers({name: layer}, "f", torch.bfloat16, CPU, fp8_matmuls=True)
+        for name in ("blocks.0.ffn.0.weight", "text_embedding.0.weight")
+    ]
+    assert 0.01 < errors[0] < 0.05
+    assert errors[1] < 5e-3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -65,6 +65,12 @@ def open_file(path: Path) -> WeightFile:
             found, metadata = _unpickled(path), {}
     except CheckpointError:
         raise
+    except OSError as error:
+        raise CheckpointError(
+            f"the weight file cannot be read ({error.strerror or error})",
+            received=str(path),
+            remedy="Check its permissions and its disk.",
+        ) from None
     except Exception as error:  # parsers of damaged files raise many kinds
         if isinstance(error, pickle.UnpicklingError) and UNSAFE.search(str(error)):
             raise CheckpointError(
