@@ -7,14 +7,14 @@ OneTrainer, LyCORIS, PEFT, diffusers and LightX2V write, and what ComfyUI reads.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
+from talkinghead_lab.weights.formats.containers import WeightFile
 from talkinghead_lab.weights.formats.diffusers_names import diffusers_name
-from talkinghead_lab.weights.lora.origin import made_for
+from talkinghead_lab.weights.lora.origin import made_for, stated_origin
 
 # Written before the name of a layer, in the order in which they are nested; underscores stand for dots, too.
 PREFIXES = (
@@ -54,6 +54,7 @@ UNSUPPORTED = {
     "an embedding": r"lora_embedding_[AB](?:\.\w+)*",
     "a quantised LoRA": r"\S*(?:scale_weight|weight_scale|absmax|quant_map|qweight)",
 }
+OTHERWISE = "Use one for the Wan2.1 image-to-video transformer."
 
 
 @dataclass
@@ -63,29 +64,29 @@ class LayerUpdate:
     Args:
         layer: name of a module or of a bare parameter of the model.
         written: the layer's name as the file spells it.
-        file: path of the LoRA.
+        file: the LoRA.
         parts: tensors by the names of `PARTS`.
     """
 
     layer: str
     written: str
-    file: Path
+    file: WeightFile
     parts: dict[str, Tensor] = field(default_factory=dict)
 
     def error(self, problem: str, received: object = None, allowed: str | None = None) -> CheckpointError:
         """An error about this layer; `problem` continues "the LoRA FILE …"."""
-        remedy = "The file is damaged or was made for another model."
+        remedy = f"The file is damaged or was made for another model{stated_origin(self.file.metadata)}."
         if self.layer == "patch_embedding":
             remedy = "A LoRA for text-to-video has fewer input channels: use its version for image-to-video."
         return CheckpointError(
-            f"the LoRA {self.file.name} {problem} in {self.layer}",
+            f"the LoRA {self.file.path.name} {problem} in {self.layer}",
             received=received,
             allowed=allowed,
             remedy=remedy,
         )
 
 
-def by_layer(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> list[LayerUpdate]:
+def by_layer(model: nn.Module, file: WeightFile) -> list[LayerUpdate]:
     """Group the tensors of a LoRA by the layer of `model` that they update.
 
     Raises:
@@ -94,26 +95,26 @@ def by_layer(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> lis
     names = layer_names(model)
     updates: dict[str, LayerUpdate] = {}
     unmatched = []
-    for key, tensor in tensors.items():
+    for key, tensor in file.tensors.items():
         match = KEY.fullmatch(key)
         part = match.lastgroup if match else None
         name = _plain(match["layer"]) if match else ""
         if part == "diff_m":
             name, part = f"{name}_modulation", "diff"
         layer = names.get(name)
-        if match is None or layer is None or part is None:
+        if match is None or layer is None or part is None or not isinstance(tensor, Tensor):
             unmatched.append(key)
             continue
         update = updates.setdefault(layer, LayerUpdate(layer, match["layer"], file))
         if update.written != match["layer"] or part in update.parts:
             raise CheckpointError(
-                f"the LoRA {file.name} updates {layer} twice",
+                f"the LoRA {file.path.name} updates {layer} twice",
                 received=f"`{key}` besides `{update.written}`",
                 remedy="It seems to be joined from two LoRAs: give them as two files.",
             )
         update.parts[part] = tensor
     if unmatched:
-        raise _unmatched(unmatched, len(tensors), file, names)
+        raise _unmatched(unmatched, file, names)
     return list(updates.values())
 
 
@@ -143,18 +144,20 @@ def _plain(name: str) -> str:
     return name
 
 
-def _unmatched(keys: list[str], total: int, file: Path, names: Mapping[str, str]) -> CheckpointError:
+def _unmatched(keys: list[str], file: WeightFile, names: Mapping[str, str]) -> CheckpointError:
     for kind, part in UNSUPPORTED.items():
         if of_kind := [key for key in keys if re.fullmatch(rf"\S+?\.(?:{part})", key)]:
             return CheckpointError(
-                f"the LoRA {file.name} holds {kind}, which is not supported",
+                f"the LoRA {file.path.name} holds {kind}, which is not supported",
                 received=f"`{of_kind[0]}`" + (f" and {len(of_kind) - 1} more" if of_kind[1:] else ""),
                 remedy="Use a version of it with low-rank pairs (`lora_down`, `lora_up`).",
             )
     origin = made_for(keys, names)
-    remedy = f"It seems to be {origin}." if origin else "Use one for the Wan2.1 image-to-video transformer."
+    stated = stated_origin(file.metadata)
+    remedy = f"It seems to be {origin or 'for another model'}{stated}." if origin or stated else OTHERWISE
     return CheckpointError(
-        f"the LoRA {file.name} was made for another model: {len(keys)} of its {total} keys match no layer",
+        f"the LoRA {file.path.name} was made for another model: "
+        f"{len(keys)} of its {len(file.tensors)} keys match no layer",
         received=", ".join(f"`{key[:120]}`" for key in keys[:3]) + (", …" if keys[3:] else ""),
         remedy=remedy,
     )

@@ -61,8 +61,8 @@ def changes_of(model: nn.Module, path: Path) -> list[Change]:
         CheckpointError: unreadable; keys that match no layer; parts that are missing, of the wrong shape or
             not supported; two updates of one weight.
     """
-    tensors, scaling = read_lora(path)
-    changes = [c for update in by_layer(model, tensors, path) for c in _changes(model, update, scaling)]
+    file, scaling = read_lora(path)
+    changes = [c for update in by_layer(model, file) for c in _changes(model, update, scaling)]
     if not changes:
         raise CheckpointError("the LoRA holds no update", received=str(path))
     return changes

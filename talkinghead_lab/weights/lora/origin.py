@@ -15,6 +15,8 @@ ORIGINS = {
     r"transformer_blocks|joint_blocks": "for another transformer, such as LTX-Video, SD3 or Qwen-Image",
     r"(?:down|up|input|output)_blocks|mid_block|middle_block": "for a UNet of Stable Diffusion",
 }
+# Entries of a header that name the trained model, as kohya's trainers and musubi-tuner write them.
+HEADER_ENTRIES = ("modelspec.architecture", "ss_base_model_version")
 BLOCK = re.compile(r"blocks[._](\d{1,4})[._]")
 
 
@@ -35,3 +37,9 @@ def made_for(keys: Iterable[str], names: Mapping[str, str]) -> str | None:
     if all(key.endswith((".weight", ".bias", ".modulation")) and "lora" not in key for key in keys):
         return "the weights of a network, not a LoRA"
     return None
+
+
+def stated_origin(header: Mapping[str, str]) -> str:
+    """What the header of a file says that it was made for, to be appended to a phrase; else nothing."""
+    stated = [header[entry][:80] for entry in HEADER_ENTRIES if header.get(entry)]
+    return f" (its header says {', '.join(stated)})" if stated else ""

@@ -66,8 +66,8 @@ class Scaling:
         return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
-def read_lora(path: Path) -> tuple[dict[str, Tensor], Scaling]:
-    """The tensors of a LoRA file and their scaling.
+def read_lora(path: Path) -> tuple[WeightFile, Scaling]:
+    """A LoRA file of plain, finite tensors, and their scaling.
 
     Raises:
         CheckpointError: unreadable; tensors that are not floating-point numbers; a scale that only a
@@ -79,7 +79,6 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], Scaling]:
         raise CheckpointError(
             f"the LoRA cannot be read: {error.problem}", received=str(path), remedy=error.remedy
         ) from None
-    tensors: dict[str, Tensor] = {}
     for key, tensor in file.tensors.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"`{key}` of the LoRA {path} is quantised", received=tensor.stored_as)
@@ -89,7 +88,6 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], Scaling]:
                 received=str(tensor.dtype),
                 allowed=", ".join(map(str, TYPES)),
             )
-        tensors[key] = tensor
         if not is_finite(tensor):
             raise CheckpointError(
                 f"`{key}` of the LoRA {path} holds NaN or infinity",
@@ -98,7 +96,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], Scaling]:
     scaling = _stated_in_header(file)
     if scaling is None:
         _refuse_stated_elsewhere(path)
-    return tensors, scaling or Scaling()
+    return file, scaling or Scaling()
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -108,6 +108,20 @@ def test_keys_that_cannot_be_applied_are_named_and_nothing_changes(model, merge,
 
 
 @pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (pair("layers.0.q"), r"for another model \(its header says wan2\.2-t2v-14B/lora, Wan2\.2\)"),
+        (pair("vace_blocks.0.ffn.0"), r"for Wan VACE \(its header says wan2\.2"),
+        (pair("blocks.0.ffn.0"), r"made for another model \(its header says wan2\.2"),
+    ],
+)
+def test_what_the_header_says_is_quoted(merge, tensors, message):
+    header = {"modelspec.architecture": "wan2.2-t2v-14B/lora", "ss_base_model_version": "Wan2.2"}
+    with pytest.raises(CheckpointError, match=message):
+        merge(tensors, header=header)
+
+
+@pytest.mark.parametrize(
     "tensors",
     [
         pair(LAYER) | pair(f"diffusion_model.{LAYER}"),
