@@ -129,7 +129,8 @@ def chosen(
     if "text_encoder" not in roles:
         return files, problems
     try:
-        files["tokenizer"] = (tokenizer_of(files, problems, folder),)
+        read = [each.network for each in found if each.paths == files.get("text_encoder")]
+        files["tokenizer"] = (tokenizer_of(files, problems, folder, *read),)
     except CheckpointError as problem:
         problems["tokenizer"] = problem
     return files, problems
@@ -206,20 +207,27 @@ def _several(role: str, folder: Path, fitting: Sequence[Candidate]) -> Checkpoin
     )
 
 
-def tokenizer_of(files: Roles, problems: Mapping[str, CheckpointError], folder: Path | None = None) -> Path:
+def tokenizer_of(
+    files: Roles,
+    problems: Mapping[str, CheckpointError],
+    folder: Path | None = None,
+    network: NetworkFile | None = None,
+) -> Path:
     """Where the tokenizer of the text encoder is: umT5's in the package, any other's in a folder or below.
 
     Args:
         files: by role.
         problems: why the other roles have no file.
         folder: unset: that of the text encoder.
+        network: the text encoder, if it was read already.
 
     Raises:
         CheckpointError: there is no text encoder, or no tokenizer or several could be its.
     """
     if "text_encoder" in problems:
         raise problems["text_encoder"]
-    embedding = read_network(*files["text_encoder"]).tensors.get(ROLES["text_encoder"])
+    network = network or read_network(*files["text_encoder"])
+    embedding = network.tensors.get(ROLES["text_encoder"])
     if embedding is not None and embedding.shape[0] == UMT5_VOCABULARY:
         return UMT5_TOKENIZER
     text_encoder = files["text_encoder"][0]

@@ -136,5 +136,5 @@ def _check_complete(roles: tuple[str, ...], names: Collection[str], path: Path) 
             raise CheckpointError(
                 f"the file holds only a part of the {role.replace('_', ' ')}{held}",
                 received=f"{path}, without {missing[0]}",
-                remedy="Keep all shards of it in one folder, and name that folder.",
+                remedy="Keep all its shards in one folder, named like `model-00001-of-00007.safetensors`.",
             )

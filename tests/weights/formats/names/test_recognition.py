@@ -71,6 +71,18 @@ def test_sizes_of_the_image_encoder_are_those_of_the_released_file(networks, pro
     assert image_encoder.ImageEncoderConfig.from_tensors(shapes, heads) == networks.image_encoder.config
 
 
+def test_the_text_tower_of_a_complete_clip_is_left_out(networks):
+    tensors = writers.image_of_transformers(networks) | {
+        "text_model.encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2),
+        "text_projection.weight": torch.ones(2, 2),
+        "vision_model.embeddings.position_ids": torch.arange(3)[None],
+    }
+    found = recognised(tensors, Path("a"))
+    assert found.roles == ("image_encoder",)
+    state = image_encoder.from_released(dict(found.tensors), networks.image_encoder.config)
+    assert state.keys() == networks.image_encoder.state_dict().keys()
+
+
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("program", ["released", "diffusers"])
 def test_a_transformer_with_its_adapter_in_one_file(networks, prefix, program):
