@@ -3,12 +3,13 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from talkinghead_lab.bench.forwards import relative_error, velocity
@@ -25,7 +26,7 @@ from talkinghead_lab.pipeline.plan import networks_without_weights
 from talkinghead_lab.pipeline.request import load_settings
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.weights import locating
-from talkinghead_lab.weights.quantization import multiply_fp8
+from talkinghead_lab.weights.quantization import check_stored, multiply_fp8
 from talkinghead_lab.weights.reading import replace_module
 from talkinghead_lab.weights.transformer import load_transformer
 from tests.weights.quantized_files import E5M2, FORMS, FP8, matrices, write
@@ -154,6 +155,39 @@ def test_precision_of_stored_types(stored_as, form, precision, compute):
 def test_a_precision_that_contradicts_the_stored_type_is_refused(stored_as, form, precision, named):
     with pytest.raises(InvalidRequest, match=named):
         load_settings(stored_as(form, precision=precision))
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored", "refused"),
+    [
+        ("fp8", ["bfloat16", "fp8", "int8"], None),
+        ("fp8", ["fp8 (e5m2)"], None),
+        ("int8", ["fp8", "int8"], "int8 for weights in fp8"),
+        ("fp8", ["Q8_0", "float32"], "fp8 for weights in Q8_0"),
+        ("auto", ["Q8_0", "fp8", "int8"], None),
+        ("bf16", ["int8"], None),
+    ],
+)
+def test_precision_and_several_stored_types(precision, stored, refused):
+    if refused is None:
+        check_stored(precision, stored)
+        return
+    with pytest.raises(InvalidRequest, match=refused):
+        check_stored(precision, stored)
+
+
+def test_scales_may_lie_in_another_shard_than_their_weights(stored_as, plain):
+    params = stored_as("scaled e4m3")
+    folder = Path(params.ckpt_dir)
+    whole = folder / f"{locating.TRANSFORMER}.safetensors"
+    tensors = load_file(whole)
+    scales = {name for name in tensors if "scale" in name}
+    for number, names in ((1, tensors.keys() - scales), (2, scales)):
+        shard = folder / f"{locating.TRANSFORMER}-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name].clone() for name in names}, shard)
+    whole.unlink()
+    error = relative_error(velocity_of(load_transformer(load_settings(params))), plain)
+    assert 1e-5 < error < FORMS["scaled e4m3"][1]
 
 
 def test_e5m2_multiplies_in_fp8_only_where_it_can(stored_as, plain):

@@ -63,7 +63,7 @@ class RowQuantizedLinear(QuantizedLinear):
 
     def dequantized(self) -> Tensor:
         """The weight [out, in] in float32."""
-        return self.weight.float() * self.scale.float()
+        return self.weight.float().mul_(self.scale)
 
     def requantized(self, weight: Tensor) -> "RowQuantizedLinear":
         """The layer with another weight [out, in], quantised row by row to the same stored type."""
