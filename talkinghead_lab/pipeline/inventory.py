@@ -126,14 +126,19 @@ class Inventory:
                 details += _wrapped(f"{', '.join(row.roles)}: {_stored(row)}; {row.layout}", FILE_COLUMN)
             details += _wrapped(with_remedy(row.reason, row.next), FILE_COLUMN)
             yield from (" " * FILE_COLUMN + line for line in details)
-        yield ""
+        if self.files:
+            yield ""
 
     def _table_of_roles(self) -> Iterator[str]:
         lacking = [row for row in self.roles if row.state != COMPLETE]
         if lacking:
             yield f"{'needed':<15} {'state':<10} what to do"
+        explained: dict[str, str] = {}
         for row in lacking:
-            first, *others = _wrapped(with_remedy(row.reason, row.next), ROLE_COLUMN) or [""]
+            text = with_remedy(row.reason, row.next)
+            other = explained.setdefault(text, row.role)
+            text = f"as for {other}" if text and other != row.role else text
+            first, *others = _wrapped(text, ROLE_COLUMN) or [""]
             yield f"{row.role:<15} {row.state:<10} {first}".rstrip()
             yield from (" " * ROLE_COLUMN + line for line in others)
         if lacking:

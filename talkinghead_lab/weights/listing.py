@@ -208,7 +208,7 @@ def _file_row(
         roles=each.roles,
         layout=each.network.layout if each.network else "",
         stored=dict(Counter(map(kind_of, each.network.tensors.values()))) if each.network else {},
-        gib=sum(part.stat().st_size for part in each.paths if part.is_file()) / GIB,
+        gib=sum(map(_nbytes, each.paths)) / GIB,
         state=state,
         error=result.error,
         reason=_reason(problem).replace(f": received {path}", "").replace(f"{folder}{os.sep}", ""),
@@ -248,12 +248,20 @@ def _network_of(role: str) -> str:
 def _of_role(files: CheckpointFiles, role: str) -> tuple[Path, ...]:
     try:
         return files.of_role(role)
-    except CheckpointError:
+    except Exception:  # which `_role_row` reports
         return ()
 
 
 def _identity(paths: Sequence[Path]) -> Identity:
     return frozenset(map(os.path.realpath, paths))
+
+
+def _nbytes(path: Path) -> int:
+    """Size of a file; 0 if it is missing or may not be looked at."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _rivals(

@@ -85,6 +85,12 @@ def test_without_a_folder_the_variables_count_and_then_the_bundled_model(models,
     (models / PLACES["vae"]).unlink()
     assert main(["inventory", "-p", "device", "cpu"]) == 1
     assert "vae             missing" in capsys.readouterr().out
+    monkeypatch.delenv("WEIGHTS_DIR")
+    monkeypatch.setenv("CKPT_DIR", str(models / "nowhere"))
+    assert main(["inventory"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("transformer     missing    ckpt_dir does not exist") for line in lines)
+    assert "vae             missing    as for transformer" in lines
     monkeypatch.setenv("WEIGHTS_DIR", str(models / "nowhere"))
     assert main(["inventory"]) == 2
     assert "no folder" in capsys.readouterr().err
