@@ -86,10 +86,16 @@ def stored_types(files: CheckpointFiles) -> dict[str, int]:
 @_explained
 def load_dit(files: CheckpointFiles, dtype: torch.dtype | None, device: torch.device | str) -> DiT:
     """Load the transformer with its adapter. Without a `dtype`, weights keep their stored type."""
-    tensors: dict[str, Stored] = {}
     transformer, *adapters = transformer_files(files)
-    for file in (transformer, *adapters):
-        tensors |= file.tensors
+    tensors: dict[str, Stored] = dict(transformer.tensors)
+    for adapter in adapters:
+        if twice := sorted(tensors.keys() & adapter.tensors.keys()):
+            raise CheckpointError(
+                f"transformer and adapter both hold {len(twice)} tensors, {twice[0]} is one",
+                received=f"{transformer.paths[0]} and {adapter.paths[0]}",
+                remedy="One file holds both networks: name no other file beside it.",
+            )
+        tensors |= adapter.tensors
     fields = config_fields_for("transformer", transformer, files.transformer_config.parent)
     config = DiTConfig.from_tensors(shapes_of(tensors), fields)
     return _build(DiT, config, tensors, f"transformer ({files.of_role('adapter')[0].name})", dtype, device)

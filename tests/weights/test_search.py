@@ -127,6 +127,14 @@ def test_one_file_may_hold_transformer_and_adapter(models):
     assert files_of(models, transformer=elsewhere).of_role("adapter") == (elsewhere,)
 
 
+def test_a_merged_file_takes_no_other_adapter(models):
+    merged = models.parent / "m.safetensors"
+    save_file(load_file(models / PLACES["transformer"]) | load_file(models / PLACES["adapter"]), merged)
+    files = files_of(models, transformer=merged, adapter=models / PLACES["adapter"])
+    with pytest.raises(CheckpointError, match=r"both hold \d+ tensors.*m\.safetensors and .*b\.safetensors"):
+        checkpoints.load_dit(files, torch.float32, "cpu")
+
+
 def test_single_files_need_no_folder(models):
     fields = {role: str(models / place) for role, place in PLACES.items()}
     request = GenerationParams(audio_path="a", image_path="b", **fields)
