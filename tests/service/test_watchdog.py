@@ -3,7 +3,7 @@
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -47,17 +47,23 @@ done
 
 
 @pytest.fixture
-def launch_restarted(launch, tmp_path) -> Callable[..., Server]:
+def launch_restarted(launch, tmp_path) -> Iterator[Callable[..., Server]]:
     """Start a service under a runner, at an address of its own."""
     (tmp_path / "sitecustomize.py").write_text(FAULTS)
+    started = []
 
     def make(**environment: str) -> Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        return launch(["sh", "-c", RUNNER], PORT=port, PYTHONPATH=f"{tmp_path}:{ROOT}", **environment)
+        started.append(
+            launch(["sh", "-c", RUNNER], PORT=port, PYTHONPATH=f"{tmp_path}:{ROOT}", **environment)
+        )
+        return started[-1]
 
-    return make
+    yield make
+    for server in started:
+        server.stop()
 
 
 def health(server: Server, status: int) -> dict:
