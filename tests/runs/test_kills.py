@@ -6,13 +6,11 @@ import random
 import signal
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from talkinghead_lab import GenerationParams, generate
-from talkinghead_lab.__main__ import main
 from talkinghead_lab.runs.generate import GenerationResult
 from tests.runs.processes import forking
 
@@ -83,35 +81,14 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
     killed_after(600, request_for(max_frames=1), tmp_path / "warm-up")
     length = killed_after(600, params, tmp_path / "undisturbed")
     undisturbed = GenerationResult.from_run(tmp_path / "undisturbed")
-    dice, kills = random.Random(1), 0
-    for number in range(2):
-        folder = tmp_path / f"run-{number}"
-        for _ in range(6):
-            if not (folder / "run.json").exists():
-                kills += 1
-                killed_after(dice.uniform(0.2, 0.7) * length, params, folder)
+    dice, kills, number = random.Random(1), 0, 0
+    while kills < 4:
+        folder, number = tmp_path / f"run-{number}", number + 1
+        for _ in range(3):
+            killed_after(dice.uniform(0.2, 0.7) * length, params, folder)
+            if (folder / "run.json").exists():
+                length *= 0.7  # the machine has become faster since the undisturbed run
+                break
+            kills += 1
         killed_after(600, params, folder)
         assert_same(folder, undisturbed)
-    assert kills >= 4
-
-
-def run_in_the_shell(request: Path, folder: Path) -> None:
-    sys.exit(main(["generate", str(request), "--run", str(folder)]))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_stops_a_run_cleanly(request_for, tmp_path, recording, number):
-    """Finished chunks stay, and nothing partial; the status is that of an interrupt."""
-    request, folder = tmp_path / "request.yaml", tmp_path / "run"
-    request.write_text(request_for(audio_path=recording(4.0)).to_yaml())
-    process = forking().Process(target=run_in_the_shell, args=(request, folder))
-    process.start()
-    while process.is_alive() and not (folder / "chunks" / "00000.safetensors").exists():
-        time.sleep(0.01)
-    os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode == 130
-    assert sorted(path.name for path in folder.iterdir()) == ["chunks", "request.yaml"]
-    kept = Counter(path.stem for path in (folder / "chunks").iterdir())
-    assert kept["00000"] == 2
-    assert not [stem for stem in kept if not stem.isdigit()]
