@@ -6,11 +6,13 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from talkinghead_lab import GenerationParams, generate
+from talkinghead_lab.__main__ import main
 from talkinghead_lab.runs.generate import GenerationResult
 from tests.runs.processes import forking
 
@@ -92,3 +94,25 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
             kills += 1
         killed_after(600, params, folder)
         assert_same(folder, undisturbed)
+
+
+def run_in_the_shell(request: Path, folder: Path) -> None:
+    sys.exit(main(["generate", str(request), "--run", str(folder)]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_stops_a_run_cleanly(request_for, tmp_path, recording, number):
+    """Finished chunks stay, and nothing partial; the status is that of an interrupt."""
+    request, folder = tmp_path / "request.yaml", tmp_path / "run"
+    request.write_text(request_for(audio_path=recording(4.0)).to_yaml())
+    process = forking().Process(target=run_in_the_shell, args=(request, folder))
+    process.start()
+    while process.is_alive() and not (folder / "chunks" / "00000.safetensors").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 130
+    assert sorted(path.name for path in folder.iterdir()) == ["chunks", "request.yaml"]
+    kept = Counter(path.stem for path in (folder / "chunks").iterdir())
+    assert kept["00000"] == 2
+    assert not [stem for stem in kept if not stem.isdigit()]
