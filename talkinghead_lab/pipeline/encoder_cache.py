@@ -143,7 +143,9 @@ def _is_encoder(name: str) -> bool:
     place, _, file = name.partition("/")
     if place == "infinitetalk":
         return file.startswith("t5_")
-    return place not in ("transformer", "adapter") and not file.startswith((TRANSFORMER, "config."))
+    # Elsewhere than in the Wan2.1 folder, the place tells: diffusers gives all networks one file name.
+    is_transformer = place == "wan" and file.startswith(TRANSFORMER)
+    return place not in ("transformer", "adapter") and not is_transformer and not file.startswith("config.")
 
 
 def _read(entry: Path, key: str) -> Tensors | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from talkinghead_lab.pipeline.encoder_cache import EncoderCache
+from talkinghead_lab.pipeline.encoder_cache import EncoderCache, _is_encoder
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights.digests import weight_states
@@ -114,3 +114,10 @@ def test_conditions_from_the_cache_are_those_that_are_computed(request_for, tmp_
     for computed, first, known in zip(*made, strict=True):
         assert torch.equal(computed, first)
         assert torch.equal(computed, known)
+
+
+def test_files_of_encoders_are_known_by_their_place():
+    """diffusers names the autoencoder's file as the Wan2.1 folder names the transformer's."""
+    name = "diffusion_pytorch_model.safetensors"
+    encoders = [place for place in ("wan", "transformer", "adapter", "vae") if _is_encoder(f"{place}/{name}")]
+    assert encoders == ["vae"]
