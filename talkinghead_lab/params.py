@@ -188,7 +188,7 @@ class GenerationParams(BaseModel):
         description="self-attention kernel; auto: fastest exact one; flash3_fp8, triton: quantised to 8 bits",
     )
     compile_blocks: bool | None = Field(
-        None, description="compile the transformer; unset: on a GPU, for released sizes and one speaker"
+        None, description="compile the transformer; unset: on a GPU, for released sizes"
     )
     vram_budget_gib: float | None = Field(
         None, gt=0, le=4096, description="device memory budget in GiB; unset: all weights stay on the device"

@@ -71,6 +71,7 @@ def velocity(dit: DiT, latent: Tensor, conditions: ChunkConditions) -> Tensor:
         conditions.texts[True],
         conditions.image,
         conditions.audios[True],
+        conditions.regions,
     )
     return dit.unpatchify(tokens, time, latent.shape)
 

@@ -1,5 +1,6 @@
 """Sizes to measure, and random weights: time and memory do not depend on the values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.models.dit.config import DiTConfig
-from talkinghead_lab.models.dit.model import DiT
+from talkinghead_lab.models.dit.model import DiT, speaker_regions
 from talkinghead_lab.models.encoders.image import ImageEncoderConfig
 from talkinghead_lab.models.encoders.speech import SpeechEncoderConfig
 from talkinghead_lab.models.encoders.text import TextEncoderConfig
@@ -117,16 +118,16 @@ def random_vae(config: VAEConfig, device: torch.device) -> VAE:
 
 @torch.inference_mode()
 def random_conditions(
-    dit: DiT, grid: LatentGrid, device: torch.device, precompute: bool = True
+    dit: DiT, grid: LatentGrid, device: torch.device, precompute: bool = True, speakers: int = 1
 ) -> ChunkConditions:
-    """Random conditions of one chunk with one speaker; `precompute` as in `DiT.text_context`."""
+    """Random conditions of one chunk; `precompute` as in `DiT.text_context`. Two speakers share the frame."""
     config = dit.config
     generator = torch.Generator(device).manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
-    audio = noise(1, 1, grid.frames, config.audio_window, 1, config.audio_features)
+    audio = noise(1, speakers, grid.frames, config.audio_window, 1, config.audio_features)
     latent = grid.latent_shape(config.out_dim)
     return ChunkConditions(
         picture=noise(1, config.in_dim - config.out_dim, *latent[1:]),
@@ -137,9 +138,18 @@ def random_conditions(
         },
         audios={
             True: dit.audio_context(audio, precompute),
-            False: dit.audio_context(torch.zeros_like(audio), precompute),
+            False: dit.audio_context(torch.zeros_like(audio[:, :1]), precompute),
         },
         motion=noise(1, config.out_dim, 1, *latent[2:]),
         rotation=dit.rotation(latent, device),
-        regions=None,
+        regions=speaker_regions(_halves(latent), config.patch_size).to(device) if speakers == 2 else None,
     )
+
+
+def _halves(latent_shape: Sequence[int]) -> Tensor:
+    """Masks [3, h, w] of a speaker in the left half of a latent and one in the right, but for its first row."""
+    *_, height, width = latent_shape
+    masks = torch.zeros(3, height, width)
+    masks[0, 1:, : width // 2], masks[1, 1:, width // 2 :] = 1, 1
+    masks[2] = 1 - masks[0] - masks[1]
+    return masks

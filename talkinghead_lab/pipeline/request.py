@@ -257,8 +257,7 @@ def sampling_config(request: GenerationParams) -> SamplingConfig:
 def _is_compiled(request: GenerationParams, files: CheckpointFiles, device: torch.device) -> bool:
     if request.compile_blocks is not None:
         return request.compile_blocks
-    # For two speakers, attention to their regions loops over the heads, which makes too long a graph.
-    if device.type != "cuda" or request.speakers > 1:
+    if device.type != "cuda":
         return False
     return (transformer_width(files) or NARROWEST_COMPILED) >= NARROWEST_COMPILED
 

@@ -27,8 +27,9 @@ from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs import parallel
 from talkinghead_lab.runs.generate import generate
-from talkinghead_lab.sampling.config import SamplingConfig
+from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
+from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from tests.parity.test_dit import build, inputs
 from tests.runs.processes import forking
 
@@ -40,15 +41,22 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
     times = torch.tensor([500.0])
     with torch.inference_mode():
         made = {f"{speakers} speakers": model(timesteps=times, **inputs(speakers)) for speakers in (1, 2)}
-    return made | {name: chunk(model, *scales) for name, scales in GUIDANCE_SCALES.items()}
+    made |= {name: chunk(model, *scales) for name, scales in GUIDANCE_SCALES.items()}
+    return made | {"2 speakers, cached steps": chunk(model, 1.0, 1.0, speakers=2, steps=7)}
 
 
-def chunk(model: DiT, text_guide_scale: float, audio_guide_scale: float) -> torch.Tensor:
-    """A latent chunk in two steps."""
-    config = SamplingConfig(2, shift=7.0, text_scale=text_guide_scale, audio_scale=audio_guide_scale)
+def chunk(
+    model: DiT, text_guide_scale: float, audio_guide_scale: float, speakers: int = 1, steps: int = 2
+) -> torch.Tensor:
+    """A latent chunk; the step cache skips all steps but the first five."""
+    cache = StepCacheConfig(float("inf"), COEFFICIENTS["infinitetalk-480"])
+    config = SamplingConfig(
+        steps, shift=7.0, text_scale=text_guide_scale, audio_scale=audio_guide_scale, step_cache=cache
+    )
     grid = LatentGrid(9, 32, 32)
     noise = chunk_noise(0, 0, (1, *grid.latent_shape(model.config.out_dim)))
-    return sample_chunk(model, noise, random_conditions(model, grid, torch.device("cpu")), config)
+    conditions = random_conditions(model, grid, torch.device("cpu"), speakers=speakers)
+    return sample_chunk(model, noise, conditions, config)
 
 
 def one_of_two(rank: int, folder: str) -> None:
@@ -73,7 +81,7 @@ def of_one() -> dict[str, torch.Tensor]:
     return outcomes(build())
 
 
-@pytest.mark.parametrize("name", ["1 speakers", "2 speakers", *GUIDANCE_SCALES])
+@pytest.mark.parametrize("name", ["1 speakers", "2 speakers", "2 speakers, cached steps", *GUIDANCE_SCALES])
 def test_two_processes_make_what_one_makes(of_one, of_two, name):
     first, second = (made[name] for made in of_two)
     assert torch.equal(first, second)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.models.kernels.attention import Rotation, attention, rotary_angles
 from talkinghead_lab.models.kernels.fused_ops import ResidualUpdate
+from talkinghead_lab.models.kernels.two_speakers import bmm_float32, rotated_attention_weights
 
 # Rotary positions that bind video tokens to voices (released configuration). The face of speaker one covers
 # positions 0–4, that of speaker two 20–24. Each voice is at the centre of its range, the background between.
@@ -67,7 +68,12 @@ class AudioCrossAttention(nn.Module):
         return key, value
 
     def forward(
-        self, x: Tensor, keys_values: tuple[Tensor, Tensor], frames: int, rotation: Rotation | None = None
+        self,
+        x: Tensor,
+        keys_values: tuple[Tensor, Tensor],
+        frames: int,
+        rotation: Rotation | None = None,
+        use_triton: bool = False,
     ) -> ResidualUpdate:
         """Attend to the audio.
 
@@ -75,42 +81,53 @@ class AudioCrossAttention(nn.Module):
             x: [B, L, D].
             keys_values: from `keys_values`.
             frames: T.
-            rotation: from `speaker_rotation`, with two speakers only.
+            rotation: of the queries to `speaker_positions`, with two speakers only.
+            use_triton: whether Triton kernels take `x`.
         """
         audio_tokens, frame_tokens = keys_values[0].shape[1], x.shape[1] // frames
-        # A rotation acts on the queries, which folding skips, and training needs gradients of the weights.
-        can_fold = rotation is None and not torch.is_grad_enabled()
-        if can_fold and audio_tokens < min(frame_tokens, x.shape[2] // self.num_heads):
-            return self._folded_attention(x, *keys_values)
+        # Training needs gradients of the weights, which folding detaches.
+        can_fold = not torch.is_grad_enabled()
+        can_fold &= audio_tokens < min(frame_tokens, x.shape[2] // self.num_heads)
+        if can_fold and rotation is None:
+            return self._folded_output(self._folded_query(x, keys_values[0]), x, keys_values[1])
         query = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
-        if rotation is not None:
-            query = rotation(query)
-        query = rearrange(query, "b (t s) n d -> (b t) s n d", t=frames)
-        attended = attention(query, *keys_values)
-        return ResidualUpdate(self.proj(rearrange(attended, "(b t) s n d -> b (t s) (n d)", t=frames)))
+        if rotation is None:
+            return self._plain_attention(query, *keys_values)
+        if can_fold and use_triton:
+            weights = rotated_attention_weights(query, rotation.cosine, rotation.sine, keys_values[0])
+            return self._folded_output(weights, x, keys_values[1])
+        return self._plain_attention(rotation(query), *keys_values)
 
-    def _folded_attention(self, x: Tensor, key: Tensor, value: Tensor) -> ResidualUpdate:
-        """The same attention with the projections folded into keys and values.
+    def _plain_attention(self, query: Tensor, key: Tensor, value: Tensor) -> ResidualUpdate:
+        attended = attention(query.reshape(len(key), -1, *query.shape[2:]), key, value)
+        return ResidualUpdate(self.proj(attended.reshape(*query.shape[:2], -1)))
 
-        (Wx)·k = x·(Wᵀk) and W·Σpv = Σp·(Wv). A frame has fewer keys than a head has channels, so the matmuls
-        over all video tokens become narrower: by a factor of four at the released sizes.
+    def _folded_query(self, x: Tensor, key: Tensor) -> Tensor:
+        """Attention weights [B·T, S, heads · A] with the projection of the queries folded into the keys.
+
+        (Wx)·k = x·(Wᵀk). A frame has fewer keys than a head has channels, so the matmul over all video tokens
+        becomes narrower: by a factor of four at the released sizes. A rotation of each query prevents it.
         """
         # Weights are detached because einops records the type of each tensor. A type first seen inside a
         # block, `Parameter`, would make PyTorch compile the block again.
         frames, count = key.shape[:2]
-        query_weight, out_weight = _weight(self.q_linear, x.dtype), _weight(self.proj, x.dtype)
-        # With frames innermost, the rows of one frame are evenly strided and the matmuls need no copy.
-        key, value = (rearrange(each, "f a n d -> n (a f) d") for each in (key, value))
-        keys = key @ rearrange(query_weight, "(n d) c -> n d c", n=self.num_heads)
-        values = value @ rearrange(out_weight, "c (n d) -> n d c", n=self.num_heads)
-        offsets = key.float() @ rearrange(
-            self.q_linear.bias.detach().float(), "(n d) -> n d 1", n=self.num_heads
-        )
-        keys, values = (rearrange(each, "n (a f) c -> f (n a) c", a=count) for each in (keys, values))
-        scores = _bmm_float32(x.reshape(frames, -1, x.shape[-1]).to(keys.dtype), keys.mT)
+        weight, bias = _weight(self.q_linear, x.dtype), self.q_linear.bias.detach().float()
+        # With frames innermost, the rows of one frame are evenly strided and the matmul needs no copy.
+        key = rearrange(key, "f a n d -> n (a f) d")
+        keys = key @ rearrange(weight, "(n d) c -> n d c", n=self.num_heads)
+        offsets = key.float() @ rearrange(bias, "(n d) -> n d 1", n=self.num_heads)
+        keys = rearrange(keys, "n (a f) c -> f (n a) c", a=count)
+        scores = bmm_float32(x.reshape(frames, -1, x.shape[-1]).to(keys.dtype), keys.mT)
         scores = scores.unflatten(-1, (self.num_heads, count))
         scores = (scores + rearrange(offsets, "n (a f) 1 -> f 1 n a", a=count)) / key.shape[-1] ** 0.5
-        weights = scores.softmax(dim=-1).to(x.dtype).flatten(-2)
+        return scores.softmax(dim=-1).to(x.dtype).flatten(-2)
+
+    def _folded_output(self, weights: Tensor, x: Tensor, value: Tensor) -> ResidualUpdate:
+        """The output for attention `weights`, its projection folded into the values: W·Σpv = Σp·(Wv)."""
+        count = value.shape[1]
+        value = rearrange(value, "f a n d -> n (a f) d")
+        out_weight = rearrange(_weight(self.proj, x.dtype), "c (n d) -> n d c", n=self.num_heads)
+        values = rearrange(value @ out_weight, "n (a f) c -> f (n a) c", a=count)
         return ResidualUpdate((weights @ values).view_as(x), offset=self.proj.bias)
 
 
@@ -121,23 +138,11 @@ def _weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     return layer.weight_as(dtype)  # type: ignore[operator]
 
 
-@torch.library.custom_op("talkinghead_lab::product_float32", mutates_args=())
-def _bmm_float32(x: Tensor, y: Tensor) -> Tensor:
-    """Batched matmul with a float32 result; attention scores are exponents and need the precision."""
-    return torch.bmm(x, y, out_dtype=torch.float32) if x.is_cuda else torch.bmm(x.float(), y.float())
-
-
-@_bmm_float32.register_fake
-def _(x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], y.shape[-1], dtype=torch.float32)
-
-
-def speaker_rotation(attention_map: Tensor, head_width: int) -> Rotation:
-    """Rotary positions that bind each token to the speaker whose region it attends to most.
+def speaker_positions(attention_map: Tensor) -> Tensor:
+    """Rotary positions, float32 [B, L], that bind each token to the speaker whose region it attends to most.
 
     Args:
-        attention_map: [B, 3, L], attention to speaker one, speaker two and the background.
-        head_width: channels of an attention head.
+        attention_map: float32 [B, 3, L], attention to speaker one, speaker two and the background.
     """
     positions = []
     for attended, (low, high) in zip(attention_map[:, :2].unbind(1), SPEAKER_RANGES, strict=True):
@@ -145,5 +150,4 @@ def speaker_rotation(attention_map: Tensor, head_width: int) -> Rotation:
         positions.append((attended - minimum) / (maximum - minimum + 1e-8) * (high - low) + low)
     positions.append(torch.full_like(positions[0], BACKGROUND_POSITION))
     strongest = attention_map.argmax(dim=1, keepdim=True)
-    chosen = torch.stack(positions, dim=1).gather(1, strongest).squeeze(1)
-    return Rotation.from_angles(rotary_angles(chosen.float(), head_width))
+    return torch.stack(positions, dim=1).gather(1, strongest).squeeze(1)

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention, speaker_rotation
+from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention, speaker_positions
 from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.attention import (
     Rotation,
     attention,
-    attention_per_region,
+    rotary_angles,
     text_image_attention,
 )
 from talkinghead_lab.models.kernels.fp8 import FP8, QuantizedTokens, uses_fp8_matmul
@@ -24,6 +24,7 @@ from talkinghead_lab.models.kernels.fused_ops import (
     quantized_gelu,
 )
 from talkinghead_lab.models.kernels.quantized_attention import scale_for
+from talkinghead_lab.models.kernels.two_speakers import region_attention
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -129,7 +130,7 @@ class SelfAttention(nn.Module):
         regions: Tensor | None,
         group: SequenceParallelGroup,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; with speaker `regions` [3, S], also return each token's attention to them, [B, 3, L]."""
+        """Attend; with speaker `regions` [3, S], also return the pending `attention_map`."""
         # Rotating a pair of channels keeps its norm, so the largest bound in a head holds for all of it.
         bounds = self.split_heads(self.norm_q.output_bound()).amax(dim=1)
         quantizes_query = self.kernel == "flash3_fp8" and regions is None
@@ -141,11 +142,24 @@ class SelfAttention(nn.Module):
         query = group.start_all_to_all(query)
         value, key, query = (group.finish_all_to_all(pending) for pending in (value, key, query))
         bounds = bounds.unflatten(0, (group.size, -1))[group.rank]
+        # First, so that query and key are free after attention, and the sum overlaps with it.
+        attention_map = None if regions is None else self.attention_map(query, key, regions, group)
         attended = group.return_heads(attention(query, key, value, self.kernel, bounds))
-        out = self.o(attended.flatten(2))
-        if regions is None:
-            return out, None
-        return out, attention_per_region(query, key[:, : regions.shape[1]], regions)
+        return self.o(attended.flatten(2)), attention_map
+
+    def attention_map(
+        self, query: Tensor, key: Tensor, regions: Tensor, group: SequenceParallelGroup
+    ) -> Tensor:
+        """Each token's attention to speaker regions, averaged over region and heads, float32 [B, 3, L].
+
+        With an odd number of heads the last is ignored, as in the reference, which averages two halves. The
+        heads of several processes are still to be summed by `group.finish_sum`.
+        """
+        counted = max(1, self.num_heads // 2 * 2)
+        own = max(0, counted - group.rank * query.shape[2])
+        first = group.first_tokens(key, regions.shape[1])[:, :, :own]
+        use_triton = self.uses_triton_kernels(query)
+        return group.start_sum(region_attention(query[:, :, :own], first, regions, use_triton) / counted)
 
 
 class CrossAttention(SelfAttention):
@@ -230,8 +244,11 @@ class Block(nn.Module):
         x, normed = self.add_and_norm(x, ResidualUpdate(out), self.norm_x, None, ())
         speakers = None
         if attention_map is not None:
-            speakers = speaker_rotation(attention_map, x.shape[-1] // self.self_attn.num_heads)
-        update = self.audio_cross_attn(normed, audio, frames, speakers)
+            positions = group.own_tokens(speaker_positions(group.finish_sum(attention_map)))
+            head_width = x.shape[-1] // self.self_attn.num_heads
+            speakers = Rotation.from_angles(rotary_angles(positions, head_width))
+        use_triton = self.self_attn.uses_triton_kernels(x)
+        update = self.audio_cross_attn(normed, audio, frames, speakers, use_triton)
         x, normed = self.add_and_norm(x, update, self.norm2, (shift_f, scale_f), (self.ffn[0],))
         return ResidualUpdate(feed_forward(self.ffn, normed), gate_f).added_to(x)
 

@@ -265,13 +265,12 @@ class DiT(nn.Module):
             rotation: rotary positions of the tokens.
             text, image, audio: contexts of cross-attention.
             regions: speaker regions [3, S], used if `audio` holds two speakers.
-            single_process: compute all tokens in this process. With two speakers this is always so, because
-                attention to their regions needs all tokens.
+            single_process: compute all tokens in this process.
         """
         frames = audio.tokens.shape[1]
         regions = regions if audio.speakers > 1 else None
         group = SequenceParallelGroup()
-        if not single_process and regions is None:
+        if not single_process:
             group = self.group.if_divides(self.config.num_heads, tokens.shape[1] // frames)
         if group.size > 1:
             tokens = group.split(tokens, frames)

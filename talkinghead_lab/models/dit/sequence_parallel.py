@@ -99,5 +99,21 @@ class SequenceParallelGroup:
         parts = x.unflatten(1, (self.size, -1)).movedim(1, 0)
         return self._wait(self.start_all_to_all(parts)).movedim(0, 2).flatten(2, 3)
 
+    def first_tokens(self, x: Tensor, count: int) -> Tensor:
+        """The first tokens in the original order of [B, L, …] that is ordered by process."""
+        return x.unflatten(1, (self.size, -1))[:, :, : count // self.size].flatten(1, 2)
+
+    def own_tokens(self, x: Tensor) -> Tensor:
+        """This process's tokens of [B, L, …] that is ordered by process: [B, L / size, …]."""
+        return x.unflatten(1, (self.size, -1))[:, self.rank]
+
+    def start_sum(self, x: Tensor) -> Tensor:
+        """Start summing `x` over the processes; `finish_sum` waits."""
+        return x if self.size == 1 else torch.ops._c10d_functional.all_reduce(x, "sum", self.name)
+
+    def finish_sum(self, pending: Tensor) -> Tensor:
+        """Wait for the sum that `start_sum` began."""
+        return self._wait(pending)
+
     def _wait(self, pending: Tensor) -> Tensor:
         return pending if self.size == 1 else torch.ops._c10d_functional.wait_tensor(pending)

@@ -1,4 +1,4 @@
-"""Attention kernels and their selection, rotary position embedding, attention to speaker regions."""
+"""Attention kernels and their selection, and rotary position embedding."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -176,27 +176,3 @@ class Rotation:
         """Rotate [B, tokens, heads, head width] in float32; the type of `x` is kept."""
         swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         return (x.float() * self.cosine + swapped.float() * self.sine).type_as(x)
-
-
-def attention_per_region(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
-    """Attention of every token to each region of the first latent frame, averaged over region and heads.
-
-    Heads are processed one at a time: the full attention map of a released-size chunk takes gigabytes. With
-    an odd number of heads the last is ignored, as in the reference, which averages two halves.
-
-    Args:
-        query: [B, L, heads, head width], rotated.
-        key: [B, S, heads, head width], rotated keys of the first latent frame.
-        regions: [R, S], 1 inside a region and 0 outside. An empty region, such as no background between two
-            speakers, gets no attention.
-
-    Returns:
-        [B, R, L] in the query's type.
-    """
-    regions = (regions / regions.sum(dim=1, keepdim=True).clamp(min=1)).to(query.dtype)
-    heads = max(1, query.shape[2] // 2 * 2)
-    total = query.new_zeros(query.shape[0], regions.shape[0], query.shape[1])
-    for head in range(heads):
-        scores = query[:, :, head] @ key[:, :, head].transpose(-1, -2) / query.shape[-1] ** 0.5
-        total += regions @ scores.softmax(dim=-1).transpose(-1, -2)
-    return total / heads

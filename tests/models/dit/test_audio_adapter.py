@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from talkinghead_lab.bench.forwards import relative_error
-from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention, speaker_rotation
-from talkinghead_lab.models.kernels.attention import attention_per_region
+from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention, speaker_positions
 from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.models.kernels.two_speakers import region_attention
 from talkinghead_lab.weights.quantization import quantize_linears
 
 FRAMES, FRAME_TOKENS, DIM, HEADS, AUDIO_DIM = 3, 40, 128, 2, 24
@@ -36,8 +36,9 @@ def test_without_background_every_token_is_bound_to_the_speaker_it_attends_to(dt
     seen = torch.stack([1 - owner, owner]).float()
     regions = torch.stack([*seen, torch.zeros(tokens)])
     looks = 4 * torch.nn.functional.one_hot(owner, width).to(dtype)[None, :, None].expand(1, tokens, 2, width)
-    attended = attention_per_region(looks, looks, regions)
-    assert torch.equal(attended[0, 2], torch.zeros(tokens, dtype=dtype))
-    slow = speaker_rotation(attended, width).sine[0, :, 0, 5].float() / 0.01  # turns by 0.01 per position
-    assert torch.equal((slow > 16).long(), owner)
-    assert ((slow < 5) | (slow > 19)).all()
+    attended = region_attention(looks, looks, regions)
+    assert torch.equal(attended[0, 2], torch.zeros(tokens))
+    positions = speaker_positions(attended)[0]
+    assert positions.dtype == torch.float32
+    assert torch.equal((positions > 12).long(), owner)
+    assert positions.unique().tolist() == pytest.approx([4, 24])

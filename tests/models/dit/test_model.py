@@ -25,7 +25,7 @@ def velocity(model: DiT, speakers: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_share_one_graph_and_give_the_same_velocity():
+def test_compiled_blocks_share_a_graph_for_each_number_of_speakers_and_give_the_same_velocity():
     model, called = build(), []
     assert len(model.blocks) > 1
     torch._dynamo.reset()
@@ -33,9 +33,12 @@ def test_compiled_blocks_share_one_graph_and_give_the_same_velocity():
     model.compile_blocks()
     for block in model.blocks:
         block.register_forward_pre_hook(lambda *_: called.append(1))
-    assert relative_error(velocity(model), velocity(build())) < 1e-5
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one for all blocks, one for the head"
-    assert len(called) == len(model.blocks), "hooks run outside the graph"
+    counters = torch._dynamo.utils.counters
+    for speakers, graphs in (1, 2), (2, 3), (1, 3), (2, 3):
+        assert relative_error(velocity(model, speakers), velocity(build(), speakers)) < 1e-5
+        assert counters["stats"]["unique_graphs"] == graphs, "one per number of speakers, one for the head"
+    assert not counters["graph_break"]
+    assert len(called) == 4 * len(model.blocks), "hooks run outside the graph"
 
 
 def test_compilation_hides_the_tf32_hint_and_restores_the_warning_filters(monkeypatch):
