@@ -147,7 +147,7 @@ def random_conditions(
 
 
 def _halves(latent_shape: Sequence[int]) -> Tensor:
-    """Masks [3, h, w] of a speaker in the left half of a latent and one in the right, but for its first row."""
+    """Masks [3, h, w]: a speaker in each half of a latent, and its first row as background."""
     *_, height, width = latent_shape
     masks = torch.zeros(3, height, width)
     masks[0, 1:, : width // 2], masks[1, 1:, width // 2 :] = 1, 1

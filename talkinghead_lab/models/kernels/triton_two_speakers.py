@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Tiles of attention to the regions: queries, keys, and the columns that hold masks, the fewest a matmul takes.
+# Tiles of attention to the regions: queries, keys, and columns of masks, as many as a matmul takes at least.
 ROWS, KEYS, COLUMNS, WARPS, STAGES = 128, 64, 16, 8, 3
 # Attention to the audio: queries of a tile, heads of a program, which share the tables of its rotation.
 AUDIO_ROWS, AUDIO_HEADS, AUDIO_WARPS, AUDIO_STAGES = 64, 4, 8, 2
@@ -99,7 +99,7 @@ def _rotated_attention_weights(
 
 
 def rotated_attention_weights(query: Tensor, cosine: Tensor, sine: Tensor, key: Tensor) -> Tensor:
-    """Rotate queries, and attend to the audio of their frame; see `two_speakers.rotated_attention_weights`."""
+    """Rotate queries and attend to the audio of their frame; see the op of the same name."""
     (frames, count, heads, width), tokens = key.shape, query.shape[0] * query.shape[1]
     frame_tokens = tokens // frames
     out = query.new_empty(frames, frame_tokens, heads * count)

@@ -1,6 +1,6 @@
 """What only two speakers need: attention to their regions, and attention weights of queries they rotate.
 
-Sums and softmax are float32: positions are the map stretched to a range, which multiplies its rounding errors.
+Softmax and sums are float32: stretching the map to the range of positions multiplies rounding errors.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Attention to the regions of two speakers, and attention weights of rotated queries: plain and with Triton."""
+"""Attention to the regions of two speakers, and attention weights of rotated queries."""
 
 import pytest
 import torch
