@@ -1,6 +1,7 @@
 """`python -m talkinghead_lab.service`: run the HTTP service on HOST and PORT."""
 
 import sys
+from contextlib import suppress
 
 from talkinghead_lab.errors import MissingExtra, OutputError, TalkingHeadError
 
@@ -27,9 +28,10 @@ def serve() -> None:
         from talkinghead_lab.foundation.threads import prepare_threads
 
         prepare_threads()
-        import uvicorn
+        from uvicorn.config import STARTUP_FAILURE
 
         from talkinghead_lab.service.app import create_app
+        from talkinghead_lab.service.server import ConnectionLimits, make_server, max_connections
         from talkinghead_lab.service.settings import ServiceSettings
         from talkinghead_lab.service.telemetry import log_as_json
         from talkinghead_lab.service.watchdog import watch
@@ -49,15 +51,12 @@ def serve() -> None:
     app = create_app(settings)
     jobs = app.state.service.jobs
     watch(jobs.trouble, jobs.give_up)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
+    limits = ConnectionLimits(settings.body_seconds, max_connections())
+    server = make_server(app, settings.host, settings.port, limits, jobs.begin_to_close)
+    with suppress(KeyboardInterrupt):  # raised again after the shutdown
+        server.run()
+    if not server.started:
+        raise SystemExit(STARTUP_FAILURE)
 
 
 if __name__ == "__main__":

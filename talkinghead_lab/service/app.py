@@ -10,16 +10,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from talkinghead_lab import __version__
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.service.generation import gpu_available
-from talkinghead_lab.service.middleware import RequestMiddleware, problem_response
+from talkinghead_lab.service.middleware import GuardMiddleware, RequestMiddleware
+from talkinghead_lab.service.origins import LOOPBACK, OriginMiddleware
 from talkinghead_lab.service.problems import Problem, problem_of, without_paths
+from talkinghead_lab.service.responses import ResponseMiddleware, method_not_allowed, problem_response
 from talkinghead_lab.service.schemas import Health, JobView, VideoAnswer, VideoRequest, problem_responses
+from talkinghead_lab.service.server import max_connections
 from talkinghead_lab.service.serving import Service
 from talkinghead_lab.service.settings import ServiceSettings
 
+SPARE_CONNECTIONS = 8  # for health checks, when all others are in use
 STOP_SECONDS = 20.0  # time for the running job to stop at shutdown
 MAX_FINDINGS = 4  # reported for one request body
 
@@ -30,7 +35,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(service.generator.tidy)
+        # Before the first client connects, because either may take seconds.
+        await asyncio.gather(asyncio.to_thread(gpu_available), asyncio.to_thread(service.generator.tidy))
         service.start()
         yield
         await asyncio.to_thread(service.close, STOP_SECONDS)
@@ -45,7 +51,13 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         responses=problem_responses(401, 408, 413),
     )
     app.state.service = service
-    app.add_middleware(RequestMiddleware, settings=service.settings, metrics=service.metrics)
+    hosts = service.settings.hosts
+    # The last one is the outermost.
+    app.add_middleware(OriginMiddleware, allowed_hosts=hosts)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *hosts], www_redirect=False)
+    app.add_middleware(GuardMiddleware, settings=service.settings)
+    app.add_middleware(ResponseMiddleware)
+    app.add_middleware(RequestMiddleware, metrics=service.metrics, most=max_connections() - SPARE_CONNECTIONS)
     _add_error_handlers(app)
     # The middleware checks the token before it reads the body; this only declares it in OpenAPI.
     declared = [Depends(HTTPBearer(auto_error=False))] if service.settings.token else []
@@ -68,11 +80,13 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            return method_not_allowed(request.scope)
         return problem_response(Problem(error.status_code, f"{error.detail}.", dict(error.headers or {})))
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (Exception, Problem, TalkingHeadError):
+    for kind in (Problem, TalkingHeadError):
         app.add_exception_handler(kind, known)
 
 

@@ -3,7 +3,7 @@
 import gc
 import json
 import logging
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from talkinghead_lab.foundation.files import atomic_path
@@ -93,8 +93,13 @@ class Generator:
         return answer | {"metadata": answer["metadata"] | told}
 
     def after(self, job: QueuedJob, error: BaseException | None) -> None:
-        """Give back what the run held: GPU memory, and the folder where the run failed."""
-        if error is not None and job.started is not None:
+        """Give back what the run held: GPU memory, and the folder where the run failed.
+
+        A job that has not started holds nothing, and may end in the event loop, which must not wait.
+        """
+        if job.started is None:
+            return
+        if error is not None:
             _forget_frames(error)
             if job.problem is not None and job.problem.status == 503:
                 self.unload()
@@ -145,8 +150,9 @@ class Generator:
         return params.replace(vram_budget_gib=(smallest + kept * BYTES_PER_WEIGHT) / GIB)
 
 
+@cache
 def gpu_available() -> bool:
-    """Whether there is a GPU that can be used."""
+    """Whether there is a GPU that can be used. The first call imports torch, which takes seconds."""
     import torch
 
     return torch.cuda.is_available()

@@ -6,12 +6,13 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
 from talkinghead_lab.errors import Stopped
 from talkinghead_lab.runs.jobs import GenerationJob, Progress
-from talkinghead_lab.service.problems import Problem, busy, problem_of
+from talkinghead_lab.service.problems import RESTARTS, Problem, busy, problem_of
 
 LOG = logging.getLogger(__name__)
 MAX_ENDED_JOBS = 200  # kept for status requests
@@ -26,12 +27,14 @@ class QueuedJob(GenerationJob):
         result: of a finished job.
         problem: of any other that has ended.
         heard: when it last reported a step (monotonic clock).
+        context: variables of the request, such as its id for the log.
     """
 
     id: str
     result: dict[str, Any] | None = None
     problem: Problem | None = None
     heard: float = field(default=0.0, init=False)
+    context: Context = field(default_factory=copy_context)
 
     def report(self, progress: Progress) -> bool:
         """Record a finished step; see `GenerationJob.report`."""
@@ -76,14 +79,23 @@ class JobQueue:
         """Start the thread."""
         self._thread.start()
 
-    def close(self, timeout: float) -> None:
-        """Stop all jobs and wait up to `timeout` seconds for the running one."""
+    @property
+    def is_closed(self) -> bool:
+        """Whether jobs are no longer accepted."""
+        return self._closed or self._given_up
+
+    def begin_to_close(self) -> None:
+        """Accept no other job and stop all, without waiting for the running one."""
         with self._changed:
             self._closed = True
             jobs = [*self._waiting, *filter(None, [self._running])]
             self._changed.notify_all()
         for job in jobs:
             self.stop(job.id)
+
+    def close(self, timeout: float) -> None:
+        """Stop all jobs and wait up to `timeout` seconds for the running one."""
+        self.begin_to_close()
         if self._thread.is_alive():
             self._thread.join(timeout)
 
@@ -95,7 +107,7 @@ class JobQueue:
             self._waiting.clear()
         for job in jobs:
             # Nothing else is tidied: whatever holds up the thread might hold up that, too.
-            job.problem = busy("The service restarts. Send the request again.")
+            job.problem = busy(RESTARTS)
             job.end(job.problem)
             job.done.set_result(None)
 
@@ -116,7 +128,7 @@ class JobQueue:
                 self._reserved -= 1
 
     def _check_room(self) -> None:
-        if self._closed or self._given_up:
+        if self.is_closed:
             raise busy("The service is shutting down.")
         if len(self._waiting) + self._reserved + (self._running is not None) > self._length:
             raise busy(f"The queue is full: {self._length} requests are waiting. Try again later.")
@@ -200,7 +212,7 @@ class JobQueue:
             try:
                 if job.stop.is_set():
                     raise Stopped("the run was stopped")
-                job.result = self._work(job)
+                job.result = job.context.run(self._work, job)
             except BaseException as raised:  # the thread survives any error of a job
                 error = raised
             with self._changed:
@@ -222,10 +234,11 @@ class JobQueue:
         if job.is_done:  # given up
             return
         if error is not None:
-            job.problem = problem_of(error)
+            stopped_here = self._closed and isinstance(error, Stopped)
+            job.problem = busy(RESTARTS) if stopped_here else problem_of(error)
         job.end(error)
         try:
-            self._ended(job, error)
+            job.context.run(self._ended, job, error)
         except Exception:
             LOG.exception("the handler of an ended job failed")
         finally:

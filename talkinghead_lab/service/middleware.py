@@ -1,85 +1,79 @@
-"""Middleware for every request: bearer token, limits of the body, access log and request metrics."""
+"""Middleware for every request: its id, its place, token, limits of the body, log and metrics."""
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 
-from starlette.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from talkinghead_lab.service.problems import MEDIA_TYPE, Problem
+from talkinghead_lab.service.problems import RESTARTS, Problem, busy, problem_of
+from talkinghead_lab.service.responses import problem_response
 from talkinghead_lab.service.settings import ServiceSettings
-from talkinghead_lab.service.telemetry import Metrics
+from talkinghead_lab.service.telemetry import REQUEST_ID, Metrics
 
 LOG = logging.getLogger(__name__)
 OPEN_PATHS = {"/api/health"}
 MAX_BODY_BYTES = 64 * 1024  # three times the longest valid request
 CLOSE = {"Connection": "close"}
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
+GIVEN_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-def problem_response(problem: Problem) -> JSONResponse:
-    """Convert a problem to an HTTP response."""
-    return JSONResponse(problem.to_json(), problem.status, problem.headers, MEDIA_TYPE)
+def header(scope: Scope, name: str) -> str:
+    """A header of a request; empty if there is none."""
+    return str(Headers(scope=scope).get(name, ""))
 
 
 class RequestMiddleware:
-    """ASGI middleware around all routes of the application."""
+    """The outermost ASGI middleware: every request gets an id, an answer and a line of the log.
 
-    def __init__(self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    Args:
+        app: the application.
+        metrics: where requests are counted.
+        most: requests under way at once; health checks do not count.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, most: int) -> None:
+        self.app, self.metrics, self.most = app, metrics, most
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a valid request on; respond to any other with a problem."""
+        """Pass a request on; respond to what is raised with a problem."""
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        started, status = time.perf_counter(), 500
+            await self.app(scope, receive, send)
+            return
+        given = header(scope, "x-request-id")
+        name = given if GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
+        REQUEST_ID.set(name)
+        started, status = time.perf_counter(), 0
 
-        async def record_status(message: Message) -> None:
+        async def record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name.encode())]
             await send(message)
 
+        self._under_way += 1
         try:
-            self._check_token(scope)
-            body = await self._read_body(scope, receive)
-            await self.app(scope, _replay(body, receive), record_status)
+            if self._under_way > self.most and scope["path"] not in OPEN_PATHS:
+                raise busy("Too many requests at once. Try again later.", CLOSE)
+            await self.app(scope, receive, record)
         except Problem as problem:
-            await problem_response(problem)(scope, receive, record_status)
+            await problem_response(problem)(scope, receive, record)
+        except Exception as error:
+            LOG.exception("a request failed")
+            if status == 0:
+                await problem_response(problem_of(error))(scope, receive, record)
+        except asyncio.CancelledError:  # by the server, at its end
+            if status == 0:
+                await problem_response(busy(RESTARTS, CLOSE))(scope, receive, record)
         finally:
-            self._record(scope, status, time.perf_counter() - started)
-
-    def _check_token(self, scope: Scope) -> None:
-        token = self.settings.token
-        if token is None or scope["path"] in OPEN_PATHS:
-            return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, value = given.partition(b" ")
-        matches = secrets.compare_digest(value.strip(), token.get_secret_value().encode())
-        if scheme.lower() != b"bearer" or not matches:
-            raise Problem(401, "A valid bearer token is required.", {"WWW-Authenticate": "Bearer"})
-
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        """Read the complete body within the limits of size and time.
-
-        Raises:
-            Problem: 408 if it arrives too slowly, 413 if it is too large.
-        """
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.settings.body_seconds):
-                while True:
-                    message = await receive()
-                    body += message.get("body", b"")
-                    if len(body) > MAX_BODY_BYTES:
-                        raise Problem(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", CLOSE)
-                    if not message.get("more_body"):
-                        return bytes(body)
-        except TimeoutError:
-            seconds = f"{self.settings.body_seconds:g}"
-            raise Problem(408, f"The body did not arrive within {seconds} seconds.", CLOSE) from None
+            self._under_way -= 1
+            self._record(scope, status or 500, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's pattern instead of the path, so that clients cannot create any number of label values.
@@ -88,6 +82,50 @@ class RequestMiddleware:
         self.metrics.requests.labels(method, path, str(status)).inc()
         facts = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3)}
         LOG.info("answered", extra=facts)
+
+
+class GuardMiddleware:
+    """ASGI middleware that checks the token, and reads the body within limits before any of it is used."""
+
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a valid request on.
+
+        Raises:
+            Problem: 400 if the body is cut off, 401 without a valid token, 408 or 413 beyond a limit.
+        """
+        if scope["type"] == "http":
+            self._check_token(scope)
+            receive = _replay(await self._read_body(receive), receive)
+        await self.app(scope, receive, send)
+
+    def _check_token(self, scope: Scope) -> None:
+        token = self.settings.token
+        if token is None or scope["path"] in OPEN_PATHS:
+            return
+        scheme, _, value = header(scope, "authorization").partition(" ")
+        matches = secrets.compare_digest(value.strip().encode(), token.get_secret_value().encode())
+        if scheme.lower() != "bearer" or not matches:
+            raise Problem(401, "A valid bearer token is required.", {"WWW-Authenticate": "Bearer"})
+
+    async def _read_body(self, receive: Receive) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Problem(400, "The connection was closed before the body was complete.", CLOSE)
+                    body += message.get("body", b"")
+                    if len(body) > MAX_BODY_BYTES:
+                        raise Problem(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", CLOSE)
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            seconds = f"{self.settings.body_seconds:g}"
+            raise Problem(408, f"The body did not arrive within {seconds} seconds.", CLOSE) from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -18,6 +18,7 @@ from talkinghead_lab.foundation.files import is_no_space
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 30
+RESTARTS = "The service restarts. Send the request again."
 ABSOLUTE_PATH = re.compile(r"(?<![\w.~])/[^\s'\",;:)]+")
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that disconnected
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
@@ -38,9 +39,9 @@ class Problem(Exception):
         return {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
 
 
-def busy(detail: str) -> Problem:
+def busy(detail: str, headers: dict[str, str] | None = None) -> Problem:
     """A 503 with `Retry-After`: the same request may succeed later."""
-    return Problem(503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return Problem(503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)} | (headers or {}))
 
 
 def without_paths(text: str) -> str:

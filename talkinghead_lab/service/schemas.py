@@ -108,11 +108,11 @@ class JobView(BaseModel):
 
     @classmethod
     def of(cls, job: QueuedJob, jobs: JobQueue) -> "JobView":
-        """The current state of a job."""
+        """The current state of a job, which runs until its files and memory are given back."""
         left = job.seconds_left
         return cls(
             id=job.id,
-            state=job.state,
+            state="running" if job.started and job.ended and not job.is_done else job.state,
             position=jobs.position(job),
             step=job.progress.steps_done if job.progress else 0,
             steps=job.progress.steps_total if job.progress else 0,

@@ -13,7 +13,7 @@ from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.service.generation import Generator
 from talkinghead_lab.service.inputs import in_shared
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
-from talkinghead_lab.service.problems import Problem, problem_of
+from talkinghead_lab.service.problems import RESTARTS, Problem, busy, problem_of
 from talkinghead_lab.service.schemas import JobView
 from talkinghead_lab.service.settings import ServiceSettings
 from talkinghead_lab.service.telemetry import Metrics
@@ -64,7 +64,7 @@ class Service:
             "state": job.state,
             "seconds": (job.ended or 0) - (job.started or job.created),
         }
-        failed = error is not None and job.problem is not None and job.problem.status >= 500
+        failed = job.state == "failed" and job.problem is not None and job.problem.status >= 500
         LOG.log(
             logging.ERROR if failed else logging.INFO, "job ended", extra=facts, exc_info=failed and error
         )
@@ -80,7 +80,7 @@ class Service:
         params = self.settings.params(**(fields | paths))
         job = QueuedJob(id=self.generator.output.new_name(), params=params)
         with self.jobs.place():
-            await asyncio.get_running_loop().run_in_executor(self._checks, self._check, job)
+            await asyncio.get_running_loop().run_in_executor(self._checks, job.context.run, self._check, job)
         self.jobs.submit(job)
         LOG.info("job accepted", extra={"job": job.id})
         return job
@@ -104,6 +104,8 @@ class Service:
         try:
             while not done.done():
                 await asyncio.wait({done}, timeout=POLL_SECONDS)
+                if self.jobs.is_closed and not done.done():
+                    raise busy(RESTARTS)
                 if await request.is_disconnected():
                     self.jobs.stop(job.id)
         finally:  # the server may cancel this task at shutdown
@@ -135,7 +137,7 @@ class Service:
             if now != sent or ended:
                 yield f"event: {'end' if ended else 'progress'}\ndata: {state.model_dump_json()}\n\n"
                 sent, silent = now, 0.0
-            if ended:
+            if ended or self.jobs.is_closed:
                 return
             if silent >= KEEPALIVE_SECONDS:
                 yield ": still here\n\n"

@@ -1,9 +1,10 @@
 """The service's environment variables, and how they complete the fields of an HTTP request."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from talkinghead_lab.errors import InvalidRequest
@@ -11,6 +12,13 @@ from talkinghead_lab.params import GenerationParams
 
 PORT = 8200
 FRAME_SIZES = {"infinitetalk-480": "1024x576", "infinitetalk-720": "1280x720"}
+
+
+HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
+
+
+def _names(value: str) -> list[str]:
+    return [name.strip().lower() for name in value.split(",") if name.strip()]
 
 
 class ServiceSettings(BaseSettings):
@@ -47,6 +55,11 @@ class ServiceSettings(BaseSettings):
     token: SecretStr | None = Field(
         None, description="bearer token that clients must send; unset: no authentication"
     )
+    allowed_hosts: str = Field(
+        "",
+        description="host names, separated by commas, by which clients may address the service besides "
+        "`localhost`, 127.0.0.1 and HOST; `*.example.com`: all names below, `*`: any",
+    )
     queue_length: int = Field(8, ge=0, le=10_000, description="maximum number of waiting requests")
     idle_seconds: float = Field(900, gt=0, description="idle time after which the model is unloaded")
     stuck_seconds: float = Field(
@@ -55,7 +68,9 @@ class ServiceSettings(BaseSettings):
         description="time without progress after which the process ends; loading, a step, and the work after "
         "the last step must each take less",
     )
-    body_seconds: float = Field(10, gt=0, description="time limit for receiving a request body")
+    body_seconds: float = Field(
+        10, gt=0, description="time limit for receiving a request's header, and its body"
+    )
 
     longest_seconds: float = Field(600, gt=0, le=7200, description="maximum duration of a recording")
     largest_pixels: int = Field(
@@ -81,6 +96,26 @@ class ServiceSettings(BaseSettings):
                 allowed=finding["msg"].removeprefix("Value error, "),
             ) from None
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: str) -> str:
+        """Refuse what is no name of a host, such as a URL."""
+        for name in _names(value):
+            if not HOST_NAME.fullmatch(name):
+                raise ValueError("host names without scheme and port, such as `video.example.com`")
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
+        """Strip white space, which no client can send; refuse what is not sent in one way only."""
+        if value is None:
+            return None
+        token = value.get_secret_value().strip()
+        if not (token and token.isascii() and token.isprintable()):
+            raise ValueError("printable ASCII characters, at least one")
+        return SecretStr(token)
+
     @model_validator(mode="after")
     def _check_defaults(self) -> "ServiceSettings":
         """Build a request from the defaults, so that an invalid combination fails at startup."""
@@ -92,6 +127,12 @@ class ServiceSettings(BaseSettings):
         for resolution in FRAME_SIZES:
             self.params(audio_path="/a", image_path="/i", resolution=resolution)
         return self
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Hosts that requests may name besides the loopback ones."""
+        own = () if self.host in ("0.0.0.0", "::") else (f"[{self.host}]" if ":" in self.host else self.host,)
+        return (*own, *_names(self.allowed_hosts))
 
     @property
     def released(self) -> bool:

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from contextvars import ContextVar
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,6 +12,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 3600)
 
 

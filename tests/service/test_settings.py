@@ -87,6 +87,30 @@ def test_the_token_is_not_in_the_repr(environment):
     assert "a secret" not in repr(environment(TOKEN="a secret"))
 
 
+@pytest.mark.parametrize("token", [" s3cret ", "s3cret\n", "\ts3cret"])
+def test_white_space_around_the_token_is_ignored(environment, token):
+    assert environment(TOKEN=token).token.get_secret_value() == "s3cret"
+
+
+@pytest.mark.parametrize("token", ["  ", "\n", "geheim\u00e4", "s3\ncret", "s3\x00cret"])
+def test_a_token_that_clients_cannot_send_is_refused_without_repeating_it(token):
+    with pytest.raises(InvalidRequest, match="TOKEN") as refused:
+        ServiceSettings.read(token=token)
+    assert "s3" not in str(refused.value)
+    assert "geheim" not in str(refused.value)
+
+
+def test_allowed_hosts(environment):
+    assert environment().hosts == ("127.0.0.1",)
+    settings = environment(HOST="192.0.2.1", ALLOWED_HOSTS="Video.example.com, *.example.org,,[2001:db8::1]")
+    assert settings.hosts == ("192.0.2.1", "video.example.com", "*.example.org", "[2001:db8::1]")
+    assert environment(HOST="0.0.0.0", ALLOWED_HOSTS="*").hosts == ("*",)
+    assert environment(HOST="::1").hosts == ("[::1]",)
+    for wrong in ("https://example.com", "example.com:8200", "exa*mple.com", "a b", "x/y"):
+        with pytest.raises(InvalidRequest, match="ALLOWED_HOSTS"):
+            environment(ALLOWED_HOSTS=wrong)
+
+
 def test_the_request_has_exactly_these_fields_and_defaults():
     assert tuple(VideoRequest.model_fields) == REQUEST_FIELDS
     request = VideoRequest(audio_path="a", image_path="i", prompt="p")
