@@ -9,7 +9,7 @@ from torch import Tensor
 from talkinghead_lab.bench.rows import Results, Row, seconds_of, sustained_seconds_of
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.models.dit.config import DiTConfig
-from talkinghead_lab.models.kernels.attention import EXACT_KERNELS, KERNELS, attention
+from talkinghead_lab.models.kernels.attention import EXACT_KERNELS, KERNELS, attention, kernel_status
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.models.quantized.rows import quantize_rows
 from talkinghead_lab.weights.quantization import has_fp8
@@ -100,8 +100,8 @@ def measure_attention(size: Size, device: torch.device, results: Results) -> Non
     width = size.dit.dim // heads
     query, key, value = (_random(device, 1, tokens, heads, width) for _ in range(3))
     expected = torch.cat([_exact(query, key, value, head) for head in range(heads)], dim=2)
-    for kind, kernel in KERNELS.items():
-        if kernel.runs_on(device):
+    for kind in KERNELS:
+        if kernel_status(kind, device).passed:
             work = partial(_prepared(kind, device), query, key, value)
             seconds = sustained_seconds_of(work, device)
             out = work()[:, :CHECKED_QUERIES].float()
@@ -158,7 +158,11 @@ def roofline_seconds(
 
 def fastest_attention(results: Results, exact: bool, device: torch.device) -> str:
     """The fastest attention kernel measured; if none was, `sdpa` or the first quantised one available."""
-    kinds = [kind for kind in KERNELS if (kind in EXACT_KERNELS) is exact and KERNELS[kind].runs_on(device)]
+    kinds = [
+        kind
+        for kind, kernel in KERNELS.items()
+        if kernel.exact is exact and kernel_status(kind, device).passed
+    ]
     measured = {kind: seconds for kind in kinds if (seconds := results.seconds(attention_name(kind)))}
     return min(
         measured, key=lambda kind: measured[kind], default="sdpa" if exact else kinds[0] if kinds else "sdpa"

@@ -1,6 +1,7 @@
 """Devices: choosing one, its compute types and its memory."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ import torch
 from talkinghead_lab.errors import InvalidRequest
 
 GIB = 2**30
+# For tests on a newer GPU: the compute capability to believe in, such as 8.9.
+CAPABILITY_VARIABLE = "TALKINGHEAD_CAPABILITY"
 # Messages of PyTorch's allocators and of the libraries below, on GPUs and CPUs.
 OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
@@ -37,6 +40,20 @@ def pick_device(name: str) -> torch.device:
         )
     # The allocator's settings require an index.
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU, or what `CAPABILITY_VARIABLE` says; (0, 0) of a CPU."""
+    if device.type != "cuda":
+        return 0, 0
+    if believed := os.environ.get(CAPABILITY_VARIABLE):
+        if not re.fullmatch(r"[0-9]+\.[0-9]", believed):
+            raise InvalidRequest(
+                f"{CAPABILITY_VARIABLE} is no compute capability", received=believed, allowed="such as 8.9"
+            )
+        major, minor = believed.split(".")
+        return int(major), int(minor)
+    return torch.cuda.get_device_capability(device)
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:

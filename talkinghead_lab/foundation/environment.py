@@ -63,17 +63,22 @@ def git_state(folder: Path) -> str | None:
     return _output("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver; None if there is none."""
+    found = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return found.splitlines()[0] if found else None
+
+
 def _gpu() -> dict[str, Any]:
     """Name, memory, driver and CUDA libraries of the current GPU."""
     if not torch.cuda.is_available():
         return dict.fromkeys(("gpu", "gpu_count", "gpu_memory_gib", "driver", "cuda", "cudnn"))
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "gpu": properties.name,
         "gpu_count": torch.cuda.device_count(),
         "gpu_memory_gib": round(properties.total_memory / GIB, 1),
-        "driver": driver.splitlines()[0] if driver else None,
+        "driver": driver_version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.foundation.devices import capability
 from talkinghead_lab.models.kernels.fp8 import E5M2, FP8
 from talkinghead_lab.models.quantized.rows import RowQuantizedLinear, quantize_rows
 from talkinghead_lab.weights.reading import replace_module
@@ -80,7 +81,7 @@ def check_stored(precision: str, stored: Iterable[str]) -> None:
 
 def has_fp8(device: torch.device) -> bool:
     """Whether a device is a GPU with fp8 matmuls."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_FP8_CAPABILITY
+    return capability(device) >= FIRST_FP8_CAPABILITY
 
 
 def fp8_types(device: torch.device) -> tuple[torch.dtype, ...]:

@@ -46,10 +46,10 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, modulation: tuple[Tensor, Tensor] 
     return out.to(x.dtype)
 
 
-def feed_forward(ffn: nn.Sequential, x: Tensor | QuantizedTokens) -> Tensor:
+def feed_forward(ffn: nn.Sequential, x: Tensor | QuantizedTokens, has_fp8_kernels: bool) -> Tensor:
     """The feed-forward layers; on a GPU the activation is fused with a matmul or with quantisation."""
     first, _, second = ffn
-    if uses_fp8_matmul(second) and second.weight.is_cuda:
+    if has_fp8_kernels and uses_fp8_matmul(second) and not torch.is_grad_enabled():
         return second(quantized_gelu(first(x)))
     if (
         isinstance(first, nn.Linear)
@@ -87,7 +87,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.kernel = "sdpa"
-        self.has_triton_kernels = False
+        # Set where the kernels passed their self-check; the second: those that write fp8.
+        self.has_triton_kernels = self.has_fp8_kernels = False
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
         self.v = nn.Linear(config.dim, config.dim)
@@ -133,7 +134,7 @@ class SelfAttention(nn.Module):
         """Attend; with speaker `regions` [3, S], also return the pending `attention_map`."""
         # Rotating a pair of channels keeps its norm, so the largest bound in a head holds for all of it.
         bounds = self.split_heads(self.norm_q.output_bound()).amax(dim=1)
-        quantizes_query = self.kernel == "flash3_fp8" and regions is None
+        quantizes_query = self.kernel == "flash3_fp8" and regions is None and self.has_fp8_kernels
         # Each exchange starts before the next tensor is computed, to overlap communication and compute.
         value = group.start_all_to_all(group.split_heads(self.split_heads(self.v(x))))
         key = group.start_all_to_all(self.norm_and_rotate(self.k(x), self.norm_k, rotation, group))
@@ -250,7 +251,8 @@ class Block(nn.Module):
         use_triton = self.self_attn.uses_triton_kernels(x)
         update = self.audio_cross_attn(normed, audio, frames, speakers, use_triton)
         x, normed = self.add_and_norm(x, update, self.norm2, (shift_f, scale_f), (self.ffn[0],))
-        return ResidualUpdate(feed_forward(self.ffn, normed), gate_f).added_to(x)
+        out = feed_forward(self.ffn, normed, self.self_attn.has_fp8_kernels)
+        return ResidualUpdate(out, gate_f).added_to(x)
 
     def add_and_norm(
         self,
@@ -264,7 +266,9 @@ class Block(nn.Module):
         if self.self_attn.uses_triton_kernels(x):
             shift, scale = (norm.bias, norm.weight) if modulation is None else modulation
             weight = scale if modulation is None else 1 + scale
-            quantize = len(consumers) > 0 and all(map(uses_fp8_matmul, consumers))
+            quantize = (
+                self.self_attn.has_fp8_kernels and len(consumers) > 0 and all(map(uses_fp8_matmul, consumers))
+            )
             return add_and_norm(x, update, weight, shift, norm.eps, quantize)
         if update is not None:
             x = update.added_to(x)

@@ -22,16 +22,20 @@ from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.attention import (
     EXACT_KERNELS,
+    KERNELS,
     Rotation,
     choose_attention,
     grid_angles,
-    runs_triton,
+    kernel_status,
     used_kernel,
 )
 from talkinghead_lab.models.kernels.fp8 import uses_fp8_matmul
+from talkinghead_lab.models.kernels.optional_kernels import Status, kernels_of
+from talkinghead_lab.models.quantized.blocks import BlockQuantizedLinear
 
-# The released head width; the Triton kernels are tuned for it.
+# The released head width; the Triton kernels of the blocks are tuned for it.
 TRITON_HEAD_WIDTH = 128
+BLOCK_KERNELS = ("fused_layers", "fused_fp8_layers", "text_image")
 
 
 @dataclass
@@ -140,31 +144,50 @@ class DiT(nn.Module):
         self.head = Head(config)
         # With several processes, all must run the same forward passes.
         self.group = SequenceParallelGroup()
+        # Of the optional kernels that `use_attention` considered.
+        self.kernel_statuses: dict[str, Status] = {}
 
     def use_attention(self, kernel: str, device: torch.device) -> None:
         """Choose the kernel of self-attention; cross-attention uses it if exact, else the fastest exact one.
+
+        The blocks use the optional kernels that passed their self-check on the device.
 
         Raises:
             InvalidRequest: the device cannot run the kernel.
         """
         chosen, exact = choose_attention(kernel, device), choose_attention("auto", device)
-        has_triton_kernels = (
-            runs_triton(device) and self.config.dim == self.config.num_heads * TRITON_HEAD_WIDTH
-        )
+        optional = {name for name in (chosen, *EXACT_KERNELS) if KERNELS[name].optional}
+        self.kernel_statuses = {name: kernel_status(name, device) for name in sorted(optional)}
+        needed = list(BLOCK_KERNELS) if self.config.dim == self.config.num_heads * TRITON_HEAD_WIDTH else []
+        if any(isinstance(module, BlockQuantizedLinear) for module in self.modules()):
+            needed.append("dequantize")
+        kernels = kernels_of(device)
+        running = {name for name in needed if kernels.runs(name)}
+        self.kernel_statuses |= {name: kernels.status(name) for name in needed}
         for block in self.blocks:
             block.self_attn.kernel = chosen
             block.cross_attn.kernel = chosen if chosen in EXACT_KERNELS else exact
-            block.self_attn.has_triton_kernels = block.cross_attn.has_triton_kernels = has_triton_kernels
+            block.self_attn.has_triton_kernels = "fused_layers" in running
+            block.self_attn.has_fp8_kernels = "fused_fp8_layers" in running
+            block.cross_attn.has_triton_kernels = "text_image" in running
 
     def kernels(self) -> dict[str, Any]:
-        """The kernels that run, for the record: of both attentions, fused block layers, matmuls in fp8."""
+        """The kernels that run, for the record: of both attentions, fused block layers, matmuls in fp8.
+
+        `optional` states of every optional kernel that was considered how its self-check ended, or what the
+        device lacks.
+        """
         own, cross = self.blocks[0].self_attn, self.blocks[0].cross_attn
-        fused = own.has_triton_kernels and self.dtype is torch.bfloat16
+        fused = self.dtype is torch.bfloat16
         return {
             "self_attention": used_kernel(own.kernel, self.dtype),
-            "cross_attention": "fused" if fused else used_kernel(cross.kernel, self.dtype),
-            "fused_layers": fused,
+            "cross_attention": (
+                "fused" if fused and cross.has_triton_kernels else used_kernel(cross.kernel, self.dtype)
+            ),
+            "fused_layers": fused and own.has_triton_kernels,
             "fp8_matmuls": sum(map(uses_fp8_matmul, self.modules())),
+            "fused_fp8_layers": fused and own.has_fp8_kernels,
+            "optional": {name: str(status) for name, status in self.kernel_statuses.items()},
             "processes": self.group.size,
         }
 

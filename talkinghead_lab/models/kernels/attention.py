@@ -1,6 +1,5 @@
 """Attention kernels and their selection, and rotary position embedding."""
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.models.kernels.optional_kernels import Status, kernels_of
 from talkinghead_lab.models.kernels.quantized_attention import attention_flash3_fp8, attention_triton
 
 ROTARY_BASE = 10_000.0
-FLASH_PACKAGE = "fa3_fwd_interface"
 
 
 def attention(
@@ -69,57 +68,60 @@ def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return query.new_empty(query.shape)
 
 
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
-def _has_flash3(device: torch.device) -> bool:
-    return _is_hopper(device) and importlib.util.find_spec(FLASH_PACKAGE) is not None
-
-
-def runs_triton(device: torch.device) -> bool:
-    """Whether the Triton kernels of this package run on a device."""
-    return _is_hopper(device) and importlib.util.find_spec("triton") is not None
-
-
-def _or_emulated_on_cpu(runs_on: Callable[[torch.device], bool]) -> Callable[[torch.device], bool]:
-    return lambda device: device.type == "cpu" or runs_on(device)
-
-
 @dataclass(frozen=True)
 class AttentionKernel:
-    """An attention function, the devices it runs on, and its requirement in words, for error messages."""
+    """An attention function.
+
+    Args:
+        attend: query, key and value [B, tokens, heads, head width] → the same shape.
+        exact: whether it computes in the type of its inputs.
+        optional: whether it is one of `OPTIONAL_KERNELS`, by the same name; others run everywhere.
+        emulated: whether a CPU runs it, emulated.
+    """
 
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
-    runs_on: Callable[[torch.device], bool]
-    requirement: str
+    exact: bool = False
+    optional: bool = True
+    emulated: bool = False
 
 
-FLASH3_REQUIREMENT = "a Hopper GPU and the package fa3-fwd (extra `hopper`)"
 # Exact kernels come fastest first, as measured on a GPU that runs both.
 KERNELS: dict[str, AttentionKernel] = {
-    "flash3": AttentionKernel(_flash3, _has_flash3, FLASH3_REQUIREMENT),
-    "sdpa": AttentionKernel(_sdpa, lambda device: True, "nothing"),
-    "flash3_fp8": AttentionKernel(attention_flash3_fp8, _or_emulated_on_cpu(_has_flash3), FLASH3_REQUIREMENT),
-    "triton": AttentionKernel(attention_triton, _or_emulated_on_cpu(runs_triton), "a Hopper GPU and Triton"),
+    "flash3": AttentionKernel(_flash3, exact=True),
+    "sdpa": AttentionKernel(_sdpa, exact=True, optional=False),
+    "flash3_fp8": AttentionKernel(attention_flash3_fp8, emulated=True),
+    "triton": AttentionKernel(attention_triton, emulated=True),
 }
-EXACT_KERNELS = ("flash3", "sdpa")
+EXACT_KERNELS = tuple(name for name, kernel in KERNELS.items() if kernel.exact)
+
+
+def kernel_status(name: str, device: torch.device) -> Status:
+    """Whether an attention kernel runs on a device, and why."""
+    if not KERNELS[name].optional:
+        return Status("passed", "part of PyTorch")
+    if KERNELS[name].emulated and device.type == "cpu":
+        return Status("passed", "emulated")
+    return kernels_of(device).status(name)
 
 
 def choose_attention(wanted: str, device: torch.device) -> str:
-    """The kernel to use on a device; `auto` selects the fastest exact one that runs there.
+    """The kernel to use on a device; `auto` selects the fastest exact one that passes its self-check there.
 
     Raises:
-        InvalidRequest: the device cannot run the kernel.
+        InvalidRequest: the device lacks what the kernel needs, or the kernel failed its self-check.
     """
-    available = [name for name in KERNELS if KERNELS[name].runs_on(device)]
     if wanted == "auto":
-        return next(name for name in EXACT_KERNELS if name in available)
-    if wanted not in available:
+        optional = (name for name in EXACT_KERNELS if KERNELS[name].optional)
+        return next((name for name in optional if kernels_of(device).runs(name)), "sdpa")
+    status = kernel_status(wanted, device)
+    if not status.passed:
+        others = [name for name in KERNELS if kernel_status(name, device).passed]
+        problem = "failed its self-check here" if status.state == "failed" else "is not available"
         raise InvalidRequest(
-            f"attention {wanted} needs {KERNELS[wanted].requirement}",
+            f"attention {wanted} {problem}: {status.reason}",
             received=str(device),
-            allowed=f"on this device: auto, {', '.join(available)}",
+            allowed=f"on this device: auto, {', '.join(others)}",
+            field="attention",
         )
     return wanted
 

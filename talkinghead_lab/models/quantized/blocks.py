@@ -1,16 +1,12 @@
 """A linear layer with weights in a block type of GGUF."""
 
-import importlib.util
-import logging
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from talkinghead_lab.models.kernels.block_types import BLOCK_TYPES, quantize_q8_0
+from talkinghead_lab.models.kernels.optional_kernels import kernels_of
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
 
-logger = logging.getLogger(__name__)
 # Weights that plain PyTorch dequantises at a time; its intermediate results take about 20 bytes for each.
 SLICE_WEIGHTS = 2**24
 
@@ -58,7 +54,7 @@ class BlockQuantizedLinear(QuantizedLinear):
 @torch.library.custom_op("talkinghead_lab::dequantize_blocks", mutates_args=())
 def _dequantize(stored: Tensor, block_type: str, dtype: torch.dtype) -> Tensor:
     """Bytes [out, bytes per row] → [out, in]; opaque to torch.compile, which would go through float32."""
-    if stored.is_cuda and _kernel_works(stored.device, block_type):
+    if stored.is_cuda and kernels_of(stored.device).runs("dequantize"):
         from talkinghead_lab.models.kernels.triton_dequantize import dequantize
 
         return dequantize(stored, block_type, dtype)
@@ -79,24 +75,3 @@ def _by_slices(stored: Tensor, block_type: str, dtype: torch.dtype) -> Tensor:
     for target, source in zip(out.split(rows), stored.split(rows), strict=True):
         target.copy_(block.dequantize(source))
     return out
-
-
-@cache
-def _kernel_works(device: torch.device, block_type: str) -> bool:
-    """Whether the Triton kernel gives what PyTorch gives on this device; otherwise a warning says why."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    block = BLOCK_TYPES[block_type]
-    stored = torch.arange(7 * block.nbytes, device=device).to(torch.uint8).view(7, -1)
-    try:
-        from talkinghead_lab.models.kernels.triton_dequantize import dequantize
-
-        found = dequantize(stored, block_type, torch.float32)
-        # Some scales of this pattern are NaN or infinity.
-        same = found.nan_to_num().equal(block.dequantize(stored).nan_to_num())
-        problem = "" if same else "its results differ"
-    except Exception as error:  # compilers of kernels raise many kinds
-        problem = str(error)
-    if problem:
-        logger.warning("%s is dequantised without the Triton kernel: %.200s", block_type, problem)
-    return not problem

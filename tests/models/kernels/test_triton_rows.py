@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from talkinghead_lab.bench.forwards import random_latent, relative_error, velocity
 from talkinghead_lab.bench.sizes import SIZES, random_conditions, random_dit
 from talkinghead_lab.models.dit.blocks import RMSNorm, layer_norm
-from talkinghead_lab.models.kernels.attention import KERNELS, Rotation, grid_angles, runs_triton
+from talkinghead_lab.models.kernels.attention import Rotation, grid_angles, kernel_status
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.models.kernels.fused_ops import ResidualUpdate
+from talkinghead_lab.models.kernels.optional_kernels import kernels_of
 from talkinghead_lab.models.kernels.quantized_attention import quantize, scale_for
 from talkinghead_lab.models.quantized.rows import quantize_rows
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
@@ -20,7 +21,8 @@ DEVICE = torch.device("cuda")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not torch.cuda.is_available() or not runs_triton(DEVICE), reason="needs a Hopper GPU and Triton"
+        not torch.cuda.is_available() or not kernels_of(DEVICE).status("fused_fp8_layers").passed,
+        reason="needs a GPU that runs the fused layers",
     ),
 ]
 
@@ -104,8 +106,8 @@ def test_gelu_and_quantize_matches_the_layers(triton_rows):
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_the_network_gives_the_same_velocity_with_and_without_triton_kernels(precision, kernel):
     size = SIZES["tiny"]
-    if not KERNELS[kernel].runs_on(DEVICE):
-        pytest.skip(f"needs {KERNELS[kernel].requirement}")
+    if not (status := kernel_status(kernel, DEVICE)).passed:
+        pytest.skip(str(status))
     dit = random_dit(size.dit, DEVICE, torch.bfloat16)
     if precision == "fp8":
         quantize_linears(dit.get_submodule("blocks"), FP8)
@@ -115,7 +117,7 @@ def test_the_network_gives_the_same_velocity_with_and_without_triton_kernels(pre
     velocities = []
     for has_triton_kernels in (True, False):
         for block in dit.blocks:
-            block.self_attn.has_triton_kernels = has_triton_kernels
+            block.self_attn.has_triton_kernels = block.self_attn.has_fp8_kernels = has_triton_kernels
             block.cross_attn.has_triton_kernels = has_triton_kernels
         with torch.inference_mode():
             velocities.append(velocity(dit, latent, conditions))

@@ -1,8 +1,6 @@
 """Linear layers in the block types of GGUF: dequantised, compiled, streamed, requantised."""
 
 import copy
-import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 from talkinghead_lab.bench.forwards import random_latent, relative_error, velocity
 from talkinghead_lab.bench.sizes import SIZES, random_conditions, random_dit
 from talkinghead_lab.models.kernels.block_types import BLOCK_TYPES, BlockType
+from talkinghead_lab.models.kernels.optional_kernels import kernels_of
 from talkinghead_lab.models.quantized import blocks
 from talkinghead_lab.models.quantized.blocks import BlockQuantizedLinear
 from talkinghead_lab.offload.residency import on_device
@@ -120,19 +119,5 @@ def test_a_transformer_streams_stored_bytes_and_computes_the_same_bits(device):
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_the_kernel_equals_the_plain_path(kind, dtype):
     layer = random_layer(kind, out=123, width=1280)
-    assert blocks._kernel_works(torch.device("cuda"), kind)
+    assert kernels_of(torch.device("cuda")).status("dequantize").passed
     assert torch.equal(copy.deepcopy(layer).cuda().weight_as(dtype).cpu(), layer.weight_as(dtype))
-
-
-def test_a_kernel_that_fails_gives_way_to_the_plain_path(monkeypatch, caplog):
-    kernel = ModuleType("talkinghead_lab.models.kernels.triton_dequantize")
-    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
-    monkeypatch.setattr(blocks.importlib.util, "find_spec", lambda name: name)
-    outcomes = {"Q4_0": 1.0, "Q8_0": 0.0}
-    for kind, factor in outcomes.items():
-        kernel.dequantize = lambda stored, kind, dtype, f=factor: f * BLOCK_TYPES[kind].dequantize(stored)
-        assert blocks._kernel_works.__wrapped__(torch.device("cpu"), kind) is (factor == 1)
-    assert "Q8_0 is dequantised without the Triton kernel: its results differ" in caplog.text
-    del kernel.dequantize
-    assert not blocks._kernel_works.__wrapped__(torch.device("cpu"), "Q4_0")
-    assert "Q4_0 is dequantised without the Triton kernel: cannot import" in caplog.text
