@@ -45,7 +45,10 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "talkinghead_lab.bench": bench_main,
     "talkinghead_lab.training": training_main,
 }
-VARIABLES = {"WEIGHTS_DIR", "CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FACE_LANDMARKER", "SYNCNET_MODEL"}
+VARIABLES = {
+    *("WEIGHTS_DIR", "CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FACE_LANDMARKER", "SYNCNET_MODEL"),
+    *("INFINITETALK_CHECKOUT", "LIGHTX2V_CHECKOUT"),
+}
 # Commands whose arguments are the reader's own, or checked by what follows them.
 NOT_OURS = {"source", "mkdir", "docker", "conda", "pre-commit"}
 

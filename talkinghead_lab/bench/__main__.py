@@ -16,7 +16,7 @@ from talkinghead_lab.bench.gguf import measure_gguf
 from talkinghead_lab.bench.jobs import add_jobs
 from talkinghead_lab.bench.load import measure_load
 from talkinghead_lab.bench.offload import measure_offload, measure_small_host
-from talkinghead_lab.bench.peers import measure_diffusers
+from talkinghead_lab.bench.peers.measure import measure_peers
 from talkinghead_lab.bench.roofline import measure_attention, measure_copies, measure_matmuls
 from talkinghead_lab.bench.rows import Results, machine_description
 from talkinghead_lab.bench.several_gpus import measure_several_gpus
@@ -33,7 +33,7 @@ PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "step": measure_steps,
     "decode": measure_decode,
     "several-gpus": measure_several_gpus,
-    "diffusers": measure_diffusers,
+    "peers": measure_peers,
     "jobs": add_jobs,
 }
 # These parts load a checkpoint of random weights from disk.

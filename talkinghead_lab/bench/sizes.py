@@ -1,6 +1,5 @@
-"""Sizes to measure, and random weights: time and memory do not depend on the values."""
+"""Sizes to measure, random weights and random inputs: time and memory do not depend on the values."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -116,40 +115,76 @@ def random_vae(config: VAEConfig, device: torch.device) -> VAE:
         return VAE(config).eval().requires_grad_(False)
 
 
-@torch.inference_mode()
-def random_conditions(
-    dit: DiT, grid: LatentGrid, device: torch.device, precompute: bool = True, speakers: int = 1
-) -> ChunkConditions:
-    """Random conditions of one chunk; `precompute` as in `DiT.text_context`. Two speakers share the frame."""
-    config = dit.config
+@dataclass(frozen=True)
+class RandomInputs:
+    """Inputs of one forward pass, before the transformer embeds them.
+
+    Args:
+        latent: noise [1, C, T, h, w].
+        picture: mask and encoded portrait [1, in_dim − C, T, h, w].
+        image: features of the image encoder [1, N, image width].
+        text: features of a prompt [n, text width].
+        audio: windows of each speaker [1, P, F, window, 1, layers · channels].
+        masks: both speakers and the background [3, h, w]; with one speaker, each covers the picture.
+    """
+
+    latent: Tensor
+    picture: Tensor
+    image: Tensor
+    text: Tensor
+    audio: Tensor
+    masks: Tensor
+
+
+def random_inputs(
+    config: DiTConfig, grid: LatentGrid, device: torch.device, speakers: int = 1
+) -> RandomInputs:
+    """The same values for the same sizes; the audio of the first speaker is that of a single one."""
     generator = torch.Generator(device).manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
-    audio = noise(1, speakers, grid.frames, config.audio_window, 1, config.audio_features)
-    latent = grid.latent_shape(config.out_dim)
+    _, frames, rows, columns = grid.latent_shape(config.out_dim)
+    audio = [noise(1, 1, grid.frames, config.audio_window, 1, config.audio_features)]
+    picture = noise(1, config.in_dim - config.out_dim, frames, rows, columns)
+    image = noise(1, IMAGE_TOKENS, config.image_dim)
+    text = noise(min(TEXT_TOKENS, config.text_len // 2), config.text_dim)
+    latent = noise(1, config.out_dim, frames, rows, columns)
+    audio += [noise(*audio[0].shape) for _ in range(1, speakers)]
+    masks = _halves(rows, columns) if speakers > 1 else torch.ones(3, rows, columns)
+    return RandomInputs(latent, picture, image, text, torch.cat(audio, dim=1), masks.to(device))
+
+
+@torch.inference_mode()
+def random_conditions(
+    dit: DiT, grid: LatentGrid, device: torch.device, precompute: bool = True, speakers: int = 1
+) -> ChunkConditions:
+    """Random conditions of one chunk; `precompute` as in `DiT.text_context`."""
+    return embedded(dit, random_inputs(dit.config, grid, device, speakers), precompute)
+
+
+def embedded(dit: DiT, inputs: RandomInputs, precompute: bool = True) -> ChunkConditions:
+    """Conditions of a chunk from features; the unguided prompt is the same, the unguided audio silent."""
+    silence = torch.zeros_like(inputs.audio[:, :1])
+    regions = speaker_regions(inputs.masks, dit.config.patch_size) if inputs.audio.shape[1] > 1 else None
     return ChunkConditions(
-        picture=noise(1, config.in_dim - config.out_dim, *latent[1:]),
-        image=dit.image_context(noise(1, IMAGE_TOKENS, config.image_dim), precompute),
-        texts={
-            guided: dit.text_context([noise(TEXT_TOKENS, config.text_dim)], precompute)
-            for guided in (True, False)
-        },
+        picture=inputs.picture,
+        image=dit.image_context(inputs.image, precompute),
+        texts={guided: dit.text_context([inputs.text], precompute) for guided in (True, False)},
         audios={
-            True: dit.audio_context(audio, precompute),
-            False: dit.audio_context(torch.zeros_like(audio[:, :1]), precompute),
+            True: dit.audio_context(inputs.audio, precompute),
+            False: dit.audio_context(silence, precompute),
         },
-        motion=noise(1, config.out_dim, 1, *latent[2:]),
-        rotation=dit.rotation(latent, device),
-        regions=speaker_regions(_halves(latent), config.patch_size).to(device) if speakers == 2 else None,
+        motion=inputs.latent[:, :, :1],
+        rotation=dit.rotation(inputs.latent.shape, inputs.latent.device),
+        regions=regions,
     )
 
 
-def _halves(latent_shape: Sequence[int]) -> Tensor:
+def _halves(rows: int, columns: int) -> Tensor:
     """Masks [3, h, w]: a speaker in each half of a latent, and its first row as background."""
-    *_, height, width = latent_shape
-    masks = torch.zeros(3, height, width)
-    masks[0, 1:, : width // 2], masks[1, 1:, width // 2 :] = 1, 1
+    masks = torch.zeros(3, rows, columns)
+    masks[0, 1:, : columns // 2], masks[1, 1:, columns // 2 :] = 1, 1
     masks[2] = 1 - masks[0] - masks[1]
     return masks

@@ -24,6 +24,9 @@ NOTES = {
     "left_by_pytorch_gib": "then {:.2f} GiB kept",
     "extra_gib": "{:.1f} GiB beside weights",
     "largest_difference": "differs by {:.1e}",
+    "commit": "commit {}",
+    "version": "version {}",
+    "stand_ins": "{}",
 }
 
 
