@@ -53,7 +53,7 @@ def _measure(rank: int, count: int, size: Size, kind: str, attention: str, measu
     forward.dit.use_attention(attention, device)
     forward.dit.compile_blocks()
     alone = _seconds_and_outcomes(forward)
-    forward.dit.group = SequenceParallelGroup.of_all_processes()
+    forward.dit.group = SequenceParallelGroup.of_all_processes(device)
     shared = _seconds_and_outcomes(forward)
     if rank == 0:
         rows = {

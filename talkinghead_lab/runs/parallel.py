@@ -3,6 +3,7 @@
 Every process encodes, samples and decodes; the first alone writes.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -28,6 +29,10 @@ from talkinghead_lab.runs.origin import seen_files
 # The first process saves chunks and judges the video while the others wait. If a process fails, torchrun ends
 # all, so no shorter time is needed.
 LONGEST_WAIT = timedelta(days=1)
+
+# In which a process with an error reports it and ends.
+LAST_SECONDS = 5
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Signals that torchrun, terminals and job schedulers send to end a process.
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -84,14 +89,35 @@ def _follow(params: GenerationParams, pipeline: Pipeline) -> None:
 @contextmanager
 def _process_group(params: GenerationParams) -> Iterator[SequenceParallelGroup]:
     """Join the other processes; each uses its own GPU."""
+    _end_with_parent()
     device = pick_device(params.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _ended_by_signals():
+    with _ended_by_signals(), _ended_after_errors():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
-        yield SequenceParallelGroup.of_all_processes()
-        # After an error this could wait for the others; torchrun ends them once this process has ended.
+        yield SequenceParallelGroup.of_all_processes(device)
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when torchrun ends, even by SIGKILL, which torchrun cannot pass on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+@contextmanager
+def _ended_after_errors() -> Iterator[None]:
+    """After an error in the block, this process ends within seconds, whatever its GPU is waiting for.
+
+    torchrun ends the others once it has ended. But libraries wait for the GPU before they free memory, and
+    the GPU may wait for another process.
+    """
+    try:
+        yield
+    except BaseException:
+        signal.alarm(LAST_SECONDS)  # ends the process, as Python has no handler for it
+        raise
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def test_record(run, request_for):
     }  # fmt: skip
     assert record["kernels"] == {
         "self_attention": "sdpa", "cross_attention": "sdpa", "fused_layers": False, "fp8_matmuls": 0,
-        "fused_fp8_layers": False, "processes": 1,
+        "fused_fp8_layers": False, "processes": 1, "exchange": None,
         "optional": {"flash3": "not available: needs a GPU of compute capability 9.0 or higher"},
     }  # fmt: skip
     assert record["checks"]["frame_count"] == {"passed": True, "measured": 25}

@@ -24,12 +24,14 @@ from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.media.video import read_frames
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
+from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs import parallel
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
+from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
 from tests.parity.test_dit import build, inputs
 from tests.runs.processes import forking
 
@@ -42,7 +44,10 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         made = {f"{speakers} speakers": model(timesteps=times, **inputs(speakers)) for speakers in (1, 2)}
     made |= {name: chunk(model, *scales) for name, scales in GUIDANCE_SCALES.items()}
-    return made | {"2 speakers, cached steps": chunk(model, 1.0, 1.0, speakers=2, steps=7)}
+    made["2 speakers, cached steps"] = chunk(model, 1.0, 1.0, speakers=2, steps=7)
+    quantize_linears(model.get_submodule("blocks"), FP8)
+    multiply_fp8(model)
+    return made | {"fp8": chunk(model, 1.0, 1.0)}
 
 
 def chunk(
@@ -64,7 +69,7 @@ def one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = build()
-    model.group = SequenceParallelGroup.of_all_processes()
+    model.group = SequenceParallelGroup.of_all_processes(torch.device("cpu"))
     torch.save(outcomes(model), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -81,7 +86,9 @@ def of_one() -> dict[str, torch.Tensor]:
     return outcomes(build())
 
 
-@pytest.mark.parametrize("name", ["1 speakers", "2 speakers", "2 speakers, cached steps", *GUIDANCE_SCALES])
+@pytest.mark.parametrize(
+    "name", ["1 speakers", "2 speakers", "2 speakers, cached steps", "fp8", *GUIDANCE_SCALES]
+)
 def test_two_processes_make_what_one_makes(of_one, of_two, name):
     first, second = (made[name] for made in of_two)
     assert torch.equal(first, second)
@@ -146,15 +153,17 @@ def test_signals_after_the_shared_work_are_handled_as_before():
     assert [signal.getsignal(number) for number in parallel.ENDINGS] == before
 
 
-def started(request: GenerationParams, folder: Path) -> subprocess.Popen:
-    """Start a request on two processes, with torchrun in a process group of its own."""
+def started(request: GenerationParams, folder: Path, processes: int = 2) -> subprocess.Popen:
+    """Start a request on one process, or on several with torchrun, in a process group of its own."""
     path = folder.with_suffix(".yaml")
     path.write_text(request.to_yaml())
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # `--` because torchrun has options of its own that begin with `--run`.
-    command += ["-m", "--", "talkinghead_lab", "generate", str(path), "--json", "--run", str(folder)]
+    command = []
+    if processes > 1:
+        # `--` because torchrun has options of its own that begin with `--run`.
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--"]
+    command = [sys.executable, *(command or ["-m"]), "talkinghead_lab"]
     return subprocess.Popen(
-        [sys.executable, *command],
+        [*command, "generate", str(path), "--json", "--run", str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -163,20 +172,28 @@ def started(request: GenerationParams, folder: Path) -> subprocess.Popen:
     )
 
 
-def torchrun(request: GenerationParams, folder: Path) -> dict:
-    """Run a request on two processes: its result."""
-    process = started(request, folder)
+def torchrun(request: GenerationParams, folder: Path, processes: int = 2) -> dict:
+    """Run a request: its result."""
+    process = started(request, folder, processes)
     output, log = process.communicate(timeout=300)
     assert process.returncode == 0, log[-2000:]
     return json.loads(output)
 
 
-def interrupt_torchrun(torchrun: psutil.Process, ranks: list[psutil.Process]) -> None:
-    torchrun.send_signal(signal.SIGINT)
+def interrupt(parent: psutil.Process, ranks: list[psutil.Process]) -> None:
+    parent.send_signal(signal.SIGINT)
 
 
-def kill_the_first(torchrun: psutil.Process, ranks: list[psutil.Process]) -> None:
+def kill(parent: psutil.Process, ranks: list[psutil.Process]) -> None:
+    parent.kill()
+
+
+def kill_the_first(parent: psutil.Process, ranks: list[psutil.Process]) -> None:
     ranks[0].kill()
+
+
+# How many processes, what befalls them, and with which status the command ends.
+INTERRUPTIONS = [(2, interrupt, 1), (1, kill, -9), (2, kill_the_first, 1), (2, kill, -9)]
 
 
 @pytest.mark.slow
@@ -184,21 +201,22 @@ def test_all_processes_end_with_one_and_the_run_resumes_to_the_same_bytes(tmp_pa
     """A step has two forward passes, of which each process computes one."""
     request = request_for(audio_path=recording(4.0), text_guide_scale=1.0, audio_guide_scale=2.0)
     folder = tmp_path / "run"
-    for number, disturb in enumerate((interrupt_torchrun, kill_the_first)):
-        process = started(request, folder)
+    for number, (processes, disturb, status) in enumerate(INTERRUPTIONS):
+        process = started(request, folder, processes)
         while not (folder / "chunks" / f"0000{number}.safetensors").exists():
             assert process.poll() is None, process.communicate()[1][-2000:]
             time.sleep(0.005)
-        agent = psutil.Process(process.pid)
-        ranks = sorted(agent.children(), key=lambda child: child.environ()["RANK"])
-        disturb(agent, ranks)
-        assert process.wait(timeout=20) == 1
-        assert psutil.wait_procs(ranks, timeout=1)[1] == [], "each ended"
+        parent = psutil.Process(process.pid)
+        ranks = sorted(parent.children(), key=lambda child: child.environ().get("RANK", ""))
+        disturb(parent, ranks)
+        assert process.wait(timeout=20) == status
+        left = psutil.wait_procs(ranks, timeout=1)[1]
+        assert all(each.status() == psutil.STATUS_ZOMBIE for each in left), "each ended"
         assert not (folder / "run.json").exists()
     result = torchrun(request, folder)
     record = json.loads((folder / "run.json").read_text())
-    assert record["chunks_of_earlier_calls"] >= 2
-    undisturbed = torchrun(request, tmp_path / "undisturbed")
+    assert record["chunks_of_earlier_calls"] >= len(INTERRUPTIONS)
+    undisturbed = torchrun(request, tmp_path / "undisturbed", processes=1)
     assert Path(result["video_path"]).read_bytes() == Path(undisturbed["video_path"]).read_bytes()
 
 

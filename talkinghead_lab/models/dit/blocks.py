@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention, speaker_positions
 from talkinghead_lab.models.dit.config import DiTConfig
+from talkinghead_lab.models.dit.head_exchange import KEY, QUERY, VALUE, of_rows
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.attention import (
+    EXACT_KERNELS,
     Rotation,
     attention,
     rotary_angles,
@@ -85,7 +87,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.head_width = config.num_heads, config.dim // config.num_heads
         self.kernel = "sdpa"
         # Set where the kernels passed their self-check; the second: those that write fp8.
         self.has_triton_kernels = self.has_fp8_kernels = False
@@ -112,12 +114,14 @@ class SelfAttention(nn.Module):
         group: SequenceParallelGroup,
         bounds: Tensor | None = None,
     ) -> Tensor:
-        """Queries or keys [B, L, D], normed and rotated to their positions, shaped as by `group.split_heads`.
+        """Queries or keys [B, L, D], normed and rotated to their positions, with heads grouped by process.
 
-        With `bounds` [heads] of their magnitude, the Triton kernel quantises them to fp8.
+        The result is [group.size, B, L, heads / group.size, head width]. With `bounds` [heads] of their
+        magnitude, the Triton kernel quantises them to fp8.
         """
         if not self.uses_triton_kernels(x):
-            return group.split_heads(rotation(self.split_heads(norm(x))))
+            rotated = rotation(self.split_heads(norm(x)))
+            return rotated.unflatten(2, (group.size, -1)).movedim(2, 0)
         factors = None if bounds is None else 1 / scale_for(bounds, FP8)
         rotated = norm_and_rotate(
             x, norm.weight, norm.eps, rotation.cosine, rotation.sine, group.size, factors
@@ -131,22 +135,21 @@ class SelfAttention(nn.Module):
         regions: Tensor | None,
         group: SequenceParallelGroup,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; with speaker `regions` [3, S], also return the pending `attention_map`."""
+        """Attend; with speaker `regions` [3, S], also return the `attention_map`."""
         # Rotating a pair of channels keeps its norm, so the largest bound in a head holds for all of it.
         bounds = self.split_heads(self.norm_q.output_bound()).amax(dim=1)
         quantizes_query = self.kernel == "flash3_fp8" and regions is None and self.has_fp8_kernels
-        # Each exchange starts before the next tensor is computed, to overlap communication and compute.
-        value = group.start_all_to_all(group.split_heads(self.split_heads(self.v(x))))
-        key = group.start_all_to_all(self.norm_and_rotate(self.k(x), self.norm_k, rotation, group))
         query_bounds = bounds if quantizes_query else None
-        query = self.norm_and_rotate(self.q(x), self.norm_q, rotation, group, query_bounds)
-        query = group.start_all_to_all(query)
-        value, key, query = (group.finish_all_to_all(pending) for pending in (value, key, query))
-        bounds = bounds.unflatten(0, (group.size, -1))[group.rank]
-        # First, so that query and key are free after attention, and the sum overlaps with it.
+        if group.exchange is not None:
+            compiles = torch.compiler.is_compiling()
+            arguments = x, rotation, regions, bounds, query_bounds, group, compiles
+            return group.exchange.eagerly(self._attend_shared, *arguments)
+        value = self.split_heads(self.v(x))
+        (key,) = self.norm_and_rotate(self.k(x), self.norm_k, rotation, group)
+        (query,) = self.norm_and_rotate(self.q(x), self.norm_q, rotation, group, query_bounds)
+        # First, so that query and key are free after attention.
         attention_map = None if regions is None else self.attention_map(query, key, regions, group)
-        attended = group.return_heads(attention(query, key, value, self.kernel, bounds))
-        return self.o(attended.flatten(2)), attention_map
+        return self.o(attention(query, key, value, self.kernel, bounds).flatten(2)), attention_map
 
     def attention_map(
         self, query: Tensor, key: Tensor, regions: Tensor, group: SequenceParallelGroup
@@ -154,13 +157,55 @@ class SelfAttention(nn.Module):
         """Each token's attention to speaker regions, averaged over region and heads, float32 [B, 3, L].
 
         With an odd number of heads the last is ignored, as in the reference, which averages two halves. The
-        heads of several processes are still to be summed by `group.finish_sum`.
+        heads of several processes are still to be summed.
         """
         counted = max(1, self.num_heads // 2 * 2)
         own = max(0, counted - group.rank * query.shape[2])
         first = group.first_tokens(key, regions.shape[1])[:, :, :own]
         use_triton = self.uses_triton_kernels(query)
-        return group.start_sum(region_attention(query[:, :, :own], first, regions, use_triton) / counted)
+        return region_attention(query[:, :, :own], first, regions, use_triton) / counted
+
+    def _attend_shared(
+        self,
+        x: Tensor | QuantizedTokens,
+        rotation: Rotation,
+        regions: Tensor | None,
+        bounds: Tensor,
+        query_bounds: Tensor | None,
+        group: SequenceParallelGroup,
+        compiles: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend together with other processes, each of which passes its share of the tokens.
+
+        Only quantised attention is compiled, if the block is: the compiler reuses memory once a graph no
+        longer needs its contents, but here copies and other processes still do.
+        """
+        exchange = group.exchange
+        assert exchange
+        channels = len(bounds) * self.head_width // group.size
+
+        def value_for(rank: int) -> Tensor:
+            part = of_rows(self.v, slice(rank * channels, (rank + 1) * channels))
+            return part(x).unflatten(-1, (-1, self.head_width))
+
+        # The value comes last: its parts are computed one by one, so that the exchange of all but the own
+        # one overlaps with a matmul.
+        key = self.norm_and_rotate(self.k(x), self.norm_k, rotation, group)
+        exchange.send(KEY, key.__getitem__)
+        query = self.norm_and_rotate(self.q(x), self.norm_q, rotation, group, query_bounds)
+        exchange.send(QUERY, query.__getitem__)
+        exchange.send(VALUE, value_for)
+        # All tokens, ordered by process. Attention does not depend on the order: each carries its position.
+        arrived = exchange.receive(KEY, QUERY, VALUE)
+        key, query, value = (tokens.movedim(0, 1).flatten(1, 2) for tokens in arrived)
+        attention_map = None if regions is None else self.attention_map(query, key, regions, group)
+        summed = None if attention_map is None else exchange.start_sum(attention_map)
+        attend = exchange.compiled_attention if compiles and self.kernel not in EXACT_KERNELS else attention
+        attended = attend(query, key, value, self.kernel, bounds.unflatten(0, (group.size, -1))[group.rank])
+        out = exchange.project(self.o, attended.unflatten(1, (group.size, -1)).movedim(1, 0))
+        if summed is not None:
+            summed.wait()
+        return out, attention_map
 
 
 class CrossAttention(SelfAttention):
@@ -245,7 +290,7 @@ class Block(nn.Module):
         x, normed = self.add_and_norm(x, ResidualUpdate(out), self.norm_x, None, ())
         speakers = None
         if attention_map is not None:
-            positions = group.own_tokens(speaker_positions(group.finish_sum(attention_map)))
+            positions = group.own_tokens(speaker_positions(attention_map))
             head_width = x.shape[-1] // self.self_attn.num_heads
             speakers = Rotation.from_angles(rotary_angles(positions, head_width))
         use_triton = self.self_attn.uses_triton_kernels(x)

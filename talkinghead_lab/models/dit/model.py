@@ -189,6 +189,7 @@ class DiT(nn.Module):
             "fused_fp8_layers": fused and own.has_fp8_kernels,
             "optional": {name: str(status) for name, status in self.kernel_statuses.items()},
             "processes": self.group.size,
+            "exchange": None if self.group.exchange is None else self.group.exchange.name,
         }
 
     def compile_blocks(self) -> None:

@@ -1,8 +1,7 @@
 """Sequence parallelism: several GPUs of one host share the tokens of a forward pass.
 
-Every process holds the full transformer and processes a share of each latent frame's tokens. Around
-self-attention, all-to-all exchanges turn a share of the tokens with all heads into all tokens with a share of
-the heads, and back (DeepSpeed Ulysses, arXiv 2309.14509).
+Every process holds the full transformer and processes a share of each latent frame's tokens. For
+self-attention, they exchange heads (`head_exchange`).
 """
 
 import warnings
@@ -13,22 +12,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from talkinghead_lab.models.dit.head_exchange import HeadExchange, open_exchange
 from talkinghead_lab.models.kernels.attention import Rotation
 
 
 @dataclass(frozen=True)
 class SequenceParallelGroup:
-    """The processes that share the tokens, as seen from one of them: its rank, their number, their group."""
+    """The processes that share the tokens, as one of them sees them: rank, size, exchange."""
 
     rank: int = 0
     size: int = 1
-    name: str = ""
+    exchange: HeadExchange | None = None
 
     @classmethod
-    def of_all_processes(cls) -> "SequenceParallelGroup":
-        """All processes of the default group, which must be initialised."""
-        assert dist.group.WORLD is not None
-        return cls(dist.get_rank(), dist.get_world_size(), dist.group.WORLD.group_name)
+    def of_all_processes(cls, device: torch.device) -> "SequenceParallelGroup":
+        """All processes of the default group, which must be initialised; each calls this with its device."""
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return cls(rank, size, open_exchange(rank, size, device))
 
     def if_divides(self, heads: int, tokens_per_frame: int) -> "SequenceParallelGroup":
         """This group if its size divides both numbers; otherwise a group of one process, with a warning."""
@@ -73,32 +73,6 @@ class SequenceParallelGroup:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def split_heads(self, x: Tensor) -> Tensor:
-        """Group the heads by process: [B, l, heads, width] → [size, B, l, heads / size, width]."""
-        return x.unflatten(2, (self.size, -1)).movedim(2, 0)
-
-    def start_all_to_all(self, parts: Tensor) -> Tensor:
-        """Start sending part i of [size, …] to process i and receiving theirs; `finish_all_to_all` waits.
-
-        The functions of `torch.distributed` would wait at once when compiled; the op below does not.
-        """
-        if self.size == 1:
-            return parts
-        sizes = [1] * self.size
-        return torch.ops._c10d_functional.all_to_all_single(parts.contiguous(), sizes, sizes, self.name)
-
-    def finish_all_to_all(self, pending: Tensor) -> Tensor:
-        """Wait for all tokens: [size, B, l, heads / size, width] → [B, L, heads / size, width].
-
-        They are ordered by process. Attention does not depend on the order, as each carries its position.
-        """
-        return self._wait(pending).movedim(0, 1).flatten(1, 2)
-
-    def return_heads(self, x: Tensor) -> Tensor:
-        """The reverse exchange: [B, L, heads / size, width] → [B, l, heads, width]."""
-        parts = x.unflatten(1, (self.size, -1)).movedim(1, 0)
-        return self._wait(self.start_all_to_all(parts)).movedim(0, 2).flatten(2, 3)
-
     def first_tokens(self, x: Tensor, count: int) -> Tensor:
         """The first tokens in the original order of [B, L, …] that is ordered by process."""
         return x.unflatten(1, (self.size, -1))[:, :, : count // self.size].flatten(1, 2)
@@ -106,14 +80,3 @@ class SequenceParallelGroup:
     def own_tokens(self, x: Tensor) -> Tensor:
         """This process's tokens of [B, L, …] that is ordered by process: [B, L / size, …]."""
         return x.unflatten(1, (self.size, -1))[:, self.rank]
-
-    def start_sum(self, x: Tensor) -> Tensor:
-        """Start summing `x` over the processes; `finish_sum` waits."""
-        return x if self.size == 1 else torch.ops._c10d_functional.all_reduce(x, "sum", self.name)
-
-    def finish_sum(self, pending: Tensor) -> Tensor:
-        """Wait for the sum that `start_sum` began."""
-        return self._wait(pending)
-
-    def _wait(self, pending: Tensor) -> Tensor:
-        return pending if self.size == 1 else torch.ops._c10d_functional.wait_tensor(pending)
