@@ -71,11 +71,9 @@ def known_sha256(file: Path | FileState, folder: Path | None = None) -> str:
         CheckpointError: the file has changed meanwhile, and the digest of its state is not known.
     """
     state = FileState.of(file) if isinstance(file, Path) else file
-    entry = _entry(state, folder)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(entry.read_text(encoding="utf-8"))
-        if known["facts"] == list(state):
-            return str(known["sha256"])
+    cached = cached_sha256(state, folder)
+    if cached is not None:
+        return cached
     digest = sha256_of_file(Path(state.path))
     if FileState.of(Path(state.path)) != state:
         raise CheckpointError(
@@ -83,8 +81,17 @@ def known_sha256(file: Path | FileState, folder: Path | None = None) -> str:
             received=state.path,
             remedy="Try again when it is complete.",
         )
-    _write(entry, state, digest)
+    _write(_entry(state, folder), state, digest)
     return digest
+
+
+def cached_sha256(state: FileState, folder: Path | None = None) -> str | None:
+    """SHA-256 of a file in this state if the cache of `known_sha256` has it; reads no file but the entry."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(_entry(state, folder).read_text(encoding="utf-8"))
+        if known["facts"] == list(state):
+            return str(known["sha256"])
+    return None
 
 
 def remember_sha256(path: Path, digest: str, folder: Path | None = None) -> None:

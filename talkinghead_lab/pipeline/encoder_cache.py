@@ -22,7 +22,6 @@ from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests, paths
 from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.files import atomic_path
-from talkinghead_lab.weights.digests import weight_digests
 from talkinghead_lab.weights.locating import TRANSFORMER
 
 GIB = 2**30
@@ -51,14 +50,14 @@ def no_cache(kind: str, inputs: Iterable[object], compute: Callable[[], Tensors]
 class EncoderCache:
     """A folder of encodings of limited size; the least recently used entries are evicted first.
 
-    An entry's name is a digest of its inputs, of the encoders' weights, and of everything that affects
-    rounding: device, number of threads, PyTorch version. So a cache hit is byte-identical to computing.
+    An entry's name is a digest of its inputs, of the state of the encoders' files, and of everything that
+    affects rounding: device, number of threads, PyTorch version. So a cache hit is byte-identical to computing.
     An entry that is damaged, or was renamed, is removed and recomputed. A folder that cannot be written costs
     time, nothing else.
 
     Args:
         folder: where entries are stored; made when needed.
-        encoders: digest of the encoders' weights.
+        encoders: tells the encoders' weights from others.
         device: where the encoders run.
         limit_bytes: size of all entries together.
     """
@@ -84,7 +83,8 @@ class EncoderCache:
             device: where the encoders run.
             folder: where entries are stored; None: `encodings` in the user's cache folder.
         """
-        encoders = weight_digests({name: state for name, state in weights.items() if _is_encoder(name)})
+        # Not their digests: hashing them takes longer than encoding, and would come before it.
+        encoders = {name: list(state) for name, state in weights.items() if _is_encoder(name)}
         folder = folder or paths.user_cache_folder() / "encodings"
         return cls(folder, digests.combined([encoders]), device)
 

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from tqdm.auto import tqdm
 
-from talkinghead_lab.foundation.digests import FileState, combined, known_sha256
+from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.foundation.digests import FileState, cached_sha256, combined, known_sha256
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.params import GenerationParams
@@ -99,6 +100,15 @@ class InputDigests:
 
         threading.Thread(target=compute, name="digests", daemon=True).start()
         return found.result
+
+    @staticmethod
+    def need_hashing(request: GenerationParams) -> bool:
+        """Whether the digest of a weight file is not cached, so that computing the digests takes long."""
+        try:
+            states = weight_states(checkpoint_files(request)).values()
+        except TalkingHeadError:
+            return False
+        return any(cached_sha256(state) is None for state in states)
 
     @property
     def digest(self) -> str:

@@ -2,7 +2,9 @@
 
 import gc
 import json
+import threading
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -56,6 +58,17 @@ class Worker:
     """Runs jobs one after another; networks stay loaded as long as the jobs need the same ones."""
 
     pipeline: Pipeline | None = field(default=None, init=False)
+    _loading: threading.Thread | None = field(default=None, init=False)
+
+    def begin_to_load(self, request: GenerationParams) -> None:
+        """Load the networks of a request in a thread. An error is raised by the job that needs them."""
+
+        def load() -> None:
+            with suppress(Exception):
+                self._load(request)
+
+        self._loading = threading.Thread(target=load, name="networks", daemon=True)
+        self._loading.start()
 
     def run(self, job: Job) -> None:
         """Run a job. A failure is recorded and ends this job only.
@@ -98,6 +111,12 @@ class Worker:
 
     def load(self, request: GenerationParams) -> Pipeline:
         """Return the networks of a request; they stay loaded until different ones are needed."""
+        if self._loading is not None:
+            self._loading.join()
+            self._loading = None
+        return self._load(request)
+
+    def _load(self, request: GenerationParams) -> Pipeline:
         if self.pipeline is not None and not self.pipeline.fits(load_settings(request)):
             self.release()  # before the next networks are read: two sets may not fit
         if self.pipeline is None:

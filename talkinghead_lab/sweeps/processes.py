@@ -17,37 +17,60 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from talkinghead_lab.errors import FolderLocked, OutputError
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.worker import Failure, Job, Worker
 from talkinghead_lab.sweeps.worker_process import PARENT_SIGNALS, serve
 
 logger = logging.getLogger(__name__)
 
 
-def run_on_this_machine(jobs: list[Job], workers: int, on_done: Callable[[], object]) -> None:
-    """Run jobs and call `on_done` after each.
-
-    A job whose folder another process writes is left unfinished. An interrupt leaves all running jobs
-    unfinished and starts no other.
+class ThisMachine:
+    """Workers of this machine: one in this process, or several in processes of their own.
 
     Args:
-        jobs: what to run.
         workers: worker processes. 0: one per GPU, or this process if there is no GPU; 1: this process.
-        on_done: called after every job, however it ended.
-
-    Raises:
-        NoSpaceLeft: the running jobs are unfinished.
+        jobs: the most that can come.
     """
-    workers = min(workers or torch.cuda.device_count(), len(jobs))
-    if workers > 1:
-        return _run_in_processes(jobs, workers, on_done)
-    worker = Worker()
-    for job in jobs:
-        try:
-            worker.run(job)
-        except FolderLocked as error:
-            leave_unfinished(job, error)
-        on_done()
-    return None
+
+    def __init__(self, workers: int, jobs: int) -> None:
+        count = min(workers or torch.cuda.device_count(), jobs)
+        self.worker = Worker()
+        self.processes = [_WorkerProcess(visible_device(number), count) for number in range(count)]
+
+    def begin_to_load(self, request: GenerationParams) -> None:
+        """Load the networks of a request beside whatever comes before the first job."""
+        if len(self.processes) <= 1:
+            return self.worker.begin_to_load(request)
+        for process in self.processes:
+            process.send(request)
+        return None
+
+    def run(self, jobs: list[Job], on_done: Callable[[], object]) -> None:
+        """Run jobs and call `on_done` after each, however it ended.
+
+        A job whose folder another process writes is left unfinished. An interrupt leaves all running jobs
+        unfinished and starts no other.
+
+        Raises:
+            NoSpaceLeft: the running jobs are unfinished.
+        """
+        if len(self.processes) > 1:
+            return _run_in_processes(jobs, self.processes, on_done)
+        for job in jobs:
+            try:
+                self.worker.run(job)
+            except FolderLocked as error:
+                leave_unfinished(job, error)
+            on_done()
+        return None
+
+    def end(self) -> None:
+        """Stop the worker processes, also those in the middle of a job."""
+        processes = [worker.process for worker in self.processes if worker.process is not None]
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
 
 
 def leave_unfinished(job: Job, error: FolderLocked) -> None:
@@ -55,38 +78,32 @@ def leave_unfinished(job: Job, error: FolderLocked) -> None:
     logger.warning("%s is left unfinished: %s", job.run_dir.name, error)
 
 
-def _run_in_processes(jobs: list[Job], count: int, on_done: Callable[[], object]) -> None:
-    """Give each idle worker the next job; stop the workers in the end, also those in the middle of a job."""
-    workers = [_WorkerProcess(visible_device(number), count) for number in range(count)]
+def _run_in_processes(
+    jobs: list[Job], workers: list["_WorkerProcess"], on_done: Callable[[], object]
+) -> None:
+    """Give each idle worker the next job."""
     waiting, idle = list(reversed(jobs)), list(reversed(workers))
     busy: dict[Connection, tuple[_WorkerProcess, Job]] = {}
-    try:
-        while waiting or busy:
-            while waiting and idle:
-                worker, job = idle.pop(), waiting.pop()
-                busy[worker.begin(job)] = (worker, job)
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
-                worker, job = busy.pop(connection)
-                outcome = worker.finish()
-                if isinstance(outcome, Failure):
-                    job.record_failure(outcome)
-                elif isinstance(outcome, FolderLocked):
-                    leave_unfinished(job, outcome)
-                elif outcome is not None:
-                    raise outcome
-                idle.append(worker)
-                on_done()
-    finally:
-        processes = [worker.process for worker in workers if worker.process is not None]
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.join()
+    while waiting or busy:
+        while waiting and idle:
+            worker, job = idle.pop(), waiting.pop()
+            busy[worker.begin(job)] = (worker, job)
+        for connection in wait(list(busy)):
+            assert isinstance(connection, Connection)
+            worker, job = busy.pop(connection)
+            outcome = worker.finish()
+            if isinstance(outcome, Failure):
+                job.record_failure(outcome)
+            elif isinstance(outcome, FolderLocked):
+                leave_unfinished(job, outcome)
+            elif outcome is not None:
+                raise outcome
+            idle.append(worker)
+            on_done()
 
 
 class _WorkerProcess:
-    """A worker in a child process, which is started for its first job and again after it died.
+    """A worker in a child process, which is started for its first work and again after it died.
 
     Args:
         gpu: the worker's only GPU, as CUDA_VISIBLE_DEVICES names it; None: the CPU.
@@ -100,6 +117,11 @@ class _WorkerProcess:
 
     def begin(self, job: Job) -> Connection:
         """Send a job; the connection is readable once the job has ended or the process has died."""
+        self.send(job)
+        return self.connection
+
+    def send(self, work: Job | GenerationParams) -> None:
+        """Send a job, or a request whose networks to load."""
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.connection, theirs = context.Pipe()
@@ -108,8 +130,7 @@ class _WorkerProcess:
                 self.process.start()
             theirs.close()
         with suppress(OSError):  # a process that died while idle: `finish` reports it
-            self.connection.send(job)
-        return self.connection
+            self.connection.send(work)
 
     def finish(self) -> Failure | OutputError | None:
         """Receive how the job ended: None if it finished or its failure is recorded."""

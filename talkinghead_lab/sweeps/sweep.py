@@ -17,7 +17,7 @@ The folder of a sweep contains `sweep.yaml`, `cells/` with a run folder per cell
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.runs.record import video_of
 from talkinghead_lab.runs.worker import Job
-from talkinghead_lab.sweeps.processes import run_on_this_machine
+from talkinghead_lab.sweeps.processes import ThisMachine
 from talkinghead_lab.sweeps.ray_cluster import run_on_ray
 from talkinghead_lab.sweeps.statistics import PAIRED_BY
 
@@ -223,21 +223,39 @@ def run_sweep(
     folder = project_folder() / folder
     with output_errors("the folder of the sweep cannot be created", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with locked(folder), nullcontext() if ray_address else _machine(sweep, workers) as machine:
         jobs = _jobs(sweep, folder, show_progress)
         waiting = _unfinished([job for _, job in jobs], retry_failed)
         _replace_file(folder / "sweep.yaml", sweep.to_yaml().encode())
         try:
             with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
-                if ray_address is not None and waiting:
-                    run_on_ray(waiting, ray_address, bar.update)
-                else:
-                    run_on_this_machine(waiting, workers, bar.update)
+                if machine is not None:
+                    machine.run(waiting, bar.update)
+                elif waiting:
+                    run_on_ray(waiting, str(ray_address), bar.update)
         except BaseException:
             with suppress(TalkingHeadError):
                 _write_table(folder, jobs)
             raise
         return _write_table(folder, jobs)
+
+
+@contextmanager
+def _machine(sweep: Sweep, workers: int) -> Iterator[ThisMachine]:
+    """The workers of this machine; they load networks while weights are hashed, which names the cells."""
+    requests = sorted((cell.params for cell in sweep.cells()), key=_networks)
+    machine = ThisMachine(workers, len(requests))
+    try:
+        if InputDigests.need_hashing(requests[0]):
+            machine.begin_to_load(requests[0])
+        yield machine
+    finally:
+        machine.end()
+
+
+def _networks(request: GenerationParams) -> str:
+    """Equal for requests that need the same networks."""
+    return str([getattr(request, name) for name in NETWORK_FIELDS])
 
 
 def _jobs(sweep: Sweep, folder: Path, show_progress: bool = False) -> list[tuple[Cell, Job]]:
@@ -257,9 +275,7 @@ def _unfinished(jobs: list[Job], retry_failed: bool) -> list[Job]:
             job.failure.unlink(missing_ok=True)
         if not finished and not job.failure.is_file():
             unfinished[job.run_dir] = job
-    return sorted(
-        unfinished.values(), key=lambda job: str([getattr(job.params, name) for name in NETWORK_FIELDS])
-    )
+    return sorted(unfinished.values(), key=lambda job: _networks(job.params))
 
 
 def _write_table(folder: Path, jobs: list[tuple[Cell, Job]]) -> polars.DataFrame:

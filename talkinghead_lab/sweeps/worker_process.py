@@ -19,6 +19,8 @@ PARENT_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 def serve(connection: Connection, gpu: str | None, workers: int) -> None:
     """Run each job received and send its outcome: None, or an error that does not belong to the job alone.
 
+    The networks of a request that is received are loaded while no job has arrived.
+
     Args:
         connection: to the parent; the process ends when it is closed.
         gpu: the only GPU, as CUDA_VISIBLE_DEVICES names it; None: the CPU.
@@ -34,7 +36,7 @@ def serve(connection: Connection, gpu: str | None, workers: int) -> None:
     import torch
     from tqdm import tqdm
 
-    from talkinghead_lab.runs.worker import Worker
+    from talkinghead_lab.runs.worker import Job, Worker
 
     tqdm.set_lock(threading.RLock())  # a killed process would leak the semaphore of the default lock
     if gpu is None:
@@ -45,6 +47,9 @@ def serve(connection: Connection, gpu: str | None, workers: int) -> None:
             job = connection.recv()
         except EOFError:
             return
+        if not isinstance(job, Job):
+            worker.begin_to_load(job)
+            continue
         try:
             worker.run(job)
         except OutputError as error:

@@ -15,8 +15,10 @@ import yaml
 
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest, OutputError
+from talkinghead_lab.foundation import digests
 from talkinghead_lab.foundation.files import locked
-from talkinghead_lab.runs.worker import Failure, Job
+from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.runs.worker import Failure, Job, Worker
 from talkinghead_lab.sweeps import processes
 from talkinghead_lab.sweeps.sweep import Sweep, results, run_sweep
 
@@ -273,3 +275,31 @@ def test_a_sweep_refuses_seeds_that_are_not_numbers(where):
     sections = where | {"base": media | where.get("base", {}), "axes": {"diffusion_steps": [1]}}
     with pytest.raises(InvalidRequest, match="List numbers under seeds"):
         Sweep.from_sections(sections)
+
+
+@pytest.mark.parametrize("face", ["sweep", "worker"])
+def test_networks_load_while_weights_are_hashed(request_for, monkeypatch, tmp_path, face):
+    """Hashing waits here for the networks: if it came first, they would never load."""
+    monkeypatch.setenv("TALKINGHEAD_CACHE", str(tmp_path / "cache"))
+    loaded, hash_file, load = threading.Event(), digests.sha256_of_file, Pipeline.load.__func__
+
+    def hash_after_loading(path):
+        assert loaded.wait(60)
+        return hash_file(path)
+
+    def loads(cls, *arguments):
+        pipeline = load(cls, *arguments)
+        loaded.set()
+        return pipeline
+
+    monkeypatch.setattr(digests, "sha256_of_file", hash_after_loading)
+    monkeypatch.setattr(Pipeline, "load", classmethod(loads))
+    params = request_for(max_frames=9)
+    if face == "worker":  # as sweeps on a cluster and the panel run a job
+        job = Job(params, tmp_path / "run")
+        Worker().run(job)
+        assert (job.run_dir / "run.json").is_file()
+        return
+    base = params.model_dump(mode="json", exclude_defaults=True)
+    table = run_sweep(Sweep.from_sections({"base": base, "axes": {}}), tmp_path / "out", show_progress=False)
+    assert table["state"].to_list() == ["finished"]
