@@ -1,4 +1,4 @@
-"""Time from process start to the first forward pass, compared with a plain read of the same files."""
+"""Time from process start to the first forward pass, part by part, and a plain read of the same files."""
 
 import time
 from pathlib import Path
@@ -16,6 +16,14 @@ from talkinghead_lab.weights.locating import weight_files
 READ, LOADED = "load: plain read of the files", "load: all networks on the device"
 BEGUN, STEP = "load: process start to first forward", "load: a step of one forward, resident"
 GIGA = 1e9
+# The parts of the time from process start to the first velocity, each from the stamp before to its own.
+PARTS = {
+    "imports": "imported",
+    "transformer read and placed": "transformer",
+    "other networks read and placed": "loaded",
+    "prompt, recording and picture encoded": "first_forward",
+    "first forward pass": "first_velocity",
+}
 PIECE_BYTES = 2**26
 MAX_READ_BYTES = 2**33  # enough to measure the rate
 
@@ -38,6 +46,10 @@ def measure_load(size: Size, device: torch.device, results: Results, folder: Pat
     }
     results.add(Row(LOADED, seconds, floor=total / rate, conditions=conditions))
     results.add(Row(BEGUN, start_times["first_forward"], conditions=start_times))
+    before = 0.0
+    for part, stamp in PARTS.items():
+        results.add(Row(f"load: start, {part}", start_times[stamp] - before))
+        before = start_times[stamp]
     conditions = {"driver_gib": made["driver_gib"], "job": made["seconds"]}
     results.add(Row(STEP, min(made["steps"]), peak_gib=made["peak_gpu_gib"], conditions=conditions))
     add_profile(results, device, f"load: {size.grid.width}x{size.grid.height}, resident", made)

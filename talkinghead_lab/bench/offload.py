@@ -82,15 +82,16 @@ def _peaks(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def measure_small_host(size: Size, device: torch.device, results: Results, folder: Path) -> None:
-    """Measure host memory with fp8 weights within the smallest budget, loading included."""
+    """Measure fp8 weights within the smallest budget, loading included, with one and two speakers."""
     run = {"frame_size": f"{size.grid.width}x{size.grid.height}"}
     request = request_of(size, device, folder) | {"precision": "fp8", "vram_budget_gib": BUDGETS[0]}
-    loaded, job = run_in_process(request, [run])
-    row = _row(job, {})
-    larger = {key: max(peak, row.conditions[key]) for key, peak in _peaks(loaded).items()}
-    conditions = row.conditions | larger | {"loaded": loaded["begun"]["loaded"]}
-    row = results.add(replace(row, name=f"{row.name}, fp8", conditions=conditions))
-    add_profile(results, device, row.name, job)
+    for speakers, label in (({}, "fp8"), ({"second_audio_path": "none"}, "fp8, two speakers")):
+        loaded, job = run_in_process(request | speakers, [run])
+        row = _row(job, {})
+        larger = {key: max(peak, row.conditions[key]) for key, peak in _peaks(loaded).items()}
+        conditions = row.conditions | larger | {"loaded": loaded["begun"]["loaded"]}
+        row = results.add(replace(row, name=f"{row.name}, {label}", conditions=conditions))
+        add_profile(results, device, row.name, job)
 
 
 def add_profile(results: Results, device: torch.device, name: str, job: Mapping[str, Any]) -> None:

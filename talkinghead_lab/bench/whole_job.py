@@ -12,11 +12,13 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,15 +31,21 @@ from talkinghead_lab.bench.rows import GIB, synchronize
 from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.devices import pick_device
+from talkinghead_lab.foundation.digests import sha256_of_file
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.reference import Portrait
+from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.offload.streamed_blocks import StreamedBlocks
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline import pipeline as pipeline_module
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request import checkpoint_files, resolve
 from talkinghead_lab.runs.stage_clock import StageClock
+from talkinghead_lab.weights import transformer
+from talkinghead_lab.weights.load_settings import LoadSettings
+from talkinghead_lab.weights.locating import weight_files
 
 SECONDS = 8.0
 RUN_FIELDS = ("vram_budget_gib", "blocks")
@@ -61,18 +69,18 @@ def request_of(size: Size, device: torch.device, folder: Path) -> dict[str, Any]
     }
 
 
-def media(frame_size: tuple[int, int]) -> Inputs:
-    """A portrait and a recording of noise."""
+def media(frame_size: tuple[int, int], speakers: int = 1) -> Inputs:
+    """A portrait of noise and a recording of noise for each speaker."""
     noise = np.random.default_rng(0)
     picture = noise.integers(0, 256, (frame_size[1], frame_size[0], 3), dtype=np.uint8)
     wave = 0.1 * noise.standard_normal(round(SECONDS * audio.SAMPLE_RATE)).astype(np.float32)
-    return Inputs(Portrait(Image.fromarray(picture)), frame_size, (wave,), wave[None])
+    return Inputs(Portrait(Image.fromarray(picture)), frame_size, (wave,) * speakers, wave[None])
 
 
 def make(pipeline: Pipeline, params: GenerationParams, clock: StageClock) -> list[float]:
     """Generate the frames of a request; return the seconds of each step except the first of every chunk."""
     assert params.forced_size is not None
-    inputs = media(params.forced_size)
+    inputs = media(params.forced_size, params.speakers)
     resolved = resolve(params, inputs)
     conditions = pipeline.encode(inputs, resolved, clock)
     generator = ChunkGenerator(pipeline, conditions, resolved, clock)
@@ -113,7 +121,7 @@ def run(
         fewer = itertools.islice(pipeline.dit.blocks, blocks)
         pipeline.dit.blocks = StreamedBlocks(fewer, pipeline.device)  # type: ignore[assignment]
     assert params.forced_size is not None
-    plan = pipeline.requirements(resolve(params, media(params.forced_size)))
+    plan = pipeline.requirements(resolve(params, media(params.forced_size, params.speakers)))
     pipeline = with_budget(pipeline, budget, plan)
     clock, steps, error = StageClock(), [], None
     with peaks:
@@ -143,24 +151,44 @@ def _reserved(pipeline: Pipeline) -> float:
 
 
 def main(specification: str) -> None:
-    """Load the networks, then perform the runs in order."""
+    """Load the networks, with their files hashed beside as in a run, then perform the runs in order."""
     start = {"imported": process_age()}
     specified = json.loads(specification)
     texts = {"prompt": PROMPT, "negative_prompt": PROMPT}
     request = GenerationParams(audio_path="none", image_path="none", **texts, **specified["request"])
+    files = list(weight_files(checkpoint_files(request)).values())
+    threading.Thread(target=lambda: [sha256_of_file(file) for file in files], daemon=True).start()
     peaks = Peaks(pick_device(request.device))
     with peaks:
-        pipeline = Pipeline.load(request)
-        synchronize(pipeline.device)
-        start["loaded"] = process_age()
+        pipeline = _load(request, start)
     print(json.dumps({"begun": start, "left_gib": peaks.now(), **peaks.to_json()}), flush=True)
 
-    def record_first_forward(*_: object) -> None:
-        start.setdefault("first_forward", process_age())
+    def stamp(name: str) -> None:
+        if name not in start:
+            synchronize(pipeline.device)
+            start[name] = process_age()
 
-    pipeline.dit.blocks[0].register_forward_pre_hook(record_first_forward)
+    pipeline.dit.blocks[0].register_forward_pre_hook(lambda *_: stamp("first_forward"))
+    pipeline.dit.head.register_forward_hook(lambda *_: stamp("first_velocity"))
     for changes in specified["runs"]:
         print(json.dumps(run(pipeline, request, changes, peaks) | {"begun": start}), flush=True)
+
+
+def _load(request: GenerationParams, start: dict[str, float]) -> Pipeline:
+    """Load the networks, and note when the transformer is read and placed, and when all are."""
+    load_transformer = transformer.load_transformer
+
+    def load_and_stamp(settings: LoadSettings) -> DiT:
+        dit = load_transformer(settings)
+        synchronize(settings.device)
+        start["transformer"] = process_age()
+        return dit
+
+    with patch.object(pipeline_module, "load_transformer", load_and_stamp):
+        pipeline = Pipeline.load(request)
+    synchronize(pipeline.device)
+    start["loaded"] = process_age()
+    return pipeline
 
 
 def run_in_process(request: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

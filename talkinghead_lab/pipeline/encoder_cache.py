@@ -51,7 +51,7 @@ class EncoderCache:
     """A folder of encodings of limited size; the least recently used entries are evicted first.
 
     An entry's name is a digest of its inputs, of the state of the encoders' files, and of everything that
-    affects rounding: device, number of threads, PyTorch version. So a cache hit is byte-identical to computing.
+    affects rounding: device, number of threads, PyTorch version. So a hit is byte-identical to computing.
     An entry that is damaged, or was renamed, is removed and recomputed. A folder that cannot be written costs
     time, nothing else.
 
