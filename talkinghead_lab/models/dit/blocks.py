@@ -14,6 +14,7 @@ from talkinghead_lab.models.kernels.attention import (
     EXACT_KERNELS,
     Rotation,
     attention,
+    attention_and_offset,
     rotary_angles,
     text_image_attention,
 )
@@ -23,9 +24,10 @@ from talkinghead_lab.models.kernels.fused_ops import (
     add_and_norm,
     linear_gelu,
     norm_and_rotate,
+    quantized,
     quantized_gelu,
 )
-from talkinghead_lab.models.kernels.quantized_attention import scale_for
+from talkinghead_lab.models.kernels.quantized_attention import sample_step, scale_for
 from talkinghead_lab.models.kernels.two_speakers import region_attention
 
 KeysValues = tuple[Tensor, Tensor]
@@ -113,19 +115,25 @@ class SelfAttention(nn.Module):
         rotation: Rotation,
         group: SequenceParallelGroup,
         bounds: Tensor | None = None,
+        centre: bool = False,
     ) -> Tensor:
         """Queries or keys [B, L, D], normed and rotated to their positions, with heads grouped by process.
 
-        The result is [group.size, B, L, heads / group.size, head width]. With `bounds` [heads] of their
-        magnitude, the Triton kernel quantises them to fp8.
+        The result is [group.size, B, L, heads / group.size, head width]. The Triton kernel can quantise it to
+        fp8 in the same pass, by `bounds` [heads] of the magnitude. With `centre`, it first subtracts the mean
+        over evenly spaced tokens.
         """
         if not self.uses_triton_kernels(x):
             rotated = rotation(self.split_heads(norm(x)))
             return rotated.unflatten(2, (group.size, -1)).movedim(2, 0)
+        tables, mean = (rotation.cosine, rotation.sine), None
+        if centre:
+            step = sample_step(x.shape[1])
+            sampled = (table[::step].contiguous() for table in tables)
+            sample = norm_and_rotate(x[:, ::step].contiguous(), norm.weight, norm.eps, *sampled, 1)
+            mean = sample[0].float().mean(dim=1).to(x.dtype)
         factors = None if bounds is None else 1 / scale_for(bounds, FP8)
-        rotated = norm_and_rotate(
-            x, norm.weight, norm.eps, rotation.cosine, rotation.sine, group.size, factors
-        )
+        rotated = norm_and_rotate(x, norm.weight, norm.eps, *tables, group.size, factors, mean)
         return rotated.unflatten(-1, (self.num_heads // group.size, -1))
 
     def forward(
@@ -138,18 +146,29 @@ class SelfAttention(nn.Module):
         """Attend; with speaker `regions` [3, S], also return the `attention_map`."""
         # Rotating a pair of channels keeps its norm, so the largest bound in a head holds for all of it.
         bounds = self.split_heads(self.norm_q.output_bound()).amax(dim=1)
-        quantizes_query = self.kernel == "flash3_fp8" and regions is None and self.has_fp8_kernels
-        query_bounds = bounds if quantizes_query else None
+        # The attention map takes queries and keys as they are.
+        quantizes = self.kernel == "flash3_fp8" and regions is None and self.has_fp8_kernels
+        query_bounds = bounds if quantizes else None
         if group.exchange is not None:
             compiles = torch.compiler.is_compiling()
             arguments = x, rotation, regions, bounds, query_bounds, group, compiles
             return group.exchange.eagerly(self._attend_shared, *arguments)
         value = self.split_heads(self.v(x))
-        (key,) = self.norm_and_rotate(self.k(x), self.norm_k, rotation, group)
+        # The distance from a centre is at most twice as long as the vectors.
+        key_bounds = 2 * self.split_heads(self.norm_k.output_bound()).amax(dim=1) if quantizes else None
+        (key,) = self.norm_and_rotate(self.k(x), self.norm_k, rotation, group, key_bounds, quantizes)
         (query,) = self.norm_and_rotate(self.q(x), self.norm_q, rotation, group, query_bounds)
         # First, so that query and key are free after attention.
         attention_map = None if regions is None else self.attention_map(query, key, regions, group)
-        return self.o(attention(query, key, value, self.kernel, bounds).flatten(2)), attention_map
+        attended = attention_and_offset(query, key, value, self.kernel, bounds, key_bounds)
+        return self.project(*attended), attention_map
+
+    def project(self, attended: Tensor, offset: Tensor | None) -> Tensor:
+        """The output projection of attended + offset, [B, L, heads, head width] → [B, L, D]."""
+        if self.has_fp8_kernels and uses_fp8_matmul(self.o) and self.uses_triton_kernels(attended):
+            return self.o(quantized(attended.flatten(2), None if offset is None else offset.flatten(1)))
+        attended = attended if offset is None else (attended + offset).to(offset.dtype)
+        return self.o(attended.flatten(2))
 
     def attention_map(
         self, query: Tensor, key: Tensor, regions: Tensor, group: SequenceParallelGroup
@@ -259,6 +278,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        update: ResidualUpdate,
         time: Tensor,
         rotation: Rotation,
         frames: int,
@@ -268,11 +288,12 @@ class Block(nn.Module):
         audio: KeysValues,
         regions: Tensor | None,
         group: SequenceParallelGroup,
-    ) -> Tensor:
-        """Run the block.
+    ) -> tuple[Tensor, ResidualUpdate]:
+        """Run the block, (x, update) → (x, update): the last update is left for the norm of the next block.
 
         Args:
             x: [B, L, D].
+            update: not yet added to x.
             time: [B, 6, D], float32.
             rotation: rotary positions of the tokens.
             frames: T.
@@ -283,7 +304,7 @@ class Block(nn.Module):
         """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time).split(1, dim=1)
         projections = (self.self_attn.q, self.self_attn.k, self.self_attn.v)
-        x, normed = self.add_and_norm(x, None, self.norm1, (shift_a, scale_a), projections)
+        x, normed = self.add_and_norm(x, update, self.norm1, (shift_a, scale_a), projections)
         out, attention_map = self.self_attn(normed, rotation, regions, group)
         x, normed = self.add_and_norm(x, ResidualUpdate(out, gate_a), self.norm3, None, (self.cross_attn.q,))
         out = self.cross_attn(normed, text, distinct_tokens, image)
@@ -297,12 +318,12 @@ class Block(nn.Module):
         update = self.audio_cross_attn(normed, audio, frames, speakers, use_triton)
         x, normed = self.add_and_norm(x, update, self.norm2, (shift_f, scale_f), (self.ffn[0],))
         out = feed_forward(self.ffn, normed, self.self_attn.has_fp8_kernels)
-        return ResidualUpdate(out, gate_f).added_to(x)
+        return x, ResidualUpdate(out, gate_f)
 
     def add_and_norm(
         self,
         x: Tensor,
-        update: ResidualUpdate | None,
+        update: ResidualUpdate,
         norm: nn.LayerNorm,
         modulation: tuple[Tensor, Tensor] | None,
         consumers: Sequence[nn.Module],
@@ -315,8 +336,7 @@ class Block(nn.Module):
                 self.self_attn.has_fp8_kernels and len(consumers) > 0 and all(map(uses_fp8_matmul, consumers))
             )
             return add_and_norm(x, update, weight, shift, norm.eps, quantize)
-        if update is not None:
-            x = update.added_to(x)
+        x = update.added_to(x)
         return x, layer_norm(x, norm, modulation)
 
 

@@ -30,6 +30,7 @@ from talkinghead_lab.models.kernels.attention import (
     used_kernel,
 )
 from talkinghead_lab.models.kernels.fp8 import uses_fp8_matmul
+from talkinghead_lab.models.kernels.fused_ops import ResidualUpdate
 from talkinghead_lab.models.kernels.optional_kernels import Status, kernels_of
 from talkinghead_lab.models.quantized.blocks import BlockQuantizedLinear
 
@@ -144,6 +145,7 @@ class DiT(nn.Module):
         self.head = Head(config)
         # With several processes, all must run the same forward passes.
         self.group = SequenceParallelGroup()
+        self.add_update = ResidualUpdate.added_to
         # Of the optional kernels that `use_attention` considered.
         self.kernel_statuses: dict[str, Status] = {}
 
@@ -200,6 +202,9 @@ class DiT(nn.Module):
         """
         for module in (*self.blocks, self.head):
             module.compile(dynamic=False, backend=inductor_without_tf32_hint)
+        self.add_update = torch.compile(
+            ResidualUpdate.added_to, dynamic=False, backend=inductor_without_tf32_hint
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -299,10 +304,12 @@ class DiT(nn.Module):
         if group.size > 1:
             tokens = group.split(tokens, frames)
             rotation = group.split_rotation(rotation, frames)
+        update = ResidualUpdate.of_nothing(tokens)
         for i, block in enumerate(self.blocks):
             cross, audio_cross = block.cross_attn, block.audio_cross_attn
-            tokens = block(
+            tokens, update = block(
                 tokens,
+                update,
                 time.blocks,
                 rotation,
                 frames,
@@ -315,7 +322,7 @@ class DiT(nn.Module):
                 regions,
                 group,
             )
-        return group.merge(tokens, frames)
+        return group.merge(self.add_update(update, tokens), frames)
 
     def unpatchify(self, tokens: Tensor, time: TimeEmbedding, latent_shape: Sequence[int]) -> Tensor:
         """Tokens [B, L, D] → velocity [B, C, T, h, w], float32."""

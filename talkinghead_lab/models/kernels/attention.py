@@ -9,7 +9,11 @@ from torch import Tensor
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.models.kernels.optional_kernels import Status, kernels_of
-from talkinghead_lab.models.kernels.quantized_attention import attention_flash3_fp8, attention_triton
+from talkinghead_lab.models.kernels.quantized_attention import (
+    attention_flash3_fp8,
+    attention_flash3_fp8_centred,
+    attention_triton,
+)
 
 ROTARY_BASE = 10_000.0
 
@@ -25,9 +29,25 @@ def attention(
         kernel: a name in `KERNELS`.
         query_bound: upper bound of |query| per head, [heads]. It saves `flash3_fp8` a pass over the query.
     """
-    if query_bound is not None and kernel == "flash3_fp8":
-        return attention_flash3_fp8(query, key, value, query_bound)
-    return KERNELS[used_kernel(kernel, query.dtype)].attend(query, key, value)
+    out, offset = attention_and_offset(query, key, value, kernel, query_bound)
+    return out if offset is None else (out + offset).to(offset.dtype)
+
+
+def attention_and_offset(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel: str,
+    query_bound: Tensor | None = None,
+    key_bound: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as the sum of two terms, [B, L, heads, head width] and [B, 1, heads, head width], or as one.
+
+    With the bounds of |query| and |key| per head, [heads], both may be in fp8 for `flash3_fp8`; see there.
+    """
+    if kernel == "flash3_fp8":
+        return attention_flash3_fp8_centred(query, key, value, query_bound, key_bound)
+    return KERNELS[used_kernel(kernel, query.dtype)].attend(query, key, value), None
 
 
 def used_kernel(kernel: str, dtype: torch.dtype) -> str:

@@ -52,6 +52,13 @@ class ResidualUpdate(NamedTuple):
     gate: Tensor | None = None
     offset: Tensor | None = None
 
+    @classmethod
+    def of_nothing(cls, x: Tensor) -> "ResidualUpdate":
+        """An update that changes nothing. With it, the first block shares the graph of the others."""
+        # With the strides of a block's gate: a graph is compiled for one layout.
+        gates = x.new_zeros(len(x), 6, x.shape[2], dtype=torch.float32)
+        return cls(torch.zeros_like(x), gates[:, :1])
+
     def added_to(self, x: Tensor) -> Tensor:
         """The sum of x [B, L, D] and the update, in the type of `x`."""
         out = self.out if self.offset is None else self.out + self.offset
@@ -59,20 +66,17 @@ class ResidualUpdate(NamedTuple):
 
 
 def add_and_norm(
-    x: Tensor, update: ResidualUpdate | None, weight: Tensor, bias: Tensor, eps: float, quantize: bool
+    x: Tensor, update: ResidualUpdate, weight: Tensor, bias: Tensor, eps: float, quantize: bool
 ) -> tuple[Tensor, Tensor | QuantizedTokens]:
     """The sum of x [B, L, D] and an update, and the layer norm of that sum, in one pass."""
-    if update is None:
-        _, out, scale = _add_and_norm(x, None, None, None, weight, bias, eps, quantize)
-    else:
-        x, out, scale = _add_and_norm(x, *update, weight, bias, eps, quantize)
+    x, out, scale = _add_and_norm(x, *update, weight, bias, eps, quantize)
     return x, QuantizedTokens(out, scale, x.dtype) if quantize else out
 
 
 @torch.library.custom_op("talkinghead_lab::add_and_norm", mutates_args=())
 def _add_and_norm(
     x: Tensor,
-    update: Tensor | None,
+    update: Tensor,
     gate: Tensor | None,
     offset: Tensor | None,
     weight: Tensor,
@@ -86,10 +90,10 @@ def _add_and_norm(
 
 
 @_add_and_norm.register_fake
-def _(x: Tensor, update: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, quantize = others
     return (
-        x.new_empty(0) if update is None else torch.empty_like(x),
+        torch.empty_like(x),
         torch.empty_like(x, dtype=FP8 if quantize else None),
         x.new_empty((*x.shape[:-1], 1) if quantize else 0, dtype=torch.float32),
     )
@@ -97,20 +101,47 @@ def _(x: Tensor, update: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, T
 
 @torch.library.custom_op("talkinghead_lab::norm_and_rotate", mutates_args=())
 def norm_and_rotate(
-    x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int, factors: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    cosine: Tensor,
+    sine: Tensor,
+    parts: int,
+    factors: Tensor | None = None,
+    centre: Tensor | None = None,
 ) -> Tensor:
-    """RMS norm and rotary positions, [B, L, D] → [parts, B, L, D / parts]; `factors` scale heads for fp8."""
+    """RMS norm and rotary positions, [B, L, D] → [parts, B, L, D / parts].
+
+    With `factors` of the heads the result is quantised to fp8, after `centre` [B, D] was subtracted.
+    """
     from talkinghead_lab.models.kernels.triton_rows import norm_and_rotate
 
-    return norm_and_rotate(x, weight, eps, cosine, sine, parts, factors)
+    return norm_and_rotate(x, weight, eps, cosine, sine, parts, factors, centre)
 
 
 @norm_and_rotate.register_fake
-def _(
-    x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, parts: int, factors: Tensor | None
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, *others: Any) -> Tensor:
+    parts, factors, *_ = (*others, None)
     stored = None if factors is None else FP8
     return x.new_empty(parts, *x.shape[:2], x.shape[2] // parts, dtype=stored)
+
+
+def quantized(x: Tensor, offset: Tensor | None = None) -> QuantizedTokens:
+    """The sum of x [B, L, D] and an offset [B, D], quantised to fp8 in one pass."""
+    rows, scale = _quantize(x, offset)
+    return QuantizedTokens(rows, scale, x.dtype)
+
+
+@torch.library.custom_op("talkinghead_lab::quantize", mutates_args=())
+def _quantize(x: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    from talkinghead_lab.models.kernels.triton_rows import quantize
+
+    return quantize(x, offset)
+
+
+@_quantize.register_fake
+def _(x: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, dtype=FP8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
 
 
 @torch.library.custom_op("talkinghead_lab::mean_and_extremes", mutates_args=())

@@ -62,7 +62,7 @@ def fused_layers(device: torch.device) -> Iterator[Comparison]:
     yield "sum", _error(summed, expected), 0.01
     yield "layer norm", _error(normed, _layer_norm(expected, weight, bias)), 0.01
     rotation, rotated = _rotated(x, weight)
-    out = triton_rows.norm_and_rotate(x, weight[0, 0].bfloat16(), EPS, *rotation, 1, None)[0]
+    out = triton_rows.norm_and_rotate(x, weight[0, 0].bfloat16(), EPS, *rotation, 1, None, None)[0]
     yield "rotation", _error(out, rotated), 0.01
     found = triton_rows.mean_and_extremes(x)
     exact = torch.stack([x.float().mean(1), x.float().amin(1), x.float().amax(1)])
@@ -80,10 +80,15 @@ def fused_fp8_layers(device: torch.device) -> Iterator[Comparison]:
     wide = _normal(device, TOKENS, FEED_FORWARD_WIDTH)
     rows, scales = triton_rows.gelu_and_quantize(wide)
     yield "GELU", _error(rows.float() * scales, F.gelu(wide.float(), approximate="tanh")), 0.05
+    centre = update[:, 0].contiguous()
+    rows, scales = triton_rows.quantize(x, centre)
+    yield "sum", _error(rows.float() * scales, x.float() + centre[:, None].float()), 0.05
     rotation, rotated = _rotated(x, weight)
+    rotated = rotated - centre[:, None].float()
     scale = scale_for(rotated.unflatten(-1, (-1, HEAD_WIDTH)).abs().amax(dim=(0, 1, 3)), FP8)
-    out = triton_rows.norm_and_rotate(x, weight[0, 0].bfloat16(), EPS, *rotation, 1, 1 / scale)[0]
-    out = out.float() * scale.repeat_interleave(HEAD_WIDTH)
+    norm_weight = weight[0, 0].bfloat16()
+    out = triton_rows.norm_and_rotate(x, norm_weight, EPS, *rotation, 1, 1 / scale, centre)
+    out = out[0].float() * scale.repeat_interleave(HEAD_WIDTH)
     yield "rotation", _error(out, rotated), 0.05
 
 

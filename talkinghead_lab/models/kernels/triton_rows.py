@@ -36,16 +36,15 @@ def _add_and_norm(
     inside = channel < WIDTH
     here, entry = row * WIDTH + channel, row // tokens * WIDTH + channel
     x = tl.load(rows + here, inside, other=0.0).to(tl.float32)
-    if updates is not None:
-        update = tl.load(updates + here, inside, other=0.0).to(tl.float32)
-        if offsets is not None:
-            update += tl.load(offsets + channel, inside, other=0.0).to(tl.float32)
-        if gates is not None:
-            update *= tl.load(gates + entry, inside, other=0.0)
-        # To bf16 and back, as between the layers of the unfused path.
-        x = (x + update).to(sums.dtype.element_ty)
-        tl.store(sums + here, x, inside)
-        x = x.to(tl.float32)
+    update = tl.load(updates + here, inside, other=0.0).to(tl.float32)
+    if offsets is not None:
+        update += tl.load(offsets + channel, inside, other=0.0).to(tl.float32)
+    if gates is not None:
+        update *= tl.load(gates + entry, inside, other=0.0)
+    # To bf16 and back, as between the layers of the unfused path.
+    x = (x + update).to(sums.dtype.element_ty)
+    tl.store(sums + here, x, inside)
+    x = x.to(tl.float32)
     x = tl.where(inside, x - tl.sum(x, 0) / WIDTH, 0.0)
     x *= tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
     weight = tl.load(weights + entry, inside, other=0.0).to(tl.float32)
@@ -58,7 +57,7 @@ def _add_and_norm(
 
 def add_and_norm(
     x: Tensor,
-    update: Tensor | None,
+    update: Tensor,
     gate: Tensor | None,
     offset: Tensor | None,
     weight: Tensor,
@@ -70,7 +69,7 @@ def add_and_norm(
 
     Args:
         x: [B, L, D].
-        update: [B, L, D]; None: the norm is that of `x`.
+        update: [B, L, D].
         gate: float32 [B, 1, D]; None: 1.
         offset: [D]; None: 0.
         weight, bias: of the norm, [D] or [B, 1, D].
@@ -78,11 +77,10 @@ def add_and_norm(
         quantize: quantise the norm to fp8, with one scale per token.
 
     Returns:
-        The sum, the norm, and the scales of a quantised norm, float32 [B, L, 1]. Without an update the sum is
-        empty, without quantisation the scales.
+        The sum, the norm, and the scales of a quantised norm, float32 [B, L, 1], otherwise empty.
     """
     batch, tokens, width = x.shape
-    summed = torch.empty_like(x) if update is not None else x.new_empty(0)
+    summed = torch.empty_like(x)
     out = torch.empty_like(x, dtype=FP8 if quantize else None)
     scale = x.new_empty((batch, tokens, 1) if quantize else 0, dtype=torch.float32)
     gate = None if gate is None else gate.expand(batch, 1, width).contiguous()
@@ -96,23 +94,32 @@ def add_and_norm(
 
 @triton.jit
 def _norm_and_rotate(
-    rows, weights, cosines, sines, factors, outputs, eps, tokens,
-    WIDTH: tl.constexpr, HEAD: tl.constexpr, PAIRS: tl.constexpr, PART: tl.constexpr,
+    rows, weights, cosines, sines, factors, centres, outputs, eps, tokens,
+    WIDTH: tl.constexpr, HEAD: tl.constexpr, HEADS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    channel = tl.arange(0, 2 * PAIRS)
+    channel = tl.arange(0, HEADS * HEAD)
     inside = channel < WIDTH
     x = tl.load(rows + row * WIDTH + channel, inside, other=0.0).to(tl.float32)
     x *= tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
     # To bf16 and back, as between the layers of the unfused path.
-    x = x.to(rows.dtype.element_ty) * tl.load(weights + channel, inside, other=0.0)
-    even, odd = tl.split(x.to(rows.dtype.element_ty).to(tl.float32).reshape(PAIRS, 2))
-    # The tables hold each pair's cosine and sine twice; the second sine has the positive sign.
-    entry = (row % tokens) * HEAD + 2 * tl.arange(0, PAIRS) % HEAD + 1
-    cosine, sine = tl.load(cosines + entry), tl.load(sines + entry)
-    rotated = tl.join(even * cosine - odd * sine, odd * cosine + even * sine).reshape(2 * PAIRS)
+    x = x.to(rows.dtype.element_ty).to(tl.float32)
+    x *= tl.load(weights + channel, inside, other=0.0).to(tl.float32)
+    even, odd = tl.split(x.to(rows.dtype.element_ty).to(tl.float32).reshape(HEADS, HEAD // 2, 2))
+    # The tables hold each pair's cosine and sine twice; the second sine has the positive sign. All heads
+    # share an entry.
+    entry = (row % tokens) * HEAD + 2 * tl.arange(0, HEAD // 2) + 1
+    cosine, sine = tl.load(cosines + entry)[None, :], tl.load(sines + entry)[None, :]
+    even, odd = even * cosine - odd * sine, odd * cosine + even * sine
+    if centres is not None:
+        centre = tl.load(centres + row // tokens * WIDTH + channel, inside, other=0.0).to(tl.float32)
+        even_centre, odd_centre = tl.split(centre.reshape(HEADS, HEAD // 2, 2))
+        even, odd = even - even_centre, odd - odd_centre
     if factors is not None:
-        rotated *= tl.load(factors + channel // HEAD, inside, other=0.0)
+        head = tl.arange(0, HEADS)
+        factor = tl.load(factors + head, head * HEAD < WIDTH, other=0.0)[:, None]
+        even, odd = even * factor, odd * factor
+    rotated = tl.join(even, odd).reshape(HEADS * HEAD)
     place = row * WIDTH + channel
     if PART < WIDTH:
         place = (channel // PART * tl.num_programs(0) + row) * PART + channel % PART
@@ -127,6 +134,7 @@ def norm_and_rotate(
     sine: Tensor,
     parts: int,
     factors: Tensor | None,
+    centre: Tensor | None,
 ) -> Tensor:
     """RMS norm over the full width, then rotary positions: [B, L, D] → [parts, B, L, D / parts].
 
@@ -137,16 +145,45 @@ def norm_and_rotate(
         cosine, sine: float32 [L, 1, head width], as `Rotation` holds them.
         parts: number of equal parts the channels are split into; each part is contiguous.
         factors: float32 [heads], scale each head to the range of fp8; None: the result is not quantised.
+        centre: bf16 [B, D], subtracted after the rotation; None: nothing.
     """
     batch, tokens, width = x.shape
     stored = None if factors is None else FP8
     out = x.new_empty(parts, batch, tokens, width // parts, dtype=stored)
+    head = cosine.shape[-1]
     _norm_and_rotate[(batch * tokens,)](
-        x, weight, cosine, sine, factors, out, eps, tokens,
-        WIDTH=width, HEAD=cosine.shape[-1], PAIRS=triton.next_power_of_2(width) // 2, PART=width // parts,
+        x, weight, cosine, sine, factors, centre, out, eps, tokens,
+        WIDTH=width, HEAD=head, HEADS=triton.next_power_of_2(width // head), PART=width // parts,
         num_warps=ROTATE_WARPS,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _quantize(rows, offsets, outputs, scales, tokens, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, PADDED)
+    inside = channel < WIDTH
+    x = tl.load(rows + row * WIDTH + channel, inside, other=0.0).to(tl.float32)
+    if offsets is not None:
+        x += tl.load(offsets + row // tokens * WIDTH + channel, inside, other=0.0).to(tl.float32)
+    _store_quantized(x, row, outputs, scales, WIDTH)
+
+
+def quantize(x: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Quantise x + offset to fp8 with one scale per token: (fp8 [B, L, D], float32 scale [B, L, 1]).
+
+    Args:
+        x: [B, L, D].
+        offset: bf16 [B, D]; None: 0.
+    """
+    batch, tokens, width = x.shape
+    out, scale = torch.empty_like(x, dtype=FP8), x.new_empty(batch, tokens, 1, dtype=torch.float32)
+    _quantize[(batch * tokens,)](
+        x, offset, out, scale, tokens,
+        WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=NORM_WARPS,
+    )  # fmt: skip
+    return out, scale
 
 
 @triton.jit

@@ -34,9 +34,10 @@ def test_compiled_blocks_share_a_graph_for_each_number_of_speakers_and_give_the_
     for block in model.blocks:
         block.register_forward_pre_hook(lambda *_: called.append(1))
     counters = torch._dynamo.utils.counters
-    for speakers, graphs in (1, 2), (2, 3), (1, 3), (2, 3):
+    for speakers, graphs in (1, 3), (2, 4), (1, 4), (2, 4):
         assert relative_error(velocity(model, speakers), velocity(build(), speakers)) < 1e-5
-        assert counters["stats"]["unique_graphs"] == graphs, "one per number of speakers, one for the head"
+        # One per number of speakers, one for the update that the last block leaves, one for the head.
+        assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
     assert len(called) == 4 * len(model.blocks), "hooks run outside the graph"
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from talkinghead_lab.bench.forwards import relative_error
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.models.kernels.attention import (
     KERNELS,
@@ -10,6 +11,15 @@ from talkinghead_lab.models.kernels.attention import (
     choose_attention,
     kernel_status,
     text_image_attention,
+)
+from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.models.kernels.quantized_attention import (
+    SAMPLED_BOUND,
+    SAMPLED_TOKENS,
+    attention_flash3_fp8_centred,
+    quantize_near_centre,
+    sample_step,
+    scale_for,
 )
 
 CPU = torch.device("cpu")
@@ -47,13 +57,30 @@ def test_a_common_offset_of_keys_and_values_costs_no_precision(kernel):
     assert error(kernel, *tensors(offset=8.0)) < BOUNDS[kernel] / 3
 
 
-def test_a_loose_query_bound_costs_no_precision():
+def test_loose_bounds_of_queries_and_keys_cost_no_precision():
     query, key, value = tensors()
+    exact = attention(query, key, value).float()
     bound = torch.full((2,), 20 * query.abs().max().item())
-    outs = (attention(query, key, value, "flash3_fp8", known) for known in (None, bound))
-    exact = attention(query, key, value)
-    without, with_bound = ((out - exact).float().norm() / exact.float().norm() for out in outs)
-    assert with_bound < 1.02 * without
+    fp8_key = (key.float() / scale_for(2 * bound, FP8).view(2, 1)).to(FP8)
+    terms = (
+        attention_flash3_fp8_centred(query, key, value),
+        attention_flash3_fp8_centred(query, fp8_key, value, bound, 2 * bound),
+    )
+    without, with_bounds = ((out.float() + centre - exact).norm() / exact.norm() for out, centre in terms)
+    assert with_bounds < 1.02 * without
+
+
+def test_a_centre_and_a_bound_from_a_sample_of_the_tokens_serve_all():
+    torch.manual_seed(0)
+    value = torch.randn(1, 2 * SAMPLED_TOKENS, 2, 128) + 5
+    assert sample_step(value.shape[1]) == 2
+    value[0, 1, 0] = 1e6
+    rows, scale, centre = quantize_near_centre(value)
+    assert relative_error(centre, value[:, 2:].mean(dim=1, keepdim=True)) < 0.01
+    restored = rows.float() * scale + centre
+    assert relative_error((restored - 5)[:, 2:], (value - 5)[:, 2:]) < 0.03
+    bound = SAMPLED_BOUND * (value[:, ::2] - centre).abs().amax(dim=(1, 3))[0, 0]
+    torch.testing.assert_close(restored[0, 1, 0], centre[0, 0, 0] + bound, msg="beyond the bound: clamped")
 
 
 def test_queries_and_keys_may_have_different_lengths():

@@ -43,19 +43,23 @@ def test_norm_and_rotate_matches_the_layers(triton_rows):
     plain = rotation(norm(x).unflatten(-1, (3, 128)))
     arguments = x, norm.weight, norm.eps, rotation.cosine, rotation.sine
     for parts in (1, 3):
-        rotated = triton_rows.norm_and_rotate(*arguments, parts, None)
+        rotated = triton_rows.norm_and_rotate(*arguments, parts, None, None)
         assert relative_error(rotated.movedim(0, 2).flatten(2).float(), plain.flatten(2).float()) < 0.003
     bounds = plain.float().abs().amax(dim=(0, 1, 3))
     factors = 1 / scale_for(bounds, FP8)
-    rotated = triton_rows.norm_and_rotate(*arguments, 1, factors)[0].unflatten(-1, (3, 128)).float()
+    rotated = triton_rows.norm_and_rotate(*arguments, 1, factors, None)[0].unflatten(-1, (3, 128)).float()
     assert rotated.abs().amax(dim=(0, 1, 3)).tolist() == [torch.finfo(FP8).max] * 3
     quantized = quantize(plain.float(), FP8, (0, 1, 3))[0]
     assert relative_error(rotated, quantized.float()) < 0.01
+    centre = plain.float().mean(dim=1).flatten(1).bfloat16()
+    rotated = triton_rows.norm_and_rotate(*arguments, 1, factors / 2, centre)[0].unflatten(-1, (3, 128))
+    centred = plain.float() - centre.float().view(2, 1, 3, 128)
+    assert relative_error(rotated.float() * 2 / factors[:, None], centred) < 0.03
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("added", ["nothing", "out", "gate", "gate and offset"])
+@pytest.mark.parametrize("added", ["out", "gate", "gate and offset"])
 def test_add_and_norm_matches_the_layers(triton_rows, added, quantized, batch):
     torch.manual_seed(0)
     x, out = torch.randn(2, batch, 30, 1000, device=DEVICE).bfloat16()
@@ -64,20 +68,15 @@ def test_add_and_norm_matches_the_layers(triton_rows, added, quantized, batch):
     norm.weight.data.uniform_(0.5, 1.5)
     norm.bias.data.uniform_(-1, 1)
     offset = torch.randn(1000, device=DEVICE).bfloat16()
-    update, expected_sum = None, x
-    if added != "nothing":
-        update = ResidualUpdate(out, gate if "gate" in added else None, offset if "offset" in added else None)
-        expected_sum = ResidualUpdate(out.float(), update.gate, update.offset).added_to(x)
+    update = ResidualUpdate(out, gate if "gate" in added else None, offset if "offset" in added else None)
+    expected_sum = ResidualUpdate(out.float(), update.gate, update.offset).added_to(x)
     plain = torch.nn.LayerNorm(1000, elementwise_affine=False)
     for weight, bias, expected in (
         (norm.weight, norm.bias, layer_norm(expected_sum, norm)),
         (1 + scale, shift, layer_norm(expected_sum, plain, (shift, scale))),
     ):
-        summed, normed, scales = triton_rows.add_and_norm(
-            x, *(update or (None, None, None)), weight, bias, norm.eps, quantized
-        )
-        if update is not None:
-            assert relative_error(summed.float(), expected_sum.float()) < 3e-4
+        summed, normed, scales = triton_rows.add_and_norm(x, *update, weight, bias, norm.eps, quantized)
+        assert relative_error(summed.float(), expected_sum.float()) < 3e-4
         if quantized:
             rows, expected_scales = quantize_rows(expected.flatten(0, 1), FP8)
             expected = (rows.float() * expected_scales).view_as(expected)
@@ -92,6 +91,15 @@ def test_mean_and_extremes_cover_all_tokens(triton_rows):
     torch.testing.assert_close(mean, x.float().mean(dim=1), rtol=1e-5, atol=1e-5)
     assert torch.equal(minimum, x.float().amin(dim=1))
     assert torch.equal(maximum, x.float().amax(dim=1))
+
+
+def test_quantize_matches_the_quantisation_of_a_sum(triton_rows):
+    torch.manual_seed(0)
+    x, offset = torch.randn(2, 30, 1000, device=DEVICE).bfloat16(), torch.randn(2, 1000, device=DEVICE)
+    rows, scale = triton_rows.quantize(x, offset.bfloat16())
+    plain_rows, plain_scale = quantize_rows((x + offset.bfloat16()[:, None].float()).flatten(0, 1), FP8)
+    assert torch.equal(scale.flatten(), plain_scale.flatten())
+    assert torch.equal(rows.flatten(0, 1).float(), plain_rows.float())
 
 
 def test_gelu_and_quantize_matches_the_layers(triton_rows):
