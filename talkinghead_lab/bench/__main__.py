@@ -22,6 +22,7 @@ from talkinghead_lab.bench.rows import Results, machine_description
 from talkinghead_lab.bench.several_gpus import measure_several_gpus
 from talkinghead_lab.bench.sizes import SIZES, Size
 from talkinghead_lab.bench.table import markdown, read_rows
+from talkinghead_lab.bench.two_speakers import measure_two_speakers
 from talkinghead_lab.bench.videos import measure_videos
 
 PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "attention": measure_attention,
     "copies": measure_copies,
     "forward": measure_forward_passes,
+    "two-speakers": measure_two_speakers,
     "gguf": measure_gguf,
     "step": measure_steps,
     "decode": measure_decode,

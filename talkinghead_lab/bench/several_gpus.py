@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from talkinghead_lab.bench.forwards import ForwardPass, relative_error
+from talkinghead_lab.bench.forwards import ForwardPass, relative_error, velocity
 from talkinghead_lab.bench.roofline import fastest_attention
 from talkinghead_lab.bench.rows import Results, Row, seconds_of
-from talkinghead_lab.bench.sizes import Size
+from talkinghead_lab.bench.sizes import Size, random_conditions
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.euler import sample_chunk
@@ -64,9 +65,13 @@ def _measure(rank: int, count: int, size: Size, kind: str, attention: str, measu
     dist.destroy_process_group()
 
 
+@torch.inference_mode()
 def _seconds_and_outcomes(forward: ForwardPass) -> dict[str, tuple[float, Tensor]]:
-    """Seconds and output of one forward pass and of one step per guidance mode, on all sharing processes."""
-    works = {"a forward": forward} | {
+    """Seconds and output of forward passes for one and two speakers, and of a step per guidance mode."""
+    two = random_conditions(forward.dit, forward.size.grid, forward.device, speakers=2)
+    works: dict[str, Callable[[], Tensor]] = {"a forward": forward}
+    works["a forward for two speakers"] = partial(velocity, forward.dit, forward.latent, two)
+    works |= {
         name: partial(sample_chunk, forward.dit, forward.latent, forward.conditions, config)
         for name, config in STEPS.items()
     }

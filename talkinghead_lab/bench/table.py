@@ -12,6 +12,8 @@ NOTES = {
     "tflops": "{:.0f} TFLOP/s",
     "relative_error": "error {:.2%}",
     "float32_error": "{:.2%} in float32",
+    "error_to_float32": "error {:.2%} against float32",
+    "of_one_speaker": "{:.3f} of one speaker",
     "attention": "attention {}",
     "first call": "first call {:.1f} s",
     "gbps": "{:.1f} GB/s",

@@ -23,6 +23,7 @@ from talkinghead_lab.bench.roofline import (
 from talkinghead_lab.bench.rows import Results, Row
 from talkinghead_lab.bench.sizes import SIZES
 from talkinghead_lab.bench.table import markdown, read_rows
+from talkinghead_lab.bench.two_speakers import measure_two_speakers
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
@@ -60,9 +61,20 @@ def test_every_speed_up_of_a_forward_pass_is_measured(tmp_path):
     assert errors[0] == 0
     assert errors[1] < 1e-4 < errors[2] < 0.1
     shared = {name: row for name, row in several.items() if name.endswith("shared by 2")}
-    assert len(shared) == 3
+    assert len(shared) == 4
     assert all(row["relative_error"] < 1e-4 for row in shared.values())
     assert shared["several GPUs: a step of two forwards shared by 2"]["relative_error"] == 0
+
+
+@pytest.mark.slow
+def test_two_speakers_are_measured_beside_one():
+    measure_two_speakers(TINY, CPU, results := Results(None, MACHINE))
+    rows = {name: row.conditions for name, row in results.rows.items()}
+    assert len(rows) == 4
+    assert rows["speakers: 1, bf16, compiled"]["of_one_speaker"] == 1
+    assert rows["speakers: 2, bf16, compiled"]["of_one_speaker"] > 0
+    assert rows["speakers: 2, bf16, eager"]["error_to_float32"] == 0
+    assert 0 < rows["speakers: 2, bf16, compiled"]["error_to_float32"] < 1e-5
 
 
 def test_block_types_are_measured(tmp_path, monkeypatch):
@@ -154,13 +166,14 @@ def test_loading_and_offloading_are_measured_from_files(tmp_path):
         "64x64, 8.0 GiB",
         "96x64, 2 blocks, all blocks stay",
         "64x64, 8.0 GiB, fp8",
+        "64x64, 8.0 GiB, fp8, two speakers",
     ):
         conditions = rows[f"offload: {name}"]["conditions"]
         assert conditions["resident_host_gib"] > conditions["anonymous_host_gib"] > 0
         assert conditions["stages"].keys() == {"text", "audio", "image", "vae_encode", "sampling", "decode"}
     assert rows[FAST.replace("job", "video")]["seconds"] > rows[FOUR_STEPS.replace("job", "video")]["seconds"]
     table = profile.read(tmp_path / "profile.json")
-    assert table["run"].n_unique() == 1 + 5 + 2 + 1
+    assert table["run"].n_unique() == 1 + 5 + 2 + 2
     assert profile.fit(table)["stages"].keys() == conditions["stages"].keys()
 
 

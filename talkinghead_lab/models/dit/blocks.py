@@ -93,6 +93,7 @@ class SelfAttention(nn.Module):
         self.kernel = "sdpa"
         # Set where the kernels passed their self-check; the second: those that write fp8.
         self.has_triton_kernels = self.has_fp8_kernels = False
+        self.has_two_speaker_kernels = False
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
         self.v = nn.Linear(config.dim, config.dim)
@@ -107,6 +108,10 @@ class SelfAttention(nn.Module):
     def uses_triton_kernels(self, x: Tensor) -> bool:
         """Whether Triton kernels process `x`; they need bf16 and have no gradients."""
         return self.has_triton_kernels and x.dtype is torch.bfloat16 and not torch.is_grad_enabled()
+
+    def uses_two_speaker_kernels(self, x: Tensor) -> bool:
+        """Whether the Triton kernels for two speakers process `x`; likewise."""
+        return self.has_two_speaker_kernels and x.dtype is torch.bfloat16 and not torch.is_grad_enabled()
 
     def norm_and_rotate(
         self,
@@ -181,7 +186,7 @@ class SelfAttention(nn.Module):
         counted = max(1, self.num_heads // 2 * 2)
         own = max(0, counted - group.rank * query.shape[2])
         first = group.first_tokens(key, regions.shape[1])[:, :, :own]
-        use_triton = self.uses_triton_kernels(query)
+        use_triton = self.uses_two_speaker_kernels(query)
         return region_attention(query[:, :, :own], first, regions, use_triton) / counted
 
     def _attend_shared(
@@ -314,7 +319,7 @@ class Block(nn.Module):
             positions = group.own_tokens(speaker_positions(attention_map))
             head_width = x.shape[-1] // self.self_attn.num_heads
             speakers = Rotation.from_angles(rotary_angles(positions, head_width))
-        use_triton = self.self_attn.uses_triton_kernels(x)
+        use_triton = self.self_attn.uses_two_speaker_kernels(x)
         update = self.audio_cross_attn(normed, audio, frames, speakers, use_triton)
         x, normed = self.add_and_norm(x, update, self.norm2, (shift_f, scale_f), (self.ffn[0],))
         out = feed_forward(self.ffn, normed, self.self_attn.has_fp8_kernels)

@@ -36,7 +36,7 @@ from talkinghead_lab.models.quantized.blocks import BlockQuantizedLinear
 
 # The released head width; the Triton kernels of the blocks are tuned for it.
 TRITON_HEAD_WIDTH = 128
-BLOCK_KERNELS = ("fused_layers", "fused_fp8_layers", "text_image")
+BLOCK_KERNELS = ("fused_layers", "fused_fp8_layers", "text_image", "two_speakers")
 
 
 @dataclass
@@ -172,6 +172,7 @@ class DiT(nn.Module):
             block.self_attn.has_triton_kernels = "fused_layers" in running
             block.self_attn.has_fp8_kernels = "fused_fp8_layers" in running
             block.cross_attn.has_triton_kernels = "text_image" in running
+            block.self_attn.has_two_speaker_kernels = "two_speakers" in running
 
     def kernels(self) -> dict[str, Any]:
         """The kernels that run, for the record: of both attentions, fused block layers, matmuls in fp8.

@@ -68,6 +68,7 @@ OPTIONAL_KERNELS: dict[str, OptionalKernel] = {
     "flash3_fp8": OptionalKernel((9, 0), FLASH3 | TRITON),
     "triton": OptionalKernel((8, 9), TRITON),
     "text_image": OptionalKernel((8, 0), TRITON),
+    "two_speakers": OptionalKernel((8, 0), TRITON),
     "fused_layers": OptionalKernel((8, 0), TRITON),
     "fused_fp8_layers": OptionalKernel((8, 9), TRITON),
     "dequantize": OptionalKernel((8, 0), TRITON),

@@ -18,6 +18,7 @@ from talkinghead_lab.models.kernels.block_types import BLOCK_TYPES
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.models.kernels.optional_kernels import Status
 from talkinghead_lab.models.kernels.quantized_attention import scale_for
+from talkinghead_lab.models.kernels.two_speakers import region_attention, rotated_attention_weights
 
 Comparison = tuple[str, float, float]
 Check = Callable[[torch.device], Iterator[Comparison]]
@@ -50,6 +51,23 @@ def text_image(device: torch.device) -> Iterator[Comparison]:
         exact = sum(KERNELS["sdpa"].attend(query.float(), k.float(), v.float()) for k, v in (text, image))
         assert isinstance(exact, Tensor)
         yield f"{words} words", _error(text_image_attention(query, text, image, counts), exact), 0.01
+
+
+def two_speakers(device: torch.device) -> Iterator[Comparison]:
+    """Attention to regions, and weights of attention to the audio of two speakers."""
+    query, key = _normal(device, 2, 2, TOKENS, 2, HEAD_WIDTH)
+    regions = torch.arange(3, device=device)[:, None] == torch.arange(TOKENS - 90, device=device) % 3
+    given = query, key[:, : TOKENS - 90], regions.float()
+    exact = region_attention(*given)
+    yield "regions", _error(region_attention(*given, use_triton=True), exact), 0.002
+    frames, count = 9, 64
+    audio = _normal(device, 2 * frames, count, 2, HEAD_WIDTH)
+    rotation = Rotation.from_angles(grid_angles((1, 1, TOKENS), HEAD_WIDTH), device)
+    cosine, sine = (table.expand(2, -1, -1, -1).contiguous() for table in (rotation.cosine, rotation.sine))
+    rotated = rotation(query.float()).view(2 * frames, -1, 2, HEAD_WIDTH)
+    scores = torch.einsum("fsnd,fknd->fsnk", rotated, audio.float()) / HEAD_WIDTH**0.5
+    weights = rotated_attention_weights(query, cosine, sine, audio)
+    yield "audio", _error(weights, scores.softmax(dim=-1).flatten(2)), 0.01
 
 
 def fused_layers(device: torch.device) -> Iterator[Comparison]:
@@ -110,6 +128,7 @@ CHECKS: dict[str, Check] = {
     "flash3_fp8": attention_check("flash3_fp8", 0.075),
     "triton": attention_check("triton", 0.05),
     "text_image": text_image,
+    "two_speakers": two_speakers,
     "fused_layers": fused_layers,
     "fused_fp8_layers": fused_fp8_layers,
     "dequantize": dequantize,

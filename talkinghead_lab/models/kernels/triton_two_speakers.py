@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 # Tiles of attention to the regions: queries, keys, and columns of masks, as many as a matmul takes at least.
-ROWS, KEYS, COLUMNS, WARPS, STAGES = 128, 64, 16, 8, 3
+ROWS, KEYS, COLUMNS, WARPS, STAGES = 128, 64, 16, 4, 2
 # Attention to the audio: queries of a tile, heads of a program, which share the tables of its rotation.
-AUDIO_ROWS, AUDIO_HEADS, AUDIO_WARPS, AUDIO_STAGES = 64, 4, 8, 2
+AUDIO_ROWS, AUDIO_HEADS, AUDIO_WARPS, AUDIO_STAGES = 64, 20, 4, 2
 
 
 @triton.jit
@@ -32,10 +32,11 @@ def _attention_to_masks(
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.range(0, COUNT, KEYS, num_stages=STAGES):
         token = start + tl.arange(0, KEYS)
-        key = tl.load(keys + token[None, :] * key_token + channel[:, None], token[None, :] < COUNT, other=0.0)
-        scores = tl.where(token[None, :] < COUNT, tl.dot(query, key) * scale, float("-inf"))
-        new_highest = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_highest[:, None]).to(query.dtype)
+        # Keys beyond the last repeat it, which leaves the maximum unchanged; all their masks are zero.
+        place = tl.minimum(token, COUNT - 1)[None, :] * key_token + channel[:, None]
+        scores = tl.dot(query, tl.load(keys + place))
+        new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
+        weights = tl.exp2(scores * scale - new_highest[:, None]).to(query.dtype)
         mask = tl.load(masks + token[:, None] * COLUMNS + column)
         sums = tl.dot(weights, mask, sums * tl.exp2(highest - new_highest)[:, None])
         highest = new_highest

@@ -1,5 +1,7 @@
 """Attention to the regions of two speakers, and attention weights of rotated queries."""
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,12 @@ from talkinghead_lab.models.kernels import two_speakers
 from talkinghead_lab.models.kernels.attention import Rotation, rotary_angles
 from talkinghead_lab.models.kernels.two_speakers import region_attention, rotated_attention_weights
 
+# On a CPU, Triton's interpreter runs the kernels; it has no bf16.
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float16)
+needs_triton = pytest.mark.skipif(
+    DEVICE == "cpu" and "TRITON_INTERPRET" not in os.environ,
+    reason="needs a GPU, or Triton and TRITON_INTERPRET=1",
+)
 BATCH, TOKENS, KEYS, HEADS, WIDTH = 2, 150, 100, 3, 128
 
 
@@ -42,23 +50,21 @@ def test_no_heads_attend_to_nothing():
     assert torch.equal(attended, torch.zeros(BATCH, 3, TOKENS))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_triton
 def test_the_triton_kernel_attends_to_regions():
-    query, key, regions = tensors(torch.bfloat16, "cuda")
+    query, key, regions = tensors(DTYPE, DEVICE)
     for heads in (slice(None), slice(1, 2)):
         given = query[:, :, heads], key[:, :, heads], regions
         assert relative_error(region_attention(*given, use_triton=True), exact(*given)) < 1e-3
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_triton
 @pytest.mark.parametrize("count", [10, 64])
 def test_the_triton_kernel_rotates_queries_and_attends_to_the_audio_of_their_frame(count):
-    frames, generator = 5, torch.Generator("cuda").manual_seed(0)
-    query = tensors(torch.bfloat16, "cuda")[0]
-    key = torch.randn(BATCH * frames, count, HEADS, WIDTH, device="cuda", generator=generator).bfloat16()
-    positions = 24 * torch.rand(BATCH, TOKENS, device="cuda", generator=generator)
+    frames, generator = 5, torch.Generator(DEVICE).manual_seed(0)
+    query = tensors(DTYPE, DEVICE)[0]
+    key = torch.randn(BATCH * frames, count, HEADS, WIDTH, device=DEVICE, generator=generator).to(DTYPE)
+    positions = 24 * torch.rand(BATCH, TOKENS, device=DEVICE, generator=generator)
     rotation = Rotation.from_angles(rotary_angles(positions, WIDTH))
     rotated = rotation(query).reshape(BATCH * frames, TOKENS // frames, HEADS, WIDTH)
     scores = torch.einsum("fsnd,fknd->fsnk", rotated.double(), key.double()) / WIDTH**0.5
