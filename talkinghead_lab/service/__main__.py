@@ -33,7 +33,7 @@ def serve() -> None:
         from talkinghead_lab.service.app import create_app
         from talkinghead_lab.service.server import ConnectionLimits, make_server, max_connections
         from talkinghead_lab.service.settings import ServiceSettings
-        from talkinghead_lab.service.telemetry import log_as_json
+        from talkinghead_lab.service.telemetry import log_to_stderr
         from talkinghead_lab.service.watchdog import watch
     except ModuleNotFoundError as error:
         remedy = "pip install 'talkinghead_lab[service]'"
@@ -47,12 +47,13 @@ def serve() -> None:
         raise OutputError(
             f"the folder OUTPUT_DIR cannot be created ({error.strerror})", received=str(settings.output_dir)
         ) from None
-    log_as_json()
+    token = settings.token.get_secret_value() if settings.token else ""
+    log_to_stderr(settings.log_format, [token])
     app = create_app(settings)
-    jobs = app.state.service.jobs
-    watch(jobs.trouble, jobs.give_up)
+    service = app.state.service
+    watch(service.trouble, service.jobs.give_up)
     limits = ConnectionLimits(settings.body_seconds, max_connections())
-    server = make_server(app, settings.host, settings.port, limits, jobs.begin_to_close)
+    server = make_server(app, settings.host, settings.port, limits, service.jobs.begin_to_close)
     with suppress(KeyboardInterrupt):  # raised again after the shutdown
         server.run()
     if not server.started:

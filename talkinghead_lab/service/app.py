@@ -176,7 +176,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
         summary="Health check; responds during generation, too",
     )
     async def health(response: Response) -> Health:
-        reason = service.jobs.trouble()
+        reason = service.trouble()
         if reason:
             response.status_code = 503
         return Health(

@@ -85,7 +85,11 @@ class Generator:
                 on_progress=job.report,
                 show_progress=False,
             )
-            checks = read_record(folder)["checks"]
+            record = read_record(folder)
+            checks, job.first_frame = (
+                record["checks"],
+                (record.get("time_to_first_frame") or {}).get("seconds"),
+            )
             with atomic_path(folder / FINISHED) as temporary:
                 temporary.write_text(json.dumps(checks, indent=1), encoding="utf-8")
         answer = result.to_json()

@@ -27,6 +27,7 @@ class QueuedJob(GenerationJob):
         result: of a finished job.
         problem: of any other that has ended.
         heard: when it last reported a step (monotonic clock).
+        first_frame: seconds from its start until its first frames could be played; None: not measured.
         context: variables of the request, such as its id for the log.
     """
 
@@ -34,6 +35,7 @@ class QueuedJob(GenerationJob):
     result: dict[str, Any] | None = None
     problem: Problem | None = None
     heard: float = field(default=0.0, init=False)
+    first_frame: float | None = None
     context: Context = field(default_factory=copy_context)
 
     def report(self, progress: Progress) -> bool:

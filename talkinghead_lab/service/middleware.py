@@ -9,10 +9,11 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from talkinghead_lab.service.metrics import Metrics
 from talkinghead_lab.service.problems import RESTARTS, Problem, busy, problem_of
 from talkinghead_lab.service.responses import problem_response
 from talkinghead_lab.service.settings import ServiceSettings
-from talkinghead_lab.service.telemetry import REQUEST_ID, Metrics
+from talkinghead_lab.service.telemetry import REQUEST_ID
 
 LOG = logging.getLogger(__name__)
 OPEN_PATHS = {"/api/health"}

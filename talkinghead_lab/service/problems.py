@@ -10,6 +10,7 @@ from talkinghead_lab.errors import (
     InvalidRequest,
     MediaError,
     MediaTooLarge,
+    NoSpaceLeft,
     OutputError,
     Stopped,
     TalkingHeadError,
@@ -19,6 +20,8 @@ from talkinghead_lab.foundation.files import is_no_space
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 30
 RESTARTS = "The service restarts. Send the request again."
+NO_SPACE = "No space left on the device for the video. Free some space, then try again."
+LITTLE_MEMORY = "Not enough memory for this request. Try again later, or with fewer pixels."
 ABSOLUTE_PATH = re.compile(r"(?<![\w.~])/[^\s'\",;:)]+")
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that disconnected
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
@@ -26,11 +29,19 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Can
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """An error response: HTTP status, a description in full sentences, and extra headers."""
+    """An error response.
+
+    Args:
+        status: HTTP status.
+        detail: a description in full sentences.
+        headers: further headers.
+        kind: what metrics count it as.
+    """
 
     status: int
     detail: str
     headers: dict[str, str] = field(default_factory=dict)
+    kind: str = "request"
 
     def to_json(self) -> dict[str, Any]:
         """The members of RFC 9457."""
@@ -39,9 +50,9 @@ class Problem(Exception):
         return {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
 
 
-def busy(detail: str, headers: dict[str, str] | None = None) -> Problem:
+def busy(detail: str, headers: dict[str, str] | None = None, kind: str = "busy") -> Problem:
     """A 503 with `Retry-After`: the same request may succeed later."""
-    return Problem(503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)} | (headers or {}))
+    return Problem(503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)} | (headers or {}), kind)
 
 
 def without_paths(text: str) -> str:
@@ -54,18 +65,18 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, Stopped):
-        return Problem(CLIENT_CLOSED_REQUEST, "The run was stopped.")
-    if is_no_space(error):
-        return Problem(507, "No space left on the device for the video. Free some space, then try again.")
+        return Problem(CLIENT_CLOSED_REQUEST, "The run was stopped.", kind="stopped")
+    if isinstance(error, NoSpaceLeft) or is_no_space(error):
+        return Problem(507, NO_SPACE, kind="no_space")
     if any(_is_out_of_memory(cause) for cause in _causes(error)):
-        return busy("Not enough memory for this request. Try again later, or with fewer pixels.")
+        return busy(LITTLE_MEMORY, kind="out_of_memory")
     if isinstance(error, MediaTooLarge):
-        return Problem(413, _sentence(error))
+        return Problem(413, _sentence(error), kind="media_too_large")
     if isinstance(error, InvalidRequest | MediaError):
-        return Problem(422, _sentence(error))
+        return Problem(422, _sentence(error), kind="media" if isinstance(error, MediaError) else "request")
     if isinstance(error, OutputError):
-        return Problem(500, "The video could not be written. See the log of the service.")
-    return Problem(500, "The generation failed. See the log of the service.")
+        return Problem(500, "The video could not be written. See the log of the service.", kind="output")
+    return Problem(500, "The generation failed. See the log of the service.", kind="internal")
 
 
 def _sentence(error: TalkingHeadError) -> str:

@@ -5,17 +5,19 @@ holds a lock on that file; the operating system releases it when the process end
 """
 
 import fcntl
+import logging
 import os
 import re
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from talkinghead_lab.runs.jobs import INPUTS
+from talkinghead_lab.service.file_clock import FileClock
 
 RUN_NAME = re.compile(r"\d{8}_\d{6}_[0-9a-f]{16}")
 VIDEO_NAME = re.compile(r"infinitetalk_\d+x\d+_[\w-]+_\d{8}_\d{6}\.mp4")
@@ -24,15 +26,17 @@ OTHER_NAMES = re.compile(
     r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?|\.lock|(?:image|audio)_path(?:\.\w{1,10})?"
 )
 FINISHED = "checks.json"  # written last
+UNNAMED_SECONDS = 60.0  # age at which a claim without its name is abandoned
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class KeptRun:
-    """A run that no process is writing: size in bytes, seconds since its end, and whether it is complete."""
+    """A run that no process is writing: size in bytes, time of its end, and whether it is complete."""
 
     name: str
     size: int
-    age: float
+    ended: float
     finished: bool
 
 
@@ -41,6 +45,12 @@ class OutputFolder:
     """The folder in which every run has its own folder."""
 
     path: Path
+    _sizes: dict[str, int] = field(default_factory=dict, compare=False, repr=False)  # of finished runs
+    _immovable: set[str] = field(default_factory=set, compare=False, repr=False)  # runs already reported
+
+    @cached_property
+    def _clock(self) -> FileClock:
+        return FileClock(self._claims)
 
     def new_name(self) -> str:
         """Create a name for a run: the current time and 64 random bits, so that URLs cannot be guessed."""
@@ -69,39 +79,70 @@ class OutputFolder:
     def tidy(self, keep_seconds: float, keep_bytes: float) -> list[str]:
         """Remove interrupted runs, runs that are too old, and the oldest ones beyond `keep_bytes`.
 
-        The newest finished run is kept regardless of its size.
+        The newest finished run is kept regardless of its size. What cannot be removed is tried again.
 
         Returns:
             The names of the removed runs.
         """
+        if not self._claims.is_dir():
+            return []
+        now, jump = self._clock.read()
+        self._remove_abandoned_claims(now)
         runs = [run for name in self._owned_names() if (run := self._inspect(name))]
-        finished = sorted((run for run in runs if run.finished), key=lambda run: run.age)
-        removed = [run for run in runs if not run.finished]
+        if jump:
+            LOG.warning("the clock has jumped: runs keep their age", extra={"seconds": round(jump)})
+            runs = [self._shifted(run, now, jump) for run in runs]
+        finished = sorted((run for run in runs if run.finished), key=lambda run: run.ended, reverse=True)
+        surplus = [run for run in runs if not run.finished]
         total = 0.0
         for place, run in enumerate(finished):
             total += run.size
-            if run.age > keep_seconds or (place and total > keep_bytes):
-                removed.append(run)
-        for run in removed:
-            self.remove(run.name)
-        return [run.name for run in removed]
+            if now - run.ended > keep_seconds or (place and total > keep_bytes):
+                surplus.append(run)
+        return [run.name for run in surplus if self.remove(run.name)]
 
-    def remove(self, name: str) -> None:
-        """Remove the files of a run, and its folder unless it contains other files."""
+    def remove(self, name: str) -> bool:
+        """Remove the files of a run, and its folder unless it contains other files.
+
+        Returns:
+            Whether all of it is removed; not if a process is writing it.
+        """
         with self._try_lock(name) as free:
             if not free:
-                return
-            folder = self.path / name
-            for place in () if folder.is_symlink() else (folder / "chunks", folder / INPUTS, folder):
-                if place.is_dir() and not place.is_symlink():
-                    for file in place.iterdir():
-                        if (VIDEO_NAME.fullmatch(file.name) or OTHER_NAMES.fullmatch(file.name)) and (
-                            file.is_file() and not file.is_symlink()
-                        ):
-                            file.unlink(missing_ok=True)
-                    with suppress(OSError):  # not empty
-                        place.rmdir()
-            (self._claims / name).unlink(missing_ok=True)
+                return False
+            try:
+                self._remove_files(self.path / name)
+                (self._claims / name).unlink(missing_ok=True)
+            except OSError as error:
+                if name not in self._immovable:
+                    LOG.warning("a run cannot be removed", extra={"run": name, "reason": str(error)})
+                self._immovable.add(name)
+                return False
+            self._sizes.pop(name, None)
+            return True
+
+    @staticmethod
+    def _remove_files(folder: Path) -> None:
+        """Remove all files of a run that can be removed.
+
+        Raises:
+            OSError: of one that cannot.
+        """
+        failures = []
+        for place in () if folder.is_symlink() else (folder / "chunks", folder / INPUTS, folder):
+            if not place.is_dir() or place.is_symlink():
+                continue
+            for file in place.iterdir():
+                ours = VIDEO_NAME.fullmatch(file.name) or OTHER_NAMES.fullmatch(file.name)
+                if ours and file.is_file() and not file.is_symlink():
+                    try:
+                        file.unlink(missing_ok=True)
+                    except OSError as error:
+                        failures.append(error)
+            with suppress(OSError):  # not empty
+                place.rmdir()
+        if failures:
+            raise failures[0]
 
     @property
     def _claims(self) -> Path:
@@ -112,17 +153,38 @@ class OutputFolder:
             return [file.name for file in self._claims.iterdir() if RUN_NAME.fullmatch(file.name)]
         return []
 
+    def _remove_abandoned_claims(self, now: float) -> None:
+        """Remove claims whose process ended before it gave them their name."""
+        for path in self._claims.glob(".*_*"):
+            with suppress(OSError), path.open() as file:
+                # A young one may belong to a process that is about to lock it.
+                if abs(now - path.lstat().st_mtime) > UNNAMED_SECONDS and RUN_NAME.fullmatch(path.name[1:]):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+
     def _inspect(self, name: str) -> KeptRun | None:
-        """Inspect a run; None if a process is writing it."""
-        with self._try_lock(name) as free:
+        """Inspect a run; None if a process is writing it, or its files cannot be listed."""
+        with suppress(OSError), self._try_lock(name) as free:
             if not free:
                 return None
-            folder = self.path / name
-            files = [] if folder.is_symlink() else [file for file in folder.rglob("*") if file.is_file()]
-            size = sum(file.lstat().st_size for file in files)
-            finished = folder / FINISHED in files
-            ended = (folder / FINISHED if finished else self._claims / name).lstat().st_mtime
-            return KeptRun(name, size, time.time() - ended, finished)
+            folder, claim = self.path / name, self._claims / name
+            marker = folder / FINISHED
+            if folder.is_symlink() or not marker.is_file():
+                return KeptRun(name, 0, claim.lstat().st_mtime, finished=False)
+            if name not in self._sizes:
+                self._sizes[name] = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+            return KeptRun(name, self._sizes[name], marker.lstat().st_mtime, finished=True)
+        return None
+
+    def _shifted(self, run: KeptRun, now: float, jump: float) -> KeptRun:
+        """Give a run that ended before a jump of the clock the age that it had."""
+        before = now - jump
+        from_before = run.ended <= before if jump > 0 else run.ended > now
+        if not (run.finished and from_before):
+            return run
+        ended = min(run.ended + jump, now)
+        os.utime(self.path / run.name / FINISHED, (ended, ended), follow_symlinks=False)
+        return replace(run, ended=ended)
 
     @contextmanager
     def _try_lock(self, name: str) -> Iterator[bool]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import multiprocessing
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,10 +14,10 @@ from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.service.generation import Generator
 from talkinghead_lab.service.inputs import in_shared
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
+from talkinghead_lab.service.metrics import Metrics
 from talkinghead_lab.service.problems import RESTARTS, Problem, busy, problem_of
 from talkinghead_lab.service.schemas import JobView
 from talkinghead_lab.service.settings import ServiceSettings
-from talkinghead_lab.service.telemetry import Metrics
 
 LOG = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # between checks of the progress and of the client's connection
@@ -39,12 +40,20 @@ class Service:
         )
         # One request is checked at a time: with the running job, at most two processes decode.
         self._checks = ThreadPoolExecutor(1, "checks")
-        self.metrics.watch(self.jobs, lambda: self.generator.model_loaded)
+        self._checked_since: float | None = None  # monotonic clock; None: no request is being checked
+        self.metrics.watch(self.jobs, lambda: self.generator.model_loaded, self.trouble)
 
     def start(self) -> None:
         """Start the thread of the queue, and the process from which those that decode are forked."""
         self.jobs.start()
         self._checks.submit(self.generator.prepare)
+
+    def trouble(self) -> str | None:
+        """Why requests are no longer served; None: they are."""
+        since = self._checked_since
+        if since is not None and time.monotonic() - since > self.settings.stuck_seconds:
+            return f"a request has been checked for more than {self.settings.stuck_seconds:g} seconds"
+        return self.jobs.trouble()
 
     def close(self, timeout: float) -> None:
         """Stop all jobs, wait up to `timeout` seconds for the running one, and end processes that decode."""
@@ -86,13 +95,17 @@ class Service:
         return job
 
     def _check(self, job: QueuedJob) -> None:
+        self._checked_since = time.monotonic()
         try:
             self.generator.check(job.id, job.params)
-        except (Problem, TalkingHeadError):
-            raise
         except Exception as error:
-            LOG.exception("a request could not be checked")
-            raise problem_of(error) from None
+            problem = problem_of(error)
+            self.metrics.failed(problem)
+            if not isinstance(error, Problem | TalkingHeadError):
+                LOG.exception("a request could not be checked")
+            raise problem from None
+        finally:
+            self._checked_since = None
 
     async def finish(self, job: QueuedJob, request: Request) -> dict[str, Any]:
         """Wait for a job and return its result; stop the job if the client disconnects.

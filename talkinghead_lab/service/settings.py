@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -59,6 +59,9 @@ class ServiceSettings(BaseSettings):
         "",
         description="host names, separated by commas, by which clients may address the service besides "
         "`localhost`, 127.0.0.1 and HOST; `*.example.com`: all names below, `*`: any",
+    )
+    log_format: Literal["json", "text"] = Field(
+        "json", description="`json` or `text`: form of the log's lines"
     )
     queue_length: int = Field(8, ge=0, le=10_000, description="maximum number of waiting requests")
     idle_seconds: float = Field(900, gt=0, description="idle time after which the model is unloaded")

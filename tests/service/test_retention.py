@@ -1,6 +1,10 @@
 """The output folder stays within its limits; active runs and foreign files are not touched."""
 
+import fcntl
+import logging
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -104,3 +108,122 @@ def test_only_videos_of_finished_runs_can_be_looked_up(output):
         (run.name, "../x.mp4"),
     ):
         assert output.video(folder, file) is None
+
+
+YEAR = 365 * 24 * HOUR
+
+
+@pytest.fixture
+def clock(monkeypatch, output):
+    """Set the clock of the file system ahead or back: `clock(seconds)`."""
+    ahead = [0.0]
+    plain = os.utime
+
+    def utime(path, times=None, **given):
+        if times is None:
+            times = (time.time() + ahead[0],) * 2
+        plain(path, times, **given)
+
+    monkeypatch.setattr(os, "utime", utime)
+    return lambda seconds: ahead.__setitem__(0, seconds)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("jump", [YEAR, 2 * 24 * HOUR, -YEAR])
+def test_runs_keep_their_age_when_the_clock_jumps(output, clock, jump, restarted):
+    old, fresh = run_of(output, hours=23), run_of(output, hours=1)
+    assert output.tidy(24 * HOUR, 1e9) == []
+    clock(jump)
+    if restarted:
+        output = OutputFolder(output.path)
+    assert output.tidy(24 * HOUR, 1e9) == []
+    now = time.time() + jump
+    ages = [(now - (run / "checks.json").stat().st_mtime) / HOUR for run in (old, fresh)]
+    assert ages == pytest.approx([23, 1], abs=0.01)
+    later = run_of(output, hours=-jump / HOUR)
+    assert output.tidy(22 * HOUR, 1e9) == [old.name]
+    assert output.tidy(22 * HOUR, 1) == [fresh.name], "the newest one is the last one"
+    assert later.exists()
+    os.utime(output.path / ".runs")  # removing files has touched it by the real clock
+    clock(0)
+    assert OutputFolder(output.path).tidy(24 * HOUR, 1e9) == [], "set right again"
+
+
+def test_the_clock_of_this_process_does_not_count(output, monkeypatch):
+    run = run_of(output)
+    monkeypatch.setattr(time, "time", lambda: YEAR * 100)
+    assert output.tidy(HOUR, 1e9) == []
+    assert run.exists()
+
+
+def test_a_pause_of_a_week_does_not_remove_what_was_fresh(output):
+    run = run_of(output, hours=7 * 24)
+    past = time.time() - 7 * 24 * HOUR
+    os.utime(output.path / ".runs", (past, past))
+    assert output.tidy(24 * HOUR, 1e9) == []
+    assert run.exists()
+
+
+def test_what_cannot_be_removed_keeps_no_other_run(output, monkeypatch, caplog):
+    runs = [run_of(output, hours=hours) for hours in (50, 40, 30)]
+    unlink = Path.unlink
+    stuck = runs[0] / "request.yaml"
+
+    def refuse(path: Path, **given) -> None:
+        if path == stuck:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, **given)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for expected in (runs[1:], []):
+        assert set(output.tidy(24 * HOUR, 1e9)) == {run.name for run in expected}
+    assert [path.name for path in runs[0].iterdir()] == ["request.yaml"]
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+    monkeypatch.undo()
+    assert output.tidy(24 * HOUR, 1e9) == [runs[0].name], "when it can be removed"
+
+
+def test_a_folder_that_cannot_be_listed_keeps_no_other_run(output, monkeypatch):
+    runs = [run_of(output, hours=hours) for hours in (50, 40)]
+    iterdir = Path.iterdir
+    monkeypatch.setattr(
+        Path,
+        "iterdir",
+        lambda path: iterdir(path if path.parent != runs[0] else path / "gone"),
+    )
+    assert output.tidy(24 * HOUR, 1e9) == [runs[1].name]
+
+
+def test_a_claim_that_was_cut_off_before_it_got_its_name_is_removed(output):
+    """The process is killed between the two steps."""
+    kill = (
+        "import os, sys; from pathlib import Path\n"
+        "from talkinghead_lab.service.retention import OutputFolder\n"
+        "Path.rename = lambda *given: os._exit(9)\n"
+        "with OutputFolder(Path(sys.argv[1])).claimed('20260101_000000_0123456789abcdef'): pass"
+    )
+    assert subprocess.run([sys.executable, "-c", kill, output.path]).returncode == 9
+    (claim,) = (output.path / ".runs").iterdir()
+    output.tidy(HOUR, 1)
+    assert claim.exists(), "another process may be about to lock it"
+    past = time.time() - 61
+    os.utime(claim, (past, past))
+    with claim.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        output.tidy(HOUR, 1)
+        assert claim.exists(), "a process owns it"
+    output.tidy(HOUR, 1)
+    assert not claim.exists()
+
+
+def test_thousands_of_runs_are_tidied_quickly(output):
+    for number in range(1000):
+        name = f"20260101_000000_{number:016x}"
+        (output.path / name).mkdir(parents=True)
+        (output.path / name / "checks.json").touch()
+        (output.path / ".runs").mkdir(exist_ok=True)
+        (output.path / ".runs" / name).touch()
+    assert output.tidy(HOUR, 1e9) == []
+    started = time.process_time()
+    assert output.tidy(HOUR, 1e9) == []
+    assert time.process_time() - started < 0.5
