@@ -183,9 +183,12 @@ class GenerationParams(BaseModel):
         description="auto: bf16 on GPU, fp32 on CPU, and fp8 matmuls of weights that are stored in fp8; "
         "bf16, fp32: no fp8 matmuls; int8: quantise weights; fp8: weights and matmuls",
     )
-    attention: Literal["auto", "sdpa", "flash3", "flash3_fp8", "triton"] = Field(
+    attention: Literal[
+        "auto", "eight_bit", "sdpa", "flash3", "triton_hopper", "flash3_fp8", "sage", "triton"
+    ] = Field(
         "auto",
-        description="self-attention kernel; auto: fastest exact one; flash3_fp8, triton: quantised to 8 bits",
+        description="self-attention kernel; auto: fastest exact one; eight_bit: fastest of triton_hopper, "
+        "flash3_fp8, sage, triton, which quantise to 8 bits",
     )
     compile_blocks: bool | None = Field(
         None, description="compile the transformer; unset: on a GPU, for released sizes"

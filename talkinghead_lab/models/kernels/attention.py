@@ -13,6 +13,7 @@ from talkinghead_lab.models.kernels.quantized_attention import (
     attention_flash3_fp8,
     attention_flash3_fp8_centred,
     attention_triton,
+    attention_triton_hopper,
 )
 
 ROTARY_BASE = 10_000.0
@@ -51,8 +52,8 @@ def attention_and_offset(
 
 
 def used_kernel(kernel: str, dtype: torch.dtype) -> str:
-    """The kernel that runs: FlashAttention 3 takes bf16 only; for other types `sdpa` replaces it."""
-    return "sdpa" if kernel == "flash3" and dtype != torch.bfloat16 else kernel
+    """The kernel that runs: those of packages take bf16 only; for other types `sdpa` replaces them."""
+    return "sdpa" if kernel in ("flash3", "sage") and dtype != torch.bfloat16 else kernel
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -88,6 +89,19 @@ def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return query.new_empty(query.shape)
 
 
+@torch.library.custom_op("talkinghead_lab::sage", mutates_args=())
+def _sage(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """SageAttention (arXiv 2410.02367, 2411.10958): versions 1.0.4 to 2.2 accept these arguments."""
+    from sageattention import sageattn
+
+    return sageattn(query, key, value, tensor_layout="NHD", is_causal=False)
+
+
+@_sage.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return query.new_empty(query.shape)
+
+
 @dataclass(frozen=True)
 class AttentionKernel:
     """An attention function.
@@ -105,14 +119,18 @@ class AttentionKernel:
     emulated: bool = False
 
 
-# Exact kernels come fastest first, as measured on a GPU that runs both.
+# Exact kernels and those in eight bits each come fastest first, as measured on an H100, which runs them all
+# (docs/performance.md). Elsewhere only `sdpa`, `sage` and `triton` run.
 KERNELS: dict[str, AttentionKernel] = {
     "flash3": AttentionKernel(_flash3, exact=True),
     "sdpa": AttentionKernel(_sdpa, exact=True, optional=False),
+    "triton_hopper": AttentionKernel(attention_triton_hopper, emulated=True),
     "flash3_fp8": AttentionKernel(attention_flash3_fp8, emulated=True),
+    "sage": AttentionKernel(_sage),
     "triton": AttentionKernel(attention_triton, emulated=True),
 }
 EXACT_KERNELS = tuple(name for name, kernel in KERNELS.items() if kernel.exact)
+EIGHT_BIT_KERNELS = tuple(name for name, kernel in KERNELS.items() if not kernel.exact)
 
 
 def kernel_status(name: str, device: torch.device) -> Status:
@@ -125,14 +143,18 @@ def kernel_status(name: str, device: torch.device) -> Status:
 
 
 def choose_attention(wanted: str, device: torch.device) -> str:
-    """The kernel to use on a device; `auto` selects the fastest exact one that passes its self-check there.
+    """The kernel to use on a device.
+
+    `auto` selects the fastest exact kernel that passes its self-check there, `eight_bit` the fastest of those
+    that quantise.
 
     Raises:
         InvalidRequest: the device lacks what the kernel needs, or the kernel failed its self-check.
     """
     if wanted == "auto":
-        optional = (name for name in EXACT_KERNELS if KERNELS[name].optional)
-        return next((name for name in optional if kernels_of(device).runs(name)), "sdpa")
+        return next(name for name in EXACT_KERNELS if _runs(name, device))
+    if wanted == "eight_bit":
+        wanted = next((name for name in EIGHT_BIT_KERNELS if _runs(name, device)), EIGHT_BIT_KERNELS[-1])
     status = kernel_status(wanted, device)
     if not status.passed:
         others = [name for name in KERNELS if kernel_status(name, device).passed]
@@ -144,6 +166,12 @@ def choose_attention(wanted: str, device: torch.device) -> str:
             field="attention",
         )
     return wanted
+
+
+def _runs(name: str, device: torch.device) -> bool:
+    """As `kernel_status`, and a warning if an optional kernel failed its self-check."""
+    emulated = KERNELS[name].emulated and device.type == "cpu"
+    return emulated or not KERNELS[name].optional or kernels_of(device).runs(name)
 
 
 def rotary_angles(positions: Tensor, width: int) -> Tensor:

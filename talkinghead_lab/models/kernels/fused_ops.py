@@ -142,16 +142,3 @@ def _quantize(x: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
 @_quantize.register_fake
 def _(x: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=FP8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
-
-
-@torch.library.custom_op("talkinghead_lab::mean_and_extremes", mutates_args=())
-def mean_and_extremes(x: Tensor) -> Tensor:
-    """Mean, minimum and maximum over the tokens of [B, L, D], float32 [3, B, D]."""
-    from talkinghead_lab.models.kernels.triton_rows import mean_and_extremes
-
-    return mean_and_extremes(x)
-
-
-@mean_and_extremes.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(3, len(x), x.shape[2], dtype=torch.float32)

@@ -47,15 +47,19 @@ class OptionalKernel:
     Args:
         capability: the lowest compute capability that it is tried on.
         modules: packages to import, and the names of their distributions.
+        one_architecture: whether it uses instructions that later architectures lack.
     """
 
     capability: tuple[int, int]
     modules: Mapping[str, str]
+    one_architecture: bool = False
 
     def lacks(self, device: torch.device, present: tuple[int, int]) -> str | None:
         """What a device of compute capability `present` lacks, in words; None: nothing."""
         if device.type != "cuda" or present < self.capability:
             return "needs a GPU of compute capability {}.{} or higher".format(*self.capability)
+        if self.one_architecture and present[0] > self.capability[0]:
+            return f"needs a GPU of compute capability {self.capability[0]}.x"
         missing = [name for module, name in self.modules.items() if importlib.util.find_spec(module) is None]
         return f"needs the package {missing[0]}" if missing else None
 
@@ -66,7 +70,9 @@ FLASH3 = {"fa3_fwd_interface": "fa3-fwd"}
 OPTIONAL_KERNELS: dict[str, OptionalKernel] = {
     "flash3": OptionalKernel((9, 0), FLASH3),
     "flash3_fp8": OptionalKernel((9, 0), FLASH3 | TRITON),
-    "triton": OptionalKernel((8, 9), TRITON),
+    "triton_hopper": OptionalKernel((9, 0), TRITON, one_architecture=True),
+    "triton": OptionalKernel((8, 0), TRITON),
+    "sage": OptionalKernel((8, 0), TRITON | {"sageattention": "sageattention"}),
     "text_image": OptionalKernel((8, 0), TRITON),
     "two_speakers": OptionalKernel((8, 0), TRITON),
     "fused_layers": OptionalKernel((8, 0), TRITON),

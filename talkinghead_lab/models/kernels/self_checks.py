@@ -126,7 +126,9 @@ CHECKS: dict[str, Check] = {
     "flash3": attention_check("flash3", 0.01),
     # The errors that `quantized_attention` states, and a quarter more for other inputs.
     "flash3_fp8": attention_check("flash3_fp8", 0.075),
-    "triton": attention_check("triton", 0.05),
+    "triton_hopper": attention_check("triton_hopper", 0.05),
+    "triton": attention_check("triton", 0.03),
+    "sage": attention_check("sage", 0.075),
     "text_image": text_image,
     "two_speakers": two_speakers,
     "fused_layers": fused_layers,

@@ -1,82 +1,145 @@
-"""An 8-bit attention kernel for Hopper: int8 queries and keys, fp8 softmax weights and values. Needs Triton.
+"""Attention with int8 matmuls, for GPUs of compute capability 8.0 and later. Needs Triton.
 
-Tiled online softmax (FlashAttention, arXiv 2205.14135) with the operand types of SageAttention2 (arXiv
-2411.10958). Tiles are loaded through descriptors of the tensor memory accelerator.
+Tiled online softmax (FlashAttention, arXiv 2205.14135). Exponentials are quantised to int8 with one scale for
+each query and tile of keys. Int8 is the fastest type that the tensor cores of all these GPUs share: on
+GeForce GPUs 2 times as fast as fp8 and 4 times as fast as fp16, summed in float32 (NVIDIA's white papers).
 """
 
+import math
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-# The fastest of fifteen settings on an H100. With at most 168 registers per thread, three programs fit on a
-# multiprocessor: while one computes exponentials, another uses the tensor cores.
-ROWS, KEYS, WARPS, STAGES, REGISTERS = 64, 128, 4, 2, 168
+from talkinghead_lab.models.kernels.triton_quantize import LARGEST_INT8, to_int8
+
+LOG2_LARGEST = tl.constexpr(math.log2(LARGEST_INT8.value))
+
+
+class Tiles(NamedTuple):
+    """Queries of a program, keys of a tile, warps, and pipeline stages."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# The first have no register spills, as compiled by Triton 3.6 for compute capability 8.0, 8.6, 8.9 and 12.0,
+# and take 49 of the 100 KiB of shared memory of consumer GPUs. The others are the fastest on an H100.
+TILES, LARGE_MEMORY_TILES = Tiles(128, 64, 8, 3), Tiles(64, 128, 4, 2)
+LARGE_MEMORY = 200 * 1024
+
+
+def tiles_of(device: torch.device) -> Tiles:
+    """The tiles for the shared memory of a GPU's multiprocessors."""
+    memory = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+    return LARGE_MEMORY_TILES if memory >= LARGE_MEMORY else TILES
 
 
 @triton.jit
-def _tile(scores, scale, highest, total, sums, value, SHIFT: tl.constexpr):
-    """Rescale the running sums to the new maximum and add the contribution of one tile of keys."""
-    new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
-    weights = tl.exp2(scores * scale[:, None] - (new_highest - SHIFT)[:, None])
-    decay = tl.exp2(highest - new_highest)
+def in_operand_order(weights):
+    """Permute every 16 columns of weights: each thread then holds what the next matmul takes from it.
+
+    The result of a matmul leaves columns 2q, 2q + 1, 2q + 8 and 2q + 9 of 16 in thread q of 4; an 8-bit
+    operand takes columns 4q to 4q + 3. The order of keys is free, so values are stored in this order too.
+    """
+    ROWS: tl.constexpr = weights.shape[0]
+    KEYS: tl.constexpr = weights.shape[1]
+    weights = weights.reshape(ROWS, KEYS // 16, 2, 4, 2).permute(0, 1, 3, 2, 4)
+    return weights.reshape(ROWS, KEYS)
+
+
+@triton.jit
+def _add_tile(
+    query, key, value, scale, keys_left, highest, reference, total, sums,
+    RANGE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    scores = tl.dot(query, key.T).to(tl.float32)
+    if MASKED:
+        column = tl.arange(0, key.shape[0])
+        scores = tl.where((column < keys_left)[None, :], scores, float("-inf"))
+    # The weights of a tile are relative to its own maximum, and `sums` and `total` with them.
+    new_reference = tl.maximum(tl.max(scores, 1) * scale, highest - RANGE)
+    weights = tl.exp2(scores * scale[:, None] - (new_reference - LOG2_LARGEST)[:, None])
+    decay = tl.exp2(reference - new_reference)
     total = total * decay + tl.sum(weights, 1)
     sums = sums * decay[:, None]
-    # Not accumulated by the matmul itself: fp8 tensor cores accumulate with few bits.
-    sums += tl.dot(weights.to(tl.float8e4nv), value.T)
-    return new_highest, total, sums
+    sums += tl.dot(in_operand_order(to_int8(weights)), value.T).to(tl.float32)
+    return tl.maximum(highest, new_reference), new_reference, total, sums
 
 
 @triton.jit
 def _attend(
-    queries, keys, values, outputs, query_scales, key_scales, tokens, rows_padded,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SHIFT: tl.constexpr,
+    queries, keys, values, outputs, query_scales, key_scales, value_scales, value_means,
+    tokens, key_tokens, padded,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, RANGE: tl.constexpr,
 ):  # fmt: skip
-    start, head = tl.program_id(0) * ROWS, tl.program_id(1)
-    channel = head * WIDTH
-    query = queries.load([start, channel])
-    rows = start + tl.arange(0, ROWS)
-    scale = tl.load(query_scales + head * rows_padded + rows) * tl.load(key_scales + head)
+    head, heads, entry = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
+    token, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    inside = token < tokens
+    row = (entry * tokens + token).to(tl.int64) * heads + head
+    here = row[:, None] * WIDTH + channel[None, :]
+    query = tl.load(queries + here, inside[:, None], other=0)
+    query_scale = tl.load(query_scales + row, inside, other=0.0)
+    column = tl.arange(0, KEYS)
+    step = heads * WIDTH
+    # Offsets of 32 bits within a tile; only scalars point to tensors, which saves registers.
+    keys += (entry * key_tokens).to(tl.int64) * step + head * WIDTH
+    key_offsets = column[:, None] * step + channel[None, :]
+    values += ((entry * heads + head) * WIDTH).to(tl.int64) * padded
+    value_offsets = channel[:, None] * padded + column[None, :]
+    key_scales += (entry * heads + head) * tl.cdiv(key_tokens, KEYS)
     highest = tl.full([ROWS], float("-inf"), tl.float32)
+    reference = highest
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, WIDTH], tl.float32)
-    full = tokens // KEYS * KEYS
-    for column in tl.range(0, full, KEYS):
-        scores = tl.dot(query, keys.load([column, channel]).T).to(tl.float32)
-        value = values.load([channel, column])
-        highest, total, sums = _tile(scores, scale, highest, total, sums, value, SHIFT)
-    if full < tokens:
-        scores = tl.dot(query, keys.load([full, channel]).T).to(tl.float32)
-        scores = tl.where((full + tl.arange(0, KEYS))[None, :] < tokens, scores, float("-inf"))
-        value = values.load([channel, full])
-        highest, total, sums = _tile(scores, scale, highest, total, sums, value, SHIFT)
-    outputs.store([start, channel], (sums / total[:, None]).to(tl.bfloat16))
+    full = key_tokens // KEYS * KEYS
+    for start in tl.range(0, full, KEYS):
+        scale = query_scale * tl.load(key_scales + start // KEYS)
+        key, value = tl.load(keys + key_offsets), tl.load(values + value_offsets)
+        highest, reference, total, sums = _add_tile(
+            query, key, value, scale, KEYS, highest, reference, total, sums, RANGE, False
+        )
+        keys += KEYS * step
+        values += KEYS
+    left = key_tokens - full
+    if left > 0:
+        scale = query_scale * tl.load(key_scales + full // KEYS)
+        key = tl.load(keys + key_offsets, (column < left)[:, None], other=0)
+        value = tl.load(values + value_offsets)
+        highest, reference, total, sums = _add_tile(
+            query, key, value, scale, left, highest, reference, total, sums, RANGE, True
+        )
+    channels = (entry * heads + head) * WIDTH + channel
+    out = sums / total[:, None] * tl.load(value_scales + channels)[None, :]
+    out += tl.load(value_means + channels)[None, :]
+    tl.store(outputs + here, out.to(outputs.dtype.element_ty), inside[:, None])
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, query_scale: Tensor, key_scale: Tensor, tokens: int,
-    exponential_shift: float, out: Tensor,
-) -> None:  # fmt: skip
-    """Attention of one batch entry over tensors padded to full tiles, written to `out`.
+    query: tuple[Tensor, Tensor],
+    key: tuple[Tensor, Tensor],
+    value: tuple[Tensor, Tensor, Tensor],
+    tiles: Tiles,
+    exponent_range: float,
+    out: Tensor,
+) -> None:
+    """Attention of int8 queries, keys and values as `triton_quantize` returns them, written to `out`.
 
     Args:
-        query, key: int8, [padded, heads, head width].
-        value: fp8, [heads, head width, padded], zero beyond `tokens`.
-        query_scale: float32 [heads, padded], including the factors 1 / sqrt(head width) and log2(e).
-        key_scale: float32 [heads].
-        tokens: number of keys without padding.
-        exponential_shift: exponentials are multiplied by 2 to this power before they are quantised.
-        out: bf16, shaped as the query.
+        query: with scales that include the factors 1 / sqrt(head width) and log2(e).
+        key, value: keys with one scale for every tile of them, values padded to full tiles.
+        tiles: as `tiles_of` returns them.
+        exponent_range: a tile whose maximum is further below the running maximum, in powers of two, is
+            quantised relative to that distance.
+        out: [B, L, heads, head width], float.
     """
-    padded, heads, width = query.shape
-    descriptors = [
-        TensorDescriptor.from_tensor(query.flatten(1), [ROWS, width]),
-        TensorDescriptor.from_tensor(key.flatten(1), [KEYS, width]),
-        TensorDescriptor.from_tensor(value.flatten(0, 1), [width, KEYS]),
-        TensorDescriptor.from_tensor(out.flatten(1), [ROWS, width]),
-    ]
-    _attend[(triton.cdiv(padded, ROWS), heads)](
-        *descriptors, query_scale, key_scale, tokens, padded,
-        WIDTH=width, ROWS=ROWS, KEYS=KEYS, SHIFT=exponential_shift,
-        num_warps=WARPS, num_stages=STAGES, maxnreg=REGISTERS,
+    batch, tokens, heads, width = out.shape
+    _attend[(triton.cdiv(tokens, tiles.queries), heads, batch)](
+        query[0], key[0], value[0], out, query[1], key[1], *value[1:], tokens, key[0].shape[1],
+        value[0].shape[3], WIDTH=width, ROWS=tiles.queries, KEYS=tiles.keys, RANGE=exponent_range,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

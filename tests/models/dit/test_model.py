@@ -58,7 +58,7 @@ def test_compilation_hides_the_tf32_hint_and_restores_the_warning_filters(monkey
         assert warnings.filters == filters
 
 
-@pytest.mark.parametrize("kernel", ["flash3_fp8", "triton"])
+@pytest.mark.parametrize("kernel", ["flash3_fp8", "triton_hopper", "triton"])
 def test_quantised_attention_in_the_network(kernel):
     model = build()
     plain = velocity(model)

@@ -1,10 +1,13 @@
 """Attention kernels: selection, and the errors of the quantised ones."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from talkinghead_lab.bench.forwards import relative_error
 from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.models.kernels import attention as attention_module
 from talkinghead_lab.models.kernels.attention import (
     KERNELS,
     attention,
@@ -13,6 +16,7 @@ from talkinghead_lab.models.kernels.attention import (
     text_image_attention,
 )
 from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.models.kernels.optional_kernels import Status
 from talkinghead_lab.models.kernels.quantized_attention import (
     SAMPLED_BOUND,
     SAMPLED_TOKENS,
@@ -23,8 +27,25 @@ from talkinghead_lab.models.kernels.quantized_attention import (
 )
 
 CPU = torch.device("cpu")
+
+
+@dataclass
+class Kernels:
+    """The optional kernels of some GPU."""
+
+    statuses: dict[str, Status]
+
+    def status(self, name: str) -> Status:
+        return self.statuses[name]
+
+    def runs(self, name: str) -> bool:
+        return self.statuses[name].passed
+
+
 # Relative errors that `quantized_attention` documents for random normal tensors.
-BOUNDS = {"flash3_fp8": 0.06, "triton": 0.04}
+BOUNDS = {"flash3_fp8": 0.06, "triton_hopper": 0.039, "triton": 0.025}
+# What its package's authors publish, and what was measured.
+GPU_BOUNDS = {**BOUNDS, "sage": 0.05}
 
 
 def tensors(
@@ -93,6 +114,33 @@ def test_a_cpu_uses_sdpa_unless_an_emulated_kernel_is_requested():
     assert choose_attention("triton", CPU) == "triton"
 
 
+def test_eight_bit_is_the_fastest_kernel_that_quantises_and_runs(monkeypatch):
+    assert choose_attention("eight_bit", CPU) == "triton_hopper"
+    gpu = torch.device("cuda")
+    for lacking, chosen in (
+        ({"triton_hopper"}, "flash3_fp8"),
+        ({"triton_hopper", "flash3_fp8"}, "sage"),
+        ({"triton_hopper", "flash3_fp8", "sage"}, "triton"),
+    ):
+        statuses = {name: Status("not available" if name in lacking else "passed", "") for name in KERNELS}
+        monkeypatch.setattr(attention_module, "kernels_of", lambda device, found=statuses: Kernels(found))
+        assert choose_attention("eight_bit", gpu) == chosen
+
+
+def test_eight_bit_is_refused_where_no_kernel_quantises(monkeypatch):
+    failed = dict.fromkeys(KERNELS, Status("failed", "wrong"))
+    monkeypatch.setattr(attention_module, "kernels_of", lambda device: Kernels(failed))
+    with pytest.raises(InvalidRequest, match=r"triton failed its self-check here: wrong.*: auto, sdpa"):
+        choose_attention("eight_bit", torch.device("cuda"))
+
+
+def test_weights_far_below_the_largest_keep_their_share():
+    """One key has most of the weight; int8 with one scale for all keys would round the others to zero."""
+    query, key, value = tensors(batch=1)
+    key[:, 0] = query[:, :1].mean(dim=1) * 4
+    assert error("triton", query[:, :1], key, value) < BOUNDS["triton"]
+
+
 def test_an_unavailable_kernel_is_refused():
     with pytest.raises(InvalidRequest, match=r"flash3 is not available: needs a GPU .* 9\.0.*: auto, sdpa"):
         choose_attention("flash3", CPU)
@@ -106,7 +154,7 @@ def test_kernels_on_a_gpu(kernel):
     if not (status := kernel_status(kernel, device)).passed:
         pytest.skip(str(status))
     for tokens in (300, 4096):
-        assert error(kernel, *tensors(tokens, device="cuda")) < BOUNDS.get(kernel, 0.01)
+        assert error(kernel, *tensors(tokens, device="cuda")) < GPU_BOUNDS.get(kernel, 0.01)
 
 
 @pytest.mark.gpu

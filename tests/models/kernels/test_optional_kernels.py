@@ -87,10 +87,10 @@ def test_every_optional_kernel_has_a_check():
     ("present", "lacking"),
     [
         ((7, 5), {*OPTIONAL_KERNELS}),
-        ((8, 6), {"flash3", "flash3_fp8", "triton", "fused_fp8_layers"}),
-        ((8, 9), {"flash3", "flash3_fp8"}),
+        ((8, 6), {"flash3", "flash3_fp8", "triton_hopper", "fused_fp8_layers"}),
+        ((8, 9), {"flash3", "flash3_fp8", "triton_hopper"}),
         ((9, 0), set()),
-        ((12, 0), set()),
+        ((12, 0), {"triton_hopper"}),
     ],
 )
 def test_kernels_state_the_compute_capability_that_they_need(monkeypatch, present, lacking):
@@ -103,6 +103,7 @@ def test_kernels_state_the_package_that_they_need(monkeypatch):
     monkeypatch.setattr(optional_kernels.importlib.util, "find_spec", lambda name: None)
     assert OPTIONAL_KERNELS["flash3"].lacks(GPU, (9, 0)) == "needs the package fa3-fwd"
     assert OPTIONAL_KERNELS["text_image"].lacks(GPU, (8, 6)) == "needs the package triton"
+    assert OPTIONAL_KERNELS["triton_hopper"].lacks(GPU, (12, 0)) == "needs a GPU of compute capability 9.x"
 
 
 def test_a_cpu_runs_none_and_checks_none():
@@ -192,7 +193,7 @@ def test_a_check_that_cannot_start_says_why(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_kernel_asked_for_by_name_is_refused_if_it_failed(module, monkeypatch, tmp_path):
     monkeypatch.setenv("TALKINGHEAD_CACHE", str(tmp_path))
-    as_kernels(monkeypatch, "flash3")
+    as_kernels(monkeypatch, "flash3", "sage")
     kernels = DeviceKernels(CPU, (9, 0), module)
     monkeypatch.setattr(attention, "kernels_of", lambda device: kernels)
     assert attention.choose_attention("auto", CPU) == "sdpa"
