@@ -68,6 +68,7 @@ NAMES = {
     "motion": "motion",
     "sharpness": "sharpness",
     "loudness": "loudness",
+    "time_to_first_frame": "time to first frame",
     "seconds_per_frame": "time per frame of video",
     "peak_host_gib": "peak host memory",
     "peak_gpu_gib": "peak GPU memory",

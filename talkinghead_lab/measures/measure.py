@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[str, Better]] = {
     "motion": ("levels", "neither"),
     "sharpness": ("levels²", "higher"),
     "loudness": ("LUFS", "neither"),
+    "time_to_first_frame": ("s", "lower"),
     "seconds_per_frame": ("s", "lower"),
     "peak_host_gib": ("GiB", "lower"),
     "peak_gpu_gib": ("GiB", "lower"),

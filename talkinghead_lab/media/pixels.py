@@ -1,7 +1,6 @@
 """Conversions between 8-bit pixels and tensors in [−1, 1]."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -12,6 +11,10 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
-    """Convert [3, F, H, W] in [−1, 1] to uint8 [F, H, W, 3]."""
-    pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(1, 2, 3, 0).contiguous().numpy()
+    """Convert [3, F, H, W] in [−1, 1] on the CPU to uint8 [F, H, W, 3].
+
+    NumPy computes it in the calling thread alone, which may run beside the sampling.
+    """
+    levels = (frames.numpy() + np.float32(1)) * np.float32(127.5)
+    np.rint(levels, out=levels).clip(0, 255, out=levels)
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 3, 0))

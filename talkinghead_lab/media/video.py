@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -57,11 +57,11 @@ class VideoFacts:
     codecs: tuple[str, ...]
 
 
-class _SoundTrack:
-    """The sound track of a video that is being written; does nothing for a silent video."""
+class SoundEncoder:
+    """Encodes the sound track of a container, one video frame after another; gives nothing for silence."""
 
     def __init__(self, container: OutputContainer, sound: NDArray[np.float32] | None) -> None:
-        self.container, self.sound = container, sound
+        self.sound = sound
         if sound is not None:
             layout = {1: "mono", 2: "stereo"}[len(sound)]
             self.stream: AudioStream = container.add_stream(
@@ -70,15 +70,19 @@ class _SoundTrack:
             self.stream.bit_rate = len(sound) * AAC_BITS_PER_CHANNEL
             self.stream.codec_context.flags |= Flags.bitexact
 
-    def write_frame(self, number: int) -> None:
-        """Write the sound of one video frame."""
-        if self.sound is not None:
-            self.container.mux(self.stream.encode(_audio_frame(self.sound, number)))
+    def encode(self, number: int) -> "list[Packet[Any]]":
+        """Encode the sound of one video frame."""
+        if self.sound is None:
+            return []
+        return list(self.stream.encode(_audio_frame(self.sound, number)))
 
-    def finish(self) -> None:
-        """Flush the encoder."""
-        if self.sound is not None:
-            self.container.mux(self.stream.encode(None))
+    def flush(self) -> "list[Packet[Any]]":
+        """What the encoder still holds."""
+        return [] if self.sound is None else list(self.stream.encode(None))
+
+
+# Receives the stream of the pictures, and packets of it that were muxed.
+OnPackets = Callable[[VideoStream, "list[Packet[Any]]"], None]
 
 
 def write_video(
@@ -87,6 +91,7 @@ def write_video(
     sound: NDArray[np.float32] | None,
     frame_count: int,
     metadata: Mapping[str, str],
+    on_packets: OnPackets = lambda picture, packets: None,
 ) -> None:
     """Encode an mp4 with 25 frames per second, block by block: H.264 (yuv420p, BT.709) and AAC, index first.
 
@@ -99,6 +104,7 @@ def write_video(
             of the frames. None: a silent video.
         frame_count: total number of frames in all blocks.
         metadata: tags that mp4 supports, such as `title` and `comment`; others are dropped.
+        on_packets: called with encoded pictures, as soon as the encoder gives them.
 
     Raises:
         OutputError: the file exists, its folder is not writable, or no space is left.
@@ -113,14 +119,18 @@ def write_video(
         av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container,
     ):
         container.metadata.update(metadata)
-        picture, sound_track = _picture_stream(container, first.shape), _SoundTrack(container, sound)
+        picture, sound_track = _picture_stream(container, first.shape), SoundEncoder(container, sound)
         pixels = itertools.chain.from_iterable(itertools.chain([first], blocks))
         number = -1
         for number, frame in enumerate(pixels):
-            container.mux(picture.encode(_video_frame(frame, number)))
-            sound_track.write_frame(number)
-        container.mux(picture.encode(None))
-        sound_track.finish()
+            packets = picture.encode(_video_frame(frame, number))
+            container.mux(packets)
+            on_packets(picture, packets)
+            container.mux(sound_track.encode(number))
+        packets = picture.encode(None)
+        container.mux(packets)
+        on_packets(picture, packets)
+        container.mux(sound_track.flush())
         if number + 1 != frame_count:
             raise ValueError(f"received {number + 1} frames, expected {frame_count}")
 
@@ -148,22 +158,22 @@ def join_videos(
         with open_video(parts[0]) as (_, template):
             picture = container.add_stream_from_template(template)
             reorder_depth = template.codec_context.reorder_depth
-        sound_track, frames = _SoundTrack(container, sound), 0
+        sound_track, frames = SoundEncoder(container, sound), 0
         for part in parts:
             start = frames
-            for packet, ticks in _packets(part):
+            for packet, ticks in packets_of(part):
                 # Packets come in decoding order. How far decoding starts ahead of presentation differs
                 # between short parts; the same distance for all keeps the decoding times increasing.
                 packet.pts = cast(int, packet.pts) + start * ticks
                 packet.dts = (frames - reorder_depth) * ticks
                 packet.stream = picture
                 container.mux(packet)
-                sound_track.write_frame(frames)
+                container.mux(sound_track.encode(frames))
                 frames += 1
-        sound_track.finish()
+        container.mux(sound_track.flush())
 
 
-def _packets(part: Path) -> Iterator[tuple["Packet[VideoStream]", int]]:
+def packets_of(part: Path) -> Iterator[tuple["Packet[VideoStream]", int]]:
     """(packet, duration of a frame in the packet's time base) of a video."""
     with open_video(part) as (source, stream):
         ticks = int(1 / (FRAMES_PER_SECOND * cast(Fraction, stream.time_base)))

@@ -20,9 +20,9 @@ from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline, dtype_name
 from talkinghead_lab.pipeline.request import Resolved
 from talkinghead_lab.pipeline.stages import Stage, no_stage
 from talkinghead_lab.sampling.chunks import Chunk, audio_windows
-from talkinghead_lab.sampling.decoding import decode_chunk
+from talkinghead_lab.sampling.decoding import Finish, decode_chunk
 from talkinghead_lab.sampling.euler import ChunkConditions, chunk_noise, sample_chunk
-from talkinghead_lab.sampling.seams import blend_seam
+from talkinghead_lab.sampling.seams import SeamBlend
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,22 @@ class GeneratedChunk:
     def new_frames(self) -> Tensor:
         """The frames that this chunk adds to the video."""
         return self.frames[:, self.chunk.repeated : self.chunk.repeated + self.chunk.new]
+
+
+@dataclass
+class _NewFrames:
+    """Passes on those frames of a chunk's pieces that it adds to the video."""
+
+    chunk: Chunk
+    on_frames: Callable[[Tensor], None]
+    start: int = 0
+
+    def __call__(self, piece: Tensor) -> None:
+        first = self.chunk.repeated - self.start
+        new = piece[:, max(0, first) : max(0, first + self.chunk.new)]
+        self.start += piece.shape[1]
+        if new.shape[1]:
+            self.on_frames(new)
 
 
 @dataclass
@@ -107,6 +123,7 @@ class ChunkGenerator:
         previous: Tensor | None = None,
         noise: Tensor | None = None,
         on_step: Callable[[int], None] = lambda step: None,
+        on_frames: Callable[[Tensor], None] = lambda frames: None,
     ) -> GeneratedChunk:
         """Sample and decode one chunk.
 
@@ -116,6 +133,7 @@ class ChunkGenerator:
                 overlap. All chunks but the first need it.
             noise: [C, T, h, w], instead of the seed's.
             on_step: called with the number of finished steps; an exception that it raises ends the sampling.
+            on_frames: called with pieces of the new frames, [3, f, H, W] on the CPU, as they are decoded.
 
         Raises:
             OutOfMemory: with the plan's numbers; the device is left as it was before.
@@ -124,7 +142,7 @@ class ChunkGenerator:
         try:
             with torch.inference_mode():
                 return handle_out_of_memory(
-                    lambda: self._generate(chunk, previous, noise, on_step),
+                    lambda: self._generate(chunk, previous, noise, on_step, on_frames),
                     self.networks.device,
                     lambda: self.plan,
                     self.networks.budget,
@@ -135,7 +153,12 @@ class ChunkGenerator:
             raise
 
     def _generate(
-        self, chunk: Chunk, previous: Tensor | None, noise: Tensor | None, on_step: Callable[[int], None]
+        self,
+        chunk: Chunk,
+        previous: Tensor | None,
+        noise: Tensor | None,
+        on_step: Callable[[int], None],
+        on_frames: Callable[[Tensor], None],
     ) -> GeneratedChunk:
         networks, request = self.networks, self.resolved.request
         grid = LatentGrid(chunk.frames, self.height, self.width)
@@ -152,12 +175,21 @@ class ChunkGenerator:
             start = noise[None].to(networks.device)
             latent = sample_chunk(networks.dit, start, fixed, self.resolved.sampling, on_step)
             del fixed
-        frames, decode_type = self._decode(latent)
-        if previous is not None and request.seam_frames:
-            frames = blend_seam(frames, previous, chunk.repeated, request.seam_frames)
+        finish = self._finishing(chunk, previous)
+        frames, decode_type = self._decode(latent, finish, _NewFrames(chunk, on_frames))
         return GeneratedChunk(chunk, latent[0].cpu(), frames, decode_type, self.fp16_overflowed)
 
-    def _decode(self, latent: Tensor) -> tuple[Tensor, torch.dtype]:
+    def _finishing(self, chunk: Chunk, previous: Tensor | None) -> Finish:
+        """What is done to each decoded piece: colours, then the seam."""
+        over = self.resolved.request.seam_frames
+        if previous is None or not over:
+            return lambda piece, start: self._match_colors(piece)
+        blend = SeamBlend(previous[:, -1:].to(self.networks.device), chunk.repeated, over)
+        return lambda piece, start: blend(self._match_colors(piece), start)
+
+    def _decode(
+        self, latent: Tensor, finish: Finish, on_frames: Callable[[Tensor], None]
+    ) -> tuple[Tensor, torch.dtype]:
         """Decode a latent; once fp16 has overflowed, in fp32 without another attempt."""
         vae = self.networks.vae
         if self.fp16_overflowed:
@@ -166,7 +198,7 @@ class ChunkGenerator:
                 vae.set_decoder_dtype(torch.float32)
         first = vae.decode_type
         with self.stage("decode"), self.networks.use(vae):
-            frames = decode_chunk(vae, latent, self._match_colors)
+            frames = decode_chunk(vae, latent, finish, on_frames)
             used = vae.decode_type
         self.fp16_overflowed |= used != first
         return frames, used

@@ -6,9 +6,11 @@ exchanged or copied from elsewhere does not count as finished.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -28,6 +30,49 @@ FRAMES = "last_frames"  # tensor [3, motion_frame, H, W] in [−1, 1]
 FACTS_DIGEST = "facts_sha256"
 FP16_OVERFLOWED = "fp16_overflowed"
 RECORDED = ("frames_sha256", "latent_sha256", "decode_type")
+
+
+class Abandoned(Exception):
+    """The generation of a chunk ended before all its frames were there."""
+
+
+@dataclass
+class GrowingChunk:
+    """A chunk that is saved while it is generated.
+
+    Args:
+        chunk: its place in the video.
+        pieces: its new frames, [3, f, H, W]; None after the last.
+        generated: the complete chunk, and the seconds that it took.
+    """
+
+    chunk: Chunk
+    pieces: "SimpleQueue[Tensor | None]" = field(default_factory=SimpleQueue)
+    generated: "Future[tuple[GeneratedChunk, float]]" = field(default_factory=Future)
+
+    def add(self, frames: Tensor) -> None:
+        """Add the next new frames."""
+        self.pieces.put(frames)
+
+    def finish(self, generated: GeneratedChunk, seconds: float) -> None:
+        """Tell that all frames were added."""
+        self.generated.set_result((generated, seconds))
+        self.pieces.put(None)
+
+    def abandon(self) -> None:
+        """Tell that the rest will not come."""
+        self.generated.set_exception(Abandoned())
+        self.pieces.put(None)
+
+    def frames(self) -> Iterator[video.Frames]:
+        """The new frames as they arrive.
+
+        Raises:
+            Abandoned: the rest will not come.
+        """
+        while (piece := self.pieces.get()) is not None:
+            yield to_uint8(piece)
+        self.generated.result()
 
 
 @dataclass
@@ -64,18 +109,25 @@ class ChunkFiles:
             self._remove(chunk)
         return len(self._facts)
 
-    def save(self, generated: GeneratedChunk, seconds: float) -> None:
-        """Save the next chunk.
+    def save(self, growing: "GrowingChunk", on_packets: video.OnPackets) -> None:
+        """Save the next chunk while its frames arrive.
+
+        Args:
+            growing: the chunk; this waits for its frames, and until it is complete.
+            on_packets: see `write_video`.
 
         Raises:
             OutputError: no space is left; earlier chunks stay.
+            Abandoned: its generation ended early; nothing is left of it.
         """
-        chunk, frames = generated.chunk, to_uint8(generated.new_frames)
+        chunk, frames_digest = growing.chunk, hashlib.sha256()
         self._remove(chunk)
-        video.write_video(self.picture(chunk), [frames], None, len(frames), {})
+        frames = _hashed(growing.frames(), frames_digest)
+        video.write_video(self.picture(chunk), frames, None, chunk.new, {}, on_packets)
+        generated, seconds = growing.generated.result()
         last_frames = generated.frames[:, -self.overlap :].contiguous()
         facts = {
-            "frames_sha256": hashlib.sha256(frames.data).hexdigest(),
+            "frames_sha256": frames_digest.hexdigest(),
             "latent_sha256": hashlib.sha256(generated.latent.numpy().data).hexdigest(),
             "video_sha256": digests.sha256_of_file(self.picture(chunk)),
             "last_frames_sha256": _digest(last_frames),
@@ -162,6 +214,12 @@ class ChunkFiles:
             received=str(self.folder),
             remedy="Request the run again: it resumes at this chunk.",
         )
+
+
+def _hashed(frames: Iterable[video.Frames], digest: "hashlib._Hash") -> Iterator[video.Frames]:
+    for block in frames:
+        digest.update(block.data)
+        yield block
 
 
 def _read(path: Path) -> tuple[Facts, Tensor] | None:

@@ -18,7 +18,7 @@ from talkinghead_lab.foundation.files import LOCK, atomic_path, locked, output_e
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.chunk_files import ChunkFiles
-from talkinghead_lab.runs.jobs import INPUTS
+from talkinghead_lab.runs.jobs import GROWING, INPUTS
 from talkinghead_lab.runs.record import check_form, damaged
 
 RECORD, REQUEST, CHUNKS = "run.json", "request.yaml", "chunks"
@@ -96,6 +96,11 @@ class RunFolder:
         """Folder of the finished chunks."""
         return self.path / CHUNKS
 
+    @property
+    def growing_video(self) -> Path:
+        """Path of the video that can be played while the run is under way."""
+        return self.path / GROWING
+
     @cached_property
     def chunks(self) -> ChunkFiles:
         """The chunks of an unfinished run; those of another request do not count."""
@@ -165,7 +170,7 @@ class RunFolder:
         with suppress(OSError):
             _remove_partial_files(self.chunk_folder)
             for path in self.chunk_folder.iterdir():
-                if CHUNK_FILE.fullmatch(path.name):
+                if CHUNK_FILE.fullmatch(path.name) or path == self.growing_video:
                     path.unlink()
             self.chunk_folder.rmdir()
 

@@ -1,8 +1,8 @@
 """One run: request → chunks → video and record, resumable after every finished chunk.
 
-A run's folder holds `request.yaml` from the start, and `chunks/` while it is under way. The video, the
-contact sheet and finally `run.json` appear when they are complete; then the run is finished and `chunks/` is
-removed.
+A run's folder holds `request.yaml` from the start, and `chunks/` while it is under way, with a video that can
+be played as it grows. The video, the contact sheet and finally `run.json` appear when they are complete; then
+the run is finished and `chunks/` is removed.
 """
 
 import base64
@@ -26,6 +26,7 @@ from talkinghead_lab.measures.cost import cost
 from talkinghead_lab.measures.judge import Judgement, Subject, judge_video
 from talkinghead_lab.media import video
 from talkinghead_lab.media.frame_size import fit_image
+from talkinghead_lab.media.growing_video import GrowingVideo
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
@@ -33,6 +34,7 @@ from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
 from talkinghead_lab.runs.chunk_files import ChunkFiles
+from talkinghead_lab.runs.chunk_writer import ChunkWriter
 from talkinghead_lab.runs.folder import RunFolder, read_record, with_drawn_seed
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests, seen_files
@@ -159,7 +161,13 @@ def generate(
         generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
         start = ResumePoint.of(run.chunks, resolved.chunks, seen_files(inputs, resolved.networks))
         pipeline.dit.group.broadcast(start)
-        _make_chunks(run.chunks, generator, start, on_progress, show_progress)
+        with GrowingVideo(run.growing_video, inputs.soundtrack, resolved.frames) as growing:
+            for chunk in resolved.chunks[: start.finished]:
+                growing.append(run.chunks.picture(chunk))
+            _make_chunks(run.chunks, growing, generator, start, on_progress, show_progress)
+            growing.finish()
+        if growing.first_written and not start.finished:
+            clock.record_first_frame(growing.first_written)
         del generator, conditions  # memory for the image encoder, which judges the video
         path = _join_chunks(run, resolved, inputs, clock)
         return _finish(run, resolved, inputs, pipeline, clock, origin(), path, start.finished)
@@ -191,6 +199,7 @@ class ResumePoint:
 
 def _make_chunks(
     files: ChunkFiles,
+    growing: GrowingVideo,
     generator: ChunkGenerator,
     start: ResumePoint,
     on_progress: OnProgress | None,
@@ -200,16 +209,20 @@ def _make_chunks(
     chunks, steps = generator.resolved.chunks, generator.resolved.sampling.steps
     overlap, previous = generator.resolved.request.motion_frame, start.last_frames
     generator.fp16_overflowed = start.fp16_overflowed
-    with tqdm(total=len(chunks) * steps, unit="step", disable=not show_progress, leave=False) as bar:
+    with (
+        tqdm(total=len(chunks) * steps, unit="step", disable=not show_progress, leave=False) as bar,
+        ChunkWriter(files, growing) as writer,
+    ):
         bar.update(start.finished * steps)
         for chunk in chunks[start.finished :]:
-            on_step = _StepReport(chunk, len(chunks), steps, bar, on_progress)
+            on_step = _StepReport(chunk, len(chunks), steps, bar, on_progress, writer)
             started = time.perf_counter()
-            generated = generator.generate(chunk, previous, on_step=on_step)
-            generator.networks.check_files()
-            files.save(generated, time.perf_counter() - started)
+            with writer.open(chunk) as saving:
+                generated = generator.generate(chunk, previous, on_step=on_step, on_frames=saving.add)
+                generator.networks.check_files()
+                saving.finish(generated, time.perf_counter() - started)
             previous = generated.frames[:, -overlap:].clone()
-            del generated
+            del generated, saving
 
 
 def _join_chunks(run: RunFolder, resolved: Resolved, inputs: Inputs, clock: StageClock) -> Path:
@@ -251,7 +264,7 @@ def _finish(
         video.contact_sheet(judgement.snapshots).save(temporary)
     chunk_records = run.chunks.records(resolved.chunks)
     seconds = sum(chunk["seconds"] for chunk in chunk_records)
-    measures = judgement.measures + cost(clock.stages, seconds, result.frame_count)
+    measures = judgement.measures + cost(clock.stages, seconds, result.frame_count, clock.first_frame)
     run.write_record(
         {
             "result": result.to_json() | {"video_path": path.name},
@@ -264,6 +277,7 @@ def _finish(
             "video_sha256": digests.sha256_of_file(path),
             "environment": environment.describe(),
             "chunks_of_earlier_calls": made_earlier,  # `stages` does not include these
+            "time_to_first_frame": clock.first_frame,
             "stages": clock.stages,
             "timeline": clock.timeline,
             "measures": [asdict(measure) for measure in measures],
@@ -327,8 +341,10 @@ class _StepReport:
     steps: int
     bar: "tqdm[Any]"
     on_progress: OnProgress | None
+    writer: ChunkWriter
 
     def __call__(self, step: int) -> None:
+        self.writer.check()
         self.bar.set_description(f"chunk {self.chunk.index + 1} of {self.chunks}", refresh=False)
         self.bar.update()
         if (

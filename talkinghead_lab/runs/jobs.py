@@ -14,6 +14,8 @@ from talkinghead_lab.params import GenerationParams
 
 # In a run's folder: copies of its media while it is under way, if the caller puts them there.
 INPUTS = "inputs"
+# Likewise, while it is under way: what is finished of the video, to be played as it grows.
+GROWING = "chunks/growing.mp4"
 State = Literal["waiting", "running", "finished", "failed", "stopped"]
 
 

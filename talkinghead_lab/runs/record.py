@@ -78,6 +78,7 @@ class _Record(_Part):
     measures: list[_Measure]
     chunks: list[_Chunk]
     checks: dict[str, Any] = {}
+    time_to_first_frame: dict[str, Amount] | None = None
     kernels: dict[str, Any] = {}
 
 

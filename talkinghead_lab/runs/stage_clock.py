@@ -19,13 +19,22 @@ class StageClock:
     included) and, once CUDA is in use, `peak_gpu_gib` (allocated by PyTorch on the current device),
     `reserved_gpu_gib`, and `outside_gpu_gib` (what the driver counts in addition, other programs included).
     Figures that this machine cannot give are absent. `timeline` lists every visit to a stage, with its start
-    in seconds since the clock was made. Stages must not overlap.
+    in seconds since the clock was made. Stages must not overlap. `first_frame` tells when the first frames
+    could be played: `seconds` since the clock was made, and `after_loading` the networks; None: not measured.
     """
 
     def __init__(self) -> None:
         self.made = time.perf_counter()
         self.stages: dict[str, dict[str, float]] = {}
         self.timeline: list[dict[str, float | str]] = []
+        self.first_frame: dict[str, float] | None = None
+
+    def record_first_frame(self, moment: float) -> None:
+        """Record when the first frames could be played, by `time.perf_counter`."""
+        visits = [visit for visit in self.timeline if visit["stage"] == "load"]
+        loaded = max((float(visit["started"]) + float(visit["seconds"]) for visit in visits), default=0.0)
+        seconds = moment - self.made
+        self.first_frame = {"seconds": seconds, "after_loading": seconds - loaded}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

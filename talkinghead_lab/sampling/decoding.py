@@ -14,45 +14,71 @@ from talkinghead_lab.models.vae.model import VAE
 
 logger = logging.getLogger(__name__)
 
-Finish = Callable[[Tensor], Tensor]
+# Takes a piece [3, f, H, W] on the device and the number of its first frame; returns the piece.
+Finish = Callable[[Tensor, int], Tensor]
 
 
-def decode_chunk(vae: VAE, latent: Tensor, finish: Finish | None = None) -> Tensor:
+def decode_chunk(
+    vae: VAE,
+    latent: Tensor,
+    finish: Finish = lambda piece, start: piece,
+    on_frames: Callable[[Tensor], None] = lambda frames: None,
+) -> Tensor:
     """Decode a latent [1, C, T, h, w] to frames [3, F, H, W], float32 on the CPU.
 
-    If fp16 overflows, the decoder switches to fp32 and decodes again.
+    If fp16 overflows, the decoder switches to fp32 and decodes again; frames before the overflow stay.
 
     Args:
         vae: decodes on its own device, one piece at a time.
         latent: of one chunk.
-        finish: applied to each piece [3, f, H, W] on the device.
+        finish: applied to each piece on the device.
+        on_frames: called with each piece of the result, in order, while the next is decoded.
 
     Raises:
         CheckpointError: the frames contain NaN or infinity.
     """
-    frames = _decode(vae, latent, finish)
-    if frames.isfinite().all():
-        return frames
-    if vae.decode_type == torch.float16:
-        logger.warning("fp16 overflowed while decoding; decoding again in fp32.")
-        with torch.inference_mode(False):
-            vae.set_decoder_dtype(torch.float32)
-        return decode_chunk(vae, latent, finish)
-    raise CheckpointError(
-        "the decoded frames contain NaN or infinity",
-        remedy="Check the weights, the strength of LoRAs and the guidance scales.",
-    )
-
-
-def _decode(vae: VAE, latent: Tensor, finish: Finish | None) -> Tensor:
     _, _, latents, height, width = latent.shape
     count, pixels = 1 + vae.config.frames_per_latent * (latents - 1), vae.config.pixels_per_latent
-    frames, start = torch.empty(3, count, height * pixels, width * pixels), 0
-    pieces = (finish(piece) if finish else piece for (piece,) in vae.decode_pieces(latent))
-    for piece in _copied_to_host(pieces):
-        frames[:, start : start + piece.shape[1]] = piece
-        start += piece.shape[1]
+    frames, done = torch.empty(3, count, height * pixels, width * pixels), 0
+    while done < count:
+        for start, piece in _pieces(vae, latent, finish):
+            end = start + piece.shape[1]
+            if end <= done:
+                continue
+            if not piece.isfinite().all():
+                _handle_overflow(vae)
+                break
+            frames[:, start:end] = piece
+            on_frames(frames[:, start:end])
+            done = end
     return frames
+
+
+def _handle_overflow(vae: VAE) -> None:
+    """Switch the decoder from fp16 to fp32."""
+    if vae.decode_type != torch.float16:
+        raise CheckpointError(
+            "the decoded frames contain NaN or infinity",
+            remedy="Check the weights, the strength of LoRAs and the guidance scales.",
+        )
+    logger.warning("fp16 overflowed while decoding; decoding again in fp32.")
+    with torch.inference_mode(False):
+        vae.set_decoder_dtype(torch.float32)
+
+
+def _pieces(vae: VAE, latent: Tensor, finish: Finish) -> Iterator[tuple[int, Tensor]]:
+    """Pieces on the CPU, each with the number of its first frame."""
+    start = 0
+    for piece in _copied_to_host(_finished(vae, latent, finish)):
+        yield start, piece
+        start += piece.shape[1]
+
+
+def _finished(vae: VAE, latent: Tensor, finish: Finish) -> Iterator[Tensor]:
+    start = 0
+    for (piece,) in vae.decode_pieces(latent):
+        yield finish(piece, start)
+        start += piece.shape[1]
 
 
 def _copied_to_host(pieces: Iterable[Tensor]) -> Iterator[Tensor]:

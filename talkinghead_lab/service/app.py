@@ -23,6 +23,7 @@ from talkinghead_lab.service.schemas import Health, JobView, VideoAnswer, VideoR
 from talkinghead_lab.service.server import max_connections
 from talkinghead_lab.service.serving import Service
 from talkinghead_lab.service.settings import ServiceSettings
+from talkinghead_lab.service.streaming import video_response
 
 SPARE_CONNECTIONS = 8  # for health checks, when all others are in use
 STOP_SECONDS = 20.0  # time for the running job to stop at shutdown
@@ -154,6 +155,24 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         events = service.events(service.job(job_id))
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+    @router.get(
+        "/api/jobs/{job_id}/video",
+        response_class=FileResponse,
+        responses=problem_responses(404, 422, 499, 500, 503, 507)
+        | {
+            200: {
+                "description": "while the job runs, its video as it grows, from the first frames until "
+                "the job ends: a fragmented mp4 of unknown length, without ranges. A connection that closes "
+                "early means that the job failed or was stopped. Afterwards the finished file, with ranges",
+                "content": {"video/mp4": {}},
+            },
+            206: {"description": "a range of the finished file", "content": {"video/mp4": {}}},
+        },
+        summary="The video of a job, to be played while it is made",
+    )
+    async def watch_job(job_id: str, request: Request) -> Response:
+        return await video_response(service.job(job_id), service.generator.output, request)
 
     @router.delete(
         "/api/jobs/{job_id}",

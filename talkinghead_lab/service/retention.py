@@ -16,13 +16,13 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from talkinghead_lab.runs.jobs import INPUTS
+from talkinghead_lab.runs.jobs import GROWING, INPUTS
 from talkinghead_lab.service.file_clock import FileClock
 
 RUN_NAME = re.compile(r"\d{8}_\d{6}_[0-9a-f]{16}")
 VIDEO_NAME = re.compile(r"infinitetalk_\d+x\d+_[\w-]+_\d{8}_\d{6}\.mp4")
 OTHER_NAMES = re.compile(
-    r"request\.yaml|run\.json|checks\.json|contact_sheet\.png|\d{5}\.(?:mp4|safetensors)"
+    r"request\.yaml|run\.json|checks\.json|contact_sheet\.png|growing\.mp4|\d{5}\.(?:mp4|safetensors)"
     r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?|\.lock|(?:image|audio)_path(?:\.\w{1,10})?"
 )
 FINISHED = "checks.json"  # written last
@@ -75,6 +75,10 @@ class OutputFolder:
         ours = (self._claims / name).is_file() and (folder / FINISHED).is_file()
         linked = folder.is_symlink() or path.is_symlink()
         return path if ours and not linked and path.is_file() else None
+
+    def growing_video(self, name: str) -> Path:
+        """Where the video of a run under way grows."""
+        return self.path / name / GROWING
 
     def tidy(self, keep_seconds: float, keep_bytes: float) -> list[str]:
         """Remove interrupted runs, runs that are too old, and the oldest ones beyond `keep_bytes`.

@@ -21,7 +21,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
 from talkinghead_lab.sampling.chunks import audio_windows, plan_chunks
 from talkinghead_lab.sampling.euler import ChunkConditions, chunk_noise, sample_chunk
-from talkinghead_lab.sampling.seams import blend_seam
+from talkinghead_lab.sampling.seams import SeamBlend
 from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus
 from talkinghead_lab.training.data import LATENTS_AT_ONCE, VIDEO_FRAMES, with_mask
@@ -148,7 +148,7 @@ class VideoSampler:
                     pairs = zip(out, cases.portraits, strict=True)
                     out = torch.stack([match_colors(video, one, strength) for video, one in pairs])
                 if made and params.seam_frames:
-                    out = blend_seam(out, made[-1], chunk.repeated, params.seam_frames)
+                    out = SeamBlend(made[-1][:, :, -1:], chunk.repeated, params.seam_frames)(out)
                 made.append(out)
         new = [
             video[:, :, chunk.repeated : chunk.repeated + chunk.new]

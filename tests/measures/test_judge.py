@@ -25,7 +25,7 @@ def test_a_measure_that_cannot_be_taken_reports_the_reason(tmp_path):
     measures = judge_video(path, subject()).measures
     by_name = {measure.name: measure for measure in measures}
     assert [m.name for m in measures if m.value is not None] == ["sharpness"]
-    of_the_run = {"seconds_per_frame", "peak_host_gib", "peak_gpu_gib"}
+    of_the_run = {"time_to_first_frame", "seconds_per_frame", "peak_host_gib", "peak_gpu_gib"}
     assert by_name.keys() | of_the_run == KINDS.keys()
     for name in ("lip_correlation", "mouth_follows_sound", "lse_c", "lse_d"):
         assert "FACE_LANDMARKER is not set" in by_name[name].why_not

@@ -18,16 +18,16 @@ F16, F32 = torch.float16, torch.float32
 def decoded(monkeypatch):
     """Decode in fp16 on a CPU, where the second chunk overflows; lists the types of all decodes."""
     types, latents = [], []
-    plain = decoding._decode
+    plain = decoding._pieces
 
-    def decode(vae, latent, finish):
+    def pieces(vae, latent, finish):
         types.append(vae.decode_type)
         latents.append(latent.clone())
-        frames = plain(vae, latent, finish)
-        second = len(latents) > 1 and torch.equal(latent, latents[1])
-        return frames * torch.inf if second and vae.decode_type == F16 else frames
+        overflows = len(latents) > 1 and torch.equal(latent, latents[1]) and vae.decode_type == F16
+        for start, piece in plain(vae, latent, finish):
+            yield start, piece * torch.inf if overflows and start else piece
 
-    monkeypatch.setattr(decoding, "_decode", decode)
+    monkeypatch.setattr(decoding, "_pieces", pieces)
     monkeypatch.setattr(request_module, "decode_type", lambda compute, device: F16)
     return types
 

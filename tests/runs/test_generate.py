@@ -169,6 +169,8 @@ def test_a_full_disk_leaves_a_run_that_goes_on(run, request_for, tmp_path):
 
     def fill_the_disk(progress: Progress) -> None:
         if progress.chunk == 3:
+            while not (tmp_path / "run" / "chunks" / "00001.safetensors").exists():
+                time.sleep(0.01)  # it is saved while the next is sampled
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
 
     try:
@@ -177,7 +179,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on(run, request_for, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     kept = sorted(path.name for path in (tmp_path / "run" / "chunks").iterdir())
-    assert kept == ["00000.mp4", "00000.safetensors", "00001.mp4", "00001.safetensors"]
+    assert kept == ["00000.mp4", "00000.safetensors", "00001.mp4", "00001.safetensors", "growing.mp4"]
     result = run(params)
     assert result.video_path.read_bytes() == undisturbed.video_path.read_bytes()
 

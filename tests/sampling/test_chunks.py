@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from talkinghead_lab.foundation.latent_grid import LatentGrid, is_whole_chunk, latent_frames
 from talkinghead_lab.sampling.chunks import audio_windows, plan_chunks
-from talkinghead_lab.sampling.seams import blend_seam
+from talkinghead_lab.sampling.seams import SeamBlend
 
 chunk_sizes = st.integers(1, 30).map(lambda n: 4 * n + 1)
 frame_counts = st.integers(1, 2000)
@@ -83,7 +83,10 @@ def test_the_step_at_a_seam_fades_and_what_moves_by_itself_stays(repeated, new, 
     shown = torch.full((1, 3, repeated, 2, 2), 0.1)
     moving = 0.01 * torch.arange(repeated + new).view(1, 1, -1, 1, 1).expand(1, 3, -1, 2, 2)
     frames = 0.3 + moving - moving[:, :, repeated - 1 : repeated]
-    eased = blend_seam(frames, shown, repeated, over)
+    eased = SeamBlend(shown[:, :, -1:], repeated, over)(frames)
+    by_piece = SeamBlend(shown[:, :, -1:], repeated, over)
+    pieces = [by_piece(piece, 3 * number) for number, piece in enumerate(frames.split(3, dim=2))]
+    assert torch.equal(torch.cat(pieces, dim=2), eased)
     torch.testing.assert_close(eased[:, :, :repeated], frames[:, :, :repeated])
     left = (eased - frames)[0, 0, repeated:, 0, 0] / -0.2
     expected = [max(0.0, 1 - (number + 1) / (over + 1)) for number in range(new)]

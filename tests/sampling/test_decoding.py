@@ -21,8 +21,12 @@ PARAMS = Path(__file__).parents[2] / "params"
 
 def test_pieces_are_finished_and_gathered():
     vae = build()
-    frames = decode_chunk(vae, latent(3), finish=lambda piece: piece / 2)
-    assert torch.equal(frames, vae.decode(latent(3))[0] / 2)
+    seen: list[torch.Tensor] = []
+    frames = decode_chunk(vae, latent(3), lambda piece, start: piece / (start + 1), seen.append)
+    divisors = torch.tensor([1] + 4 * [2] + 4 * [6])[:, None, None]
+    assert torch.equal(frames, vae.decode(latent(3))[0] / divisors)
+    assert [piece.shape[1] for piece in seen] == [1, 4, 4]
+    assert torch.equal(torch.cat(seen, dim=1), frames)
 
 
 @torch.inference_mode()

@@ -250,7 +250,7 @@ def test_chunks_are_shown_while_the_kernel_is_free_and_a_stopped_run_is_kept(ope
     page.locator(".thl-stop").click()
     opened.wait_for_status("Stopped")
     last = runs(project)[-1]
-    assert list((last / "chunks").glob("*.mp4"))
+    assert list((last / "chunks").glob("0*.mp4"))
     assert not (last / "run.json").exists()
 
 
@@ -270,7 +270,7 @@ def test_after_a_kernel_restart_a_past_run_is_continued(opened, project):
     assert page.locator(".thl-card").count() == 2
     page.locator(".thl-card button", has_text="Continue").click()
     opened.wait_for_status("Chunk")
-    chunks = len(list((runs(project)[-1] / "chunks").glob("*.mp4")))
+    chunks = len(list((runs(project)[-1] / "chunks").glob("0*.mp4")))
     assert chunks >= 1
 
     # The page is loaded again while the kernel keeps running.

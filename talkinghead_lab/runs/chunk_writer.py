@@ -1,0 +1,86 @@
+"""Encodes and saves chunks in a thread of its own, while the next one is sampled."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
+
+from talkinghead_lab.media.growing_video import GrowingVideo
+from talkinghead_lab.runs.chunk_files import Abandoned, ChunkFiles, GrowingChunk
+from talkinghead_lab.sampling.chunks import Chunk
+
+# Chunks whose frames are in memory: one is saved while the next one is generated.
+CHUNKS_IN_MEMORY = 2
+
+
+class ChunkWriter:
+    """Saves chunks in order. A context manager, which waits for all chunks that were generated completely.
+
+    Args:
+        files: where they go.
+        growing: the video that can be played meanwhile.
+    """
+
+    def __init__(self, files: ChunkFiles, growing: GrowingVideo) -> None:
+        self.files, self.growing = files, growing
+        self._thread = ThreadPoolExecutor(1, "chunk writer")
+        self._saves: deque[Future[None]] = deque()
+        self._failed = False
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the thread.
+
+        Raises:
+            OutputError: a chunk could not be saved.
+        """
+        self._thread.shutdown()
+        with suppress(Abandoned):
+            self.check()
+
+    @contextmanager
+    def open(self, chunk: Chunk) -> Iterator[GrowingChunk]:
+        """Yield the next chunk, whose frames are to be added; it must be finished in the block.
+
+        Raises:
+            OutputError: an earlier chunk could not be saved.
+        """
+        self.check()
+        if len(self._saves) == CHUNKS_IN_MEMORY:
+            self._saves.popleft().result()
+        growing = GrowingChunk(chunk)
+        self._saves.append(self._thread.submit(self._save, growing))
+        try:
+            yield growing
+        finally:
+            if not growing.generated.done():
+                growing.abandon()
+
+    def check(self) -> None:
+        """Report errors of chunks whose saving has ended.
+
+        Raises:
+            OutputError: a chunk could not be saved.
+        """
+        while self._saves and self._saves[0].done():
+            self._saves.popleft().result()
+
+    def _save(self, growing: GrowingChunk) -> None:
+        if self._failed:
+            raise Abandoned  # it follows from the one that was not saved
+        try:
+            self.files.save(growing, self.growing.add)
+            self.growing.end_chunk()
+        except BaseException:
+            self._failed = True
+            raise
