@@ -104,7 +104,7 @@ def test_named_files_and_targets_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_fence_names_its_language(page):
     opened = re.findall(r"^```(.*)$", page.read_text(), re.M)[::2]
-    assert set(opened) <= {"sh", "python", "yaml", "json", "text"}
+    assert set(opened) <= {"sh", "python", "yaml", "json", "html", "text"}
 
 
 def commands() -> list[tuple[str, str]]:

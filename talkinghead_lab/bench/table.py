@@ -17,6 +17,7 @@ NOTES = {
     "attention": "attention {}",
     "first call": "first call {:.1f} s",
     "gbps": "{:.1f} GB/s",
+    "time_to_first_frame": "first frames after {:.1f} s",
     "imported": "{:.1f} s of it imports",
     "speed_up": "{:.3f} times as fast",
     "block_gib": "{:.3f} GiB a block",

@@ -1,4 +1,4 @@
-"""Eight seconds of video end to end: encoders, all chunks and steps, decoding; everything but writing."""
+"""Eight seconds of video end to end, from the request to the mp4: all but loading and judging."""
 
 from pathlib import Path
 from typing import Any
@@ -38,5 +38,6 @@ def measure_videos(size: Size, device: torch.device, results: Results, folder: P
     for name, job in zip(VIDEOS[1:], made, strict=True):
         if job["error"]:
             raise RuntimeError(job["error"])
-        conditions = {"stages": stages(job), "driver_gib": job["driver_gib"], "attention": kind}
+        first = {"time_to_first_frame": job["first_frame"]["after_loading"]}
+        conditions = first | {"stages": stages(job), "driver_gib": job["driver_gib"], "attention": kind}
         results.add(Row(name.replace("job", "video"), job["seconds"], conditions=conditions))

@@ -12,6 +12,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,8 @@ from talkinghead_lab.bench.sizes import Size
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.devices import pick_device
 from talkinghead_lab.foundation.digests import sha256_of_file
-from talkinghead_lab.media import audio
+from talkinghead_lab.media import audio, video
+from talkinghead_lab.media.growing_video import GrowingVideo
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.reference import Portrait
 from talkinghead_lab.models.dit.model import DiT
@@ -42,6 +44,8 @@ from talkinghead_lab.pipeline import pipeline as pipeline_module
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import checkpoint_files, resolve
+from talkinghead_lab.runs.chunk_files import ChunkFiles
+from talkinghead_lab.runs.chunk_writer import ChunkWriter
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.weights import transformer
 from talkinghead_lab.weights.load_settings import LoadSettings
@@ -77,8 +81,8 @@ def media(frame_size: tuple[int, int], speakers: int = 1) -> Inputs:
     return Inputs(Portrait(Image.fromarray(picture)), frame_size, (wave,) * speakers, wave[None])
 
 
-def make(pipeline: Pipeline, params: GenerationParams, clock: StageClock) -> list[float]:
-    """Generate the frames of a request; return the seconds of each step except the first of every chunk."""
+def make(pipeline: Pipeline, params: GenerationParams, clock: StageClock, folder: Path) -> list[float]:
+    """Make the video of a request in a folder; return the seconds of each step but the first of a chunk."""
     assert params.forced_size is not None
     inputs = media(params.forced_size, params.speakers)
     resolved = resolve(params, inputs)
@@ -90,10 +94,20 @@ def make(pipeline: Pipeline, params: GenerationParams, clock: StageClock) -> lis
         synchronize(pipeline.device)
         ends.append(time.perf_counter())
 
-    for chunk in resolved.chunks:
-        ends: list[float] = []
-        frames = generator.generate(chunk, frames, on_step=on_step).frames
-        steps += [end - start for start, end in itertools.pairwise(ends)]
+    files = ChunkFiles(folder, lambda: "", params.motion_frame)
+    with GrowingVideo(folder / "growing.mp4", inputs.soundtrack, resolved.frames) as growing:
+        with ChunkWriter(files, growing) as writer:
+            for chunk in resolved.chunks:
+                ends: list[float] = []
+                with writer.open(chunk) as saving:
+                    made = generator.generate(chunk, frames, on_step=on_step, on_frames=saving.add)
+                    saving.finish(made, 0.0)
+                frames = made.frames
+                steps += [end - start for start, end in itertools.pairwise(ends)]
+        growing.finish()
+    if growing.first_written:
+        clock.record_first_frame(growing.first_written)
+    video.join_videos(folder / "video.mp4", files.pictures(resolved.chunks), inputs.soundtrack, {})
     return steps
 
 
@@ -124,9 +138,9 @@ def run(
     plan = pipeline.requirements(resolve(params, media(params.forced_size, params.speakers)))
     pipeline = with_budget(pipeline, budget, plan)
     clock, steps, error = StageClock(), [], None
-    with peaks:
+    with tempfile.TemporaryDirectory() as folder, peaks:
         try:
-            steps = make(pipeline, params, clock)
+            steps = make(pipeline, params, clock, Path(folder))
         except TalkingHeadError as caught:
             error = f"{type(caught).__name__}: {caught}"
         seconds = time.perf_counter() - clock.made
@@ -138,6 +152,7 @@ def run(
     return {
         **{"run": dict(changes), "error": error, "seconds": seconds, "steps": steps},
         "budget_gib": None if pipeline.budget is None else pipeline.budget / GIB,
+        "first_frame": clock.first_frame,
         "smallest_gib": plan.smallest / GIB,
         "peak_gpu_gib": max((entry.get("peak_gpu_gib", 0.0) for entry in clock.timeline), default=0.0),
         "timeline": [entry | known.get(str(entry["stage"]), {}) for entry in clock.timeline],
