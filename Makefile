@@ -76,7 +76,7 @@ serve: export SHARED_DIR ?= shared
 serve: export OUTPUT_DIR ?= outputs/service
 serve: setup ## start the HTTP service on port 8200; set SHARED_DIR, OUTPUT_DIR, CKPT_DIR, …
 	@mkdir -p $(SHARED_DIR) $(OUTPUT_DIR)
-	$(BIN)/python -m talkinghead_lab.service
+	$(BIN)/python -m talkinghead_lab.service.supervisor
 
 smoke: setup ## test a running service: make smoke AUDIO=recording.wav IMAGE=portrait.png PROMPT='…'
 	@$(BIN)/python -m talkinghead_lab.service.smoke --audio "$$AUDIO" --image "$$IMAGE" --prompt "$$PROMPT"

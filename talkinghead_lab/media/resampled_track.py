@@ -19,6 +19,9 @@ from talkinghead_lab.errors import MediaError
 
 # Upsampling multiplies the samples: below this rate, a small file would fill the memory.
 LOWEST_RATE = 1000
+# The length of the resampling filter grows with the rate, up to half a minute of work for one packet. FFmpeg
+# decodes DSD1024, the fastest that there is, at 5,644,800 Hz.
+HIGHEST_RATE = 6_000_000
 # Full scale is 1. Floating-point files hold larger samples; sums and squares of these stay finite.
 LARGEST_SAMPLE = 1e12
 # Share of the energy which the mean of unrelated channels has. A mean with less is one of channels in
@@ -54,11 +57,11 @@ class ResampledTrack:
             MediaError: samples that are NaN or infinity, or an unusable sample rate.
         """
         rate = frame.sample_rate
-        if rate < LOWEST_RATE:
+        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
             raise MediaError(
-                "the recording's sample rate is too low",
+                f"the recording's sample rate is too {'low' if rate < LOWEST_RATE else 'high'}",
                 received=f"{path}, {rate} Hz",
-                allowed=f"{LOWEST_RATE} Hz or more",
+                allowed=f"{LOWEST_RATE} to {HIGHEST_RATE} Hz",
             )
         for samples in self._packed(frame):
             if not np.abs(samples).max(initial=0) < LARGEST_SAMPLE:  # not: NaN compares as false

@@ -240,3 +240,15 @@ def test_one_speaking_channel_of_many_is_heard(tmp_path, channels):
     assert many.soundtrack.shape == (2, SOUNDTRACK_RATE)
     # Both are normalised to the same loudness; the average of the channels is only quieter before that.
     np.testing.assert_allclose(many.speech, one.speech, atol=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "problem"), [(1, "too low"), (2**31 - 1, "too high")])
+def test_a_header_that_claims_an_impossible_sample_rate_is_refused(tmp_path, rate, problem):
+    path = tmp_path / "rate.wav"
+    soundfile.write(path, tone(5.0), SAMPLE_RATE)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"fmt ") + 12
+    data[place : place + 4] = rate.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match=problem):
+        read_recording(path)

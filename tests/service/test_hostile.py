@@ -268,3 +268,11 @@ def test_afterwards_a_video_can_be_made_and_no_unfinished_runs_remain(target):
     assert target.generate().status_code == 200
     unfinished = [path for path in target.output.glob("2*") if not (path / "run.json").exists()]
     assert unfinished == []
+
+
+def test_the_processes_that_decode_are_started_again(target):
+    """All of them are killed, as the machine does when its memory is full."""
+    for process in psutil.Process(target.process.pid).children(recursive=True):
+        process.kill()
+    assert target.generate(audio_path="text.wav").status_code == 422
+    assert target.generate().status_code == 200
