@@ -15,6 +15,7 @@ from talkinghead_lab.bench.forwards import measure_forward_passes, measure_steps
 from talkinghead_lab.bench.gguf import measure_gguf
 from talkinghead_lab.bench.jobs import add_jobs
 from talkinghead_lab.bench.load import measure_load
+from talkinghead_lab.bench.memory import measure_memory
 from talkinghead_lab.bench.offload import measure_offload, measure_small_host
 from talkinghead_lab.bench.peers.measure import measure_peers
 from talkinghead_lab.bench.roofline import measure_attention, measure_copies, measure_matmuls
@@ -36,6 +37,7 @@ PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "decode": measure_decode,
     "several-gpus": measure_several_gpus,
     "peers": measure_peers,
+    "memory": measure_memory,
     "jobs": add_jobs,
 }
 # These parts load a checkpoint of random weights from disk.

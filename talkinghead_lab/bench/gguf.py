@@ -88,12 +88,18 @@ def measure_gguf(size: Size, device: torch.device, results: Results) -> None:
 
 def _prepare(dit: DiT, kind: str, device: torch.device) -> None:
     """Quantise the blocks, choose the fastest exact attention and compile."""
-    blocks = dit.get_submodule("blocks")
-    for name, layer in list(blocks.named_modules()):
-        if kind in WRITERS and isinstance(layer, nn.Linear):
-            replace_module(blocks, name, _quantized(layer.weight, layer.bias, kind))
+    if kind in WRITERS:
+        quantize_blocks(dit, kind)
     dit.use_attention("auto", device)
     dit.compile_blocks()
+
+
+def quantize_blocks(dit: DiT, kind: str) -> None:
+    """Store the linear layers of all blocks in a block type."""
+    blocks = dit.get_submodule("blocks")
+    for name, layer in list(blocks.named_modules()):
+        if isinstance(layer, nn.Linear):
+            replace_module(blocks, name, _quantized(layer.weight, layer.bias, kind))
 
 
 def _quantized(weight: Tensor, bias: Tensor | None, kind: str) -> BlockQuantizedLinear:

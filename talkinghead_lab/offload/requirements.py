@@ -6,7 +6,7 @@ are fitted to measured profiles; where `measured_on` is empty, they are estimate
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -34,6 +34,9 @@ NETWORK_OF_STAGE = {
 STREAMED_BLOCKS = {"transformer": "blocks", "text encoder": "encoder.block"}
 TEXT_TOKENS = 512  # longest prompt of the released model
 FLOAT_BYTES = 4
+# What the activation memory of sampling depends on besides sizes; PLAIN: without the fused layers.
+COMPILED, FP8, EIGHT_BIT_ATTENTION = "compiled", "fp8 matmuls", "eight-bit attention"
+TWO_SPEAKERS, PLAIN = "two speakers", "plain layers"
 # Fragmentation of PyTorch's GPU allocator, as a share of a stage's activation memory.
 FRAGMENTED = 1 / 3
 
@@ -76,8 +79,9 @@ class StageMemory:
         network: name of its network.
         size: weights of its network.
         unit: largest activation.
-        extra: other memory of known size: residuals of the step cache, collected frames.
+        extra: of known size: residuals of the step cache, collected frames, a dequantised matrix.
         work: everything but the weights according to the fitted model, with fragmentation and `extra`.
+        traits: what else the activation memory depends on; see `requirements`.
     """
 
     network: str
@@ -85,6 +89,7 @@ class StageMemory:
     unit: int
     extra: int
     work: int
+    traits: tuple[str, ...] = ()
 
     @property
     def smallest(self) -> int:
@@ -139,8 +144,8 @@ class Requirements:
         """The smallest feasible budget: one network at a time on the device, with all blocks streamed."""
         return self.outside + max(need.smallest for need in self.needs.values())
 
-    def known(self, stage: str, budget: int | None) -> dict[str, float]:
-        """The part of a stage's memory that follows from shapes, and its largest activation, in GiB.
+    def known(self, stage: str, budget: int | None) -> dict[str, Any]:
+        """What the memory of a stage follows from: sizes in GiB that shapes give, and traits.
 
         Args:
             stage: the result is empty for a stage without a model.
@@ -152,7 +157,8 @@ class Requirements:
         held = sum(self.weights.values()) + (self.kept if stage in ("sampling", "decode") else 0)
         if budget is not None:
             held = need.held(budget - self.outside)
-        return {"held_gib": held / GIB, "extra_gib": need.extra / GIB, "unit_gib": need.unit / GIB}
+        sizes = {"held_gib": held / GIB, "extra_gib": need.extra / GIB, "unit_gib": need.unit / GIB}
+        return sizes | {"traits": ", ".join(need.traits)}
 
     def check(self, budget: int) -> None:
         """Refuse a budget that cannot hold the weights that must be on the device together.
@@ -191,6 +197,7 @@ def requirements(
     caches_steps: bool,
     voices: int = 1,
     fitted: Mapping[str, Any] | None = None,
+    traits: Collection[str] = (),
 ) -> Requirements:
     """Compute the memory requirements of a request.
 
@@ -202,6 +209,7 @@ def requirements(
         caches_steps: whether the step cache stores residuals.
         voices: number of recordings.
         fitted: coefficients of the memory model; unset: the bundled ones.
+        traits: of sampling, out of `COMPILED`, `FP8`, `EIGHT_BIT_ATTENTION` and `PLAIN`.
     """
     fitted = fitted or coefficients(device.type)
     sizes = {name: NetworkSize.of(network, STREAMED_BLOCKS.get(name)) for name, network in networks.items()}
@@ -212,13 +220,17 @@ def requirements(
         unit = largest_activation(stage, networks[name], grid, seconds)
         model = fitted["stages"][stage]
         extra = 0
-        if stage == "sampling" and caches_steps:
-            extra = 3 * unit  # one residual per guidance branch
+        kinds: tuple[str, ...] = ()
+        if stage == "sampling":
+            kinds = tuple(sorted({*traits, *((TWO_SPEAKERS,) if voices > 1 else ())}))
+            extra = 3 * unit if caches_steps else 0  # one residual per guidance branch
+            extra += 0 if FP8 in kinds else _largest_dequantized(networks[name])
         if stage == "decode" and device.type == "cpu":
             extra = chunk_bytes(grid)
-        work = round(pieces * (model["base_gib"] * GIB + model["activations"] * unit)) + extra
-        needs[stage] = StageMemory(name, sizes[name], unit, extra, work)
-    kept = _keys_and_values(networks["transformer"], grid) if "transformer" in networks else 0
+        activations = model["activations"] + sum(model.get("traits", {}).get(kind, 0.0) for kind in kinds)
+        work = round(pieces * (model["base_gib"] * GIB + activations * unit)) + extra
+        needs[stage] = StageMemory(name, sizes[name], unit, extra, work, kinds)
+    kept = _keys_and_values(networks["transformer"], grid, voices) if "transformer" in networks else 0
     if "speech encoder" in networks and device.type == "cpu":
         kept += voices * _speech_states(networks["speech encoder"], seconds)
     return Requirements(needs, round(fitted["outside_gib"] * GIB), kept, fitted["measured_on"])
@@ -249,10 +261,18 @@ def largest_activation(stage: str, network: Any, grid: LatentGrid, seconds: floa
     return round(size)
 
 
-def _keys_and_values(transformer: Any, grid: LatentGrid) -> int:
-    """Bytes of all blocks' keys and values: two prompts, the image, audio and silence."""
+def _largest_dequantized(transformer: Any) -> int:
+    """Bytes of the largest matrix of the blocks that is stored in other types than it is multiplied in."""
+    blocks = transformer.get_submodule(STREAMED_BLOCKS["transformer"])
+    quantized: list[Any] = [layer for layer in blocks.modules() if hasattr(layer, "dequantized")]
+    elements = max((layer.shape[0] * layer.shape[1] for layer in quantized), default=0)
+    return int(elements * transformer.dtype.itemsize)
+
+
+def _keys_and_values(transformer: Any, grid: LatentGrid, voices: int) -> int:
+    """Bytes of all blocks' keys and values: two prompts, the image, audio of each voice and silence."""
     config = transformer.config
-    tokens = 2 * config.text_len + 257 + 2 * grid.latent_frames * config.audio_tokens
+    tokens = 2 * config.text_len + 257 + (voices + 1) * grid.latent_frames * config.audio_tokens
     return int(2 * config.num_layers * tokens * config.dim * transformer.dtype.itemsize)
 
 

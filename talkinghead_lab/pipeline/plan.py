@@ -4,11 +4,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import torch
 from torch import nn
 
-from talkinghead_lab.foundation.devices import GIB, available_bytes
+from talkinghead_lab.foundation.devices import GIB, available_bytes, capability
+from talkinghead_lab.models.kernels.attention import EXACT_KERNELS
+from talkinghead_lab.models.kernels.optional_kernels import OPTIONAL_KERNELS
 from talkinghead_lab.models.vae.model import VAE
-from talkinghead_lab.offload.requirements import Requirements, requirements
+from talkinghead_lab.offload.requirements import (
+    COMPILED,
+    EIGHT_BIT_ATTENTION,
+    FP8,
+    PLAIN,
+    Requirements,
+    requirements,
+)
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
 from talkinghead_lab.weights.checkpoints import NETWORKS, load_network
@@ -43,7 +53,22 @@ def needed_memory(networks: Mapping[str, nn.Module], resolved: Resolved) -> Requ
         resolved.seconds,
         caches_steps=resolved.sampling.step_cache is not None,
         voices=resolved.request.speakers,
+        traits=memory_traits(resolved.networks),
     )
+
+
+def memory_traits(settings: LoadSettings) -> frozenset[str]:
+    """What the activation memory of sampling depends on; see `offload.requirements`."""
+    # Where there is no GPU, the prediction is for one that has what the fused layers need.
+    here = torch.cuda.is_available() and settings.device.type == "cuda"
+    fused = OPTIONAL_KERNELS["fused_layers"]
+    found = {
+        COMPILED: settings.compiled,
+        FP8: settings.fp8_matmuls,
+        EIGHT_BIT_ATTENTION: settings.attention not in EXACT_KERNELS,
+        PLAIN: here and fused.lacks(settings.device, capability(settings.device)) is not None,
+    }
+    return frozenset(trait for trait, holds in found.items() if holds)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ SCHEMA = {
     "peak_host_gib": polars.Float64,
     "peak_gpu_gib": polars.Float64, "reserved_gpu_gib": polars.Float64, "outside_gpu_gib": polars.Float64,
     "held_gib": polars.Float64, "extra_gib": polars.Float64, "unit_gib": polars.Float64,
-    "error": polars.String,
+    "error": polars.String, "traits": polars.String,
 }  # fmt: skip
 
 
@@ -93,7 +93,9 @@ def read(file: str | Path) -> polars.DataFrame:
     file = Path(file)
     try:
         if file.suffix == ".csv":
-            return polars.read_csv(file, schema=SCHEMA)
+            table = polars.read_csv(file, schema_overrides=SCHEMA)  # one of an earlier version has no traits
+            lacking = {name: polars.lit(None, kind) for name, kind in SCHEMA.items() if name not in table}
+            return table.with_columns(**lacking).select(SCHEMA)
         rows = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(rows, list):
             raise ValueError("not a list of rows")
@@ -122,62 +124,78 @@ def peak_column(table: polars.DataFrame) -> str:
 def fit(table: polars.DataFrame) -> dict[str, Any]:
     """Fit the memory model to profiles and return an entry for `memory_coefficients.json`.
 
-    For each stage, a least-squares line predicts the peak beyond weights and known extras from the largest
-    activation. A stage profiled at one size only gets a constant. The memory outside of all stages is, on a
-    CPU, the smallest constant of a stage (the libraries); on a GPU, what the driver reports beyond PyTorch's
-    tensors.
+    For each stage, least squares predict the peak beyond weights and known extras: a constant, and multiples
+    of the largest activation, one for all runs and one for each of their traits. A stage profiled at one size
+    only gets a constant. The memory outside of all stages is, on a CPU, the smallest constant of a stage (the
+    libraries); on a GPU, what the driver reports beyond PyTorch's tensors.
 
     Raises:
         InvalidRequest: the table has no finished run.
     """
-    column, stages = peak_column(table), {}
+    column = peak_column(table)
+    stages: dict[str, dict[str, Any]] = {}
     for (stage,), rows in table.drop_nulls(["unit_gib", column]).group_by("stage", maintain_order=True):
-        rest = rows[column] - rows["held_gib"] - rows["extra_gib"]
-        stages[str(stage)] = _fit_line(rows["unit_gib"].to_numpy(), rest.to_numpy())
+        rest = (rows[column] - rows["held_gib"] - rows["extra_gib"]).to_numpy()
+        base, slope, more = _fit_stage(rows["unit_gib"].to_numpy(), rest, _traits_of(rows))
+        stages[str(stage)] = {"base_gib": base, "activations": slope} | ({"traits": more} if more else {})
     if not stages:
         raise InvalidRequest("no run of the profile is finished", received=table["error"].to_list()[:1])
     outside = table["outside_gpu_gib"].max()
     if column == "peak_host_gib":
-        outside = min(base for base, _ in stages.values())
-        stages = {stage: (base - outside, slope) for stage, (base, slope) in stages.items()}
-    return {
-        "measured_on": table["machine"][0],
-        "outside_gib": outside,
-        "stages": {
-            stage: {"base_gib": base, "activations": slope} for stage, (base, slope) in stages.items()
-        },
-    }
+        outside = min(model["base_gib"] for model in stages.values())
+        stages = {stage: model | {"base_gib": model["base_gib"] - outside} for stage, model in stages.items()}
+    return {"measured_on": table["machine"][0], "outside_gib": outside, "stages": stages}
 
 
-def _fit_line(sizes: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, float]:
-    """Constant and slope ≥ 0 of the best fit."""
-    if np.ptp(sizes) < 1e-9:
-        return float(values.max()), 0.0
-    slope, constant = np.polyfit(sizes, values, 1)
-    return (float(constant), float(slope)) if slope > 0 else (float(values.max()), 0.0)
+def _traits_of(rows: polars.DataFrame) -> list[set[str]]:
+    return [set(filter(None, (words or "").split(", "))) for words in rows["traits"]]
+
+
+def _fit_stage(
+    sizes: NDArray[np.float64], values: NDArray[np.float64], traits: list[set[str]]
+) -> tuple[float, float, dict[str, float]]:
+    """Constant, slope, and what each trait adds to the slope."""
+    names = sorted(set().union(*traits))
+    if np.ptp(sizes) < 1e-9 and not names:
+        return float(values.max()), 0.0, {}
+    columns = [np.ones_like(sizes), sizes, *(sizes * [name in each for each in traits] for name in names)]
+    (base, slope, *more), *_ = np.linalg.lstsq(np.stack(columns, axis=1), values)
+    if slope <= 0:
+        return float(values.max()), 0.0, {}
+    return float(base), float(slope), dict(zip(names, map(float, more), strict=True))
 
 
 def predicted_peaks(table: polars.DataFrame, fitted: Mapping[str, Any]) -> polars.DataFrame:
     """Predicted and measured peak per run: `setting`, `measured_gib`, `predicted_gib`, relative `error`."""
     column = peak_column(table)
     outside = fitted["outside_gib"] if column == "peak_host_gib" else 0.0
-    base = {stage: float(model["base_gib"]) for stage, model in fitted["stages"].items()}
-    slope = {stage: float(model["activations"]) for stage, model in fitted["stages"].items()}
-    stage = polars.col("stage")
+    multiples = [_multiples(fitted["stages"].get(row["stage"]), row["traits"]) for row in table.to_dicts()]
+    known = table.with_columns(
+        polars.Series("base", [base for base, _ in multiples], polars.Float64),
+        polars.Series("slope", [slope for _, slope in multiples], polars.Float64),
+    )
     predicted = (
         polars.col("held_gib")
         + polars.col("extra_gib")
-        + stage.replace_strict(base, default=0.0)
-        + stage.replace_strict(slope, default=0.0) * polars.col("unit_gib")
+        + polars.col("base")
+        + polars.col("slope") * polars.col("unit_gib")
         + outside
     )
     peaks = (
-        table.drop_nulls(["unit_gib"])
+        known.drop_nulls(["unit_gib"])
         .group_by("run", "setting")
         .agg(polars.col(column).max().alias("measured_gib"), predicted.max().alias("predicted_gib"))
     )
     error = polars.col("predicted_gib") / polars.col("measured_gib") - 1
     return peaks.with_columns(error.alias("error")).sort("run").drop("run")
+
+
+def _multiples(model: Mapping[str, Any] | None, traits: str | None) -> tuple[float, float]:
+    """Constant in GiB, and how many of its largest activations a stage holds; zeros without a model."""
+    if model is None:
+        return 0.0, 0.0
+    more = [model.get("traits", {}).get(trait, 0.0) for trait in (traits or "").split(", ")]
+    return float(model["base_gib"]), float(model["activations"] + sum(more))
 
 
 def cross_validated_peaks(table: polars.DataFrame) -> polars.DataFrame:
