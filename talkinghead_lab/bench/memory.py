@@ -52,21 +52,21 @@ class Case:
     plain: bool = False
 
 
-EAGER = [Case(size, stored, count) for size in range(3) for stored in ("bf16", "fp8") for count in (1, 2)]
-EAGER += [Case(0, "int8"), Case(0, "Q8_0"), Case(0, "Q4_K"), Case(2, "int8"), Case(2, "Q4_K", 2)]
+CASES = [Case(size, stored, count) for size in range(3) for stored in ("bf16", "fp8") for count in (1, 2)]
+CASES += [Case(0, "int8"), Case(0, "Q8_0"), Case(0, "Q4_K"), Case(2, "int8"), Case(2, "Q4_K", 2)]
 # Compiling takes longer than running, so a part of the combinations.
-COMPILED = [Case(size, "bf16", count, True) for size, count in ((0, 1), (0, 2), (1, 1), (2, 1), (2, 2))]
-COMPILED += [Case(size, "fp8", count, True) for size, count in ((0, 1), (0, 2), (1, 2), (2, 1))]
-COMPILED += [Case(0, "int8", 1, True), Case(0, "Q8_0", 1, True), Case(2, "Q4_K", 2, True)]
-EIGHT_BIT = [Case(size, "fp8", count, True, True) for size, count in ((0, 1), (1, 1), (2, 2))]
-PLAIN = [Case(0, "bf16", plain=True), Case(2, "bf16", plain=True), Case(0, "bf16", 1, True, plain=True)]
-PLAIN += [Case(1, "bf16", 2, True, plain=True)]
+CASES += [Case(size, "bf16", count, True) for size, count in ((0, 1), (0, 2), (1, 1), (2, 1), (2, 2))]
+CASES += [Case(size, "fp8", count, True) for size, count in ((0, 1), (0, 2), (1, 2), (2, 1))]
+CASES += [Case(0, "int8", 1, True), Case(0, "Q8_0", 1, True), Case(2, "Q4_K", 2, True)]
+CASES += [Case(size, "fp8", count, True, True) for size, count in ((0, 1), (1, 1), (2, 2))]
+CASES += [Case(0, "bf16", plain=True), Case(2, "bf16", plain=True), Case(0, "bf16", 1, True, plain=True)]
+CASES += [Case(1, "bf16", 2, True, plain=True)]
 
 
 def measure_memory(size: Size, device: torch.device, results: Results) -> None:
     """Measure every case and append it to `profile.json`, which the memory model is fitted to."""
     sizes = f"{size.grid.width}x{size.grid.height}", *LARGER["released" if size.grid.width > 500 else "tiny"]
-    for case in (*EAGER, *COMPILED, *EIGHT_BIT, *PLAIN):
+    for case in CASES:
         if case.size < len(sizes) and (case.stored != "fp8" or has_fp8(device) or device.type == "cpu"):
             _measure(case, sizes[case.size], size, device, results)
 
@@ -83,7 +83,7 @@ def _measure(case: Case, frame_size: str, size: Size, device: torch.device, resu
         torch.compiler.reset()
         dit.compile_blocks()
     traits = {
-        model.COMPILED: case.compiled,
+        model.EAGER: not case.compiled,
         model.FP8: case.stored == "fp8" and has_fp8(device),
         model.EIGHT_BIT_ATTENTION: case.eight_bit,
         model.PLAIN: case.plain,
@@ -97,9 +97,9 @@ def _measure(case: Case, frame_size: str, size: Size, device: torch.device, resu
         with clock("sampling"):
             sample_chunk(dit, latent, conditions, STEPS)
     timeline = [entry | needs.known("sampling", None) for entry in clock.timeline]
-    label = (
-        f"memory: {frame_size}, {BLOCKS} blocks, {', '.join([case.stored, *needs.needs['sampling'].traits])}"
-    )
+    words = [frame_size, f"{BLOCKS} blocks", case.stored, "compiled" if case.compiled else "eager"]
+    words += ["two speakers"] * (case.speakers - 1) + ["eight-bit attention"] * case.eight_bit
+    label = f"memory: {', '.join(words + ['plain layers'] * case.plain)}"
     peak = timeline[0].get("peak_gpu_gib")
     results.add(Row(label, timeline[0]["seconds"], peak_gib=peak, conditions=needs.known("sampling", None)))
     add_profile(results, device, label, {"error": None, "timeline": timeline})

@@ -34,9 +34,10 @@ NETWORK_OF_STAGE = {
 STREAMED_BLOCKS = {"transformer": "blocks", "text encoder": "encoder.block"}
 TEXT_TOKENS = 512  # longest prompt of the released model
 FLOAT_BYTES = 4
-# What the activation memory of sampling depends on besides sizes; PLAIN: without the fused layers.
-COMPILED, FP8, EIGHT_BIT_ATTENTION = "compiled", "fp8 matmuls", "eight-bit attention"
-TWO_SPEAKERS, PLAIN = "two speakers", "plain layers"
+# What the activation memory of sampling depends on besides sizes. PLAIN: without the fused layers.
+# DEQUANTIZED: stored in fewer bits, multiplied in bf16.
+EAGER, FP8, DEQUANTIZED = "eager", "fp8 matmuls", "dequantised"
+EIGHT_BIT_ATTENTION, TWO_SPEAKERS, PLAIN = "eight-bit attention", "two speakers", "plain layers"
 # Fragmentation of PyTorch's GPU allocator, as a share of a stage's activation memory.
 FRAGMENTED = 1 / 3
 
@@ -209,7 +210,7 @@ def requirements(
         caches_steps: whether the step cache stores residuals.
         voices: number of recordings.
         fitted: coefficients of the memory model; unset: the bundled ones.
-        traits: of sampling, out of `COMPILED`, `FP8`, `EIGHT_BIT_ATTENTION` and `PLAIN`.
+        traits: of sampling, out of `EAGER`, `FP8`, `EIGHT_BIT_ATTENTION` and `PLAIN`.
     """
     fitted = fitted or coefficients(device.type)
     sizes = {name: NetworkSize.of(network, STREAMED_BLOCKS.get(name)) for name, network in networks.items()}
@@ -222,9 +223,10 @@ def requirements(
         extra = 0
         kinds: tuple[str, ...] = ()
         if stage == "sampling":
-            kinds = tuple(sorted({*traits, *((TWO_SPEAKERS,) if voices > 1 else ())}))
+            dequantized = 0 if FP8 in traits else _largest_dequantized(networks[name])
+            kinds = _kinds({*traits, *[TWO_SPEAKERS][: voices - 1], *[DEQUANTIZED][:dequantized]})
             extra = 3 * unit if caches_steps else 0  # one residual per guidance branch
-            extra += 0 if FP8 in kinds else _largest_dequantized(networks[name])
+            extra += dequantized
         if stage == "decode" and device.type == "cpu":
             extra = chunk_bytes(grid)
         activations = model["activations"] + sum(model.get("traits", {}).get(kind, 0.0) for kind in kinds)
@@ -259,6 +261,13 @@ def largest_activation(stage: str, network: Any, grid: LatentGrid, seconds: floa
     samples = min(seconds * config.sampling_rate, config.samples_per_piece)
     size: float = samples / config.conv_stride[0] * config.conv_dim[0] * element
     return round(size)
+
+
+def _kinds(traits: Collection[str]) -> tuple[str, ...]:
+    """Names of what adds to the activation memory; compiled and eager layers hold other activations."""
+    if EAGER not in traits:
+        return tuple(sorted(traits))
+    return tuple(sorted(trait if trait == EAGER else f"{EAGER} {trait}" for trait in traits))
 
 
 def _largest_dequantized(transformer: Any) -> int:

@@ -12,7 +12,7 @@ from talkinghead_lab.models.kernels.attention import EXACT_KERNELS
 from talkinghead_lab.models.kernels.optional_kernels import OPTIONAL_KERNELS
 from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.offload.requirements import (
-    COMPILED,
+    EAGER,
     EIGHT_BIT_ATTENTION,
     FP8,
     PLAIN,
@@ -63,7 +63,7 @@ def memory_traits(settings: LoadSettings) -> frozenset[str]:
     here = torch.cuda.is_available() and settings.device.type == "cuda"
     fused = OPTIONAL_KERNELS["fused_layers"]
     found = {
-        COMPILED: settings.compiled,
+        EAGER: not settings.compiled,
         FP8: settings.fp8_matmuls,
         EIGHT_BIT_ATTENTION: settings.attention not in EXACT_KERNELS,
         PLAIN: here and fused.lacks(settings.device, capability(settings.device)) is not None,

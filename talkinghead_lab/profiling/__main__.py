@@ -18,10 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = read(options.profile)
     runs = cross_validated_peaks(table)
     print("| run | measured GiB | predicted by the others | error |\n| --- | --- | --- | --- |")
-    for run in runs.to_dicts():
-        measured, predicted, error = (run[name] for name in ("measured_gib", "predicted_gib", "error"))
-        print(f"| {run['setting']} | {measured:.2f} | {predicted:.2f} | {error:+.1%} |")
-    print(f"\nlargest error of {len(runs)} runs: {runs['error'].abs().max():.1%}")
+    for setting, measured, predicted, error in runs.iter_rows():
+        print(f"| {setting} | {measured:.2f} | {predicted:.2f} | {error:+.1%} |")
+    print(f"\nlargest error of {len(runs)} runs: {max(runs['error'].abs()):.1%}")
     if options.coefficients:
         print(json.dumps(fit(table), indent=1))
     return 0

@@ -95,7 +95,7 @@ def read(file: str | Path) -> polars.DataFrame:
         if file.suffix == ".csv":
             table = polars.read_csv(file, schema_overrides=SCHEMA)  # one of an earlier version has no traits
             lacking = {name: polars.lit(None, kind) for name, kind in SCHEMA.items() if name not in table}
-            return table.with_columns(**lacking).select(SCHEMA)
+            return table.with_columns(**lacking).select(*SCHEMA)
         rows = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(rows, list):
             raise ValueError("not a list of rows")

@@ -7,6 +7,7 @@ import pytest
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.figures import profiles
+from talkinghead_lab.profiling.__main__ import main
 from talkinghead_lab.profiling.profile import (
     SCHEMA,
     combinations,
@@ -61,6 +62,40 @@ def test_fit_recovers_the_model_of_a_profile(device):
     assert predicted_peaks(synthetic_profile(device), model)["error"].abs().max() == pytest.approx(
         0, abs=1e-9
     )
+
+
+def test_fit_recovers_what_traits_of_a_run_add():
+    table = synthetic_profile("cuda", runs=6)
+    more = {"compiled": -1.5, "two speakers": 2.0}
+    traits = [", ".join(name for place, name in enumerate(more) if run >> place & 1) for run in range(6)]
+    decode, run = polars.col("stage") == "decode", polars.col("run")
+    added = sum(
+        polars.when(run.is_in([n for n in range(6) if name in traits[n]])).then(gib).otherwise(0.0)
+        for name, gib in more.items()
+    )
+    peak = polars.col("peak_gpu_gib") + polars.when(decode).then(added * polars.col("unit_gib")).otherwise(
+        0.0
+    )
+    table = table.with_columns(peak_gpu_gib=peak, traits=run.replace_strict(range(6), traits))
+    model = fit(table)
+    assert model["stages"]["decode"]["traits"] == pytest.approx(more)
+    assert model["stages"]["decode"]["activations"] == pytest.approx(MULTIPLE)
+    assert predicted_peaks(table, model)["error"].abs().max() == pytest.approx(0, abs=1e-9)
+    assert cross_validated_peaks(table)["error"].abs().max() < 1e-6
+
+
+def test_the_command_prints_every_run_and_the_largest_error(tmp_path, capsys):
+    synthetic_profile("cuda").write_csv(tmp_path / "profile.csv")
+    assert main([str(tmp_path / "profile.csv"), "--coefficients"]) == 0
+    out = capsys.readouterr().out
+    assert "| size 3 | 4.70 | 4.70 | +0.0% |" in out.replace("-0.0%", "+0.0%")
+    assert "largest error of 4 runs: 0.0%" in out
+    assert f'"activations": {MULTIPLE:.1f}'[:18] in out
+
+
+def test_a_profile_of_an_earlier_version_has_no_traits(tmp_path):
+    synthetic_profile("cuda").drop("traits").write_csv(tmp_path / "profile.csv")
+    assert read(tmp_path / "profile.csv").equals(synthetic_profile("cuda"))
 
 
 def test_cross_validation_leaves_out_the_predicted_run():
