@@ -1,6 +1,7 @@
 """The service's environment variables, and how they complete the fields of an HTTP request."""
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,13 @@ HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.
 
 def _names(value: str) -> list[str]:
     return [name.strip().lower() for name in value.split(",") if name.strip()]
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 class ServiceSettings(BaseSettings):
@@ -52,8 +60,11 @@ class ServiceSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(PORT, ge=0, le=65535, description="port to listen on; 0: any free port")
+    published_address: str | None = Field(
+        None, description="address at which a container's port is published; unset: that of HOST"
+    )
     token: SecretStr | None = Field(
-        None, description="bearer token that clients must send; unset: no authentication"
+        None, description="bearer token that clients must send; needed unless the address is a loopback one"
     )
     allowed_hosts: str = Field(
         "",
@@ -92,11 +103,15 @@ class ServiceSettings(BaseSettings):
             return cls(**overrides)
         except ValidationError as error:
             finding = error.errors(include_url=False)[0]
-            variable = str((finding["loc"] or ("settings",))[0])
+            message = finding["msg"].removeprefix("Value error, ")
+            if not finding["loc"]:
+                # Not what was received: that is all settings, the token among them.
+                raise InvalidRequest(f"the settings do not fit together: {message}") from None
+            variable = str(finding["loc"][0])
             raise InvalidRequest(
                 f"the variable {variable.upper()} is not valid",
                 received=None if variable == "token" else repr(finding["input"])[:80],
-                allowed=finding["msg"].removeprefix("Value error, "),
+                allowed=message,
             ) from None
 
     @field_validator("allowed_hosts")
@@ -129,6 +144,17 @@ class ServiceSettings(BaseSettings):
             )
         for resolution in FRAME_SIZES:
             self.params(audio_path="/a", image_path="/i", resolution=resolution)
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_strangers(self) -> "ServiceSettings":
+        """Without a token, anyone who reaches the port could use it: only this machine may."""
+        address = self.published_address or self.host
+        if self.token is None and not _is_loopback(address):
+            raise ValueError(
+                f"other machines reach {address}: set TOKEN, or HOST=127.0.0.1, or, in a container whose "
+                "port is published for this machine alone, PUBLISHED_ADDRESS=127.0.0.1"
+            )
         return self
 
     @property

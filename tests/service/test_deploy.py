@@ -1,11 +1,12 @@
-"""Dockerfile, compose file, nginx site and n8n workflow agree with the code, and run where possible."""
+"""Dockerfile, compose file, nginx site, systemd unit and scripts agree with the code, and run."""
 
-import json
 import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,16 +14,15 @@ import httpx
 import pytest
 import yaml
 
+from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.service.app import create_app
-from talkinghead_lab.service.schemas import REQUEST_FIELDS, VideoAnswer
 from talkinghead_lab.service.settings import PORT, ServiceSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "talkinghead_lab" / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
-SITE = (DEPLOY / "nginx-site.conf").read_text()
-WORKFLOW = json.loads((DEPLOY / "n8n-workflow.json").read_text())
+SITE = (DEPLOY / "nginx-site.conf.template").read_text()
 VARIABLES = {name.upper() for name in ServiceSettings.model_fields}
 OTHER_VARIABLES = {"PATH", "PYTHONUNBUFFERED", "HOME", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"}
 ROUTES = set(create_app(ServiceSettings()).openapi()["paths"])
@@ -55,17 +55,14 @@ def test_dockerfile():
 def test_compose():
     (service,) = [COMPOSE["services"]["infinitetalk-api"]]
     assert service["restart"] == "unless-stopped", "the service ends itself when it no longer serves jobs"
-    assert service["ports"] == [f"{PORT}:{PORT}"]
     assert set(service["environment"]) <= VARIABLES
     promised = ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "NUM_PERSISTENT_PARAM_IN_DIT", "MOTION_FRAME")
     assert {*promised, "SHARED_DIR", "OUTPUT_DIR", "TOKEN", "QUEUE_LENGTH", "IDLE_SECONDS"} <= set(
         service["environment"]
     )
-    mounted = {
-        volume.split(":")[-2 if volume.endswith(":ro") else -1]: volume for volume in service["volumes"]
-    }
-    assert mounted["/data/shared"] == "./shared:/data/shared"
-    assert "/output" in mounted
+    mounted = {volume.removesuffix(":ro").rpartition(":")[2]: volume for volume in service["volumes"]}
+    assert mounted["/data/shared"] == "./shared:/data/shared:ro"
+    assert mounted["/output"] == "./output:/output"
     assert mounted["/weights"].endswith(":ro")
     for variable in ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR"):
         assert service["environment"][variable].startswith("/weights/")
@@ -79,6 +76,67 @@ def test_compose():
         DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]
     ).resolve() == DEPLOY / "Dockerfile"
     assert set(service["build"]["args"]) <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.M))
+
+
+def test_the_container_has_no_more_rights_than_it_needs():
+    service = COMPOSE["services"]["infinitetalk-api"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"]
+    assert {"mem_limit", "pids_limit"} <= set(service)
+    # What the image lets the service write to on a read-only file system is a volume.
+    written = [folder for folder in re.findall(r"[A-Z_]+=(/\S+)", DOCKERFILE) if folder.startswith("/cache")]
+    assert written
+    assert any(volume.endswith(":/cache") for volume in service["volumes"])
+
+
+@pytest.mark.parametrize(
+    ("published", "token", "starts"),
+    [("127.0.0.1", "", True), ("0.0.0.0", "", False), ("0.0.0.0", "a secret", True), ("", "", False)],
+)
+def test_the_port_is_open_to_other_machines_only_with_a_token(monkeypatch, published, token, starts):
+    service = COMPOSE["services"]["infinitetalk-api"]
+    default = "${PUBLISHED_ADDRESS:-127.0.0.1}"
+    assert service["ports"] == [f"{default}:{PORT}:{PORT}"]
+    assert service["environment"]["PUBLISHED_ADDRESS"] == default
+    # As `docker run --publish` starts the image, without PUBLISHED_ADDRESS.
+    monkeypatch.setenv("HOST", re.search(r"HOST=(\S+)", DOCKERFILE)[1])
+    monkeypatch.setenv("PUBLISHED_ADDRESS", published)
+    monkeypatch.setenv("TOKEN", token)
+    if starts:
+        ServiceSettings.read()
+        return
+    with pytest.raises(InvalidRequest, match=r"other machines reach 0\.0\.0\.0: set TOKEN"):
+        ServiceSettings.read()
+
+
+def test_hadolint_accepts_the_dockerfile():
+    # Old versions of Debian packages leave the mirrors; layers are kept apart for caching.
+    command = ["hadolint", "--ignore", "DL3008", "--ignore", "DL3059", str(DEPLOY / "Dockerfile")]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_systemd_accepts_the_unit(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd is not installed")
+    unit = (DEPLOY / "talkinghead-lab.service").read_text()
+    command = re.search(r"^ExecStart=(\S+) -m (\S+)$", unit, re.M)
+    assert command[2] == "talkinghead_lab.service"
+    set_in_unit = {
+        item.split("=")[0] for line in re.findall(r"^Environment=(.+)", unit, re.M) for item in line.split()
+    }
+    assert set_in_unit <= VARIABLES | OTHER_VARIABLES
+    # The clone of the example is not here: this interpreter stands in for it.
+    installed = tmp_path / "talkinghead-lab.service"
+    installed.write_text(
+        unit.replace(command[1], sys.executable).replace("=/opt/talkinghead_lab", f"={ROOT}")
+    )
+    checked = subprocess.run(["systemd-analyze", "verify", installed], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    limited = ["systemd-analyze", "security", "--offline=true", "--threshold=40", installed]
+    assert subprocess.run(limited, capture_output=True).returncode == 0, "exposure of at most 4.0 of 10"
 
 
 def compose_client() -> list[str] | None:
@@ -105,11 +163,17 @@ def test_docker_accepts_the_compose_file():
 
 
 def test_nginx_site():
-    assert f"server 127.0.0.1:{PORT};" in SITE
-    timeouts = dict(re.findall(r"proxy_(connect|send|read)_timeout (\w+);", SITE))
-    assert timeouts == {"connect": "600s", "send": "600s", "read": "600s"}
+    timeouts = dict(re.findall(r"\b(\w+)_timeout (\w+);", SITE))
+    assert timeouts == dict.fromkeys(("proxy_connect", "proxy_send", "proxy_read", "send"), "600s")
+    assert f"UPSTREAM=127.0.0.1:{PORT}" in SITE
     assert "proxy_buffering off;" in SITE
     assert "proxy_request_buffering off;" in SITE
+    named = set(re.findall(r"\$\{(\w+)\}", SITE))
+    assert (
+        named
+        == set(re.findall(r"([A-Z_]+)=", SITE))
+        == {"SERVER_NAME", "TLS_CERTIFICATE", "TLS_KEY", "UPSTREAM"}
+    )
 
 
 def free_port() -> int:
@@ -123,9 +187,20 @@ def proxied(server, tmp_path):
     """The address of an nginx that runs the bundled site in front of the service."""
     if not NGINX:
         pytest.skip("nginx is not installed")
-    port = free_port()
-    site = SITE.replace("listen 80;", f"listen 127.0.0.1:{port};")
-    site = site.replace(f"127.0.0.1:{PORT}", f"127.0.0.1:{server.port}")
+    port, plain = free_port(), free_port()
+    certificate, key = tmp_path / "site.crt", tmp_path / "site.key"
+    subprocess.run([DEPLOY / "self-signed-certificate.sh", "localhost", certificate, key], check=True)
+    # Only the known names: nginx's own variables start with a dollar sign as well.
+    site = re.sub(
+        r"\$\{(\w+)\}",
+        lambda found: {
+            "SERVER_NAME": "localhost", "TLS_CERTIFICATE": str(certificate), "TLS_KEY": str(key),
+            "UPSTREAM": f"127.0.0.1:{server.port}",
+        }[found[1]],
+        SITE,
+    )  # fmt: skip
+    site = site.replace("listen 80;", f"listen 127.0.0.1:{plain};")
+    site = site.replace("listen 443 ", f"listen 127.0.0.1:{port} ")
     folders = "\n".join(
         f"{kind}_temp_path {tmp_path / kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -136,76 +211,91 @@ def proxied(server, tmp_path):
         f"http {{\naccess_log {tmp_path}/access.log;\n{folders}\n{site}\n}}\n"
     )
     process = subprocess.Popen([NGINX, "-c", str(configuration), "-e", str(tmp_path / "error.log")])
-    url = f"http://127.0.0.1:{port}"
+    client = httpx.Client(
+        base_url=f"https://localhost:{port}",
+        verify=ssl.create_default_context(cafile=certificate),
+        timeout=60,
+    )
     for _ in range(100):
         try:
-            assert httpx.get(f"{url}/api/health").status_code == 200
+            assert client.get("/api/health").status_code == 200
             break
         except httpx.TransportError:
             assert process.poll() is None, (tmp_path / "error.log").read_text()
             time.sleep(0.05)
-    yield url
+    moved = httpx.get(f"http://127.0.0.1:{plain}/api/health")
+    assert (moved.status_code, moved.headers["location"]) == (301, "https://127.0.0.1/api/health")
+    yield client
+    client.close()
     process.terminate()
     process.wait(10)
 
 
 def test_nginx_proxies_a_generation_and_its_events(proxied, server):
-    made = httpx.post(f"{proxied}/api/generate-video", json=server.request(), timeout=60)
+    made = proxied.post("/api/generate-video", json=server.request())
     assert made.status_code == 200
     assert made.json()["metadata"]["checks"]["passed"]
-    url = f"{proxied}/api/videos/" + "/".join(made.json()["video_path"].split("/")[-2:])
-    assert httpx.get(url).content == Path(made.json()["video_path"]).read_bytes()
+    url = "/api/videos/" + "/".join(made.json()["video_path"].split("/")[-2:])
+    assert proxied.get(url).content == Path(made.json()["video_path"]).read_bytes()
 
     name = server.submit(diffusion_steps=300).json()["id"]
-    with httpx.stream("GET", f"{proxied}/api/jobs/{name}/events", timeout=30) as events:
+    with proxied.stream("GET", f"/api/jobs/{name}/events", timeout=30) as events:
         arrived = [time.monotonic() for line, _ in zip(events.iter_lines(), range(7), strict=False) if line]
     assert arrived[-1] - arrived[0] > 0.1, "events arrive as they are sent, not all at the end"
     server.client.delete(f"/api/jobs/{name}")
 
 
+def test_nginx_speaks_http_2(proxied):
+    command = ["curl", "--silent", "--insecure", "--http2", "--write-out", "%{http_version}"]
+    done = subprocess.run(
+        [*command, str(proxied.base_url.join("/api/health"))], capture_output=True, text=True
+    )
+    assert done.stdout.endswith("}2"), done
+
+
 def test_a_client_that_disconnects_from_nginx_stops_its_run(proxied, server):
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{proxied}/api/generate-video", json=server.request(diffusion_steps=900), timeout=1.5)
+        proxied.post("/api/generate-video", json=server.request(diffusion_steps=900), timeout=1.5)
     name = server.client.get("/api/jobs").json()[-1]["id"]
     assert server.wait_for(name, "stopped")["problem"]["status"] == 499
 
 
-def node(kind: str) -> dict:
-    (found,) = [node for node in WORKFLOW["nodes"] if node["type"] == f"n8n-nodes-base.{kind}"]
-    return found
+def step_script(server, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {
+        "API_URL": server.url,
+        "SHARED": server.environment["SHARED_DIR"],
+        "OUTPUT": str(server.output),
+    }
+    command = ["bash", DEPLOY / "test-step4-video-generation.sh", *map(str, arguments)]
+    return subprocess.run(
+        command, env=os.environ | variables | environment, capture_output=True, text=True, timeout=120
+    )
 
 
-def test_n8n_workflow():
-    call = node("httpRequest")["parameters"]
-    host, path = re.fullmatch(r"http://([\w.-]+:\d+)(/.+)", call["url"]).groups()
-    assert host == f"{next(iter(COMPOSE['services']))}:{PORT}"
-    assert path in ROUTES
-    assert call["method"] == "POST"
-    assert call["options"]["timeout"] == 600_000
-    sent = re.findall(r"(\w+): \$json\.body\.(\w+)", call["jsonBody"])
-    assert [name for name, _ in sent] == [source for _, source in sent] == list(REQUEST_FIELDS)
+def test_the_script_of_step_four(server, tmp_path):
+    shared = Path(server.environment["SHARED_DIR"])
+    done = step_script(server, shared / "recording.wav", shared / "portrait.png", 'it\'s "calm"')
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = re.sub(r"\d+s$", "287s", done.stdout, count=1, flags=re.M).splitlines()
+    place = lines.pop(5)
+    assert lines == [
+        "ℹ Step 4: InfiniteTalk Video Generation Test", "✓ Service is healthy", "✓ Request payload prepared",
+        "⚠ This may take 3-5 minutes...", "✓ Video generation completed in 287s", "  Size: 0MB",
+        "  Duration: 0.48s",
+        "  Resolution: 32x32", "  Frames: 12", "✓ Step 4 (InfiniteTalk Video Generation): PASSED",
+    ]  # fmt: skip
+    video = Path(place.removeprefix("✓ Video file created: "))
+    assert video.is_file()
+    assert video.is_relative_to(server.output)
 
-    mapped = {item["name"]: item["value"] for item in node("set")["parameters"]["assignments"]["assignments"]}
-    assert set(mapped) == {"final_video_url", *VideoAnswer.model_fields}
-    assert all(f"$json.{name}" in value for name, value in mapped.items() if name != "final_video_url")
-    assert "/api/videos/' + $json.video_path" in mapped["final_video_url"]
-
-
-def test_n8n_workflow_responds_to_the_webhook_on_success_and_on_failure():
-    def following(name: str) -> list[str]:
-        outputs = WORKFLOW["connections"].get(name, {}).get("main", [])
-        assert all(len(output) == 1 for output in outputs)
-        return [output[0]["node"] for output in outputs]
-
-    call = node("httpRequest")
-    assert node("webhook")["parameters"]["responseMode"] == "responseNode"
-    assert following(node("webhook")["name"]) == [call["name"]]
-    assert call["onError"] == "continueErrorOutput"
-    mapped, problem = following(call["name"])
-    assert mapped == node("set")["name"]
-    (response,) = following(mapped)
-    kinds = {entry["name"]: entry["type"] for entry in WORKFLOW["nodes"]}
-    assert kinds[response] == kinds[problem] == "n8n-nodes-base.respondToWebhook"
-    assert response != problem
-    assert following(response) == following(problem) == []
-    assert len(kinds) == 5
+    files = (shared / "recording.wav", shared / "portrait.png", "calm")
+    for arguments, environment, message in (
+        (files[:2], {}, "usage"),
+        (("/nothing.wav", *files[1:]), {}, "Audio file not found: /nothing.wav"),
+        ((files[0], __file__, "calm"), {}, "Image file is not in the shared folder"),
+        (files, {"API_URL": f"http://127.0.0.1:{free_port()}"}, "health check failed"),
+        ((*files[:2], "x" * 2001), {}, "Video generation failed"),
+    ):
+        done = step_script(server, *arguments, **environment)
+        assert done.returncode == 1
+        assert done.stdout.splitlines()[-1].startswith(("✗", "  ")) and message in done.stdout, done.stdout
