@@ -128,7 +128,8 @@ def _(x: Tensor, weight: Tensor, eps: float, cosine: Tensor, sine: Tensor, *othe
 
 def quantized(x: Tensor, offset: Tensor | None = None) -> QuantizedTokens:
     """The sum of x [B, L, D] and an offset [B, D], quantised to fp8 in one pass."""
-    rows, scale = _quantize(x, offset)
+    # The output of some attention kernels is strided.
+    rows, scale = _quantize(x.contiguous(), offset)
     return QuantizedTokens(rows, scale, x.dtype)
 
 
