@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # Runs a command with the package's settings for CPU threads; kernels inherit them.
 THREADS := $(BIN)/python -m talkinghead_lab.foundation.threads
 STAMP := $(VENV)/.installed
+TRITON := $(VENV)/.triton
 WORKERS ?= 2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
@@ -38,7 +39,11 @@ bench: setup ## benchmark the networks against this machine's limits; one part: 
 	@mkdir -p outputs
 	$(BIN)/python -m talkinghead_lab.bench --out outputs/bench.json $(BENCH)
 
-test: setup ## run the tests on all cores and print the coverage of the package
+$(TRITON): $(STAMP) requirements-triton.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-triton.txt
+	@touch $@
+
+test: $(TRITON) ## run the tests on all cores and print the coverage of the package
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov
 
 lint: setup ## check style, formatting, types and import order
@@ -92,7 +97,7 @@ lock: LOCKED := build/locked.txt
 lock: ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` also raises one pin
 	$(BIN)/python -m pip install --quiet uv
 	@mkdir -p build
-	cat requirements.lock requirements-torch.txt > $(LOCKED)
+	cat requirements.lock requirements-torch.txt requirements-triton.txt > $(LOCKED)
 	$(BIN)/uv pip compile --quiet pyproject.toml $(addprefix --extra ,cluster dev service test training) \
 	  --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-annotate \
 	  $(if $(UPGRADE),--upgrade-package $(UPGRADE)) --output-file $(LOCKED)
@@ -100,6 +105,8 @@ lock: ## pin anew after a change in pyproject.toml; `make lock UPGRADE=numpy` al
 	  awk '/^[a-z]/ { kept = !/^(cuda|nvidia|torch|triton)[-=]/ } kept' $(LOCKED); } > requirements.lock
 	{ echo '# Made by `make lock`. Without a hash: which build pip finds is the choice of the machine.'; \
 	  grep -o '^torch==[^ ]*' $(LOCKED); } > requirements-torch.txt
+	{ echo '# Made by `make lock`. What the CUDA build of this PyTorch needs; `make test` installs it beside a CPU build, too.'; \
+	  awk '/^[a-z]/ { kept = /^triton==/ } kept' $(LOCKED); } > requirements-triton.txt
 
 clean: ## remove .venv, build files and tool caches; outputs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .coverage* .*_cache .hypothesis

@@ -23,14 +23,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LOCK = ROOT / "requirements.lock"
 TORCH = ROOT / "requirements-torch.txt"
+TRITON = ROOT / "requirements-triton.txt"
 PYTHONS = ("3.11", "3.12", "3.13")
 ABSENT = {"fa3_fwd_interface": "fa3-fwd", "pynvml": "nvidia-ml-py"}
 CUDA_ONLY = re.compile(r"^(nvidia|cuda|triton)\b")
 
 
-def entries() -> list[tuple[str, list[str]]]:
-    """The pins of the lock, each `name==version` with an optional marker, and the hashes of each."""
-    text = "\n".join(line for line in LOCK.read_text().splitlines() if not line.startswith("#"))
+def entries(file: Path = LOCK) -> list[tuple[str, list[str]]]:
+    """The pins of a file, each `name==version` with an optional marker, and the hashes of each."""
+    text = "\n".join(line for line in file.read_text().splitlines() if not line.startswith("#"))
     pins = [re.split(r"\s*\\\n\s+", pin) for pin in re.split(r"\n(?=\S)", text)]
     return [(pin, hashes) for pin, *hashes in pins]
 
@@ -84,6 +85,17 @@ def test_the_lock_has_exact_versions_with_hashes_and_no_hosts():
 def test_pytorch_is_pinned_by_version_alone():
     """A CPU build and a CUDA build of one version have different hashes."""
     assert re.fullmatch(r"torch==\d+\.\d+\.\d+", str(torch()))
+
+
+def test_triton_is_pinned_with_hashes_as_this_pytorch_needs_it():
+    ((pin, hashes),) = entries(TRITON)
+    triton = Requirement(pin)
+    assert triton.name == "triton"
+    assert re.fullmatch(r"==\d+\.\d+\.\d+", str(triton.specifier))
+    assert "sys_platform == 'linux'" in pin
+    assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", text) for text in hashes) and hashes
+    needed = [each for each in map(Requirement, requires("torch") or []) if each.name == "triton"]
+    assert all(each.specifier == triton.specifier for each in needed), "a CUDA build brings it itself"
 
 
 @pytest.mark.parametrize("python", PYTHONS)

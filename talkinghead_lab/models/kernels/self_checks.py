@@ -23,7 +23,9 @@ from talkinghead_lab.models.kernels.two_speakers import region_attention, rotate
 Comparison = tuple[str, float, float]
 Check = Callable[[torch.device], Iterator[Comparison]]
 HEAD_WIDTH, WIDTH, FEED_FORWARD_WIDTH = 128, 5120, 13_824
-TOKENS = 333  # no multiple of a tile
+# No multiples of a tile; of the reduction over tokens, more than one program takes.
+TOKENS, ROWS, MANY_TOKENS = 333, 30, 2118
+DTYPE = torch.bfloat16  # what the network computes in
 EPS = 1e-6
 
 
@@ -80,10 +82,11 @@ def fused_layers(device: torch.device) -> Iterator[Comparison]:
     yield "sum", _error(summed, expected), 0.01
     yield "layer norm", _error(normed, _layer_norm(expected, weight, bias)), 0.01
     rotation, rotated = _rotated(x, weight)
-    out = triton_rows.norm_and_rotate(x, weight[0, 0].bfloat16(), EPS, *rotation, 1, None, None)[0]
+    out = triton_rows.norm_and_rotate(x, weight[0, 0].to(DTYPE), EPS, *rotation, 1, None, None)[0]
     yield "rotation", _error(out, rotated), 0.01
-    found = triton_rows.mean_and_extremes(x)
-    exact = torch.stack([x.float().mean(1), x.float().amin(1), x.float().amax(1)])
+    many = 1 + _normal(device, 2, MANY_TOKENS, HEAD_WIDTH + 70)
+    found = triton_rows.mean_and_extremes(many)
+    exact = torch.stack([many.float().mean(1), many.float().amin(1), many.float().amax(1)])
     yield "mean and extremes", _error(found, exact), 1e-4
 
 
@@ -95,7 +98,7 @@ def fused_fp8_layers(device: torch.device) -> Iterator[Comparison]:
     expected = _layer_norm(x.float() + (update.float() + offset.float()) * gate, weight, bias)
     _, normed, scales = triton_rows.add_and_norm(x, update, gate, offset, weight, bias, EPS, True)
     yield "layer norm", _error(normed.float() * scales, expected), 0.05
-    wide = _normal(device, TOKENS, FEED_FORWARD_WIDTH)
+    wide = _normal(device, ROWS, FEED_FORWARD_WIDTH)
     rows, scales = triton_rows.gelu_and_quantize(wide)
     yield "GELU", _error(rows.float() * scales, F.gelu(wide.float(), approximate="tanh")), 0.05
     centre = update[:, 0].contiguous()
@@ -104,7 +107,7 @@ def fused_fp8_layers(device: torch.device) -> Iterator[Comparison]:
     rotation, rotated = _rotated(x, weight)
     rotated = rotated - centre[:, None].float()
     scale = scale_for(rotated.unflatten(-1, (-1, HEAD_WIDTH)).abs().amax(dim=(0, 1, 3)), FP8)
-    norm_weight = weight[0, 0].bfloat16()
+    norm_weight = weight[0, 0].to(DTYPE)
     out = triton_rows.norm_and_rotate(x, norm_weight, EPS, *rotation, 1, 1 / scale, centre)
     out = out[0].float() * scale.repeat_interleave(HEAD_WIDTH)
     yield "rotation", _error(out, rotated), 0.05
@@ -170,7 +173,7 @@ def main(arguments: list[str], checks: Mapping[str, Check] = CHECKS) -> None:
 
 
 def _normal(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, DTYPE)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
@@ -180,7 +183,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 def _rows(device: torch.device) -> tuple[Tensor, ...]:
     """Tokens, an update, its gate and offset, and weight and bias of a norm, all of the released width."""
-    x, update = _normal(device, 2, 2, TOKENS, WIDTH)
+    x, update = _normal(device, 2, 2, ROWS, WIDTH)
     gate, weight, bias = _normal(device, 3, 2, 1, WIDTH).float()
     return x, update, gate, _normal(device, WIDTH), 1 + weight / 4, bias
 
@@ -192,7 +195,7 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _rotated(x: Tensor, weight: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Cosine and sine of the positions of tokens [B, L, D], and the tokens normed and rotated by them."""
     rotation = Rotation.from_angles(grid_angles((1, 1, x.shape[1]), HEAD_WIDTH), x.device)
-    normed = F.rms_norm(x.float(), x.shape[-1:], eps=EPS) * weight[0, 0].bfloat16().float()
+    normed = F.rms_norm(x.float(), x.shape[-1:], eps=EPS) * weight[0, 0].to(DTYPE).float()
     rotated = rotation(normed.unflatten(-1, (-1, HEAD_WIDTH))).flatten(2)
     return (rotation.cosine, rotation.sine), rotated
 
