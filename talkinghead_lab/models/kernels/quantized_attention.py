@@ -25,7 +25,7 @@ from talkinghead_lab.models.kernels.fp8 import FP8
 LARGEST = {FP8: torch.finfo(FP8).max, torch.int8: 127.0}
 # Exponentials are in (0, 1]; times 2^8 they use the range of e4m3, whose maximum is 448.
 EXPONENTIAL_SHIFT = 8.0
-# Of the tokens whose mean centres keys and values for fp8, and how far others may lie beyond the farthest.
+# Of the tokens whose mean centres keys and values, and for fp8, how far others may lie beyond the farthest.
 SAMPLED_TOKENS, SAMPLED_BOUND = 1024, 16.0
 # Tiles of keys whose weights are all below 2^-20 of the largest share its scale: the sums of the int8 kernel
 # stay finite.
@@ -100,8 +100,7 @@ def attention_triton_hopper(query: Tensor, key: Tensor, value: Tensor) -> Tensor
 def quantize(x: Tensor, stored: torch.dtype, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Quantise float32 with one scale over `dims`: (8-bit tensor, scale with `dims` of length 1)."""
     scale = scale_for(x.abs().amax(dim=dims, keepdim=True), stored)
-    scaled = x / scale
-    return (scaled.round() if stored is torch.int8 else scaled).to(stored), scale
+    return _to_8_bits(x / scale, stored), scale
 
 
 def quantize_near_centre(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,12 +113,35 @@ def quantize_near_centre(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         The 8-bit tensor, its scale per head, and the centre that was subtracted, in the type of `x`.
     """
-    sample = x[:, :: sample_step(x.shape[1])].float()
-    centre = sample.mean(dim=1, keepdim=True).to(x.dtype)
-    largest = (sample - centre.float()).abs().amax(dim=(1, 3), keepdim=True)
+    centre = _centre(x).to(x.dtype)
+    largest = (sample_of(x).float() - centre.float()).abs().amax(dim=(1, 3), keepdim=True)
     scale = scale_for(SAMPLED_BOUND * largest, FP8)
-    scaled = (x.float() - centre.float()) / scale
-    return scaled.clamp(-LARGEST[FP8], LARGEST[FP8]).to(FP8), scale, centre
+    return _to_8_bits((x.float() - centre.float()) / scale, FP8), scale, centre
+
+
+def _centre(x: Tensor) -> Tensor:
+    """The float32 mean of a sample of tokens, [B, 1, heads, head width]."""
+    return sample_of(x).float().mean(dim=1, keepdim=True)
+
+
+def _value_scale(x: Tensor, centre: Tensor, stored: torch.dtype) -> Tensor:
+    """The scale of each channel: for fp8 as in `quantize_near_centre`, for int8 from all tokens."""
+    if stored is FP8:
+        largest = SAMPLED_BOUND * (sample_of(x).float() - centre).abs().amax(dim=1, keepdim=True)
+    else:
+        minimum, maximum = torch.aminmax(x, dim=1, keepdim=True)
+        largest = torch.maximum(maximum - centre, centre - minimum)
+    return scale_for(largest, stored)
+
+
+def _to_8_bits(x: Tensor, stored: torch.dtype) -> Tensor:
+    rounded = x.round() if stored is torch.int8 else x
+    return rounded.clamp(-LARGEST[stored], LARGEST[stored]).to(stored)
+
+
+def sample_of(x: Tensor) -> Tensor:
+    """Every so many tokens of [B, tokens, …]."""
+    return x[:, :: sample_step(x.shape[1])]
 
 
 def sample_step(tokens: int) -> int:
@@ -157,11 +179,13 @@ def _triton(query: Tensor, key: Tensor, value: Tensor, weights: torch.dtype) -> 
     from talkinghead_lab.models.kernels import triton_attention, triton_quantize
 
     query, key, value = (x.contiguous() for x in (query, key, value))
-    tiles = triton_attention.tiles_of(query.device)
+    tiles = triton_attention.tiles_of_this_gpu()
     tile = TILES[FP8] if weights is FP8 else tiles.keys
     quantized_query = triton_quantize.quantize_queries(query, factor)
-    quantized_key = triton_quantize.quantize_keys(key, tile)
-    quantized_value = triton_quantize.quantize_values(value, weights, tile)
+    quantized_key = triton_quantize.quantize_keys(key, _centre(key), tile)
+    centre = _centre(value)
+    value_scale = _value_scale(value, centre, weights)
+    quantized_value = triton_quantize.quantize_values(value, centre, value_scale, weights, tile)
     out = torch.empty_like(query)
     if weights is FP8:
         from talkinghead_lab.models.kernels import triton_hopper_attention
@@ -188,14 +212,13 @@ def _emulated(query: Tensor, key: Tensor, value: Tensor, weights: torch.dtype, f
     """The Triton kernels in float32 with their quantisation; scores times `factor` are in base 2."""
     tile = TILES[weights]
     int8_query, query_scale = quantize(query, torch.int8, (3,))
-    key = key - key.mean(dim=1, keepdim=True)
+    key = key - _centre(key)
     tiles = F.pad(key, (0, 0, 0, 0, 0, -key.shape[1] % tile)).unflatten(1, (-1, tile))
     int8_key, key_scale = quantize(tiles, torch.int8, (2, 4))
     dequantized_key = (int8_key * key_scale).flatten(1, 2)[:, : key.shape[1]]
-    mean = value.mean(dim=1, keepdim=True)
-    stored, value_scale = quantize(value - mean, weights, (1,))
-    stored_value = stored.float()
-    mean = mean - value_scale * stored_value.mean(dim=1, keepdim=True)
+    value_scale = _value_scale(value, _centre(value), weights)
+    stored_value = _to_8_bits((value - _centre(value)) / value_scale, weights).float()
+    mean = (value - value_scale * stored_value).mean(dim=1, keepdim=True)
     query, key, stored_value = (
         x.transpose(1, 2) for x in (int8_query * query_scale, dequantized_key, stored_value)
     )

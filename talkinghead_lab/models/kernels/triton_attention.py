@@ -8,10 +8,10 @@ GeForce GPUs 2 times as fast as fp8 and 4 times as fast as fp16, summed in float
 import math
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from talkinghead_lab.models.kernels.triton_quantize import LARGEST_INT8, to_int8
 
@@ -19,24 +19,28 @@ LOG2_LARGEST = tl.constexpr(math.log2(LARGEST_INT8.value))
 
 
 class Tiles(NamedTuple):
-    """Queries of a program, keys of a tile, warps, and pipeline stages."""
+    """Queries of a program, keys of a tile, warps, pipeline stages, registers per thread, how tiles are read.
+
+    The tensor memory accelerator of Hopper GPUs reads through descriptors, which take no registers.
+    """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
+    descriptors: bool = False
 
 
-# The first have no register spills, as compiled by Triton 3.6 for compute capability 8.0, 8.6, 8.9 and 12.0,
-# and take 49 of the 100 KiB of shared memory of consumer GPUs. The others are the fastest on an H100.
-TILES, LARGE_MEMORY_TILES = Tiles(128, 64, 8, 3), Tiles(64, 128, 4, 2)
-LARGE_MEMORY = 200 * 1024
+# The first have no register spills, as compiled by Triton 3.6 for compute capability 8.0, 8.6, 8.9, 10.0 and
+# 12.0, and take 49 of the 100 KiB of shared memory of consumer GPUs. The others are the fastest on an H100.
+TILES, HOPPER_TILES = Tiles(128, 64, 8, 3), Tiles(64, 128, 4, 2, 168, descriptors=True)
+HOPPER = 90
 
 
-def tiles_of(device: torch.device) -> Tiles:
-    """The tiles for the shared memory of a GPU's multiprocessors."""
-    memory = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
-    return LARGE_MEMORY_TILES if memory >= LARGE_MEMORY else TILES
+def tiles_of_this_gpu() -> Tiles:
+    """The tiles for the architecture that Triton compiles for, whatever capability the code believes in."""
+    return HOPPER_TILES if triton.runtime.driver.active.get_current_target().arch == HOPPER else TILES
 
 
 @triton.jit
@@ -50,6 +54,18 @@ def in_operand_order(weights):
     KEYS: tl.constexpr = weights.shape[1]
     weights = weights.reshape(ROWS, KEYS // 16, 2, 4, 2).permute(0, 1, 3, 2, 4)
     return weights.reshape(ROWS, KEYS)
+
+
+@triton.jit
+def _load(source, row, column, stride, offsets, mask, DESCRIPTORS: tl.constexpr):
+    """A tile that begins at a row and a column of `source`, a descriptor or a pointer."""
+    if DESCRIPTORS:
+        tile = source.load([row, column])
+    elif mask is None:
+        tile = tl.load(source + row.to(tl.int64) * stride + column + offsets)
+    else:
+        tile = tl.load(source + row.to(tl.int64) * stride + column + offsets, mask, other=0)
+    return tile
 
 
 @triton.jit
@@ -76,6 +92,7 @@ def _attend(
     queries, keys, values, outputs, query_scales, key_scales, value_scales, value_means,
     tokens, key_tokens, padded,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, RANGE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     head, heads, entry = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     token, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
@@ -85,12 +102,11 @@ def _attend(
     query = tl.load(queries + here, inside[:, None], other=0)
     query_scale = tl.load(query_scales + row, inside, other=0.0)
     column = tl.arange(0, KEYS)
-    step = heads * WIDTH
-    # Offsets of 32 bits within a tile; only scalars point to tensors, which saves registers.
-    keys += (entry * key_tokens).to(tl.int64) * step + head * WIDTH
+    step, first_key = heads * WIDTH, entry * key_tokens
+    # Offsets of 32 bits within a tile, to save registers.
     key_offsets = column[:, None] * step + channel[None, :]
-    values += ((entry * heads + head) * WIDTH).to(tl.int64) * padded
     value_offsets = channel[:, None] * padded + column[None, :]
+    channels = (entry * heads + head) * WIDTH
     key_scales += (entry * heads + head) * tl.cdiv(key_tokens, KEYS)
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     reference = highest
@@ -99,23 +115,22 @@ def _attend(
     full = key_tokens // KEYS * KEYS
     for start in tl.range(0, full, KEYS):
         scale = query_scale * tl.load(key_scales + start // KEYS)
-        key, value = tl.load(keys + key_offsets), tl.load(values + value_offsets)
+        key = _load(keys, first_key + start, head * WIDTH, step, key_offsets, None, DESCRIPTORS)
+        value = _load(values, channels, start, padded, value_offsets, None, DESCRIPTORS)
         highest, reference, total, sums = _add_tile(
             query, key, value, scale, KEYS, highest, reference, total, sums, RANGE, False
         )
-        keys += KEYS * step
-        values += KEYS
     left = key_tokens - full
     if left > 0:
         scale = query_scale * tl.load(key_scales + full // KEYS)
-        key = tl.load(keys + key_offsets, (column < left)[:, None], other=0)
-        value = tl.load(values + value_offsets)
+        mask = (column < left)[:, None]
+        key = _load(keys, first_key + full, head * WIDTH, step, key_offsets, mask, DESCRIPTORS)
+        value = _load(values, channels, full, padded, value_offsets, None, DESCRIPTORS)
         highest, reference, total, sums = _add_tile(
             query, key, value, scale, left, highest, reference, total, sums, RANGE, True
         )
-    channels = (entry * heads + head) * WIDTH + channel
-    out = sums / total[:, None] * tl.load(value_scales + channels)[None, :]
-    out += tl.load(value_means + channels)[None, :]
+    out = sums / total[:, None] * tl.load(value_scales + channels + channel)[None, :]
+    out += tl.load(value_means + channels + channel)[None, :]
     tl.store(outputs + here, out.to(outputs.dtype.element_ty), inside[:, None])
 
 
@@ -132,14 +147,19 @@ def attend(
     Args:
         query: with scales that include the factors 1 / sqrt(head width) and log2(e).
         key, value: keys with one scale for every tile of them, values padded to full tiles.
-        tiles: as `tiles_of` returns them.
+        tiles: as `tiles_of_this_gpu` returns them.
         exponent_range: a tile whose maximum is further below the running maximum, in powers of two, is
             quantised relative to that distance.
         out: [B, L, heads, head width], float.
     """
     batch, tokens, heads, width = out.shape
+    keys, values = key[0].flatten(2).flatten(0, 1), value[0].flatten(0, 2)
+    if tiles.descriptors:
+        keys = TensorDescriptor.from_tensor(keys, [tiles.keys, width])
+        values = TensorDescriptor.from_tensor(values, [width, tiles.keys])
     _attend[(triton.cdiv(tokens, tiles.queries), heads, batch)](
-        query[0], key[0], value[0], out, query[1], key[1], *value[1:], tokens, key[0].shape[1],
-        value[0].shape[3], WIDTH=width, ROWS=tiles.queries, KEYS=tiles.keys, RANGE=exponent_range,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        query[0], keys, values, out, query[1], key[1], *value[1:], tokens, key[0].shape[1], value[0].shape[3],
+        WIDTH=width, ROWS=tiles.queries, KEYS=tiles.keys, RANGE=exponent_range,
+        DESCRIPTORS=tiles.descriptors, num_warps=tiles.warps, num_stages=tiles.stages,
+        maxnreg=tiles.registers,
     )  # fmt: skip

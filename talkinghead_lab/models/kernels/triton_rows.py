@@ -1,6 +1,6 @@
 """Triton kernels that read and write each row once; compiled PyTorch would read it again or spill registers.
 
-One program holds a full row, or some channels of many rows. Needs Triton.
+One program holds a full row. Needs Triton.
 """
 
 import torch
@@ -12,8 +12,6 @@ from talkinghead_lab.models.kernels.fp8 import FP8
 
 LARGEST = tl.constexpr(torch.finfo(FP8).max)
 ROTATE_WARPS, NORM_WARPS, GELU_WARPS = 4, 4, 16
-# Of the reduction over tokens: rows per program, and the tile it reads at a time.
-ROWS_PER_PROGRAM, TILE_ROWS, TILE_CHANNELS = 2048, 16, 128
 
 
 @triton.jit
@@ -205,37 +203,3 @@ def gelu_and_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
         x, out, scale, WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=GELU_WARPS
     )
     return out, scale
-
-
-@triton.jit
-def _sums_and_extremes(
-    rows, outputs, tokens, channels,
-    ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_CHANNELS: tl.constexpr,
-):  # fmt: skip
-    channel = tl.program_id(0) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[None, :]
-    part, entry = tl.program_id(1), tl.program_id(2)
-    total = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
-    minimum, maximum = total + float("inf"), total - float("inf")
-    for start in range(0, ROWS, TILE_ROWS):
-        row = part * ROWS + start + tl.arange(0, TILE_ROWS)[:, None]
-        # Rows beyond the last token repeat it, which leaves minimum and maximum unchanged.
-        here = (entry * tokens + tl.minimum(row, tokens - 1)).to(tl.int64) * channels + channel
-        x = tl.load(rows + here, channel < channels, other=0.0).to(tl.float32)
-        total += tl.where(row < tokens, x, 0.0)
-        minimum, maximum = tl.minimum(minimum, x), tl.maximum(maximum, x)
-    step = tl.num_programs(2) * tl.num_programs(1) * channels
-    place = outputs + (entry * tl.num_programs(1) + part) * channels + channel
-    tl.store(place, tl.sum(total, 0)[None, :], channel < channels)
-    tl.store(place + step, tl.min(minimum, 0)[None, :], channel < channels)
-    tl.store(place + 2 * step, tl.max(maximum, 0)[None, :], channel < channels)
-
-
-def mean_and_extremes(x: Tensor) -> Tensor:
-    """Mean, minimum and maximum over the tokens of [B, L, D], float32 [3, B, D]."""
-    batch, tokens, width = x.shape
-    parts = triton.cdiv(tokens, ROWS_PER_PROGRAM)
-    sums, minimum, maximum = partial = x.new_empty(3, batch, parts, width, dtype=torch.float32)
-    _sums_and_extremes[(triton.cdiv(width, TILE_CHANNELS), parts, batch)](
-        x, partial, tokens, width, ROWS_PER_PROGRAM, TILE_ROWS, TILE_CHANNELS
-    )
-    return torch.stack((sums.sum(dim=1) / tokens, minimum.amin(dim=1), maximum.amax(dim=1)))

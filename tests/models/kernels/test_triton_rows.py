@@ -84,15 +84,6 @@ def test_add_and_norm_matches_the_layers(triton_rows, added, quantized, batch):
         assert relative_error(normed.float(), expected.float()) < (0.02 if quantized else 0.005)
 
 
-def test_mean_and_extremes_cover_all_tokens(triton_rows):
-    torch.manual_seed(0)
-    x = torch.randn(2, triton_rows.ROWS_PER_PROGRAM + 70, 200, device=DEVICE).bfloat16() + 1
-    mean, minimum, maximum = triton_rows.mean_and_extremes(x)
-    torch.testing.assert_close(mean, x.float().mean(dim=1), rtol=1e-5, atol=1e-5)
-    assert torch.equal(minimum, x.float().amin(dim=1))
-    assert torch.equal(maximum, x.float().amax(dim=1))
-
-
 def test_quantized_matches_the_quantisation_of_a_sum():
     torch.manual_seed(0)
     x = torch.randn(30, 2, 1000, device=DEVICE).bfloat16().transpose(0, 1)  # strided, as some attention is
