@@ -87,7 +87,7 @@ def measure_forward_passes(size: Size, device: torch.device, results: Results) -
     variants: list[tuple[str, Callable[[DiT], object], str, str]] = [
         (EAGER, lambda dit: None, exact, "bf16"),
         (COMPILED, DiT.compile_blocks, exact, "bf16"),
-        (FP8_LINEAR, _use_fp8, exact, fp8),
+        (FP8_LINEAR, use_fp8, exact, fp8),
         (ALL, lambda dit: dit.use_attention(quantized, device), quantized, fp8),
     ]
     for name, change, kind, matmuls in variants:
@@ -96,7 +96,8 @@ def measure_forward_passes(size: Size, device: torch.device, results: Results) -
         _add(results, name, forward, expected, floor, kind)
 
 
-def _use_fp8(dit: DiT) -> None:
+def use_fp8(dit: DiT) -> None:
+    """Quantise the linear layers of the blocks to fp8, and multiply in fp8."""
     quantize_linears(dit.get_submodule("blocks"), FP8)
     multiply_fp8(dit)
 

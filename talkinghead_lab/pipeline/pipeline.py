@@ -83,12 +83,13 @@ class Pipeline:
     loaded_as: LoadSettings | None = None
 
     @classmethod
-    def load(cls, request: GenerationParams, inputs: Inputs | None = None) -> Self:
+    def load(cls, request: GenerationParams, inputs: Inputs | None = None, encodes: bool = True) -> Self:
         """Load the networks of a request: its checkpoint and LoRAs, in its precision and for its budget.
 
         Args:
             request: names the networks.
             inputs: its media, if they were read already; they tell how much memory is needed, if it is short.
+            encodes: whether this process encodes texts and recordings, or receives them from another.
 
         Raises:
             InvalidRequest: the device or the attention kernel is not available.
@@ -102,22 +103,24 @@ class Pipeline:
 
         try:
             with torch.inference_mode(False):  # inference tensors could not be exchanged later
-                pipeline = handle_out_of_memory(lambda: cls._load(settings), settings.device, plan, budget)
+                pipeline = handle_out_of_memory(
+                    lambda: cls._load(settings, encodes), settings.device, plan, budget
+                )
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they hold the networks that were loaded so far
             raise
         return replace(pipeline, budget=budget)
 
     @classmethod
-    def _load(cls, settings: LoadSettings) -> Self:
+    def _load(cls, settings: LoadSettings, encodes: bool) -> Self:
         place = torch.device("cpu") if settings.offloaded else settings.device
         dit = load_transformer(settings)
         others = {
             name: load_network(name, settings.files, settings.compute, place)
             for name in NETWORKS
-            if name != "transformer"
+            if name != "transformer" and (encodes or name not in ("text encoder", "speech encoder"))
         }
-        if settings.offloaded:
+        if settings.offloaded and encodes:
             # It runs once per request: page-locking its memory would take longer than the slower copies.
             blocks = STREAMED_BLOCKS["text encoder"]
             stream(others["text encoder"], blocks, settings.device, page_locked=False)
@@ -125,9 +128,9 @@ class Pipeline:
             dit=dit,
             vae=cast(VAE, others["video autoencoder"]).set_decoder_dtype(settings.decode),
             image_encoder=cast(ImageEncoder, others["image encoder"]),
-            text_encoder=cast(TextEncoder, others["text encoder"]),
-            tokenizer=load_tokenizer(settings.files, dit.config.text_len),
-            speech_encoder=cast(SpeechEncoder, others["speech encoder"]),
+            text_encoder=cast(TextEncoder | None, others.get("text encoder")),
+            tokenizer=load_tokenizer(settings.files, dit.config.text_len) if encodes else None,
+            speech_encoder=cast(SpeechEncoder | None, others.get("speech encoder")),
             device=settings.device,
             loaded_as=settings,
         )
@@ -198,7 +201,7 @@ class Pipeline:
         stage: Stage = no_stage,
         cache: EncodingStore = no_cache,
     ) -> Conditions:
-        """Encode the texts and recordings of a request.
+        """Encode the texts and recordings of a request; of several processes, the first does it for all.
 
         Raises:
             InvalidRequest: the budget is too small for the networks.
@@ -219,16 +222,23 @@ class Pipeline:
         stage: Stage,
         cache: EncodingStore,
     ) -> Conditions:
-        text = self.text_encoder
-        assert text, "needs the text encoder"
+        group, texts, voices = self.dit.group, [], []
+        if group.rank == 0:
+            texts = self._encode_prompts(request, plan, stage, cache)
+            with stage("audio"):
+                voices = [self._encode_voice(torch.from_numpy(voice), cache) for voice in inputs.voices]
+        prompt, negative = (text.to(self.device) for text in group.broadcast_rows(texts))
+        voices = group.broadcast_rows(voices)
+        return Conditions(prompt, negative, tuple(voices), inputs.reference, inputs.frame_size)
+
+    def _encode_prompts(
+        self, request: GenerationParams, plan: Requirements, stage: Stage, cache: EncodingStore
+    ) -> list[Tensor]:
+        assert self.text_encoder, "needs the text encoder"
         texts = (request.prompt, request.negative_prompt)
         with stage("text"):
-            key = [*texts, dtype_name(text)]
-            prompt, negative = cache("text", key, lambda: self._encode_texts(texts, plan.needs["text"]))
-        with stage("audio"):
-            voices = tuple(self._encode_voice(torch.from_numpy(voice), cache) for voice in inputs.voices)
-        prompt, negative = prompt.to(self.device), negative.to(self.device)
-        return Conditions(prompt, negative, voices, inputs.reference, inputs.frame_size)
+            key = [*texts, dtype_name(self.text_encoder)]
+            return list(cache("text", key, lambda: self._encode_texts(texts, plan.needs["text"])))
 
     def _encode_texts(self, texts: tuple[str, ...], memory: StageMemory) -> tuple[Tensor, ...]:
         assert self.text_encoder

@@ -157,10 +157,10 @@ def generate(
                 pipeline = Pipeline.load(params, inputs)
                 ending.callback(pipeline.release)
             pipeline = pipeline.serving(resolved)
-        conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
-        generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
         start = ResumePoint.of(run.chunks, resolved.chunks, seen_files(inputs, resolved.networks))
         pipeline.dit.group.broadcast(start)
+        conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
+        generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
         with GrowingVideo(run.growing_video, inputs.soundtrack, resolved.frames) as growing:
             for chunk in resolved.chunks[: start.finished]:
                 growing.append(run.chunks.picture(chunk))

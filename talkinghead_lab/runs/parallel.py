@@ -1,6 +1,6 @@
 """One run on several GPUs of one host, started by torchrun: they share the forward passes of every step.
 
-Every process encodes, samples and decodes; the first alone writes.
+The first process encodes texts and recordings for all, and alone writes. All sample, and two decode together.
 """
 
 import ctypes
@@ -54,8 +54,8 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
     """
     with _process_group(params) as share:
         params = share.broadcast(with_drawn_seed(params, run_dir))
-        pipeline = Pipeline.load(params)
-        pipeline.dit.group = share
+        pipeline = Pipeline.load(params, encodes=share.rank == 0)
+        pipeline.dit.group = pipeline.vae.group = share
         result = None
         if share.rank == 0:
             result = generate(params, run_dir, pipeline=pipeline)
@@ -75,12 +75,12 @@ def _follow(params: GenerationParams, pipeline: Pipeline) -> None:
     inputs = read_inputs(params)
     resolved = resolve(params, inputs)
     pipeline = pipeline.serving(resolved)
-    generator = ChunkGenerator(pipeline, pipeline.encode(inputs, resolved), resolved)
     start: ResumePoint | None = pipeline.dit.group.broadcast(None)
     if start is None:
         return
     if start.seen_files != seen_files(inputs, resolved.networks):
         raise MediaError("the processes of the run read different files", remedy="Leave them as they are.")
+    generator = ChunkGenerator(pipeline, pipeline.encode(inputs, resolved), resolved)
     previous, generator.fp16_overflowed = start.last_frames, start.fp16_overflowed
     for chunk in resolved.chunks[start.finished :]:
         previous = generator.generate(chunk, previous).frames[:, -params.motion_frame :].clone()

@@ -61,9 +61,11 @@ def test_every_speed_up_of_a_forward_pass_is_measured(tmp_path):
     assert errors[0] == 0
     assert errors[1] < 1e-4 < errors[2] < 0.1
     shared = {name: row for name, row in several.items() if name.endswith("shared by 2")}
-    assert len(shared) == 4
+    assert len(shared) == 6
     assert all(row["relative_error"] < 1e-4 for row in shared.values())
-    assert shared["several GPUs: a step of two forwards shared by 2"]["relative_error"] == 0
+    assert {row["exchange"] for row in shared.values()} == {"gloo"}
+    for name in ("a step of two forwards", "decoding"):
+        assert shared[f"several GPUs: {name} shared by 2"]["relative_error"] == 0
 
 
 @pytest.mark.slow

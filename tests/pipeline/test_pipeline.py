@@ -48,6 +48,16 @@ def test_a_video_within_a_budget_has_the_same_bits(request_for, device, precisio
         assert {tensor.device.type for tensor in weights} == {"cpu"}, "nothing stays after its stage"
 
 
+@pytest.mark.parametrize("budget", [None, 1.0])
+def test_a_process_that_receives_encodings_loads_no_text_and_no_speech_encoder(request_for, budget):
+    params = request_for(vram_budget_gib=budget)
+    pipeline = Pipeline.load(params, encodes=False)
+    assert pipeline.text_encoder is pipeline.tokenizer is pipeline.speech_encoder is None
+    assert set(pipeline.requirements(resolved_for(params)).needs) == {
+        *("image", "vae_encode", "sampling", "decode")
+    }
+
+
 def test_a_lora_is_merged_before_blocks_stream(request_for):
     params = request_for(loras=[{"path": "sample:fast-lora"}])
     plain = frames(Pipeline.load(params), params)

@@ -32,6 +32,8 @@ from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
+from tests.models.vae.test_model import TINY, latent
+from tests.models.vae.test_model import build as build_vae
 from tests.parity.test_dit import build, inputs
 from tests.runs.processes import forking
 
@@ -64,13 +66,21 @@ def chunk(
     return sample_chunk(model, noise, conditions, config)
 
 
+def decoded(group: SequenceParallelGroup) -> torch.Tensor:
+    """Frames of a latent, piece by piece."""
+    vae = build_vae(TINY)
+    vae.group = group
+    with torch.inference_mode():
+        return torch.cat(list(vae.decode_pieces(latent(6))), dim=2)
+
+
 def one_of_two(rank: int, folder: str) -> None:
     """What a process does; it keeps all that comes out, which should be whole."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = build()
     model.group = SequenceParallelGroup.of_all_processes(torch.device("cpu"))
-    torch.save(outcomes(model), f"{folder}/{rank}.pt")
+    torch.save(outcomes(model) | {"decoded": decoded(model.group)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -93,6 +103,12 @@ def test_two_processes_make_what_one_makes(of_one, of_two, name):
     first, second = (made[name] for made in of_two)
     assert torch.equal(first, second)
     assert relative_error(first, of_one[name]) < 1e-5
+
+
+def test_two_processes_decode_what_one_decodes_in_every_bit(of_two):
+    expected = decoded(SequenceParallelGroup())
+    assert expected.shape[2] == 21
+    assert all(torch.equal(made["decoded"], expected) for made in of_two)
 
 
 def test_two_processes_compute_a_forward_each_where_a_step_has_two(monkeypatch):

@@ -1,6 +1,6 @@
 """The block and the head of the transformer, and their layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from talkinghead_lab.models.dit.audio_adapter import AudioCrossAttention, speaker_positions
 from talkinghead_lab.models.dit.config import DiTConfig
-from talkinghead_lab.models.dit.head_exchange import KEY, QUERY, VALUE, of_rows
+from talkinghead_lab.models.dit.head_exchange import ATTENDED, KEY, QUERY, VALUE, HeadExchange, of_rows
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.attention import (
     EXACT_KERNELS,
@@ -84,6 +84,60 @@ class RMSNorm(nn.Module):
         return self.weight.float().abs() * len(self.weight) ** 0.5
 
 
+def attend_shared(
+    layer: "SelfAttention",
+    x: Tensor | QuantizedTokens,
+    rotation: Rotation,
+    regions: Tensor | None,
+    bounds: Tensor,
+    query_bounds: Tensor | None,
+    group: SequenceParallelGroup,
+) -> tuple[Tensor, Tensor | None]:
+    """`SelfAttention.forward` together with other processes, each of which passes its share of the tokens."""
+    exchange = group.exchange
+    assert exchange
+    channels = len(bounds) * layer.head_width // group.size
+
+    def value_for(rank: int) -> Tensor:
+        part = of_rows(layer.v, slice(rank * channels, (rank + 1) * channels))
+        return part(x).unflatten(-1, (-1, layer.head_width))
+
+    # The value comes last: its parts are computed one by one, so that the exchange of all but the own one
+    # overlaps with a matmul.
+    key = layer.norm_and_rotate(layer.k(x), layer.norm_k, rotation, group)
+    exchange.send(KEY, key.__getitem__)
+    query = layer.norm_and_rotate(layer.q(x), layer.norm_q, rotation, group, query_bounds)
+    exchange.send(QUERY, query.__getitem__)
+    exchange.send(VALUE, value_for)
+    # All tokens, ordered by process. Attention does not depend on the order: each carries its position.
+    arrived = exchange.receive(KEY, QUERY, VALUE)
+    key, query, value = (tokens.movedim(0, 1).flatten(1, 2) for tokens in arrived)
+    attention_map = None if regions is None else layer.attention_map(query, key, regions, group)
+    summed = None if attention_map is None else exchange.start_sum(attention_map)
+    attend = attention if layer.kernel in EXACT_KERNELS else layer.quantizing_attention
+    attended = attend(query, key, value, layer.kernel, bounds.unflatten(0, (group.size, -1))[group.rank])
+    out = project_shared(layer, attended.unflatten(1, (group.size, -1)).movedim(1, 0), exchange)
+    if summed is not None:
+        summed.wait()
+    return out, attention_map
+
+
+def project_shared(layer: "SelfAttention", attended: Tensor, exchange: HeadExchange) -> Tensor:
+    """Return heads [size, B, l, heads / size, width] to the processes of their tokens; [B, l, D]."""
+    exchange.send(ATTENDED, attended.__getitem__)
+    if type(layer.o) is not nn.Linear:
+        (parts,) = exchange.receive(ATTENDED)
+        heads = [attended[i] if i == exchange.rank else part for i, part in enumerate(parts)]
+        return layer.project(torch.cat(heads, dim=2), None)
+    # One matmul for each process's heads, so that the own one runs during the exchange.
+    weights = layer.o.weight.unflatten(1, (exchange.size, -1))
+    out = F.linear(attended[exchange.rank].flatten(2), weights[:, exchange.rank], layer.o.bias)
+    (parts,) = exchange.receive(ATTENDED)
+    for other in exchange.others:
+        out.flatten(0, 1).addmm_(parts[other].flatten(2).flatten(0, 1), weights[:, other].t())
+    return out
+
+
 class SelfAttention(nn.Module):
     """Attention among all tokens of a chunk, with queries and keys normed over the full width."""
 
@@ -94,6 +148,9 @@ class SelfAttention(nn.Module):
         # Set where the kernels passed their self-check; the second: those that write fp8.
         self.has_triton_kernels = self.has_fp8_kernels = False
         self.has_two_speaker_kernels = False
+        # Replaced where the blocks are compiled.
+        self.attend_shared: Callable[..., tuple[Tensor, Tensor | None]] = attend_shared
+        self.quantizing_attention: Callable[..., Tensor] = attention
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
         self.v = nn.Linear(config.dim, config.dim)
@@ -155,9 +212,7 @@ class SelfAttention(nn.Module):
         quantizes = self.kernel == "flash3_fp8" and regions is None and self.has_fp8_kernels
         query_bounds = bounds if quantizes else None
         if group.exchange is not None:
-            compiles = torch.compiler.is_compiling()
-            arguments = x, rotation, regions, bounds, query_bounds, group, compiles
-            return group.exchange.eagerly(self._attend_shared, *arguments)
+            return self.attend_shared(self, x, rotation, regions, bounds, query_bounds, group)
         value = self.split_heads(self.v(x))
         # The distance from a centre is at most twice as long as the vectors.
         key_bounds = 2 * self.split_heads(self.norm_k.output_bound()).amax(dim=1) if quantizes else None
@@ -188,48 +243,6 @@ class SelfAttention(nn.Module):
         first = group.first_tokens(key, regions.shape[1])[:, :, :own]
         use_triton = self.uses_two_speaker_kernels(query)
         return region_attention(query[:, :, :own], first, regions, use_triton) / counted
-
-    def _attend_shared(
-        self,
-        x: Tensor | QuantizedTokens,
-        rotation: Rotation,
-        regions: Tensor | None,
-        bounds: Tensor,
-        query_bounds: Tensor | None,
-        group: SequenceParallelGroup,
-        compiles: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend together with other processes, each of which passes its share of the tokens.
-
-        Only quantised attention is compiled, if the block is: the compiler reuses memory once a graph no
-        longer needs its contents, but here copies and other processes still do.
-        """
-        exchange = group.exchange
-        assert exchange
-        channels = len(bounds) * self.head_width // group.size
-
-        def value_for(rank: int) -> Tensor:
-            part = of_rows(self.v, slice(rank * channels, (rank + 1) * channels))
-            return part(x).unflatten(-1, (-1, self.head_width))
-
-        # The value comes last: its parts are computed one by one, so that the exchange of all but the own
-        # one overlaps with a matmul.
-        key = self.norm_and_rotate(self.k(x), self.norm_k, rotation, group)
-        exchange.send(KEY, key.__getitem__)
-        query = self.norm_and_rotate(self.q(x), self.norm_q, rotation, group, query_bounds)
-        exchange.send(QUERY, query.__getitem__)
-        exchange.send(VALUE, value_for)
-        # All tokens, ordered by process. Attention does not depend on the order: each carries its position.
-        arrived = exchange.receive(KEY, QUERY, VALUE)
-        key, query, value = (tokens.movedim(0, 1).flatten(1, 2) for tokens in arrived)
-        attention_map = None if regions is None else self.attention_map(query, key, regions, group)
-        summed = None if attention_map is None else exchange.start_sum(attention_map)
-        attend = exchange.compiled_attention if compiles and self.kernel not in EXACT_KERNELS else attention
-        attended = attend(query, key, value, self.kernel, bounds.unflatten(0, (group.size, -1))[group.rank])
-        out = exchange.project(self.o, attended.unflatten(1, (group.size, -1)).movedim(1, 0))
-        if summed is not None:
-            summed.wait()
-        return out, attention_map
 
 
 class CrossAttention(SelfAttention):

@@ -17,10 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from talkinghead_lab.models.kernels.attention import attention
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +30,6 @@ TRIAL = timedelta(seconds=60)
 TRIED_BYTES = 4096
 
 
-def _call(function: Callable[..., Any], *arguments: object) -> Any:
-    return function(*arguments)
-
-
 class HeadExchange(ABC):
     """Sends parts of tensors to the processes that share a forward pass, as seen from one of them."""
 
@@ -46,9 +39,6 @@ class HeadExchange(ABC):
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self.others = [(rank + step) % size for step in range(1, size)]
-        # Attention kernels with quantisation in plain PyTorch are compiled by themselves.
-        self.eagerly = torch.compiler.disable(_call)
-        self.compiled_attention = torch.compile(attention, dynamic=False)
 
     @abstractmethod
     def send(self, tensor: int, part_for: Callable[[int], Tensor]) -> None:
@@ -69,29 +59,6 @@ class HeadExchange(ABC):
     def start_sum(self, x: Tensor) -> Any:
         """Start summing a tensor over the processes, in place; `wait` of the result waits."""
         return dist.all_reduce(x, async_op=True)
-
-    def project(self, linear: nn.Module, attended: Tensor) -> Tensor:
-        """Return heads to the processes of their tokens and apply the output layer.
-
-        Args:
-            linear: D to D channels.
-            attended: [size, B, l, heads / size, width], tokens in rank order.
-
-        Returns:
-            [B, l, D].
-        """
-        self.send(ATTENDED, attended.__getitem__)
-        if type(linear) is not nn.Linear:
-            (parts,) = self.receive(ATTENDED)
-            heads = [attended[rank] if rank == self.rank else parts[rank] for rank in range(self.size)]
-            return linear(torch.cat(heads, dim=2).flatten(2))
-        # One matmul for each process's heads, so that the own one runs during the exchange.
-        weights = linear.weight.unflatten(1, (self.size, -1))
-        out = F.linear(attended[self.rank].flatten(2), weights[:, self.rank], linear.bias)
-        (parts,) = self.receive(ATTENDED)
-        for other in self.others:
-            out.flatten(0, 1).addmm_(parts[other].flatten(2).flatten(0, 1), weights[:, other].t())
-        return out
 
 
 class CollectiveExchange(HeadExchange):

@@ -17,13 +17,14 @@ from torch.fx import GraphModule
 
 from talkinghead_lab.foundation.process_wide import process_wide
 from talkinghead_lab.models.dit.audio_adapter import AudioProjection
-from talkinghead_lab.models.dit.blocks import Block, Head, KeysValues, linear_float32
+from talkinghead_lab.models.dit.blocks import Block, Head, KeysValues, attend_shared, linear_float32
 from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.attention import (
     EXACT_KERNELS,
     KERNELS,
     Rotation,
+    attention,
     choose_attention,
     grid_angles,
     kernel_status,
@@ -201,6 +202,12 @@ class DiT(nn.Module):
         PyTorch compiles `forward` and leaves the call around it as it is, so hooks run outside the graph.
         Compiled code is cached on disk (`TORCHINDUCTOR_CACHE_DIR`), where later processes find it.
         """
+        # The compiler reuses memory once a graph no longer needs its contents, but in shared attention copies
+        # and other processes still do. Of that, only attention that quantises is compiled.
+        shared = torch.compiler.disable(attend_shared)
+        quantizing = torch.compile(attention, dynamic=False, backend=inductor_without_tf32_hint)
+        for block in self.blocks:
+            block.self_attn.attend_shared, block.self_attn.quantizing_attention = shared, quantizing
         for module in (*self.blocks, self.head):
             module.compile(dynamic=False, backend=inductor_without_tf32_hint)
         self.add_update = torch.compile(

@@ -163,7 +163,7 @@ def _flash3_fp8(
         scale = (query_scale * key_scale / math.sqrt(query.shape[-1]))[..., None, None]
         query, key, value = (x.float().transpose(1, 2) for x in (query, key, value))
         out = _fp8_weighted((query @ key.mT) * scale, value)
-        return (out.transpose(1, 2) * value_scale[:, None, :, None]).to(torch.bfloat16)
+        return (out.transpose(1, 2) * value_scale[:, None, :, None]).to(torch.bfloat16).contiguous()
     from fa3_fwd_interface import flash_attn_func
 
     scales = {"q_descale": query_scale, "k_descale": key_scale, "v_descale": value_scale}
@@ -175,7 +175,8 @@ def _triton(query: Tensor, key: Tensor, value: Tensor, weights: torch.dtype) -> 
     """Attention with weights and values of an 8-bit type, quantising included."""
     factor = math.log2(math.e) / math.sqrt(query.shape[-1])
     if query.device.type == "cpu":
-        return _emulated(query.float(), key.float(), value.float(), weights, factor).to(query.dtype)
+        out = _emulated(query.float(), key.float(), value.float(), weights, factor)
+        return out.to(query.dtype).contiguous()
     from talkinghead_lab.models.kernels import triton_attention, triton_quantize
 
     query, key, value = (x.contiguous() for x in (query, key, value))

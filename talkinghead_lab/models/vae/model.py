@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
+from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
 from talkinghead_lab.models.vae.concurrent_frames import LARGEST_FRAME, decode_concurrently
 from talkinghead_lab.models.vae.frame_by_frame import FrameStream, depth_first
@@ -28,6 +29,7 @@ from talkinghead_lab.models.vae.layers import (
     ResidualBlock,
     Upsample,
 )
+from talkinghead_lab.models.vae.shared_decoding import decode_together
 
 RELEASED_FILE = "Wan2.1_VAE.pth"
 
@@ -211,6 +213,8 @@ class VAE(nn.Module):
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
+        # With several processes, all must decode the same latents.
+        self.group = SequenceParallelGroup()
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> "VAE":
         """Convert only the weights that decode; returns this autoencoder."""
@@ -303,8 +307,11 @@ class VAE(nn.Module):
         state: CausalState = {}
         latent = self.denormalise(latent.to(self.conv2.weight.device)).to(self.conv2.weight.dtype)
         pieces = latent.split(_at_least_one(latents_per_piece), dim=2)
-        if latents_per_piece == 1 and self._decodes_concurrently(latent):
-            decoded = decode_concurrently([self.conv2, *self.decoder.layers()], pieces, state)
+        layers = [self.conv2, *self.decoder.layers()]
+        if latents_per_piece == 1 and self.group.size > 1:
+            decoded = decode_together(layers, pieces, state, self.group)
+        elif latents_per_piece == 1 and self._decodes_concurrently(latent):
+            decoded = decode_concurrently(layers, pieces, state)
         else:
             decoded = (self.decoder(self.conv2(piece, state), state) for piece in pieces)
         for frames in decoded:
