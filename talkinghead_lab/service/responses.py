@@ -11,6 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from talkinghead_lab.service.problems import MEDIA_TYPE, Problem
 
 ROUTED_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# Of starlette's TrustedHostMiddleware.
+CLEARER = {
+    "Invalid host header": "The request names a host that is not allowed. Set ALLOWED_HOSTS on the service."
+}
 EMPTY: Message = {"type": "http.response.body", "body": b""}
 BYTES = re.compile(rb"\s*bytes\s*=.*", re.IGNORECASE | re.DOTALL)
 
@@ -87,7 +91,8 @@ def _problems_for_text(send: Send) -> Send:
         else:
             error.detail += message.get("body", b"").decode(errors="replace")
             if not message.get("more_body"):
-                error.detail = (error.detail or HTTPStatus(error.status).phrase).rstrip(".") + "."
+                text = error.detail or HTTPStatus(error.status).phrase
+                error.detail = CLEARER.get(text, text.rstrip(".") + ".")
                 response = problem_response(error)
                 start = {
                     "type": "http.response.start",

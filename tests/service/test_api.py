@@ -207,6 +207,9 @@ def test_prometheus_metrics(server):
     frames = families["talkinghead_frames"].samples[0].value
     assert finished >= 1
     assert frames >= 12
+    first = families["talkinghead_first_frame_seconds"].samples
+    assert [sample.value for sample in first if sample.name.endswith("_count")] == [finished]
+    assert families["talkinghead_healthy"].samples[0].value == 1
     assert families["talkinghead_model_loaded"].samples[0].value == 1
     assert families["talkinghead_jobs_running"].samples[0].value == 0
     posts = {"method": "POST", "path": "/api/generate-video", "status": "200"}

@@ -170,7 +170,9 @@ def test_further_hosts_can_be_allowed(launch):
     for host in ("infinitetalk-api:8200", "video.example.com"):
         headers = {"Host": host, "Origin": "https://video.example.com"}
         assert server.client.get("/api/jobs", headers=headers).status_code == 200
-    assert_problem(server.client.get("/api/jobs", headers={"Host": "example.org"}), 400)
+    refused = server.client.get("/api/jobs", headers={"Host": "example.org"})
+    assert_problem(refused, 400)
+    assert "ALLOWED_HOSTS" in refused.json()["detail"]
     assert_problem(server.client.get("/api/jobs", headers={"Origin": "http://example.org"}), 403)
 
 
