@@ -51,7 +51,7 @@ def serve() -> None:
     log_to_stderr(settings.log_format, [token])
     app = create_app(settings)
     service = app.state.service
-    watch(service.trouble, service.jobs.give_up)
+    watch(service.trouble, service.jobs.give_up, resumed=service.resumed)
     limits = ConnectionLimits(settings.body_seconds, max_connections())
     server = make_server(app, settings.host, settings.port, limits, service.jobs.begin_to_close)
     with suppress(KeyboardInterrupt):  # raised again after the shutdown

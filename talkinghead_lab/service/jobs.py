@@ -68,6 +68,7 @@ class JobQueue:
         self._work, self._idle, self._ended = work, idle, ended
         self._length, self._idle_seconds, self._stuck_seconds = length, idle_seconds, stuck_seconds
         self._busy_since: float | None = None  # monotonic clock; None: the thread waits for a job
+        self._resumed = 0.0
         self._waiting: deque[QueuedJob] = deque()
         self._known: OrderedDict[str, QueuedJob] = OrderedDict()
         self._running: QueuedJob | None = None
@@ -185,6 +186,10 @@ class JobQueue:
         with self._changed:
             return len(self._waiting), int(self._running is not None)
 
+    def resumed(self) -> None:
+        """Count time without progress anew, because the process was paused."""
+        self._resumed = time.monotonic()
+
     def trouble(self) -> str | None:
         """Why jobs are no longer served; None: they are."""
         if self._closed or self._thread.ident is None:
@@ -195,7 +200,7 @@ class JobQueue:
             since, running = self._busy_since, self._running
         if since is None:
             return None
-        silent = time.monotonic() - max(since, running.heard if running else 0.0)
+        silent = time.monotonic() - max(since, self._resumed, running.heard if running else 0.0)
         if silent <= self._stuck_seconds:
             return None
         return f"there has been no progress for {self._stuck_seconds:g} seconds"

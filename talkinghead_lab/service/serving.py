@@ -40,6 +40,7 @@ class Service:
         )
         # One request is checked at a time: with the running job, at most two processes decode.
         self._checks = ThreadPoolExecutor(1, "checks")
+        self._resumed = 0.0
         self._checked_since: float | None = None  # monotonic clock; None: no request is being checked
         self.metrics.watch(self.jobs, lambda: self.generator.model_loaded, self.trouble)
 
@@ -48,10 +49,15 @@ class Service:
         self.jobs.start()
         self._checks.submit(self.generator.prepare)
 
+    def resumed(self) -> None:
+        """Count time without progress anew, because the process was paused."""
+        self._resumed = time.monotonic()
+        self.jobs.resumed()
+
     def trouble(self) -> str | None:
         """Why requests are no longer served; None: they are."""
         since = self._checked_since
-        if since is not None and time.monotonic() - since > self.settings.stuck_seconds:
+        if since is not None and time.monotonic() - max(since, self._resumed) > self.settings.stuck_seconds:
             return f"a request has been checked for more than {self.settings.stuck_seconds:g} seconds"
         return self.jobs.trouble()
 

@@ -1,5 +1,6 @@
 """The job queue: order, bounds, stopping, and a thread that survives the errors of its jobs."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -224,3 +225,25 @@ def test_the_watchdog_gives_up_and_ends_the_process():
     done = subprocess.run([sys.executable, "-uc", script], capture_output=True, text=True, timeout=20)
     assert done.returncode == EXIT_STATUS != 0
     assert (done.stdout, done.stderr) == ("given up\n", "the process ends, to be restarted stuck\n")
+
+
+def test_a_pause_of_the_whole_process_is_no_trouble():
+    """The process is stopped for longer than a job may be silent, as `docker pause` does."""
+    script = (
+        "import time; from talkinghead_lab.service import watchdog\n"
+        "from talkinghead_lab.service.jobs import JobQueue, QueuedJob\n"
+        "watchdog.PAUSE_SECONDS = 0.5\n"
+        "jobs = JobQueue(lambda job: time.sleep(30), lambda: None, lambda *given: None, 3, 60, 3)\n"
+        "jobs.start(); jobs.submit(QueuedJob(id='a', params=None))\n"
+        "watchdog.watch(jobs.trouble, jobs.give_up, 0.1, 0.1, lambda: (jobs.resumed(), print('resumed')))\n"
+        "print('ready'); time.sleep(30)"
+    )
+    process = subprocess.Popen([sys.executable, "-uc", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    assert process.stdout.readline() == "resumed\n"
+    resumed = time.monotonic()
+    assert process.wait(20) == EXIT_STATUS, "it is stuck all the same"
+    assert time.monotonic() - resumed > 2
