@@ -108,7 +108,10 @@ def test_generate_shows_inputs_video_and_record(working_directory, tmp_path):
     shown = outputs(executed)
     for figure in ("inputs-figure", "frames-figure"):
         assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 1000
-    assert "<video" in data(shown["video"], "text/html")
+    texts = [
+        output["data"]["text/html"] for output in shown["video"] if "text/html" in output.get("data", {})
+    ]
+    assert ["<video" in text for text in texts] == [False, True], "the growing video is cleared"
     record = json.loads(shown["record-text"][0]["text"])
     assert record["request"]["seed"] == 7
     assert shown["verification"][0]["text"].splitlines()[0] == "identical"

@@ -1,14 +1,17 @@
 """Figures and tables of a run: its inputs and its video."""
 
+import base64
 import html
 import io
 import math
+import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import matplotlib
 import numpy as np
-from IPython.display import HTML
+from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -24,6 +27,7 @@ from talkinghead_lab.media.resampled_track import to_mono
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import FramedPicture, frame_picture
 from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.runs.history import growing_video
 from talkinghead_lab.sampling.chunks import plan_chunks
 
 INK = "#1f2933"
@@ -49,6 +53,41 @@ class NotebookFigure(Figure):
         self.savefig(picture, format="png", dpi=2 * SCREEN_DPI)
         width, height = (round(SCREEN_DPI * inches) for inches in self.get_size_inches())
         return picture.getvalue(), {"width": width, "height": height}
+
+
+class GrowingPlayer:
+    """Plays a run's video in a notebook while it is made: a context manager that shows nothing afterwards.
+
+    Call it with the run's folder whenever the video has grown, as `generate(on_growth=...)` does. Playback
+    goes on where it was.
+    """
+
+    def __init__(self) -> None:
+        self._place = f"growing-{secrets.token_hex(4)}"
+        self._shown: Any = None
+
+    def __enter__(self) -> Self:
+        """Take a place among the outputs of the cell."""
+        self._shown = display(HTML(""), display_id=self._place)  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Clear it, so that the notebook does not keep the video twice."""
+        self._update("")
+
+    def __call__(self, folder: Path) -> None:
+        """Show what is finished of the run in a folder."""
+        content = growing_video(folder)
+        if content is not None:
+            data, time = base64.b64encode(content).decode(), f"window['{self._place}']"
+            self._update(
+                f'<video controls autoplay src="data:video/mp4;base64,{data}" ontimeupdate="{time} = '
+                f'this.currentTime" onloadedmetadata="this.currentTime = {time} || 0"></video>'
+            )
+
+    def _update(self, text: str) -> None:
+        if self._shown is not None:  # None: not in a notebook
+            self._shown.update(HTML(text))  # type: ignore[no-untyped-call]
 
 
 def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:

@@ -6,6 +6,7 @@ appended when complete. The packets are those of the finished chunks, so nothing
 
 import io
 import time
+from collections import deque
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,7 @@ LATER = {
     "use_editlist": "0",
     "avoid_negative_ts": "disabled",
 }
+PLAIN = {"fflags": "+bitexact"}
 
 
 class GrowingVideo:
@@ -161,5 +163,48 @@ class GrowingVideo:
         return content.getvalue()
 
 
+def plain_copy(path: Path, largest: int) -> bytes:
+    """What a growing video holds, as an mp4 whose index tells its length.
+
+    Args:
+        path: a file of `GrowingVideo`.
+        largest: bytes of packets; of a longer video the newest part, from a key frame on.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    packets: deque[Packet[Any]] = deque()
+    starts: deque[Packet[Any]] = deque()  # key frames among them
+    content, size = io.BytesIO(), 0
+    with open_video(path) as (source, picture), av.open(content, "w", format="mp4", options=PLAIN) as copy:
+        streams = {
+            stream.index: copy.add_stream_from_template(stream)
+            for stream in (picture, source.streams.audio[0])
+        }
+        for packet in source.demux(list(source.streams)):
+            if packet.dts is None:  # the end of the stream
+                continue
+            packets.append(packet)
+            size += packet.size
+            if packet.stream is picture and packet.is_keyframe:
+                starts.append(packet)
+            while size > largest and len(starts) > 1:
+                starts.popleft()
+                while packets[0] is not starts[0]:
+                    size -= packets.popleft().size
+        begun = _seconds(packets[0]) if packets else Fraction(0)
+        for packet in packets:
+            if not begun or _seconds(packet) >= begun:  # sound may come a little late
+                shift = round(begun / packet.time_base)
+                packet.pts, packet.dts = cast(int, packet.pts) - shift, cast(int, packet.dts) - shift
+                packet.stream = streams[packet.stream.index]
+                copy.mux(packet)
+    return content.getvalue()
+
+
+def _seconds(packet: "Packet[Any]") -> Fraction:
+    return cast(int, packet.pts) * packet.time_base
+
+
 def _frame_number(packet: "Packet[Any]") -> int:
-    return round(cast(int, packet.pts) * packet.time_base * FRAMES_PER_SECOND)
+    return round(_seconds(packet) * FRAMES_PER_SECOND)

@@ -183,15 +183,6 @@ def read_inputs(
     return replace(inputs, framing=picture.framing, warnings=inputs.warnings + picture.warnings)
 
 
-def read_soundtrack(request: GenerationParams) -> audio.Wave:
-    """Read only the sound track of a request's video, [channels, samples] at 48 kHz; errors as above."""
-    first = audio.read_soundtrack(local_file(request.audio_path), request.audio_track, request.audio_start)
-    if request.second_audio_path is None:
-        return first
-    second = audio.read_soundtrack(local_file(request.second_audio_path))
-    return audio.mix_soundtracks(first, second, request.audio_mix)
-
-
 def load_settings(request: GenerationParams) -> LoadSettings:
     """Decide how the networks of a request are loaded on this machine; errors as for `resolve`."""
     device, files = pick_device(request.device), checkpoint_files(request)

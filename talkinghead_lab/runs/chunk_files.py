@@ -21,6 +21,7 @@ from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.foundation.files import atomic_path, remove_file
 from talkinghead_lab.media import video
+from talkinghead_lab.media.growing_video import GrowingVideo
 from talkinghead_lab.media.pixels import to_uint8
 from talkinghead_lab.pipeline.chunk_generator import GeneratedChunk
 from talkinghead_lab.sampling.chunks import Chunk
@@ -37,7 +38,7 @@ class Abandoned(Exception):
 
 
 @dataclass
-class GrowingChunk:
+class ArrivingChunk:
     """A chunk that is saved while it is generated.
 
     Args:
@@ -109,22 +110,23 @@ class ChunkFiles:
             self._remove(chunk)
         return len(self._facts)
 
-    def save(self, growing: "GrowingChunk", on_packets: video.OnPackets) -> None:
+    def save(self, arriving: "ArrivingChunk", growing: GrowingVideo) -> None:
         """Save the next chunk while its frames arrive.
 
         Args:
-            growing: the chunk; this waits for its frames, and until it is complete.
-            on_packets: see `write_video`.
+            arriving: the chunk; this waits for its frames, and until it is complete.
+            growing: the video that can be played meanwhile.
 
         Raises:
             OutputError: no space is left; earlier chunks stay.
             Abandoned: its generation ended early; nothing is left of it.
         """
-        chunk, frames_digest = growing.chunk, hashlib.sha256()
+        chunk, frames_digest = arriving.chunk, hashlib.sha256()
         self._remove(chunk)
-        frames = _hashed(growing.frames(), frames_digest)
-        video.write_video(self.picture(chunk), frames, None, chunk.new, {}, on_packets)
-        generated, seconds = growing.generated.result()
+        frames = _hashed(arriving.frames(), frames_digest)
+        video.write_video(self.picture(chunk), frames, None, chunk.new, {}, growing.add)
+        growing.end_chunk()
+        generated, seconds = arriving.generated.result()
         last_frames = generated.frames[:, -self.overlap :].contiguous()
         facts = {
             "frames_sha256": frames_digest.hexdigest(),

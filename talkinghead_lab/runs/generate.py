@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ LARGEST_INLINE_VIDEO = 50_000_000  # bytes; beyond it a notebook shows the conta
 
 
 OnProgress = Callable[[Progress], bool | None]
+OnGrowth = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def generate(
     pipeline: Pipeline | None = None,
     encoder_cache: EncodingStore = no_cache,
     on_progress: OnProgress | None = None,
+    on_growth: OnGrowth | None = None,
     show_progress: bool = True,
 ) -> GenerationResult:
     """Generate the video that a request describes. Its warnings are logged before the networks are loaded.
@@ -130,6 +133,7 @@ def generate(
             precision, attention and device; None: loaded for this run.
         encoder_cache: stores encodings; see `encoder_cache`.
         on_progress: called after every step. An exception from it ends the run; False stops it cleanly.
+        on_growth: called with the run's folder while there is more to come, after chunks were saved.
         show_progress: draw a progress bar, in a notebook or on stderr.
 
     Raises:
@@ -164,7 +168,9 @@ def generate(
         with GrowingVideo(run.growing_video, inputs.soundtrack, resolved.frames) as growing:
             for chunk in resolved.chunks[: start.finished]:
                 growing.append(run.chunks.picture(chunk))
-            _make_chunks(run.chunks, growing, generator, start, on_progress, show_progress)
+            on_saved = partial(on_growth, run.path) if on_growth else lambda: None
+            with ChunkWriter(run.chunks, growing, on_saved) as writer:
+                _make_chunks(writer, generator, start, on_progress, show_progress)
             growing.finish()
         if growing.first_written and not start.finished:
             clock.record_first_frame(growing.first_written)
@@ -198,8 +204,7 @@ class ResumePoint:
 
 
 def _make_chunks(
-    files: ChunkFiles,
-    growing: GrowingVideo,
+    writer: ChunkWriter,
     generator: ChunkGenerator,
     start: ResumePoint,
     on_progress: OnProgress | None,
@@ -209,10 +214,7 @@ def _make_chunks(
     chunks, steps = generator.resolved.chunks, generator.resolved.sampling.steps
     overlap, previous = generator.resolved.request.motion_frame, start.last_frames
     generator.fp16_overflowed = start.fp16_overflowed
-    with (
-        tqdm(total=len(chunks) * steps, unit="step", disable=not show_progress, leave=False) as bar,
-        ChunkWriter(files, growing) as writer,
-    ):
+    with tqdm(total=len(chunks) * steps, unit="step", disable=not show_progress, leave=False) as bar:
         bar.update(start.finished * steps)
         for chunk in chunks[start.finished :]:
             on_step = _StepReport(chunk, len(chunks), steps, bar, on_progress, writer)

@@ -1,6 +1,5 @@
 """Runs that lie on disk: found again, shown while they grow, and compared."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +12,14 @@ from PIL import Image
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import video
+from talkinghead_lab.media.growing_video import plain_copy
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.request import read_soundtrack
 from talkinghead_lab.runs.folder import CHUNK_FILE, CHUNKS, RECORD, REQUEST, read_record
 from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.runs.jobs import GROWING
 
-LARGEST_PREVIEW = 10_000_000  # bytes of chunks that are shown while a run is under way
+LARGEST_PREVIEW = 10_000_000  # bytes of a video that is shown while a run is under way
 
 
 @dataclass(frozen=True)
@@ -102,23 +102,19 @@ def _run_in(folder: Path, params: GenerationParams, begun: datetime) -> PastRun:
     return run
 
 
-def growing_video(params: GenerationParams, parts: Sequence[Path]) -> bytes:
-    """The finished chunks of a run as one mp4 with their sound; of a long run only the newest.
+def growing_video(folder: Path) -> bytes | None:
+    """What is finished of an unfinished run's video, with its sound; of a long one the newest part.
+
+    None: there are no frames yet.
 
     Raises:
-        MediaError: a part or the recording cannot be read.
+        MediaError: it cannot be read.
     """
-    shown = len(parts)
-    size = 0
-    while shown and (size := size + parts[shown - 1].stat().st_size) <= LARGEST_PREVIEW:
-        shown -= 1
-    shown = min(shown, len(parts) - 1)
-    before = sum(video.probe(part).frame_count for part in parts[:shown])
-    start = before * video.SAMPLES_PER_FRAME
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "growing.mp4"
-        video.join_videos(path, parts[shown:], read_soundtrack(params)[:, start:], {})
-        return path.read_bytes()
+    path = folder / GROWING
+    linked = path.is_symlink() or path.parent.is_symlink()  # it could name any file
+    if linked or not path.is_file() or not path.stat().st_size:
+        return None
+    return plain_copy(path, LARGEST_PREVIEW)
 
 
 def thumbnail(run: PastRun) -> Image.Image:

@@ -18,7 +18,7 @@ from talkinghead_lab.runs.history import PastRun, parts_in
 from talkinghead_lab.widgets.gallery import Gallery, comparison_html
 from talkinghead_lab.widgets.jobs import GenerationThread, PanelJob, status_html
 from talkinghead_lab.widgets.parameter_files import free_name, presets, save_request
-from talkinghead_lab.widgets.player import Clip, Player, clip_of_finished_chunks, clip_of_run
+from talkinghead_lab.widgets.player import Clip, Player, clip_of_growing_video, clip_of_run
 from talkinghead_lab.widgets.request_form import RequestForm
 
 REFRESH_SECONDS = 0.3
@@ -184,13 +184,15 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self.form.load(self.form.loaded)
 
     def _show_finished_chunks(self, job: PanelJob) -> None:
-        """Show the run up to its newest finished chunk."""
-        parts = parts_in(job.folder)
-        if job.is_done or len(parts) <= self._parts_shown:
+        """Show the run up to its newest finished chunk, or its first frames."""
+        finished = len(parts_in(job.folder))
+        if job.is_done or (self._running_clips and finished <= self._parts_shown):
             return
         with self._errors_shown():
-            self._running_clips = [clip_of_finished_chunks(job.folder, job.params, parts)]
-            self._parts_shown = len(parts)
+            clip = clip_of_growing_video(job.folder, job.params, finished)
+            if clip is None:
+                return
+            self._running_clips, self._parts_shown = [clip], finished
             self.gallery.refresh(self._running_folder)
             self._show()
 

@@ -1,6 +1,5 @@
 """A player for several videos side by side: synchronised, with the sound of one of them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -50,12 +49,14 @@ def clip_of_run(run: PastRun) -> Clip:
     return Clip(key=str(run.folder), title=title, note=note, kind=kind, content=read_own_file(path))
 
 
-def clip_of_finished_chunks(folder: Path, params: GenerationParams, parts: Sequence[Path]) -> Clip:
-    """The finished chunks of an unfinished run.
+def clip_of_growing_video(folder: Path, params: GenerationParams, finished: int) -> Clip | None:
+    """The video of an unfinished run with some finished chunks; None: there are no frames yet.
 
     Raises:
-        MediaError: a chunk or the recording cannot be read.
+        MediaError: it cannot be read.
     """
-    title = f"under way: {chunks(len(parts))}"
-    content = growing_video(params, parts)
+    content = growing_video(folder)
+    if content is None:
+        return None
+    title = f"under way: {chunks(finished) if finished else 'first frames'}"
     return Clip(key=str(folder), title=title, note=in_a_line(params), kind="video/mp4", content=content)

@@ -1,10 +1,15 @@
 """Figures of a run show its actual pixels, samples and chunk borders."""
 
+import base64
+
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 
 from talkinghead_lab.figures import runs
-from talkinghead_lab.media.video import write_video
+from talkinghead_lab.media.growing_video import GrowingVideo
+from talkinghead_lab.media.video import probe, write_video
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import GenerationResult
 
@@ -95,3 +100,30 @@ def test_tables_escape_html_and_mark_missing_values():
     assert ">—<" in shown
     assert shown.count("<tr>") == 3
     assert runs.table({"torch": "2"}).data.count("<tr>") == 2
+
+
+def test_a_notebook_plays_the_video_while_it_grows_and_does_not_keep_it(tmp_path):
+    path = tmp_path / "chunks" / "growing.mp4"
+    path.parent.mkdir()
+    block, sound = np.zeros((9, 32, 32, 3), np.uint8), np.zeros((1, 48_000), np.float32)
+    InteractiveShell.instance()
+    try:
+        with (
+            capture_output() as captured,
+            runs.GrowingPlayer() as player,
+            GrowingVideo(path, sound, 18) as growing,
+        ):
+            player(tmp_path)
+            for number in range(2):
+                write_video(tmp_path / f"{number}.mp4", [block], None, 9, {}, growing.add)
+                growing.end_chunk()
+                player(tmp_path)
+    finally:
+        InteractiveShell.clear_instance()
+    texts = [output.data["text/html"] for output in captured.outputs]
+    assert [text[:6] for text in texts] == ["", "<video", "<video", ""], "nothing before the first frames"
+    lengths = []
+    for text in texts[1:3]:
+        (tmp_path / "shown.mp4").write_bytes(base64.b64decode(text.partition("base64,")[2].partition('"')[0]))
+        lengths.append(probe(tmp_path / "shown.mp4").frame_count)
+    assert lengths == [9, 18]

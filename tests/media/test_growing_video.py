@@ -8,8 +8,8 @@ import pytest
 
 from talkinghead_lab.errors import OutputError
 from talkinghead_lab.media.audio import SOUNDTRACK_RATE, read_soundtrack
-from talkinghead_lab.media.growing_video import GrowingVideo
-from talkinghead_lab.media.video import join_videos, read_frames, write_video
+from talkinghead_lab.media.growing_video import GrowingVideo, plain_copy
+from talkinghead_lab.media.video import join_videos, probe, read_frames, write_video
 
 SIZE = 48, 64
 
@@ -82,6 +82,26 @@ def test_it_can_be_played_at_any_moment(tmp_path):
         heard = read_soundtrack(path).shape[1] / SOUNDTRACK_RATE
     assert counts == [10, 20, 30, 40, 50, 60, 70, 81, 91, 101]
     assert heard == pytest.approx(121 / 25, abs=0.05)
+
+
+def test_its_copy_has_an_index_and_of_a_long_video_the_newest_part(tmp_path):
+    path, copy, sound = tmp_path / "growing.mp4", tmp_path / "copy.mp4", tone(121 / 25)
+    with GrowingVideo(path, sound, 121) as growing:
+        for number, count in enumerate((81, 40)):
+            write_video(tmp_path / f"{number}.mp4", blocks(count, number), None, count, {}, growing.add)
+            growing.end_chunk()
+        copy.write_bytes(plain_copy(path, 10**9))
+        assert (probe(copy).frame_count, probe(copy).duration_seconds) == (121, 121 / 25)
+        assert np.array_equal(decoded(copy), decoded(path))
+        heard = read_soundtrack(path)
+        assert np.array_equal(read_soundtrack(copy), heard)
+        # Key frames: the first, one after 50 frames, and the first of the second chunk.
+        for largest, frames in ((path.stat().st_size * 8 // 10, 71), (0, 40)):
+            copy.write_bytes(plain_copy(path, largest))
+            assert np.array_equal(decoded(copy), decoded(path)[-frames:])
+            newest = read_soundtrack(copy)[0]
+            assert len(newest) == pytest.approx(heard.shape[1] - (121 - frames) * 1920, abs=1024)
+            assert np.abs(np.fft.rfft(newest[4800:28800])).argmax() == 220, "440 Hz, half a second"
 
 
 def test_readers_of_an_older_file_are_not_disturbed(tmp_path):

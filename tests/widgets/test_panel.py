@@ -160,9 +160,11 @@ def test_a_long_run_shows_only_its_newest_chunks(panel_for, monkeypatch, tmp_pat
     panel.stop()
     panel.wait()
     (run,) = panel.runs
-    monkeypatch.setattr("talkinghead_lab.runs.history.LARGEST_PREVIEW", 0)
     seen = tmp_path / "seen.mp4"
-    seen.write_bytes(growing_video(run.params, run.parts))
+    seen.write_bytes(growing_video(run.folder))
+    assert probe(seen).frame_count == sum(probe(part).frame_count for part in run.parts)
+    monkeypatch.setattr("talkinghead_lab.runs.history.LARGEST_PREVIEW", 0)
+    seen.write_bytes(growing_video(run.folder))
     assert probe(seen).frame_count == probe(run.parts[-1]).frame_count
 
 
