@@ -5,6 +5,7 @@ appended when complete. The packets are those of the finished chunks, so nothing
 """
 
 import io
+import struct
 import time
 from collections import deque
 from fractions import Fraction
@@ -37,6 +38,8 @@ LATER = {
     "avoid_negative_ts": "disabled",
 }
 PLAIN = {"fflags": "+bitexact"}
+# Chromium plays what it has received of a file in whole blocks of this size only.
+BLOCK_BYTES = 32 * 1024
 
 
 class GrowingVideo:
@@ -67,7 +70,7 @@ class GrowingVideo:
         self._ahead = [0, 0]  # ticks by which decoding starts ahead of presentation: pictures, sound
         self._added = self._chunk_start = 0  # pictures; of all chunks, and before the current one
         self._sounded = 0  # video frames whose sound was encoded
-        self._fragments = 0
+        self._fragments = self._size = 0
         self._pictures: list[Packet[Any]] = []
         self._heard: list[Packet[Any]] = []
 
@@ -115,6 +118,7 @@ class GrowingVideo:
     def end_chunk(self) -> None:
         """Write the rest of the chunk, so that all of it can be played."""
         self._write_fragment()
+        self._append(_padding(self._size))
         self._chunk_start = self._added
 
     def append(self, part: Path) -> None:
@@ -136,12 +140,18 @@ class GrowingVideo:
         content = self._muxed()
         if self._fragments:
             content = content[content.index(b"moof") - 4 :]
-        with output_errors("the growing video cannot be written", self.path):
-            self._file.write(content)
+        else:
+            content += _padding(len(content))
+        self._append(content)
         self._pictures, self._heard = [], []
         self._fragments += 1
         if self.first_written is None:
             self.first_written = time.perf_counter()
+
+    def _append(self, content: bytes) -> None:
+        with output_errors("the growing video cannot be written", self.path):
+            self._file.write(content)
+        self._size += len(content)
 
     def _muxed(self) -> bytes:
         """An mp4 of the waiting packets alone."""
@@ -161,6 +171,14 @@ class GrowingVideo:
                         packet.dts = cast(int, packet.dts) + self._ahead[number]
                     container.mux(packet)
         return content.getvalue()
+
+
+def _padding(size: int) -> bytes:
+    """An empty box, with which a file of some bytes ends with a block."""
+    if not size % BLOCK_BYTES:
+        return b""
+    content = bytes(-(size + 8) % BLOCK_BYTES)
+    return struct.pack(">I4s", 8 + len(content), b"free") + content
 
 
 def plain_copy(path: Path, largest: int) -> bytes:

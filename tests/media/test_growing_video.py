@@ -8,7 +8,7 @@ import pytest
 
 from talkinghead_lab.errors import OutputError
 from talkinghead_lab.media.audio import SOUNDTRACK_RATE, read_soundtrack
-from talkinghead_lab.media.growing_video import GrowingVideo, plain_copy
+from talkinghead_lab.media.growing_video import BLOCK_BYTES, GrowingVideo, plain_copy
 from talkinghead_lab.media.video import join_videos, probe, read_frames, write_video
 
 SIZE = 48, 64
@@ -67,6 +67,7 @@ def test_it_can_be_played_at_any_moment(tmp_path):
         for block in blocks(count, seed):
             yield block
             if path.stat().st_size > sum(sizes[-1:]):
+                assert sizes or path.stat().st_size % BLOCK_BYTES == 0
                 sizes.append(path.stat().st_size)
                 counts.append(len(decoded(path)))
 
@@ -76,6 +77,7 @@ def test_it_can_be_played_at_any_moment(tmp_path):
         assert growing.first_written is not None
         growing.end_chunk()
         assert len(decoded(path)) == 81
+        assert path.stat().st_size % BLOCK_BYTES == 0
         write_video(tmp_path / "1.mp4", watched(40, 1), None, 40, {}, growing.add)
         growing.end_chunk()
         assert len(decoded(path)) == 121
@@ -96,7 +98,7 @@ def test_its_copy_has_an_index_and_of_a_long_video_the_newest_part(tmp_path):
         heard = read_soundtrack(path)
         assert np.array_equal(read_soundtrack(copy), heard)
         # Key frames: the first, one after 50 frames, and the first of the second chunk.
-        for largest, frames in ((path.stat().st_size * 8 // 10, 71), (0, 40)):
+        for largest, frames in ((copy.stat().st_size * 8 // 10, 71), (0, 40)):
             copy.write_bytes(plain_copy(path, largest))
             assert np.array_equal(decoded(copy), decoded(path)[-frames:])
             newest = read_soundtrack(copy)[0]
