@@ -7,15 +7,16 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from talkinghead_lab.errors import MediaError
+from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.foundation.devices import pick_device
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
@@ -56,6 +57,7 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
         params = share.broadcast(with_drawn_seed(params, run_dir))
         pipeline = Pipeline.load(params, encodes=share.rank == 0)
         pipeline.dit.group = pipeline.vae.group = share
+        _check_queries(pipeline.dit.kernels(), share)
         result = None
         if share.rank == 0:
             result = generate(params, run_dir, pipeline=pipeline)
@@ -64,6 +66,23 @@ def generate_in_parallel(params: GenerationParams, run_dir: Path | None) -> Gene
             _follow(params, pipeline)
         dist.barrier()  # the first still judges the video
     return result
+
+
+def _check_queries(kernels: Mapping[str, Any], share: SequenceParallelGroup) -> None:
+    """Check that all processes exchange queries of one type; GPUs of two kinds may run different kernels.
+
+    Raises:
+        InvalidRequest: they do not.
+    """
+    attention, first = kernels["self_attention"], share.broadcast(kernels)
+    if any(kernels[name] != first[name] for name in ("self_attention", "fused_fp8_layers")) and (
+        "flash3_fp8" in (attention, first["self_attention"])
+    ):
+        raise InvalidRequest(
+            "the GPUs of the run cannot exchange queries, because only some quantise them",
+            received=f"attention {attention} on GPU {share.rank}, {first['self_attention']} on the first",
+            remedy="Set `attention: auto`, or use GPUs of one kind.",
+        )
 
 
 def _follow(params: GenerationParams, pipeline: Pipeline) -> None:

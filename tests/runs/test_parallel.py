@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import multiprocessing
 
 from talkinghead_lab.bench.forwards import relative_error
 from talkinghead_lab.bench.sizes import random_conditions
-from talkinghead_lab.errors import Stopped
+from talkinghead_lab.errors import InvalidRequest, Stopped
 from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.media.video import read_frames
 from talkinghead_lab.models.dit.model import DiT
@@ -155,6 +156,47 @@ def test_a_signal_ends_a_process_that_waits_for_another():
     status = process.exitcode
     process.kill()
     assert status == -signal.SIGTERM
+
+
+def fail_and_wait_in_c(started: Connection) -> None:
+    """Fail, then wait for ever as a library that waits for the GPU."""
+    parallel.LAST_SECONDS = 1
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.PyDLL(None).pthread_mutex_lock
+    try:
+        with parallel._ended_after_errors():
+            raise ValueError
+    except ValueError:
+        started.send(True)
+    lock(mutex)
+    lock(mutex)
+
+
+def test_a_process_with_an_error_ends_whatever_it_waits_for():
+    started, theirs = forking().Pipe()
+    process = forking().Process(target=fail_and_wait_in_c, args=(theirs,))
+    process.start()
+    assert started.recv()
+    process.join(10)
+    status = process.exitcode
+    process.kill()
+    assert status == -signal.SIGALRM
+
+
+@pytest.mark.parametrize(
+    ("own", "first", "fits"),
+    [
+        (("flash3", True), ("sdpa", False), True),
+        (("flash3_fp8", True), ("flash3_fp8", True), True),
+        (("flash3_fp8", False), ("flash3_fp8", True), False),
+        (("sage", True), ("flash3_fp8", True), False),
+    ],
+)
+def test_gpus_that_exchange_different_queries_are_refused(monkeypatch, own, first, fits):
+    own, first = ({"self_attention": name, "fused_fp8_layers": fused} for name, fused in (own, first))
+    monkeypatch.setattr(SequenceParallelGroup, "broadcast", lambda share, value: first)
+    refused = nullcontext() if fits else pytest.raises(InvalidRequest, match="only some quantise them")
+    with refused:
+        parallel._check_queries(own, SequenceParallelGroup(1, 2))
 
 
 def test_signals_after_the_shared_work_are_handled_as_before():
