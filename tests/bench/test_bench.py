@@ -12,6 +12,7 @@ from talkinghead_lab.bench.__main__ import main
 from talkinghead_lab.bench.decode import DECODE
 from talkinghead_lab.bench.forwards import COMPILED, OUTSIDE, SKIPPED
 from talkinghead_lab.bench.jobs import FAST, FOUR_STEPS, JOBS, add_jobs, total
+from talkinghead_lab.bench.load import PARTS
 from talkinghead_lab.bench.roofline import (
     attention_name,
     frame_matmul_name,
@@ -162,7 +163,9 @@ def test_loading_and_offloading_are_measured_from_files(tmp_path):
     assert main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--only", *parts]) == 0
     rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
     begun = rows["load: process start to first forward"]["conditions"]
-    assert 0 < begun["imported"] < begun["loaded"] < begun["first_forward"]
+    stamps = [begun[stamp] for stamp in PARTS.values()]
+    assert 0 < stamps[0] and stamps == sorted(stamps)
+    assert sum(rows[f"load: start, {part}"]["seconds"] for part in PARTS) == pytest.approx(stamps[-1])
     for name in (
         "64x64, all blocks stay",
         "64x64, 8.0 GiB",
