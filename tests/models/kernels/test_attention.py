@@ -170,3 +170,10 @@ def test_text_image_attention_on_a_gpu(words):
     exact = sum(attention(*(x.double() for x in (query, *context))) for context in (text, image))
     out = text_image_attention(query, text, image, distinct_tokens).double()
     assert ((out - exact).norm() / exact.norm()).item() < 0.005
+
+
+@pytest.mark.parametrize("kind", ["triton", "triton_hopper"])
+def test_emulated_kernels_have_the_strides_that_the_compiler_expects(kind):
+    """The fake of an operation gives strides; PyTorch's compiler refuses others."""
+    query = torch.randn(1, 48, 2, 128)
+    assert KERNELS[kind].attend(query, query, query).stride() == (12_288, 256, 128, 1)
