@@ -17,6 +17,7 @@ from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.service.generation import gpu_available
 from talkinghead_lab.service.middleware import GuardMiddleware, RequestMiddleware
 from talkinghead_lab.service.origins import LOOPBACK, OriginMiddleware
+from talkinghead_lab.service.page import add_page
 from talkinghead_lab.service.problems import Problem, problem_of, without_paths
 from talkinghead_lab.service.responses import ResponseMiddleware, method_not_allowed, problem_response
 from talkinghead_lab.service.schemas import Health, JobView, VideoAnswer, VideoRequest, problem_responses
@@ -24,6 +25,7 @@ from talkinghead_lab.service.server import max_connections
 from talkinghead_lab.service.serving import Service
 from talkinghead_lab.service.settings import ServiceSettings
 from talkinghead_lab.service.streaming import video_response
+from talkinghead_lab.service.submission_routes import add_submissions, describe_bodies
 
 SPARE_CONNECTIONS = 8  # for health checks, when all others are in use
 STOP_SECONDS = 20.0  # time for the running job to stop at shutdown
@@ -66,8 +68,11 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     _add_generation(guarded, service)
     _add_jobs(guarded, service)
     _add_files(guarded, service)
+    add_submissions(guarded, service)
+    add_page(app, guarded, service.settings)
     app.include_router(guarded)
     _add_health(app, service)
+    describe_bodies(app)
     return app
 
 

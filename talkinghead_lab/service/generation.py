@@ -54,9 +54,39 @@ class Generator:
             with self.output.claimed(job_id) as folder:
                 copy = partial(copy_allowed, self.settings, folder / INPUTS)
                 picture = copy("image_path", params.image_path)
-                recording = copy("audio_path", params.audio_path)
-                self._call(check_media, picture.path, [recording.path], self._limits)
-                del picture, recording
+                named = {name: getattr(params, name) for name in ("audio_path", "second_audio_path")}
+                voices = [copy(name, path) for name, path in named.items() if path is not None]
+                self._call(check_media, picture.path, [voice.path for voice in voices], self._limits)
+                del picture, voices
+        finally:
+            self.output.remove(job_id)
+
+    def plan(self, job_id: str, params: GenerationParams) -> dict[str, Any]:
+        """What a request would do, with the fields of `PlanAnswer`; its files are copied, read and removed.
+
+        Raises:
+            Problem, TalkingHeadError: the request cannot be used.
+        """
+        from talkinghead_lab.pipeline.request import read_inputs, resolve
+
+        try:
+            with self.output.claimed(job_id) as folder:
+                copy = partial(copy_allowed, self.settings, folder / INPUTS)
+                inputs = read_inputs(params, copy, call=self._call, limits=self._limits)
+                resolved = resolve(params, inputs)
+                steps = params.diffusion_steps * len(resolved.chunks)
+                sampling = resolved.sampling
+                return {
+                    "frame_size": resolved.frame_size,
+                    "picture": inputs.reference.size,
+                    "crop": resolved.kept,
+                    "seconds": resolved.seconds,
+                    "frames": resolved.frames,
+                    "chunks": len(resolved.chunks),
+                    "steps": steps,
+                    "forward_passes": steps * (1 + sampling.text_is_guided + sampling.audio_is_guided),
+                    "warnings": list(map(without_paths, resolved.warnings)),
+                }
         finally:
             self.output.remove(job_id)
 
@@ -108,6 +138,7 @@ class Generator:
             if job.problem is not None and job.problem.status == 503:
                 self.unload()
             self.output.remove(job.id)
+            self.output.remove_uploads(job.id)
         _free_memory()
         self.tidy()
 

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, local_file
@@ -13,12 +14,34 @@ from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot, open_beneat
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.settings import ServiceSettings
 
+MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path")
 SUFFIX = re.compile(r"\.\w{1,10}", re.ASCII)
 
 
 def in_shared(settings: ServiceSettings, value: str) -> str:
     """Make a path of a request absolute; relative paths start at the shared folder."""
     return value if value.startswith(SAMPLE_PREFIX) else str(settings.shared_dir.absolute() / value)
+
+
+def in_allowed_folders(settings: ServiceSettings, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request with absolute paths.
+
+    Raises:
+        Problem: 403, a LoRA outside the shared folder; other files are checked as they are opened.
+    """
+    located = dict(fields)
+    for name in MEDIA_FIELDS:
+        if isinstance(value := fields.get(name), str):
+            located[name] = in_shared(settings, value)
+    for lora in fields.get("loras") or ():
+        path = lora.get("path") if isinstance(lora, dict) else None
+        if not isinstance(path, str):
+            continue  # not valid: the request says why
+        lora["path"] = in_shared(settings, path)
+        inside = Path(lora["path"]).resolve().is_relative_to(settings.shared_dir.resolve())
+        if not (inside or path.startswith(SAMPLE_PREFIX)):
+            raise Problem(403, "`loras`: a file is outside the shared folder.")
+    return located
 
 
 def copy_allowed(settings: ServiceSettings, folder: Path, field: str, value: str) -> Snapshot:

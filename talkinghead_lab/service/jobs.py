@@ -28,6 +28,7 @@ class QueuedJob(GenerationJob):
         problem: of any other that has ended.
         heard: when it last reported a step (monotonic clock).
         first_frame: seconds from its start until its first frames could be played; None: not measured.
+        callback: URL to tell of its end.
         context: variables of the request, such as its id for the log.
     """
 
@@ -36,6 +37,7 @@ class QueuedJob(GenerationJob):
     problem: Problem | None = None
     heard: float = field(default=0.0, init=False)
     first_frame: float | None = None
+    callback: str | None = None
     context: Context = field(default_factory=copy_context)
 
     def report(self, progress: Progress) -> bool:

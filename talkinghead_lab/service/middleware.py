@@ -7,18 +7,25 @@ import secrets
 import time
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from talkinghead_lab.service.metrics import Metrics
 from talkinghead_lab.service.problems import RESTARTS, Problem, busy, problem_of
 from talkinghead_lab.service.responses import problem_response
+from talkinghead_lab.service.session import COOKIE, session_value
 from talkinghead_lab.service.settings import ServiceSettings
 from talkinghead_lab.service.telemetry import REQUEST_ID
 
 LOG = logging.getLogger(__name__)
-OPEN_PATHS = {"/api/health"}
+OPEN_PATHS = {"/api/health", "/"}
+OPEN_FOLDER = "/page/"
+# Only these take files: their bodies are passed on as they arrive.
+UPLOAD_PATHS = {"/api/jobs", "/api/plan"}
+MAX_UPLOADS = 3
 MAX_BODY_BYTES = 64 * 1024  # three times the longest valid request
 CLOSE = {"Connection": "close"}
+CUT_OFF = "The connection was closed before the body was complete."
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 GIVEN_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
@@ -99,12 +106,47 @@ class GuardMiddleware:
         """
         if scope["type"] == "http":
             self._check_token(scope)
-            receive = _replay(await self._read_body(receive), receive)
+            if scope["path"] in UPLOAD_PATHS and header(scope, "content-type").startswith("multipart/"):
+                receive = self._limited(scope, receive)
+            else:
+                receive = _replay(await self._read_body(receive), receive)
         await self.app(scope, receive, send)
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """Wrap `receive`: a body that is cut off, too large or too slow raises a problem where it is read."""
+        most = round(MAX_UPLOADS * self.settings.largest_mib * 2**20) + MAX_BODY_BYTES
+        too_large = Problem(413, f"The body is larger than {most >> 20} MiB.", CLOSE)
+        if (declared := header(scope, "content-length")).isdigit() and int(declared) > most:
+            raise too_large
+        until = time.monotonic() + self.settings.upload_seconds
+        size, ended = 0, False
+
+        async def limited() -> Message:
+            nonlocal size, ended
+            if ended:
+                return await receive()
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                seconds = f"{self.settings.upload_seconds:g}"
+                raise Problem(408, f"The files did not arrive within {seconds} seconds.", CLOSE) from None
+            if message["type"] == "http.disconnect":
+                raise Problem(400, CUT_OFF, CLOSE)
+            size += len(message.get("body", b""))
+            if size > most:
+                raise too_large
+            ended = not message.get("more_body")
+            return message
+
+        return limited
 
     def _check_token(self, scope: Scope) -> None:
         token = self.settings.token
-        if token is None or scope["path"] in OPEN_PATHS:
+        if token is None or scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER):
+            return
+        cookie = cookie_parser(header(scope, "cookie")).get(COOKIE, "")
+        if secrets.compare_digest(cookie.encode(), session_value(token.get_secret_value()).encode()):
             return
         scheme, _, value = header(scope, "authorization").partition(" ")
         matches = secrets.compare_digest(value.strip().encode(), token.get_secret_value().encode())
@@ -118,7 +160,7 @@ class GuardMiddleware:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Problem(400, "The connection was closed before the body was complete.", CLOSE)
+                        raise Problem(400, CUT_OFF, CLOSE)
                     body += message.get("body", b"")
                     if len(body) > MAX_BODY_BYTES:
                         raise Problem(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", CLOSE)

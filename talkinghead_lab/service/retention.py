@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ RUN_NAME = re.compile(r"\d{8}_\d{6}_[0-9a-f]{16}")
 VIDEO_NAME = re.compile(r"infinitetalk_\d+x\d+_[\w-]+_\d{8}_\d{6}\.mp4")
 OTHER_NAMES = re.compile(
     r"request\.yaml|run\.json|checks\.json|contact_sheet\.png|growing\.mp4|\d{5}\.(?:mp4|safetensors)"
-    r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?|\.lock|(?:image|audio)_path(?:\.\w{1,10})?"
+    r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?|\.lock|(?:image|audio|second_audio)_path(?:\.\w{1,10})?"
 )
 FINISHED = "checks.json"  # written last
 UNNAMED_SECONDS = 60.0  # age at which a claim without its name is abandoned
@@ -80,6 +81,30 @@ class OutputFolder:
         """Where the video of a run under way grows."""
         return self.path / name / GROWING
 
+    def uploads(self, name: str) -> Path:
+        """The folder of what a client uploaded for a run; it is kept as long as the run."""
+        return self.path / ".uploads" / name
+
+    def remove_uploads(self, name: str) -> None:
+        """Remove what was uploaded for a run."""
+        shutil.rmtree(self.uploads(name), ignore_errors=True)
+
+    def forget_uploads(self) -> None:
+        """Remove uploads that belong to no run. Not while jobs wait: theirs have no run yet."""
+        with suppress(FileNotFoundError):
+            for folder in (self.path / ".uploads").iterdir():
+                if not (self._claims / folder.name).exists():
+                    self.remove_uploads(folder.name)
+
+    def finished(self) -> list[str]:
+        """Names of the finished runs, newest first."""
+        return [name for name in sorted(self._owned_names(), reverse=True) if self.video_of(name)]
+
+    def video_of(self, name: str) -> Path | None:
+        """The video of a finished run; None if there is none."""
+        videos = (file.name for file in (self.path / name).glob("infinitetalk_*.mp4"))
+        return next((path for path in (self.video(name, video) for video in videos) if path), None)
+
     def tidy(self, keep_seconds: float, keep_bytes: float) -> list[str]:
         """Remove interrupted runs, runs that are too old, and the oldest ones beyond `keep_bytes`.
 
@@ -103,7 +128,13 @@ class OutputFolder:
             total += run.size
             if now - run.ended > keep_seconds or (place and total > keep_bytes):
                 surplus.append(run)
-        return [run.name for run in surplus if self.remove(run.name)]
+        return [run.name for run in surplus if self._remove_with_uploads(run.name)]
+
+    def _remove_with_uploads(self, name: str) -> bool:
+        removed = self.remove(name)
+        if removed:
+            self.remove_uploads(name)
+        return removed
 
     def remove(self, name: str) -> bool:
         """Remove the files of a run, and its folder unless it contains other files.

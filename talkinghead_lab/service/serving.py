@@ -4,21 +4,26 @@ import asyncio
 import logging
 import multiprocessing
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import Request
 
 from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.service.callbacks import Callbacks
 from talkinghead_lab.service.generation import Generator
-from talkinghead_lab.service.inputs import in_shared
+from talkinghead_lab.service.inputs import in_allowed_folders
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
 from talkinghead_lab.service.metrics import Metrics
 from talkinghead_lab.service.problems import RESTARTS, Problem, busy, problem_of
 from talkinghead_lab.service.schemas import JobView
 from talkinghead_lab.service.settings import ServiceSettings
+from talkinghead_lab.service.submissions import RepeatedRequests, read_submission
 
+T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # between checks of the progress and of the client's connection
 KEEPALIVE_SECONDS = 15.0  # silence after which an event stream sends a comment, so that proxies keep it open
@@ -38,6 +43,8 @@ class Service:
             settings.idle_seconds,
             settings.stuck_seconds,
         )
+        self.callbacks = Callbacks(settings)
+        self._repeated = RepeatedRequests()
         # One request is checked at a time: with the running job, at most two processes decode.
         self._checks = ThreadPoolExecutor(1, "checks")
         self._resumed = 0.0
@@ -46,6 +53,7 @@ class Service:
 
     def start(self) -> None:
         """Start the thread of the queue, and the process from which those that decode are forked."""
+        self.generator.output.forget_uploads()
         self.jobs.start()
         self._checks.submit(self.generator.prepare)
 
@@ -65,6 +73,7 @@ class Service:
         """Stop all jobs, wait up to `timeout` seconds for the running one, and end processes that decode."""
         self.jobs.close(timeout)
         self._checks.shutdown(wait=False, cancel_futures=True)
+        self.callbacks.close()
         for process in multiprocessing.active_children():
             process.kill()
 
@@ -83,35 +92,87 @@ class Service:
         LOG.log(
             logging.ERROR if failed else logging.INFO, "job ended", extra=facts, exc_info=failed and error
         )
+        if job.callback is not None:
+            view = JobView.of(job, self.jobs).model_copy(update={"state": job.state})
+            self.callbacks.send(job.callback, job.id, view.model_dump_json().encode())
         self.generator.after(job, error)
 
-    async def submit(self, fields: dict[str, Any]) -> QueuedJob:
+    async def submit(
+        self, fields: dict[str, Any], name: str | None = None, callback: str | None = None
+    ) -> QueuedJob:
         """Check a request and queue a job for it.
+
+        Args:
+            fields: of `GenerationParams`, with paths as clients give them.
+            name: of the job, if files were uploaded for it.
+            callback: URL to tell of its end.
 
         Raises:
             Problem, InvalidRequest: the request is refused.
         """
-        paths = {name: in_shared(self.settings, fields[name]) for name in ("audio_path", "image_path")}
-        params = self.settings.params(**(fields | paths))
-        job = QueuedJob(id=self.generator.output.new_name(), params=params)
+        params = self.settings.params(**in_allowed_folders(self.settings, fields))
+        name = name or self.generator.output.new_name()
+        job = QueuedJob(id=name, params=params, callback=callback)
         with self.jobs.place():
-            await asyncio.get_running_loop().run_in_executor(self._checks, job.context.run, self._check, job)
+            await self._in_checks(job.context, partial(self.generator.check, name, params))
         self.jobs.submit(job)
         LOG.info("job accepted", extra={"job": job.id})
         return job
 
-    def _check(self, job: QueuedJob) -> None:
-        self._checked_since = time.monotonic()
+    async def submit_once(self, request: Request, key: str | None) -> tuple[QueuedJob, bool]:
+        """Queue a job for a request with any fields and uploads; errors as for `submit`.
+
+        Args:
+            request: with the body of a submission.
+            key: the same key and content give the same job.
+
+        Returns:
+            The job, and whether it was queued for an earlier request.
+        """
+        name = self.generator.output.new_name()
+        uploads = self.generator.output.uploads(name)
         try:
-            self.generator.check(job.id, job.params)
-        except Exception as error:
-            problem = problem_of(error)
-            self.metrics.failed(problem)
-            if not isinstance(error, Problem | TalkingHeadError):
-                LOG.exception("a request could not be checked")
-            raise problem from None
+            sent = await read_submission(request, uploads)
+            self.callbacks.check(sent.callback_url)
+            async with self._repeated.lock:
+                if job := self._repeated.job(key, sent.digest):
+                    await asyncio.to_thread(self.generator.output.remove_uploads, name)
+                    return job, True
+                job = await self.submit(sent.fields, name, sent.callback_url)
+                self._repeated.remember(key, sent.digest, job)
+                return job, False
+        except BaseException:
+            await asyncio.to_thread(self.generator.output.remove_uploads, name)
+            raise
+
+    async def plan(self, request: Request) -> dict[str, Any]:
+        """Tell what a request would do, without generating; errors as for `submit`."""
+        name = self.generator.output.new_name()
+        try:
+            sent = await read_submission(request, self.generator.output.uploads(name))
+            params = self.settings.params(**in_allowed_folders(self.settings, sent.fields))
+            with self.jobs.place():
+                return await self._in_checks(copy_context(), partial(self.generator.plan, name, params))
         finally:
-            self._checked_since = None
+            await asyncio.to_thread(self.generator.output.remove_uploads, name)
+
+    async def _in_checks(self, context: Context, check: Callable[[], T]) -> T:
+        """Run a check in its thread; what is not expected becomes a problem."""
+
+        def run() -> T:
+            self._checked_since = time.monotonic()
+            try:
+                return check()
+            except Exception as error:
+                problem = problem_of(error)
+                self.metrics.failed(problem)
+                if not isinstance(error, Problem | TalkingHeadError):
+                    LOG.exception("a request could not be checked")
+                raise problem from None
+            finally:
+                self._checked_since = None
+
+        return await asyncio.get_running_loop().run_in_executor(self._checks, context.run, run)
 
     async def finish(self, job: QueuedJob, request: Request) -> dict[str, Any]:
         """Wait for a job and return its result; stop the job if the client disconnects.

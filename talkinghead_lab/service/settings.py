@@ -83,7 +83,14 @@ class ServiceSettings(BaseSettings):
         "the last step must each take less",
     )
     body_seconds: float = Field(
-        10, gt=0, description="time limit for receiving a request's header, and its body"
+        10, gt=0, description="time limit for receiving a request's header, and its body without files"
+    )
+    upload_seconds: float = Field(600, gt=0, description="time limit for receiving a request with files")
+    callback_hosts: str = Field(
+        "", description="host names, separated by commas, that `callback_url` may name; unset: none"
+    )
+    callback_secret: SecretStr | None = Field(
+        None, description="secret with which callbacks are signed; needed with CALLBACK_HOSTS"
     )
 
     longest_seconds: float = Field(600, gt=0, le=7200, description="maximum duration of a recording")
@@ -110,11 +117,11 @@ class ServiceSettings(BaseSettings):
             variable = str(finding["loc"][0])
             raise InvalidRequest(
                 f"the variable {variable.upper()} is not valid",
-                received=None if variable == "token" else repr(finding["input"])[:80],
+                received=None if variable in ("token", "callback_secret") else repr(finding["input"])[:80],
                 allowed=message,
             ) from None
 
-    @field_validator("allowed_hosts")
+    @field_validator("allowed_hosts", "callback_hosts")
     @classmethod
     def _check_hosts(cls, value: str) -> str:
         """Refuse what is no name of a host, such as a URL."""
@@ -156,6 +163,19 @@ class ServiceSettings(BaseSettings):
                 "port is published for this machine alone, PUBLISHED_ADDRESS=127.0.0.1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _callbacks_are_signed(self) -> "ServiceSettings":
+        if self.callback_host_names and self.callback_secret is None:
+            raise ValueError("CALLBACK_HOSTS needs CALLBACK_SECRET, with which callbacks are signed")
+        if any("*" in name for name in self.callback_host_names):
+            raise ValueError("CALLBACK_HOSTS takes full host names only")
+        return self
+
+    @property
+    def callback_host_names(self) -> tuple[str, ...]:
+        """Hosts that callbacks may go to."""
+        return tuple(_names(self.callback_hosts))
 
     @property
     def hosts(self) -> tuple[str, ...]:

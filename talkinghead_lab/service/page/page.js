@@ -1,0 +1,254 @@
+// The page: a portrait and a recording become a job of the API, and its growing video is played.
+
+import { call, getJson } from '/page/api.js';
+import { Media, drawPicture, drawWaveform, recordWith } from '/page/media.js';
+
+const SETTINGS = ['crop', 'diffusion_steps', 'text_guide_scale', 'audio_guide_scale', 'seed', 'max_frames'];
+const $ = (id) => document.getElementById(id);
+const note = (id, text) => ($(id).textContent = text);
+const fail = (error) => note('error', error.message);
+
+let presets = [];
+let job = null; // the one that is followed, as the API shows it
+let sent = null; // what `Copy as curl` repeats
+let plan = null;
+
+const image = new Media('image_path', {
+  input: $('image'), drop: $('portrait'), sample: $('sample-image'), note: $('image-note'),
+  onChange: async (file) => {
+    plan = null;
+    await showPicture();
+    if (!file) $('picture').hidden = true;
+    replan();
+  },
+});
+const audio = new Media('audio_path', {
+  input: $('audio'), drop: $('recording'), sample: $('sample-audio'), note: $('audio-note'),
+  onChange: async (file) => {
+    $('sound').hidden = $('waveform').hidden = !file;
+    if (file) {
+      URL.revokeObjectURL($('sound').src);
+      $('sound').src = URL.createObjectURL(file);
+      const seconds = await drawWaveform($('waveform'), file);
+      if (seconds) $('audio-note').textContent += `, ${seconds.toFixed(1)} s`;
+    }
+    replan();
+  },
+});
+
+async function showPicture() {
+  if (image.file) await drawPicture($('picture'), image.file, plan?.crop);
+}
+
+/** The request as form data: preset, settings that were changed, prompt and files. */
+function form() {
+  const fields = { ...presets.find(({ name }) => name === $('preset').value)?.fields, prompt: $('prompt').value };
+  for (const name of SETTINGS) if ($(name).value !== '') fields[name] = $(name).value;
+  const data = new FormData();
+  for (const [name, value] of Object.entries(fields)) data.append(name, typeof value === 'object' ? JSON.stringify(value) : value);
+  image.addTo(data);
+  audio.addTo(data);
+  return data;
+}
+
+let planned = 0;
+
+/** Ask what the request would do, a moment after the last change. */
+function replan() {
+  clearTimeout(planned);
+  $('generate').disabled = !(image.isChosen && audio.isChosen);
+  if ($('generate').disabled) return;
+  planned = setTimeout(async () => {
+    try {
+      plan = await (await call('/api/plan', { method: 'POST', body: form() })).json();
+      note('error', '');
+      note('plan', `${plan.frame_size.join(' × ')} pixels, ${plan.seconds.toFixed(1)} s, ${plan.frames} frames in `
+        + `${plan.chunks} ${plan.chunks === 1 ? 'chunk' : 'chunks'}, ${plan.forward_passes} forward passes`);
+      $('warnings').replaceChildren(...plan.warnings.map((text) => Object.assign(document.createElement('li'), { textContent: text })));
+      await showPicture();
+    } catch (error) {
+      note('plan', '');
+      fail(error);
+    }
+  }, 300);
+}
+
+async function generate(event) {
+  event.preventDefault();
+  if ($('generate').disabled) return;
+  note('error', '');
+  $('generate').disabled = true;
+  try {
+    sent = [...form()].filter(([name]) => !name.endsWith('_path')).map(([name, value]) => `${name}=${value}`).concat(image.asText, audio.asText);
+    const body = form();
+    job = await (await call('/api/jobs', { method: 'POST', body, headers: { 'Idempotency-Key': crypto.randomUUID?.() ?? String(Math.random()) } })).json();
+    follow(job.id);
+  } catch (error) {
+    fail(error);
+    $('generate').disabled = false;
+  }
+}
+
+/** Show the progress of a job until it has ended. */
+function follow(id) {
+  $('job').hidden = false;
+  $('after').hidden = $('empty').hidden = true;
+  const started = performance.now();
+  const events = new EventSource(`/api/jobs/${id}/events`);
+  events.addEventListener('progress', (event) => {
+    job = JSON.parse(event.data);
+    showProgress(started);
+    if (job.state === 'running' && $('video').dataset.job !== id) playFrom(`/api/jobs/${id}/video`, id);
+  });
+  events.addEventListener('end', (event) => {
+    events.close();
+    job = JSON.parse(event.data);
+    ended();
+  });
+  events.onerror = () => {
+    if (events.readyState !== EventSource.CLOSED) return; // it connects again by itself
+    fail(new Error('The connection to the service is lost. The job may go on: reload the page to see it.'));
+    $('generate').disabled = false;
+  };
+}
+
+function showProgress(started) {
+  const seconds = Math.round((performance.now() - started) / 1000);
+  $('progress').value = job.steps ? job.step / job.steps : 0;
+  if (job.steps === 0) $('progress').removeAttribute('value');
+  const left = job.seconds_left === null ? '' : `, ${duration(job.seconds_left)} left`;
+  if (job.state === 'waiting') note('state', `Waiting, ${job.position} ahead`);
+  else if (job.steps === 0) note('state', `Reading and loading, ${seconds} s`);
+  else note('state', `Step ${job.step} of ${job.steps}${left}`);
+}
+
+const duration = (seconds) => (seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`);
+
+function playFrom(url, id, at = 0) {
+  const video = $('video');
+  video.dataset.job = id;
+  video.src = url;
+  $('this-video').hidden = false;
+  $('empty').hidden = true;
+  if (at) video.currentTime = at;
+  video.play().catch(() => {}); // a browser may want a click first
+}
+
+function ended() {
+  $('generate').disabled = false;
+  $('job').hidden = true;
+  if (job.state !== 'finished') {
+    $('this-video').hidden = true;
+    $('video').removeAttribute('src');
+    delete $('video').dataset.job;
+    $('empty').hidden = false;
+    fail(new Error(job.state === 'stopped' ? 'Stopped.' : job.problem.detail));
+    return;
+  }
+  const { video_path: path, resolution, duration_seconds: seconds } = job.result;
+  show(`/api/videos/${path.split('/').slice(-2).map(encodeURIComponent).join('/')}`, `${resolution}, ${seconds.toFixed(1)} s`, job.id);
+  listRuns();
+}
+
+/** Show a finished video; what plays goes on where it is. */
+function show(url, caption, id) {
+  const at = $('video').dataset.job === id ? $('video').currentTime : 0;
+  playFrom(url, id, at);
+  note('video-caption', caption);
+  $('download').href = url;
+  $('after').hidden = false;
+}
+
+async function listRuns() {
+  const runs = await getJson('/api/videos');
+  $('earlier').hidden = runs.length === 0;
+  $('runs').replaceChildren(...runs.map((run) => {
+    const [item, button, time] = ['li', 'button', 'time'].map((tag) => document.createElement(tag));
+    const date = new Date(run.created * 1000);
+    Object.assign(time, { textContent: date.toLocaleString(), dateTime: date.toISOString() });
+    button.type = 'button';
+    button.append(Object.assign(document.createElement('span'), { textContent: caption(run) }), time);
+    button.addEventListener('click', () => {
+      sent = null;
+      job = { id: run.id };
+      show(run.url, caption(run), run.id);
+      $('copy-curl').hidden = true;
+    });
+    item.append(button);
+    return item;
+  }));
+  const chosen = $('compare').value;
+  $('compare').replaceChildren(new Option('nothing', ''), ...runs.map((run) => new Option(`${caption(run)} (${new Date(run.created * 1000).toLocaleTimeString()})`, run.url)));
+  $('compare').value = chosen;
+}
+
+const caption = (run) => `${run.prompt || 'no prompt'}, ${run.fields.diffusion_steps} steps, seed ${run.fields.seed}`;
+
+function compare() {
+  const url = $('compare').value;
+  $('other-video').hidden = url === '';
+  if (url) $('compared').src = url;
+  note('compared-caption', $('compare').selectedOptions[0]?.textContent ?? '');
+}
+
+/** The compared video follows the other: play, pause and position. */
+function synchronise() {
+  const [video, compared] = [$('video'), $('compared')];
+  for (const kind of ['play', 'pause', 'seeking']) {
+    video.addEventListener(kind, () => {
+      if ($('other-video').hidden) return;
+      if (kind !== 'pause') compared.currentTime = video.currentTime;
+      if (kind === 'play') compared.play().catch(() => {});
+      if (kind === 'pause') compared.pause();
+    });
+  }
+}
+
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+    note('copied', `${what} is copied.`);
+  } catch {
+    note('copied', text); // without https there is no clipboard: select it by hand
+  }
+}
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+function curl() {
+  return [`curl ${location.origin}/api/jobs`, ...sent.map((part) => `  --form ${quoted(part)}`)].join(' \\\n');
+}
+
+function usePreset() {
+  const fields = presets.find(({ name }) => name === $('preset').value)?.fields ?? {};
+  for (const name of SETTINGS) $(name).value = fields[name] ?? (name === 'crop' ? 'center' : '');
+  replan();
+}
+
+async function start() {
+  const health = await (await fetch('/api/health')).json();
+  note('health', `${health.status === 'healthy' ? 'Ready' : health.reason}, on ${health.gpu_available ? 'a GPU' : 'the processor'}, version ${health.version}`);
+  presets = await getJson('/api/presets');
+  $('preset').replaceChildren(...presets.map(({ name, title }) => new Option(title, name)));
+  usePreset();
+  await listRuns();
+  const going = (await getJson('/api/jobs')).findLast(({ state }) => state === 'running' || state === 'waiting');
+  if (going) {
+    job = going;
+    follow(going.id);
+  }
+}
+
+$('generate').disabled = true;
+$('request').addEventListener('submit', generate);
+$('preset').addEventListener('change', usePreset);
+for (const name of SETTINGS) $(name).addEventListener('change', replan);
+$('stop').addEventListener('click', () => call(`/api/jobs/${job.id}`, { method: 'DELETE' }).catch(fail));
+$('compare').addEventListener('change', compare);
+$('copy-yaml').addEventListener('click', async () => copy(await (await call(`/api/jobs/${job.id}/request`)).text(), 'The request'));
+$('copy-curl').addEventListener('click', () => copy(curl(), 'The command'));
+// The waveform is drawn in the colour of the theme.
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => audio.file && drawWaveform($('waveform'), audio.file));
+recordWith($('record'), (file) => audio.use(file), (text) => note('audio-note', text));
+synchronise();
+start().catch(fail);

@@ -1,0 +1,124 @@
+"""Endpoints beyond the contract: jobs from any request or upload, plans of requests, finished videos."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Header, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.folder import REQUEST
+from talkinghead_lab.service.problems import Problem
+from talkinghead_lab.service.schemas import JobView, problem_responses
+from talkinghead_lab.service.serving import Service
+from talkinghead_lab.service.submissions import BODY, FIELDS, component_schemas
+
+REFUSALS = problem_responses(400, 403, 404, 413, 422, 503, 507)
+
+
+class PlanAnswer(BaseModel):
+    """What a request would do. `crop` is [left, top, right, bottom] in pixels of the picture."""
+
+    frame_size: tuple[int, int]
+    picture: tuple[int, int]
+    crop: tuple[int, int, int, int] | None
+    seconds: float
+    frames: int
+    chunks: int
+    steps: int
+    forward_passes: int
+    warnings: list[str]
+
+
+class KeptVideo(BaseModel):
+    """A finished video; `created` is in seconds since 1970, `fields` are those of its request."""
+
+    id: str
+    url: str
+    created: float
+    prompt: str
+    fields: dict[str, Any]
+
+
+def describe_bodies(app: FastAPI) -> None:
+    """Add the schemas of the bodies to the OpenAPI description: FastAPI does not see them."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = describe()
+        description["components"]["schemas"].update(component_schemas())
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation extends it
+
+
+def add_submissions(router: APIRouter, service: Service) -> None:
+    """Add the endpoints to a router."""
+
+    @router.post(
+        "/api/jobs",
+        status_code=202,
+        response_model=JobView,
+        responses=REFUSALS,
+        openapi_extra={"requestBody": BODY},
+        summary="Queue a job for a request with any field, or with uploaded files",
+    )
+    async def submit_job(
+        request: Request,
+        idempotency_key: Annotated[
+            str | None, Header(description="the same key and content give the same job")
+        ] = None,
+    ) -> Response:
+        job, repeated = await service.submit_once(request, idempotency_key)
+        headers = {"Location": f"/api/jobs/{job.id}", "X-Job-Id": job.id}
+        headers |= {"Idempotency-Replayed": "true"} if repeated else {}
+        return JSONResponse(JobView.of(job, service.jobs).model_dump(), 202, headers)
+
+    @router.post(
+        "/api/plan",
+        responses=REFUSALS,
+        openapi_extra={"requestBody": BODY},
+        summary="What a request would do: its size, crop, chunks and warnings; nothing is generated",
+    )
+    async def plan(request: Request) -> PlanAnswer:
+        return PlanAnswer(**await service.plan(request))
+
+    @router.get(
+        "/api/jobs/{job_id}/request",
+        response_class=Response,
+        responses=problem_responses(404, 422) | {200: {"content": {"application/yaml": {}}}},
+        summary="The request of a job or a finished video, as a parameter file",
+    )
+    async def show_request(job_id: str) -> Response:
+        text = await asyncio.to_thread(_request_of, service, job_id)
+        return Response(text, media_type="application/yaml")
+
+    @router.get("/api/videos", summary="Finished videos that are still kept, newest first")
+    def list_videos() -> list[KeptVideo]:
+        return [video for name in service.generator.output.finished() if (video := _kept(service, name))]
+
+
+def _request_of(service: Service, job_id: str) -> str:
+    job = service.jobs.get(job_id)
+    if job is not None:
+        return job.params.to_yaml()
+    video = service.generator.output.video_of(job_id)
+    if video is None:
+        raise Problem(404, "No such job or video.")
+    return GenerationParams.from_yaml(video.with_name(REQUEST)).to_yaml()
+
+
+def _kept(service: Service, name: str) -> KeptVideo | None:
+    video = service.generator.output.video_of(name)
+    if video is None:  # removed since
+        return None
+    fields = GenerationParams.from_yaml(video.with_name(REQUEST)).model_dump(mode="json", include=set(FIELDS))
+    created = video.stat().st_mtime
+    return KeptVideo(
+        id=name,
+        url=f"/api/videos/{name}/{video.name}",
+        created=created,
+        prompt=fields["prompt"],
+        fields=fields,
+    )

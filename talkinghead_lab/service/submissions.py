@@ -1,0 +1,198 @@
+"""What `POST /api/jobs` takes: any field of the request, as JSON or as form data whose files are uploads."""
+
+import asyncio
+import hashlib
+import json
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FOLDERS, GenerationParams
+from talkinghead_lab.service.inputs import MEDIA_FIELDS, SUFFIX
+from talkinghead_lab.service.jobs import MAX_ENDED_JOBS, QueuedJob
+from talkinghead_lab.service.problems import Problem
+
+# The service is started with its weights and its device; a client does not choose them.
+SERVICE_FIELDS = frozenset({"checkpoint", "device", *WEIGHT_FOLDERS, *RELEASED_ONLY})
+FIELDS = tuple(name for name in GenerationParams.model_fields if name not in SERVICE_FIELDS)
+EMPTY_IS_A_VALUE = ("prompt", "negative_prompt")
+CALLBACK = "callback_url"
+FORM = "multipart/form-data"
+MAX_PARTS = 100
+MAX_KEY_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request as it was sent.
+
+    Args:
+        fields: of `GenerationParams`; those that mean "unset" are left out.
+        callback_url: where to report the end of the job.
+        digest: SHA-256 of all fields and uploaded files, to recognise a repeated request.
+    """
+
+    fields: dict[str, Any]
+    callback_url: str | None
+    digest: str
+
+
+class RepeatedRequests:
+    """Jobs by the `Idempotency-Key` of their requests, so that a client can safely send a request again."""
+
+    def __init__(self) -> None:
+        # Held from the question to the answer: two equal requests may arrive at once.
+        self.lock = asyncio.Lock()
+        self._known: OrderedDict[str, tuple[str, QueuedJob]] = OrderedDict()
+
+    def job(self, key: str | None, digest: str) -> QueuedJob | None:
+        """The job of an earlier request with this key.
+
+        Raises:
+            Problem: 422, the key is not valid, or that request had other content.
+        """
+        if key is None:
+            return None
+        if not (1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
+            raise Problem(422, f"`Idempotency-Key`: 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
+        earlier = self._known.get(key)
+        if earlier is None:
+            return None
+        if earlier[0] != digest:
+            raise Problem(422, "`Idempotency-Key`: an earlier request with this key had other content.")
+        return earlier[1]
+
+    def remember(self, key: str | None, digest: str, job: QueuedJob) -> None:
+        """Remember a job; the oldest are forgotten with the jobs themselves."""
+        if key is not None:
+            self._known[key] = (digest, job)
+            while len(self._known) > MAX_ENDED_JOBS:
+                self._known.popitem(last=False)
+
+
+async def read_submission(request: Request, uploads: Path) -> Submission:
+    """Read the body of a request; uploaded files go to a new folder, each named like its field.
+
+    Raises:
+        Problem: 400 not JSON, 413 a file is too large, 415 another type of body, 422 an unknown field.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    digest = hashlib.sha256()
+    if kind == FORM:
+        given = await _read_form(request, uploads, digest)
+    elif kind == "application/json":
+        given = _read_json(await request.body())
+    else:
+        raise Problem(415, f"The body must be application/json or {FORM}.")
+    callback = given.pop(CALLBACK, None) or None
+    if not isinstance(callback, str | None):
+        raise Problem(422, f"`{CALLBACK}`: text is needed.")
+    fields = {name: value for name, value in given.items() if not _is_unset(name, value)}
+    if isinstance(loras := fields.get("loras"), str):
+        fields["loras"] = _parsed(loras)
+    if refused := SERVICE_FIELDS & fields.keys():
+        raise Problem(422, f"`{min(refused)}` is set by the service.")
+    # Uploads have a folder of their own in each request; their content was hashed.
+    plain = {name: value for name, value in fields.items() if not _is_below(uploads, value)}
+    digest.update(json.dumps([plain, callback], sort_keys=True).encode())
+    return Submission(fields, callback, digest.hexdigest())
+
+
+def _read_json(body: bytes) -> dict[str, Any]:
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Problem(400, "The body is not valid JSON.") from None
+    if not isinstance(given, dict):
+        raise Problem(422, "The body must be a JSON object with fields of the request.")
+    return given
+
+
+async def _read_form(request: Request, uploads: Path, digest: "hashlib._Hash") -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    async with request.form(max_files=len(MEDIA_FIELDS), max_fields=MAX_PARTS) as form:
+        for name, part in form.multi_items():
+            if name in given:
+                raise Problem(422, f"`{name[:40]}` is given twice.")
+            if not isinstance(part, UploadFile):
+                given[name] = part
+                continue
+            if name not in MEDIA_FIELDS:
+                raise Problem(422, f"`{name[:40]}` cannot be a file; files: {', '.join(MEDIA_FIELDS)}.")
+            suffix = Path(part.filename or "").suffix
+            target = uploads / (name + (suffix if SUFFIX.fullmatch(suffix) else ""))
+            await asyncio.to_thread(_store, part, target)
+            digest.update(name.encode() + await asyncio.to_thread(_digest_of, target))
+            given[name] = str(target)
+    return given
+
+
+def _store(part: UploadFile, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as file:
+        shutil.copyfileobj(part.file, file)
+
+
+def _digest_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _parsed(loras: str) -> Any:
+    """The list of LoRAs in a form."""
+    try:
+        return json.loads(loras)
+    except (ValueError, RecursionError):
+        raise Problem(422, '`loras`: JSON is needed, such as [{"path": "mine.safetensors"}].') from None
+
+
+def _is_unset(name: str, value: Any) -> bool:
+    if name == "seed" and value in (-1, "-1"):
+        return True
+    return value is None or (value == "" and name not in EMPTY_IS_A_VALUE)
+
+
+def _is_below(folder: Path, value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(f"{folder}/")
+
+
+SCHEMAS = "#/components/schemas/"
+BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": f"{SCHEMAS}JobRequest"}},
+        FORM: {"schema": {"$ref": f"{SCHEMAS}JobUpload"}},
+    },
+}
+
+
+def component_schemas() -> dict[str, Any]:
+    """The schemas that `BODY` names, and those that they use."""
+    schema = GenerationParams.model_json_schema(ref_template=SCHEMAS + "{model}")
+    # Without defaults, which generated clients would send: what is left out follows the service's settings.
+    as_json: dict[str, Any] = {
+        name: {key: value for key, value in schema["properties"][name].items() if key != "default"}
+        for name in FIELDS
+    }
+    as_json[CALLBACK] = {"type": "string", "description": "URL to call when the job has ended"}
+    meanings = {name: field.get("description", "") for name, field in as_json.items()}
+    as_form = {name: {"type": "string", "description": meaning} for name, meaning in meanings.items()}
+    for name in MEDIA_FIELDS:
+        as_form[name]["format"] = "binary"
+    named: dict[str, Any] = schema.get("$defs", {})
+    return named | {"JobRequest": _object(as_json), "JobUpload": _object(as_form)}
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": ["image_path", "audio_path"],
+        "additionalProperties": False,
+    }

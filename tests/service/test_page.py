@@ -1,0 +1,248 @@
+"""The page at / in a real Chromium, as a visitor uses it."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
+from talkinghead_lab.service.page import FOLDER
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FAKE_MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+PLAYER = "() => { const v = document.getElementById('%s'); return [v.readyState, v.duration, v.videoWidth] }"
+WIDTHS = (360, 768, 1280, 1920)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as started:
+        arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", *FAKE_MICROPHONE]
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser) -> Iterator[Any]:
+    """Open the page of a service; at the end, no script failed and nothing was loaded from elsewhere."""
+    contexts, errors, elsewhere = [], [], []
+
+    def open_page(server, **options: Any) -> Page:
+        contexts.append(browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith((server.url, "blob:")) else elsewhere.append(request.url)
+            ),
+        )
+        page.goto(server.url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+    assert elsewhere == []
+
+
+@pytest.fixture(scope="module")
+def page_server(launch):
+    return launch()
+
+
+def choose(page: Page, shared: Path, **settings: str) -> None:
+    """Choose a portrait, a recording and settings, and wait for the plan."""
+    page.set_input_files("#image", shared / "portrait.png")
+    page.set_input_files("#audio", shared / "recording.wav")
+    page.get_by_text("Settings").click()
+    for name, value in {
+        "diffusion_steps": "1",
+        "text_guide_scale": "1",
+        "audio_guide_scale": "1",
+        **settings,
+    }.items():
+        page.fill(f"#{name}", value)
+    page.locator("#prompt").press("Tab")
+    expect(page.locator("#plan")).to_contain_text("32 × 32 pixels, 0.5 s, 12 frames", timeout=30_000)
+
+
+def generate(page: Page) -> None:
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("link", name="Download")).to_be_visible(timeout=60_000)
+
+
+def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_server, shared, tmp_path):
+    page = visit(page_server)
+    expect(page.locator("#health")).to_contain_text("Ready, on the processor")
+    expect(page.get_by_role("button", name="Generate")).to_be_disabled()
+    choose(page, shared)
+    expect(page.locator("#picture")).to_have_attribute(
+        "aria-label", re.compile("320 × 320 .* columns 0 to 320")
+    )
+    expect(page.locator("#waveform")).to_have_attribute("aria-label", "Waveform of 0.5 seconds")
+    generate(page)
+    expect(page.locator("#video-caption")).to_have_text("32x32, 0.5 s")
+    page.wait_for_timeout(500)
+    ready, seconds, width = page.evaluate(PLAYER % "video")
+    assert ready >= 2
+    assert (round(seconds, 1), width) == (0.5, 32)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.path().read_bytes()[4:8] == b"ftyp"
+
+    page.get_by_role("button", name="Copy as YAML").click()
+    expect(page.locator("#copied")).to_have_text("The request is copied.")
+    request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
+    assert (request["diffusion_steps"], request["prompt"]) == (1, "a calm presenter speaks to the camera")
+    page.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#copied")).to_have_text("The command is copied.")
+    command = page.evaluate("() => navigator.clipboard.readText()")
+    assert f"curl {page_server.url}/api/jobs" in command
+    assert "--form 'image_path=@portrait.png'" in command
+    assert "--form 'diffusion_steps=1'" in command
+
+    page.fill("#seed", "7")
+    page.locator("#seed").press("Tab")
+    generate(page)
+    expect(page.locator("#runs li")).to_have_count(2, timeout=60_000)
+    page.select_option("#compare", index=2)
+    expect(page.locator("#compared-caption")).to_contain_text("seed 42")
+    page.wait_for_timeout(500)
+    assert page.evaluate(PLAYER % "compared")[2] == 32
+
+
+def test_errors_are_said_and_the_form_stays(visit, page_server, shared, tmp_path):
+    page = visit(page_server)
+    page.get_by_role("button", name="Use the sample").nth(1).click()
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.set_input_files("#image", tmp_path / "broken.png")
+    expect(page.get_by_role("alert").first).to_contain_text(
+        re.compile("picture|image|decoded", re.IGNORECASE), timeout=30_000
+    )
+    page.set_input_files("#image", shared / "portrait.png")
+    expect(page.locator("#plan")).to_contain_text("frames", timeout=30_000)
+    expect(page.locator("#error")).to_be_empty()
+
+
+def test_a_job_can_be_stopped_and_is_found_again_after_a_reload(visit, page_server, shared):
+    page = visit(page_server)
+    choose(page, shared, diffusion_steps="600")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#state")).to_contain_text("Step", timeout=30_000)
+    page.reload()
+    expect(page.locator("#state")).to_contain_text("Step", timeout=30_000)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator("#error")).to_have_text("Stopped.", timeout=30_000)
+    expect(page.locator("#job")).to_be_hidden()
+
+
+def test_the_microphone(visit, page_server):
+    page = visit(page_server)
+    page.get_by_role("button", name="Record", exact=True).click()
+    expect(page.get_by_role("button", name="Stop recording")).to_have_attribute("aria-pressed", "true")
+    page.wait_for_timeout(1200)
+    page.get_by_role("button", name="Stop recording").click()
+    expect(page.locator("#audio-note")).to_contain_text(re.compile(r"recording\.webm, .* s"))
+
+
+def test_files_can_be_dropped(visit, page_server):
+    page = visit(page_server)
+    data = page.evaluate_handle(
+        "(bytes) => { const data = new DataTransfer();"
+        " data.items.add(new File([new Uint8Array(bytes)], 'mine.png', {type: 'image/png'})); return data }",
+        list((SAMPLES_FOLDER / "portrait.png").read_bytes()),
+    )
+    page.dispatch_event("#portrait", "dragover", {"dataTransfer": data})
+    expect(page.locator("#portrait")).to_have_class(re.compile("over"))
+    page.dispatch_event("#portrait", "drop", {"dataTransfer": data})
+    expect(page.locator("#image-note")).to_contain_text("mine.png")
+    expect(page.locator("#picture")).to_be_visible()
+
+
+def test_the_token_is_asked_for_and_kept_in_a_cookie(visit, narrow_server):
+    page = visit(narrow_server)
+    dialog = page.get_by_role("dialog")
+    page.get_by_label("This service needs its token").fill("wrong")
+    page.get_by_role("button", name="Continue").click()
+    expect(dialog).to_contain_text("not the token")
+    page.get_by_label("This service needs its token").fill("a secret")
+    page.get_by_role("button", name="Continue").click()
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#preset option").first).to_have_text("Defaults of the service")
+    (cookie,) = page.context.cookies()
+    assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == ("session", True, "Strict")
+    assert "a secret" not in cookie["value"]
+    assert httpx.get(f"{narrow_server.url}/api/jobs", cookies={"session": cookie["value"]}).status_code == 200
+    assert httpx.get(f"{narrow_server.url}/api/jobs", cookies={"session": "wrong"}).status_code == 401
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_control_is_in_reach_and_named(visit, page_server, width, scheme):
+    page = visit(page_server, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    expect(page.locator("#preset option")).not_to_have_count(0)
+    page.get_by_text("Settings").click()
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    for control in page.locator("button:visible, select:visible, input:visible, textarea:visible").all():
+        box = control.bounding_box()
+        assert box["x"] >= 0, control
+        assert box["x"] + box["width"] <= width + 1, control
+        assert control.evaluate(
+            "e => e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim()"
+        ), control
+    faint, ground = page.locator(".hint").first.evaluate(
+        "e => [getComputedStyle(e).color, getComputedStyle(e.closest('form')).backgroundColor]"
+    )
+    assert contrast(faint, ground) >= 4.5
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast of two CSS colours (WCAG 2.2)."""
+
+    def luminance(color: str) -> float:
+        parts = [int(number) / 255 for number in re.findall(r"\d+", color)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    darker, lighter = sorted((luminance(first), luminance(second)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_the_keyboard_reaches_all_in_order(visit, page_server):
+    page = visit(page_server)
+    expect(page.locator("#preset option")).not_to_have_count(0)
+    order = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("() => document.activeElement.id || document.activeElement.tagName"))
+    assert order == [
+        "image",
+        "sample-image",
+        "audio",
+        "record",
+        "sample-audio",
+        "prompt",
+        "preset",
+        "SUMMARY",
+    ]
+
+
+def test_the_page_needs_no_token_and_loads_nothing_from_elsewhere(narrow_server):
+    page = httpx.get(f"{narrow_server.url}/")
+    assert page.status_code == 200
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    for file in FOLDER.iterdir():
+        answer = httpx.get(f"{narrow_server.url}/page/{file.name}")
+        assert answer.status_code == 200
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert not re.search(r"(?:src|href|url\(|import|fetch\()\W*https?://", file.read_text())
+    assert httpx.get(f"{narrow_server.url}/page/..%2Fsettings.py").status_code == 404

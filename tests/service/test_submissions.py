@@ -1,0 +1,295 @@
+"""`POST /api/jobs` and its neighbours: any field of the request, uploads, repeated requests, callbacks."""
+
+import base64
+import hashlib
+import hmac
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import pytest
+
+from talkinghead_lab import GenerationParams
+from talkinghead_lab.service.submissions import FIELDS, SERVICE_FIELDS
+
+SECRET = "a secret of both"
+SHORT = {"diffusion_steps": 1, "text_guide_scale": 1.0, "audio_guide_scale": 1.0}
+
+
+@pytest.fixture(scope="module")
+def server(launch):
+    return launch(CALLBACK_HOSTS="localhost", CALLBACK_SECRET=SECRET, LARGEST_MIB="1")
+
+
+@pytest.fixture
+def files(shared) -> dict:
+    return {
+        "image_path": ("me.png", (shared / "portrait.png").read_bytes()),
+        "audio_path": ("me.wav", (shared / "recording.wav").read_bytes()),
+    }
+
+
+def post(server, path: str = "/api/jobs", headers: dict | None = None, **fields: object) -> httpx.Response:
+    body = {"image_path": "portrait.png", "audio_path": "recording.wav"} | SHORT | fields
+    return server.client.post(path, json=body, headers=headers)
+
+
+def request_of(server, job: dict) -> GenerationParams:
+    text = server.client.get(f"/api/jobs/{job['id']}/request").text
+    path = server.output / "request-of-a-test.yaml"
+    path.write_text(text)
+    return GenerationParams.from_yaml(path)
+
+
+def test_any_field_is_taken_and_text_becomes_its_type(server):
+    sent = post(server, seed="7", crop="top", diffusion_steps="2", trim_last_chunk="true", max_frames="9")
+    assert sent.status_code == 202, sent.text
+    job = server.wait_for(sent.json()["id"], "finished")
+    assert sent.headers["location"] == f"/api/jobs/{job['id']}"
+    request = request_of(server, job)
+    assert (request.seed, request.crop, request.diffusion_steps) == (7, "top", 2)
+    assert (request.trim_last_chunk, request.max_frames) == (True, 9)
+    assert job["result"]["frame_count"] == 9
+
+
+@pytest.mark.parametrize("unset", [-1, "-1", None, ""])
+def test_what_means_unset_is_left_out(server, unset):
+    plain, given = (
+        post(server, "/api/plan", max_frames=9),
+        post(server, "/api/plan", seed=unset, max_frames=9),
+    )
+    assert given.status_code == 200, given.text
+    assert given.json() == plain.json()
+    job = post(server, seed=unset, max_frames=None if unset in (-1, "-1") else unset, prompt="").json()
+    request = request_of(server, job)
+    assert (request.seed, request.max_frames, request.prompt) == (42, None, "")
+    server.client.delete(f"/api/jobs/{job['id']}")
+
+
+def test_the_contract_takes_numbers_as_numbers_only(server):
+    assert server.generate(seed="7").status_code == 422
+    assert server.generate(seed=-1).status_code == 422
+    assert server.generate(crop="top").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "detail"),
+    [
+        ({"device": "cpu"}, 422, "`device` is set by the service"),
+        ({"weights": "/etc"}, 422, "`weights` is set by the service"),
+        ({"sed": 3}, 422, "seed"),
+        ({"seed": "many"}, 422, "seed"),
+        ({"image_path": None}, 422, "image_path"),
+        ({"audio_path": "/etc/passwd"}, 403, "outside"),
+        ({"second_audio_path": "/etc/passwd"}, 403, "outside"),
+        ({"loras": [{"path": "/etc/passwd"}]}, 403, "outside the shared folder"),
+        ({"loras": [{"path": "../portrait"}]}, 403, "outside the shared folder"),
+        ({"callback_url": "http://example.com/"}, 422, "CALLBACK_HOSTS"),
+        ({"callback_url": "ftp://localhost/"}, 422, "http or https"),
+        ({"callback_url": 3}, 422, "text is needed"),
+    ],
+)
+def test_what_is_refused(server, fields, status, detail):
+    for path in ("/api/jobs", "/api/plan") if "callback_url" not in fields else ("/api/jobs",):
+        answer = post(server, path, **fields)
+        assert answer.status_code == status, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert detail in answer.json()["detail"]
+
+
+def test_every_field_is_either_offered_or_set_by_the_service(server):
+    schemas = server.client.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("JobRequest", "JobUpload"):
+        assert set(schemas[name]["properties"]) == {*FIELDS, "callback_url"}
+    assert set(FIELDS) | SERVICE_FIELDS == set(GenerationParams.model_fields)
+
+
+def test_uploads_are_used_kept_with_the_run_and_removed_otherwise(server, files):
+    sent = server.client.post(
+        "/api/jobs", files=files, data={"diffusion_steps": "1", "seed": "3", "prompt": "a calm presenter"}
+    )
+    assert sent.status_code == 202, sent.text
+    job = server.wait_for(sent.json()["id"], "finished")
+    kept = server.output / ".uploads" / job["id"]
+    assert {file.name for file in kept.iterdir()} == {"image_path.png", "audio_path.wav"}
+    same = server.generate(seed=3).json()
+    assert [job["result"][name] for name in ("frame_count", "resolution")] == [12, "32x32"]
+    frames = [hashlib.sha256(_frames(result["video_path"])).hexdigest() for result in (job["result"], same)]
+    assert frames[0] == frames[1], "a video of uploads is that of the same files in the shared folder"
+
+    stopped = server.client.post("/api/jobs", files=files, data={"diffusion_steps": "900"}).json()["id"]
+    server.wait_for(stopped, "running")
+    server.client.delete(f"/api/jobs/{stopped}")
+    server.wait_for(stopped, "stopped")
+    assert not (server.output / ".uploads" / stopped).exists()
+
+    bad = {**files, "image_path": ("me.png", b"no picture")}
+    assert server.client.post("/api/jobs", files=bad).status_code == 422
+    assert server.client.post("/api/plan", files=files).status_code == 200
+    assert [folder.name for folder in (server.output / ".uploads").iterdir()] == [job["id"]]
+
+
+def _frames(path: str) -> bytes:
+    from talkinghead_lab.media.video import read_frames
+
+    return b"".join(frames.tobytes() for frames in read_frames(path))
+
+
+def test_uploads_have_limits(server, files):
+    large = {**files, "audio_path": ("me.wav", bytes(2**20 + 1))}
+    assert server.client.post("/api/jobs", files=large).status_code == 413
+    huge = {**files, "audio_path": ("me.wav", bytes(2**22))}
+    answer = server.client.post("/api/jobs", files=huge)
+    assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
+    other = {**files, "prompt": ("prompt.txt", b"calm")}
+    assert "cannot be a file" in server.client.post("/api/jobs", files=other).json()["detail"]
+    assert server.client.post("/api/jobs", content=b"image_path=x").status_code == 415
+    assert server.client.post("/api/jobs", content=b"[]", headers=JSON).status_code == 422
+    assert server.client.post("/api/jobs", content=b"{", headers=JSON).status_code == 400
+    uploads = server.client.post("/api/generate-video", files=large)
+    assert uploads.status_code == 413, "only these paths take files"
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def test_slow_uploads_end(launch, files):
+    server = launch(UPLOAD_SECONDS="1")
+
+    def slowly() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="image_path"; filename="a.png"\r\n\r\n'
+        time.sleep(3)
+        yield b"late\r\n--x--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert server.client.post("/api/jobs", content=slowly(), headers=headers).status_code == 408
+
+
+def test_a_repeated_request_gives_the_same_job(server, files):
+    key = {"Idempotency-Key": "one"}
+    first, second = (post(server, headers=key) for _ in range(2))
+    assert first.json()["id"] == second.json()["id"]
+    assert second.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert post(server, headers=key, seed=5).status_code == 422
+    assert post(server).json()["id"] != first.json()["id"]
+
+    key = {"Idempotency-Key": "two"}
+    jobs = {server.client.post("/api/jobs", files=files, headers=key).json()["id"] for _ in range(2)}
+    assert len(jobs) == 1
+    changed = {**files, "audio_path": ("me.wav", files["audio_path"][1] + b"\0")}
+    assert server.client.post("/api/jobs", files=changed, headers=key).status_code == 422
+    assert post(server, headers={"Idempotency-Key": "x" * 201}).status_code == 422
+
+
+def test_a_plan_says_what_would_be_generated(server):
+    plan = post(server, "/api/plan", diffusion_steps=3, text_guide_scale=2.0, audio_guide_scale=2.0).json()
+    assert plan["frame_size"] == [32, 32]
+    assert plan["picture"] == [320, 320]
+    assert plan["crop"] == [0, 0, 320, 320]
+    assert (plan["frames"], plan["chunks"], plan["steps"]) == (12, 2, 6)
+    assert plan["forward_passes"] == 18
+    before = {folder.name for folder in server.output.iterdir()}
+    assert post(server, "/api/plan").status_code == 200
+    assert {folder.name for folder in server.output.iterdir()} == before
+
+
+def test_finished_videos_are_listed_newest_first(server):
+    first = server.wait_for(post(server, prompt="first").json()["id"], "finished")
+    second = server.wait_for(post(server, prompt="second", seed=9).json()["id"], "finished")
+    listed = server.client.get("/api/videos").json()
+    assert [video["id"] for video in listed[:2]] == [second["id"], first["id"]]
+    assert (listed[0]["prompt"], listed[0]["fields"]["seed"]) == ("second", 9)
+    assert server.client.get(listed[0]["url"]).headers["content-type"] == "video/mp4"
+    assert not SERVICE_FIELDS & set(listed[0]["fields"])
+    assert server.client.get("/api/jobs/nothing/request").status_code == 404
+
+
+@pytest.fixture
+def receiver():
+    """A server that refuses the first callback; yields its URL and what it received."""
+    received: queue.Queue = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.put((dict(self.headers), body))
+            self.send_response(503 if received.qsize() == 1 else 204)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://localhost:{server.server_port}/done", received
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_signed_callback_tells_of_the_end_and_is_sent_again(server, receiver):
+    url, received = receiver
+    job = post(server, callback_url=url).json()
+    server.wait_for(job["id"], "finished")
+    refused, (headers, body) = received.get(timeout=20), received.get(timeout=20)
+    assert refused[1] == body
+    told = json.loads(body)
+    assert (told["id"], told["state"], told["result"]["frame_count"]) == (job["id"], "finished", 12)
+    content = f"{job['id']}.{headers['Webhook-Timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(SECRET.encode(), content, hashlib.sha256).digest()).decode()
+    assert headers["Webhook-Signature"] == f"v1,{expected}"
+    assert headers["Webhook-Id"] == job["id"]
+    assert abs(int(headers["Webhook-Timestamp"]) - time.time()) < 60
+
+
+def test_left_over_uploads_go_at_the_start(launch, tmp_path):
+    folder = tmp_path / ".uploads" / "20260101_120000_0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "audio_path.wav").write_bytes(b"left")
+    launch(OUTPUT_DIR=str(tmp_path))
+    assert not folder.exists()
+
+
+def test_a_generated_client_submits_follows_and_uploads(server, tmp_path, files):
+    (tmp_path / "openapi.json").write_text(server.client.get("/openapi.json").text)
+    command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"]
+    command += ["--path", str(tmp_path / "openapi.json"), "--output-path", str(tmp_path / "head_client")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("image_path", "audio_path"):
+        (tmp_path / files[name][0]).write_bytes(files[name][1])
+    (tmp_path / "use.py").write_text(CLIENT)
+    done = subprocess.run(
+        [sys.executable, "use.py", server.url], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["finished", "12", "finished", "12"]
+
+
+CLIENT = """
+import sys, time
+from head_client import Client
+from head_client.api.default import show_job_api_jobs_job_id_get as show, submit_job_api_jobs_post as submit
+from head_client.models import JobRequest, JobUpload
+from head_client.types import File
+
+client = Client(base_url=sys.argv[1])
+by_name = JobRequest(image_path="portrait.png", audio_path="recording.wav", diffusion_steps=1)
+upload = JobUpload(
+    image_path=File(open("me.png", "rb"), "me.png", "image/png"),
+    audio_path=File(open("me.wav", "rb"), "me.wav", "audio/wav"),
+    diffusion_steps="1",
+)
+for body in (by_name, upload):
+    job = submit.sync(client=client, body=body)
+    while job.state in ("waiting", "running"):
+        time.sleep(0.1)
+        job = show.sync(job.id, client=client)
+    print(job.state, job.result.frame_count)
+"""
