@@ -26,7 +26,7 @@ TORCH = ROOT / "requirements-torch.txt"
 TRITON = ROOT / "requirements-triton.txt"
 PYTHONS = ("3.11", "3.12", "3.13")
 ABSENT = {"fa3_fwd_interface": "fa3-fwd", "pynvml": "nvidia-ml-py"}
-CUDA_ONLY = re.compile(r"^(nvidia|cuda|triton)\b")
+CUDA_ONLY = re.compile(r"^(nvidia|cuda|sageattention|triton)\b")
 
 
 def entries(file: Path = LOCK) -> list[tuple[str, list[str]]]:

@@ -266,10 +266,12 @@ class CrossAttention(SelfAttention):
         self, x: Tensor | QuantizedTokens, text: KeysValues, distinct_tokens: Tensor | None, image: KeysValues
     ) -> Tensor:
         """[B, L, D] → [B, L, D]; for `distinct_tokens` see `CrossAttentionContext`."""
-        query = self.split_heads(self.norm_q(self.q(x)))
+        query = self.q(x)
         if self.uses_triton_kernels(query) and distinct_tokens is not None:
-            out = text_image_attention(query, list(text), list(image), distinct_tokens)
+            heads, weight = self.split_heads(query), self.norm_q.weight
+            out = text_image_attention(heads, weight, self.norm_q.eps, text, image, distinct_tokens)
         else:
+            query = self.split_heads(self.norm_q(query))
             out = attention(query, *text, self.kernel) + attention(query, *image, self.kernel)
         return self.o(out.flatten(2))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,18 +63,34 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
-@torch.library.custom_op("talkinghead_lab::attend_to_text_and_image", mutates_args=())
 def text_image_attention(
-    query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct_tokens: Tensor
+    query: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    text: Sequence[Tensor],
+    image: Sequence[Tensor],
+    distinct_tokens: Tensor,
 ) -> Tensor:
-    """Attention to text plus attention to image in one kernel; see `triton_text_image_attention`."""
+    """RMS norm of the query and attention to text plus image; see `triton_text_image_attention`."""
+    return _text_image_attention(query, norm_weight, eps, list(text), list(image), distinct_tokens)
+
+
+@torch.library.custom_op("talkinghead_lab::attend_to_text_and_image", mutates_args=())
+def _text_image_attention(
+    query: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    text: Sequence[Tensor],
+    image: Sequence[Tensor],
+    distinct_tokens: Tensor,
+) -> Tensor:
     from talkinghead_lab.models.kernels.triton_text_image_attention import attend
 
-    return attend(query, text, image, distinct_tokens)
+    return attend(query, norm_weight, eps, text, image, distinct_tokens)
 
 
-@text_image_attention.register_fake
-def _(query: Tensor, text: Sequence[Tensor], image: Sequence[Tensor], distinct_tokens: Tensor) -> Tensor:
+@_text_image_attention.register_fake
+def _(query: Tensor, *_: Any) -> Tensor:
     return query.new_empty(query.shape)
 
 

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Literal
 
 import torch
 from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation.devices import capability
@@ -150,7 +151,10 @@ class DeviceKernels:
             if not (missing := [name for name in names if name not in known]):
                 return
             logger.info("Comparing %s with PyTorch's own path, once on this machine", ", ".join(missing))
-            for name, status in check_in_child(self._checks, self._device, missing):
+            found = check_in_child(self._checks, self._device, missing)
+            for name, status in tqdm(
+                found, "checking kernels", len(missing), unit="kernel", disable=None, leave=False
+            ):
                 logger.info("%s %s", name, status)
                 self._statuses[name] = status
                 if status.lasting:

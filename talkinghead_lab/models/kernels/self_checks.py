@@ -43,16 +43,22 @@ def attention_check(name: str, bound: float) -> Check:
 
 
 def text_image(device: torch.device) -> Iterator[Comparison]:
-    """Attention to a padded prompt plus attention to a picture."""
+    """RMS norm of the query, attention to a padded prompt plus attention to a picture."""
     query, key, value = _normal(device, 3, 2, TOKENS, 2, HEAD_WIDTH)
     image = list(_normal(device, 2, 2, 257, 2, HEAD_WIDTH))
+    weight = 1 + _normal(device, 2 * HEAD_WIDTH) / 4
     for words in (1, 40, TOKENS):
         text = [torch.cat((x[:, :words], x[:, words - 1 : words].expand(-1, TOKENS - words, -1, -1)), 1)
                 for x in (key, value)]  # fmt: skip
         counts = torch.full((2,), words, dtype=torch.int32, device=device)
-        exact = sum(KERNELS["sdpa"].attend(query.float(), k.float(), v.float()) for k, v in (text, image))
+        normed = F.rms_norm(query.float().flatten(2), weight.shape, weight.float(), EPS).view(query.shape)
+        exact = sum(KERNELS["sdpa"].attend(normed, k.float(), v.float()) for k, v in (text, image))
         assert isinstance(exact, Tensor)
-        yield f"{words} words", _error(text_image_attention(query, text, image, counts), exact), 0.01
+        yield (
+            f"{words} words",
+            _error(text_image_attention(query, weight, EPS, text, image, counts), exact),
+            0.01,
+        )
 
 
 def two_speakers(device: torch.device) -> Iterator[Comparison]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.models.kernels.triton_checks import CHECKS
+
 ROOT = Path(__file__).parents[3]
 pytestmark = [
     pytest.mark.slow,
@@ -21,7 +23,6 @@ pytestmark = [
 ]
 # The interpreter does not round to fp8 but cuts bits off, which doubles the error.
 FP8_ERROR = 2
-INTERPRETED = ("text_image", "fused_layers", "fused_fp8_layers", "two_speakers", "dequantize")
 # Bytes of shared memory that one program may use (CUDA C++ Programming Guide, technical specifications).
 SHARED_BYTES = {"8.0": 163 * 1024, "8.6": 99 * 1024, "8.9": 99 * 1024, "9.0": 227 * 1024, "12.0": 99 * 1024}
 REGISTERS = 255
@@ -42,7 +43,7 @@ def output_of(module: str, *arguments: str, **variables: str):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("check", INTERPRETED)
+@pytest.mark.parametrize("check", CHECKS)
 def test_a_kernel_computes_what_the_plain_path_does(check):
     (comparisons,) = output_of("triton_interpreted", check, TRITON_INTERPRET="1").values()
     factor = FP8_ERROR if "fp8" in check else 1
@@ -56,7 +57,7 @@ def test_the_kernels_fit_a_gpu_and_hardly_spill_registers(capability, tmp_path):
     found = output_of("triton_resources", capability, TRITON_CACHE_DIR=str(tmp_path))
     kernels = {name.split(":")[0] for name in found}
     writes_fp8 = float(capability) >= 8.9
-    assert kernels == {check for check in INTERPRETED if writes_fp8 or "fp8" not in check}
+    assert kernels == {check for check in CHECKS if writes_fp8 or "fp8" not in check}
     for name, (shared, registers, spilled) in found.items():
         assert shared <= SHARED_BYTES[capability], name
         assert 0 < registers <= REGISTERS, name

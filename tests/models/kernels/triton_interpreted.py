@@ -11,6 +11,7 @@ import sys
 import torch
 
 from talkinghead_lab.models.kernels import self_checks
+from tests.models.kernels.triton_checks import CHECKS
 
 TOKENS = 117  # fewer than on a GPU: each tile takes milliseconds
 
@@ -18,7 +19,7 @@ TOKENS = 117  # fewer than on a GPU: each tile takes milliseconds
 def main(names: list[str]) -> None:
     """Print {check: [[what, error, bound], …]}."""
     self_checks.DTYPE, self_checks.TOKENS = torch.float16, TOKENS
-    print(json.dumps({name: list(self_checks.CHECKS[name](torch.device("cpu"))) for name in names}))
+    print(json.dumps({name: list(CHECKS[name](torch.device("cpu"))) for name in names}))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime import driver
 
-from talkinghead_lab.models.kernels import self_checks, triton_text_image_attention
+from talkinghead_lab.models.kernels import triton_text_image_attention
 from talkinghead_lab.models.kernels.optional_kernels import OPTIONAL_KERNELS
-
-CHECKS = ("text_image", "fused_layers", "fused_fp8_layers", "two_speakers", "dequantize")
+from tests.models.kernels.triton_checks import CHECKS
 
 
 class Recorder(CudaDriver):
@@ -70,9 +69,9 @@ def main(text: str) -> None:
     recorder = Recorder((major, minor))
     driver.set_active(recorder)
     triton_text_image_attention.capability = lambda device: (major, minor)
-    for recorder.check in CHECKS:
+    for recorder.check, check in CHECKS.items():
         if (major, minor) >= OPTIONAL_KERNELS[recorder.check].capability:
-            list(self_checks.CHECKS[recorder.check](torch.device("cpu")))
+            list(check(torch.device("cpu")))
     print(json.dumps(recorder.found))
 
 
