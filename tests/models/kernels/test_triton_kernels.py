@@ -26,8 +26,8 @@ FP8_ERROR = 2
 # Bytes of shared memory that one program may use (CUDA C++ Programming Guide, technical specifications).
 SHARED_BYTES = {"8.0": 163 * 1024, "8.6": 99 * 1024, "8.9": 99 * 1024, "9.0": 227 * 1024, "12.0": 99 * 1024}
 REGISTERS = 255
-# Of a thread, outside the loops; Triton 3.7 spills this much of the attention to text and image for 12.0.
-SPILLED_BYTES = 48
+# Of a thread, outside the loops; Triton 3.7 spills this much at the end of `triton_hopper`.
+SPILLED_BYTES = 56
 
 
 def output_of(module: str, *arguments: str, **variables: str):
@@ -57,7 +57,8 @@ def test_the_kernels_fit_a_gpu_and_hardly_spill_registers(capability, tmp_path):
     found = output_of("triton_resources", capability, TRITON_CACHE_DIR=str(tmp_path))
     kernels = {name.split(":")[0] for name in found}
     writes_fp8 = float(capability) >= 8.9
-    assert kernels == {check for check in CHECKS if writes_fp8 or "fp8" not in check}
+    hopper = {"triton_hopper"} if capability == "9.0" else set()
+    assert kernels == hopper | {check for check in CHECKS if writes_fp8 or "fp8" not in check}
     for name, (shared, registers, spilled) in found.items():
         assert shared <= SHARED_BYTES[capability], name
         assert 0 < registers <= REGISTERS, name

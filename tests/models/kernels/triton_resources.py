@@ -21,7 +21,7 @@ from triton.runtime import driver
 
 from talkinghead_lab.models.kernels import triton_text_image_attention
 from talkinghead_lab.models.kernels.optional_kernels import OPTIONAL_KERNELS
-from tests.models.kernels.triton_checks import CHECKS
+from tests.models.kernels.triton_checks import COMPILED
 
 
 class Recorder(CudaDriver):
@@ -69,8 +69,8 @@ def main(text: str) -> None:
     recorder = Recorder((major, minor))
     driver.set_active(recorder)
     triton_text_image_attention.capability = lambda device: (major, minor)
-    for recorder.check, check in CHECKS.items():
-        if (major, minor) >= OPTIONAL_KERNELS[recorder.check].capability:
+    for recorder.check, check in COMPILED.items():
+        if not OPTIONAL_KERNELS[recorder.check].lacks(torch.device("cuda"), (major, minor)):
             list(check(torch.device("cpu")))
     print(json.dumps(recorder.found))
 
