@@ -12,11 +12,13 @@ import random
 import resource
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar
@@ -28,6 +30,7 @@ LOG = logging.getLogger(__name__)
 PRELOADED = ["talkinghead_lab.media.acceptance", "pyloudnorm"]
 MAX_PROCESSORS = 4  # decoders start a thread for each processor, and every thread holds frames
 MAX_OPEN_FILES = 64
+START_PAUSES = (0.05, 0.5)  # seconds until the death of a killed process is known, on a busy machine
 MIB = 2**20
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,10 +73,9 @@ class IsolatedCall:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         reader, writer = context.Pipe(duplex=False)
-        process = context.Process(target=_serve, args=(writer, self, function, args, kwargs), daemon=True)
         with reader:
             with writer:
-                process.start()
+                process = _started(context, (writer, self, function, args, kwargs))
             overdue = threading.Event()
 
             def stop() -> None:
@@ -110,6 +112,25 @@ class IsolatedCall:
             f"the file cannot be read: decoding it crashed ({name})",
             remedy="It may be damaged. Convert it to mp4, wav or png.",
         )
+
+
+def _started(context: ForkServerContext, given: tuple[Any, ...]) -> BaseProcess:
+    """Start a process; if the one that it is forked from has just been killed, from a new one.
+
+    Raises:
+        OSError, EOFError: it cannot be started.
+    """
+    for pause in (*START_PAUSES, None):
+        process = context.Process(target=_serve, args=given, daemon=True)
+        try:
+            process.start()
+        except (ConnectionError, EOFError):
+            if pause is None:
+                raise
+            time.sleep(pause)
+        else:
+            break
+    return process
 
 
 def _end(process: BaseProcess) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from talkinghead_lab.errors import MediaError, MediaTooLarge
@@ -75,3 +76,14 @@ def test_no_processes_remain(tmp_path):
         assert number != os.getpid()
         with pytest.raises(ProcessLookupError):
             os.kill(number, 0)
+
+
+@pytest.mark.filterwarnings("ignore:resource_tracker")
+def test_a_call_follows_the_death_of_the_process_that_others_are_forked_from():
+    call = IsolatedCall(60, 500)
+    for _ in range(5):
+        call(bool)
+        for process in psutil.Process().children(recursive=True):
+            if "multiprocessing" in " ".join(process.cmdline()):
+                process.kill()
+        assert call(int, "5") == 5
