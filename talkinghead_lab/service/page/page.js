@@ -191,6 +191,12 @@ function compare() {
   note('compared-caption', $('compare').selectedOptions[0]?.textContent ?? '');
 }
 
+/** The service disconnects a player that reads nothing for a minute, such as one that is paused: go on from there. */
+function resume() {
+  const at = $('video').currentTime;
+  if (job?.state === 'running') setTimeout(() => playFrom(`/api/jobs/${job.id}/video`, job.id, at), 1000);
+}
+
 /** The compared video follows the other: play, pause and position. */
 function synchronise() {
   const [video, compared] = [$('video'), $('compared')];
@@ -244,6 +250,7 @@ $('request').addEventListener('submit', generate);
 $('preset').addEventListener('change', usePreset);
 for (const name of SETTINGS) $(name).addEventListener('change', replan);
 $('stop').addEventListener('click', () => call(`/api/jobs/${job.id}`, { method: 'DELETE' }).catch(fail));
+$('video').addEventListener('error', resume);
 $('compare').addEventListener('change', compare);
 $('copy-yaml').addEventListener('click', async () => copy(await (await call(`/api/jobs/${job.id}/request`)).text(), 'The request'));
 $('copy-curl').addEventListener('click', () => copy(curl(), 'The command'));
