@@ -47,7 +47,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
 }
 VARIABLES = {
     *("WEIGHTS_DIR", "CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FACE_LANDMARKER", "SYNCNET_MODEL"),
-    *("INFINITETALK_CHECKOUT", "LIGHTX2V_CHECKOUT"),
+    *("INFINITETALK_CHECKOUT", "LIGHTX2V_CHECKOUT", "TALKINGHEAD_CAPABILITY"),
 }
 # Commands whose arguments are the reader's own, or checked by what follows them.
 NOT_OURS = {"source", "mkdir", "docker", "conda", "pre-commit"}

@@ -1,6 +1,7 @@
 """The HTTP endpoints. Generations run in the thread of the queue; the endpoints only wait for them."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -40,6 +41,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Before the first client connects, because either may take seconds.
         await asyncio.gather(asyncio.to_thread(gpu_available), asyncio.to_thread(service.generator.tidy))
+        gc.freeze()  # modules: collecting them would keep the event loop
         service.start()
         yield
         await asyncio.to_thread(service.close, STOP_SECONDS)

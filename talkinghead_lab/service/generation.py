@@ -34,6 +34,7 @@ class Generator:
         self._call = IsolatedCall(settings.media_seconds, settings.media_mib)
         self._limits = MediaLimits(settings.largest_pixels, settings.longest_seconds)
         self._pipeline: Pipeline | None = None
+        self._frozen = False  # whether the garbage collector leaves out what lives as long as the pipeline
 
     @property
     def model_loaded(self) -> bool:
@@ -140,15 +141,22 @@ class Generator:
             self.output.remove(job.id)
             self.output.remove_uploads(job.id)
         _free_memory()
+        if not self._frozen and self._pipeline is not None:
+            # Collecting all modules and networks takes a quarter of a second, in which no thread runs.
+            gc.freeze()
+            self._frozen = True
         self.tidy()
 
     def unload(self) -> None:
         """Drop the networks."""
         if self._pipeline is not None:
+            gc.unfreeze()
+            self._frozen = False
             self._pipeline.release()
             self._pipeline = None
             LOG.info("model dropped")
         _free_memory()
+        gc.freeze()  # what is left are modules
 
     def tidy(self) -> None:
         """Keep the output folder within its bounds."""

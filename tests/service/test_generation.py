@@ -1,6 +1,8 @@
 """NUM_PERSISTENT_PARAM_IN_DIT becomes a memory budget for each request."""
 
+import gc
 import json
+import weakref
 
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.service.generation import Generator
@@ -44,3 +46,23 @@ def test_without_the_variable_there_is_no_budget(checkpoint, shared, tmp_path):
     generator = service(checkpoint, shared, tmp_path, None)
     assert generate(generator, shared)["request"]["vram_budget_gib"] is None
     assert generator._pipeline.budget is None
+
+
+def test_the_collector_leaves_out_what_stays_and_networks_are_released_all_the_same(
+    checkpoint, shared, tmp_path
+):
+    generator = service(checkpoint, shared, tmp_path, None)
+    media = {"audio_path": str(shared / "recording.wav"), "image_path": str(shared / "portrait.png")}
+    job = QueuedJob(
+        id="job", params=generator.settings.params(**media, diffusion_steps=1, prompt="", frame_size="32x32")
+    )
+    try:
+        job.begin()
+        generator(job)
+        generator.after(job, None)
+        assert len(gc.get_objects()) < gc.get_freeze_count() / 10, "a collection looks at few objects"
+        networks = weakref.ref(generator._pipeline.dit)
+        generator.unload()
+        assert networks() is None
+    finally:
+        gc.unfreeze()

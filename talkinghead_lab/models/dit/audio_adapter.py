@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
-from talkinghead_lab.models.kernels.attention import Rotation, attention, rotary_angles
+from talkinghead_lab.models.kernels.attention import Rotation, attention, rotary_angles, rotated
 from talkinghead_lab.models.kernels.fused_ops import ResidualUpdate
 from talkinghead_lab.models.kernels.two_speakers import bmm_float32, rotated_attention_weights
 
@@ -96,7 +96,7 @@ class AudioCrossAttention(nn.Module):
         if can_fold and use_triton:
             weights = rotated_attention_weights(query, rotation.cosine, rotation.sine, keys_values[0])
             return self._folded_output(weights, x, keys_values[1])
-        return self._plain_attention(rotation(query), *keys_values)
+        return self._plain_attention(rotated(query, rotation.cosine, rotation.sine), *keys_values)
 
     def _plain_attention(self, query: Tensor, key: Tensor, value: Tensor) -> ResidualUpdate:
         attended = attention(query.reshape(len(key), -1, *query.shape[2:]), key, value)

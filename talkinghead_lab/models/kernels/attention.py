@@ -241,5 +241,13 @@ class Rotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate [B, tokens, heads, head width] in float32; the type of `x` is kept."""
-        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        return (x.float() * self.cosine + swapped.float() * self.sine).type_as(x)
+        return rotated(x, self.cosine, self.sine)
+
+
+def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate by the tensors of a `Rotation`.
+
+    PyTorch 2.11 cannot compile a call of a `Rotation` that is made inside the graph, only its attributes.
+    """
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x.float() * cosine + swapped.float() * sine).type_as(x)
