@@ -24,7 +24,7 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
 SITE = (DEPLOY / "nginx-site.conf.template").read_text()
 VARIABLES = {name.upper() for name in ServiceSettings.model_fields}
-OTHER_VARIABLES = {"PATH", "PYTHONUNBUFFERED", "HOME", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"}
+OTHER_VARIABLES = {"PATH", "PYTHONUNBUFFERED", "HOME", "TMPDIR", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"}
 ROUTES = set(create_app(ServiceSettings()).openapi()["paths"])
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 
