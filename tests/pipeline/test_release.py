@@ -38,9 +38,9 @@ def loads(monkeypatch):
     held, references = [], []
     load = Pipeline._load.__func__
 
-    def recorded(cls, settings):
+    def recorded(cls, *arguments):
         held.append(held_bytes(references))
-        loaded = load(cls, settings)
+        loaded = load(cls, *arguments)
         references.extend(map(weakref.ref, tensors_of(loaded)))
         return loaded
 
