@@ -5,6 +5,7 @@ follows from their shapes, which are known without loading them. The multiples i
 are fitted to measured profiles; where `measured_on` is empty, they are estimates.
 """
 
+import importlib.util
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -235,7 +236,10 @@ def requirements(
     kept = _keys_and_values(networks["transformer"], grid, voices) if "transformer" in networks else 0
     if "speech encoder" in networks and device.type == "cpu":
         kept += voices * _speech_states(networks["speech encoder"], seconds)
-    return Requirements(needs, round(fitted["outside_gib"] * GIB), kept, fitted["measured_on"])
+    # PyTorch imports Triton where it is installed; the coefficients of a GPU were measured with it.
+    has_triton = importlib.util.find_spec("triton") is not None
+    outside = fitted["outside_gib"] + (fitted.get("triton_gib", 0.0) if has_triton else 0.0)
+    return Requirements(needs, round(outside * GIB), kept, fitted["measured_on"])
 
 
 def chunk_bytes(grid: LatentGrid) -> int:
