@@ -10,7 +10,6 @@ import time
 from collections import deque
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, cast
 
 import av
@@ -78,12 +77,7 @@ class GrowingVideo:
         """Return the video."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the file; after an error it stays as far as it goes."""
         self._file.close()
 

@@ -225,9 +225,9 @@ def requirements(
         kinds: tuple[str, ...] = ()
         if stage == "sampling":
             dequantized = 0 if FP8 in traits else _largest_dequantized(networks[name])
-            kinds = _kinds({*traits, *[TWO_SPEAKERS][: voices - 1], *[DEQUANTIZED][:dequantized]})
-            extra = 3 * unit if caches_steps else 0  # one residual per guidance branch
-            extra += dequantized
+            holds = {TWO_SPEAKERS: voices > 1, DEQUANTIZED: dequantized > 0}
+            kinds = _kinds({*traits, *(trait for trait in holds if holds[trait])})
+            extra = dequantized + (3 * unit if caches_steps else 0)  # one residual per guidance branch
         if stage == "decode" and device.type == "cpu":
             extra = chunk_bytes(grid)
         activations = model["activations"] + sum(model.get("traits", {}).get(kind, 0.0) for kind in kinds)

@@ -3,7 +3,6 @@
 The first process encodes texts and recordings for all, and alone writes. All sample, and two decode together.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ import torch.distributed as dist
 
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.foundation.devices import pick_device
+from talkinghead_lab.foundation.parent_process import end_with_parent
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
@@ -33,7 +33,6 @@ LONGEST_WAIT = timedelta(days=1)
 
 # In which a process with an error reports it and ends.
 LAST_SECONDS = 5
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Signals that torchrun, terminals and job schedulers send to end a process.
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -108,7 +107,7 @@ def _follow(params: GenerationParams, pipeline: Pipeline) -> None:
 @contextmanager
 def _process_group(params: GenerationParams) -> Iterator[SequenceParallelGroup]:
     """Join the other processes; each uses its own GPU."""
-    _end_with_parent()
+    end_with_parent()  # torchrun cannot pass on SIGKILL
     device = pick_device(params.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -116,13 +115,6 @@ def _process_group(params: GenerationParams) -> Iterator[SequenceParallelGroup]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
         yield SequenceParallelGroup.of_all_processes(device)
         dist.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process when torchrun ends, even by SIGKILL, which torchrun cannot pass on."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
 @contextmanager

@@ -3,10 +3,13 @@
 import gc
 import json
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.snapshot import Snapshot
 from talkinghead_lab.media.acceptance import MediaLimits, check_media
 from talkinghead_lab.media.isolated import IsolatedCall
 from talkinghead_lab.params import GenerationParams
@@ -51,16 +54,12 @@ class Generator:
         Raises:
             Problem, MediaError, OutputError: a file cannot be used or copied.
         """
-        try:
-            with self.output.claimed(job_id) as folder:
-                copy = partial(copy_allowed, self.settings, folder / INPUTS)
-                picture = copy("image_path", params.image_path)
-                named = {name: getattr(params, name) for name in ("audio_path", "second_audio_path")}
-                voices = [copy(name, path) for name, path in named.items() if path is not None]
-                self._call(check_media, picture.path, [voice.path for voice in voices], self._limits)
-                del picture, voices
-        finally:
-            self.output.remove(job_id)
+        with self._copies(job_id) as copy:
+            picture = copy("image_path", params.image_path)
+            named = {name: getattr(params, name) for name in ("audio_path", "second_audio_path")}
+            voices = [copy(name, path) for name, path in named.items() if path is not None]
+            self._call(check_media, picture.path, [voice.path for voice in voices], self._limits)
+            del picture, voices
 
     def plan(self, job_id: str, params: GenerationParams) -> dict[str, Any]:
         """What a request would do, with the fields of `PlanAnswer`; its files are copied, read and removed.
@@ -69,25 +68,30 @@ class Generator:
             Problem, TalkingHeadError: the request cannot be used.
         """
         from talkinghead_lab.pipeline.request import read_inputs, resolve
+        from talkinghead_lab.sampling.guidance import Guidance
 
+        with self._copies(job_id) as copy:
+            inputs = read_inputs(params, copy, call=self._call, limits=self._limits)
+            resolved = resolve(params, inputs)
+            steps = params.diffusion_steps * len(resolved.chunks)
+            return {
+                "frame_size": resolved.frame_size,
+                "picture": inputs.reference.size,
+                "crop": resolved.kept,
+                "seconds": resolved.seconds,
+                "frames": resolved.frames,
+                "chunks": len(resolved.chunks),
+                "steps": steps,
+                "forward_passes": steps * len(Guidance(resolved.sampling).branches),
+                "warnings": list(map(without_paths, resolved.warnings)),
+            }
+
+    @contextmanager
+    def _copies(self, job_id: str) -> Iterator[Callable[[str, str], Snapshot]]:
+        """Yield what copies a file of a request, given its field and path; copies last for the block."""
         try:
             with self.output.claimed(job_id) as folder:
-                copy = partial(copy_allowed, self.settings, folder / INPUTS)
-                inputs = read_inputs(params, copy, call=self._call, limits=self._limits)
-                resolved = resolve(params, inputs)
-                steps = params.diffusion_steps * len(resolved.chunks)
-                sampling = resolved.sampling
-                return {
-                    "frame_size": resolved.frame_size,
-                    "picture": inputs.reference.size,
-                    "crop": resolved.kept,
-                    "seconds": resolved.seconds,
-                    "frames": resolved.frames,
-                    "chunks": len(resolved.chunks),
-                    "steps": steps,
-                    "forward_passes": steps * (1 + sampling.text_is_guided + sampling.audio_is_guided),
-                    "warnings": list(map(without_paths, resolved.warnings)),
-                }
+                yield partial(copy_allowed, self.settings, folder / INPUTS)
         finally:
             self.output.remove(job_id)
 
@@ -117,10 +121,8 @@ class Generator:
                 show_progress=False,
             )
             record = read_record(folder)
-            checks, job.first_frame = (
-                record["checks"],
-                (record.get("time_to_first_frame") or {}).get("seconds"),
-            )
+            checks = record["checks"]
+            job.first_frame = (record.get("time_to_first_frame") or {}).get("seconds")
             with atomic_path(folder / FINISHED) as temporary:
                 temporary.write_text(json.dumps(checks, indent=1), encoding="utf-8")
         answer = result.to_json()

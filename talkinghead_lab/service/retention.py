@@ -96,9 +96,9 @@ class OutputFolder:
                 if not (self._claims / folder.name).exists():
                     self.remove_uploads(folder.name)
 
-    def finished(self) -> list[str]:
-        """Names of the finished runs, newest first."""
-        return [name for name in sorted(self._owned_names(), reverse=True) if self.video_of(name)]
+    def videos(self) -> list[Path]:
+        """The videos of finished runs, newest first."""
+        return list(filter(None, map(self.video_of, sorted(self._owned_names(), reverse=True))))
 
     def video_of(self, name: str) -> Path | None:
         """The video of a finished run; None if there is none."""

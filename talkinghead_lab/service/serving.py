@@ -129,21 +129,20 @@ class Service:
         Returns:
             The job, and whether it was queued for an earlier request.
         """
-        name = self.generator.output.new_name()
-        uploads = self.generator.output.uploads(name)
+        output, job = self.generator.output, None
+        name = output.new_name()
         try:
-            sent = await read_submission(request, uploads)
+            sent = await read_submission(request, output.uploads(name))
             self.callbacks.check(sent.callback_url)
             async with self._repeated.lock:
-                if job := self._repeated.job(key, sent.digest):
-                    await asyncio.to_thread(self.generator.output.remove_uploads, name)
-                    return job, True
-                job = await self.submit(sent.fields, name, sent.callback_url)
-                self._repeated.remember(key, sent.digest, job)
-                return job, False
-        except BaseException:
-            await asyncio.to_thread(self.generator.output.remove_uploads, name)
-            raise
+                job = self._repeated.job(key, sent.digest)
+                if job is None:
+                    job = await self.submit(sent.fields, name, sent.callback_url)
+                    self._repeated.remember(key, sent.digest, job)
+            return job, job.id != name
+        finally:
+            if job is None or job.id != name:
+                await asyncio.to_thread(output.remove_uploads, name)
 
     async def plan(self, request: Request) -> dict[str, Any]:
         """Tell what a request would do, without generating; errors as for `submit`."""

@@ -1,12 +1,15 @@
 """Endpoints beyond the contract: jobs from any request or upload, plans of requests, finished videos."""
 
 import asyncio
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import REQUEST
 from talkinghead_lab.service.problems import Problem
@@ -96,7 +99,7 @@ def add_submissions(router: APIRouter, service: Service) -> None:
 
     @router.get("/api/videos", summary="Finished videos that are still kept, newest first")
     def list_videos() -> list[KeptVideo]:
-        return [video for name in service.generator.output.finished() if (video := _kept(service, name))]
+        return list(filter(None, map(_kept, service.generator.output.videos())))
 
 
 def _request_of(service: Service, job_id: str) -> str:
@@ -109,16 +112,16 @@ def _request_of(service: Service, job_id: str) -> str:
     return GenerationParams.from_yaml(video.with_name(REQUEST)).to_yaml()
 
 
-def _kept(service: Service, name: str) -> KeptVideo | None:
-    video = service.generator.output.video_of(name)
-    if video is None:  # removed since
-        return None
-    fields = GenerationParams.from_yaml(video.with_name(REQUEST)).model_dump(mode="json", include=set(FIELDS))
-    created = video.stat().st_mtime
-    return KeptVideo(
-        id=name,
-        url=f"/api/videos/{name}/{video.name}",
-        created=created,
-        prompt=fields["prompt"],
-        fields=fields,
-    )
+def _kept(video: Path) -> KeptVideo | None:
+    """What the list says of a video; None if it was removed meanwhile."""
+    name = video.parent.name
+    with suppress(OSError, InvalidRequest):
+        request = GenerationParams.from_yaml(video.with_name(REQUEST))
+        return KeptVideo(
+            id=name,
+            url=f"/api/videos/{name}/{video.name}",
+            created=video.stat().st_mtime,
+            prompt=request.prompt,
+            fields=request.model_dump(mode="json", include=set(FIELDS)),
+        )
+    return None

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from talkinghead_lab.foundation.digests import sha256_of_file
 from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FOLDERS, GenerationParams
 from talkinghead_lab.service.inputs import MEDIA_FIELDS, SUFFIX
 from talkinghead_lab.service.jobs import MAX_ENDED_JOBS, QueuedJob
@@ -128,7 +129,7 @@ async def _read_form(request: Request, uploads: Path, digest: "hashlib._Hash") -
             suffix = Path(part.filename or "").suffix
             target = uploads / (name + (suffix if SUFFIX.fullmatch(suffix) else ""))
             await asyncio.to_thread(_store, part, target)
-            digest.update(name.encode() + await asyncio.to_thread(_digest_of, target))
+            digest.update(f"{name} {await asyncio.to_thread(sha256_of_file, target)}".encode())
             given[name] = str(target)
     return given
 
@@ -137,11 +138,6 @@ def _store(part: UploadFile, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("xb") as file:
         shutil.copyfileobj(part.file, file)
-
-
-def _digest_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _parsed(loras: str) -> Any:

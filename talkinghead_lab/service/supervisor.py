@@ -4,7 +4,6 @@ For machines where nothing else does so, such as a container's restart policy or
 with status 70 when it no longer serves jobs; it may also crash, or be killed when memory runs out.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,13 +13,13 @@ from collections.abc import Sequence
 from types import FrameType
 
 from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.foundation.parent_process import end_with_parent
 
 COMMAND = (sys.executable, "-m", "talkinghead_lab.service")
 LONGEST_PAUSE = 60.0
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STARTUP_FAILURE = 3  # uvicorn's, of an address that is in use
 STEADY_SECONDS = 60.0  # life after which the pause is the first one again
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Supervisor:
@@ -57,15 +56,15 @@ class Supervisor:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def _run_once(self) -> int:
-        parent, libc = os.getpid(), ctypes.CDLL(None)
+        parent = os.getpid()
 
-        def end_with_parent() -> None:
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        def end_with_supervisor() -> None:
+            end_with_parent()
             if os.getppid() != parent:
                 os._exit(1)
 
         # In a session of its own, so that Ctrl-C reaches it once: the server takes a second one for haste.
-        self._process = subprocess.Popen(self.command, preexec_fn=end_with_parent, start_new_session=True)
+        self._process = subprocess.Popen(self.command, preexec_fn=end_with_supervisor, start_new_session=True)
         if self._signalled is not None:
             self._process.send_signal(self._signalled)
         return self._process.wait()

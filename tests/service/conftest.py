@@ -6,6 +6,7 @@ import queue
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,13 @@ from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 ROOT = Path(__file__).parents[2]
 GENERATE = "/api/generate-video"
 START_SECONDS = 60
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import yaml
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.settings import PORT, ServiceSettings
+from tests.service.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "talkinghead_lab" / "deploy"
@@ -174,12 +174,6 @@ def test_nginx_site():
         == set(re.findall(r"([A-Z_]+)=", SITE))
         == {"SERVER_NAME", "TLS_CERTIFICATE", "TLS_KEY", "UPSTREAM"}
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

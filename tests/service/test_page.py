@@ -1,7 +1,6 @@
 """The page at / in a real Chromium, as a visitor uses it."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 from talkinghead_lab.service.page import FOLDER
+from tests.browsers import chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FAKE_MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
 PLAYER = "() => { const v = document.getElementById('%s'); return [v.readyState, v.duration, v.videoWidth] }"
 WIDTHS = (360, 768, 1280, 1920)
@@ -22,11 +21,8 @@ WIDTHS = (360, 768, 1280, 1920)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as started:
-        arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", *FAKE_MICROPHONE]
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield chromium
-        chromium.close()
+    with chromium("--autoplay-policy=no-user-gesture-required", *FAKE_MICROPHONE) as started:
+        yield started
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A service that dies is started again; one that ends in order, or cannot start, is not."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import psutil
 import pytest
 
 from talkinghead_lab.service.supervisor import is_death
-from tests.service.conftest import Server
+from tests.service.conftest import Server, free_port
 from tests.service.test_watchdog import health
 
 RUN = "import sys; from talkinghead_lab.service.supervisor import Supervisor\n"
@@ -60,9 +59,9 @@ def test_the_service_ends_with_its_supervisor(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_a_service_that_was_killed_answers_again(launch, free_port):
+def test_a_service_that_was_killed_answers_again(launch):
     command = (sys.executable, "-m", "talkinghead_lab.service.supervisor")
-    server: Server = launch(command, PORT=str(free_port))
+    server: Server = launch(command, PORT=str(free_port()))
     (service,) = psutil.Process(server.process.pid).children()
     service.kill()
     assert health(server, 200)["status"] == "healthy"
@@ -72,10 +71,3 @@ def test_a_service_that_was_killed_answers_again(launch, free_port):
     server.process.terminate()
     assert server.process.wait(40) == 0
     assert not psutil.pid_exists(again.pid)
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -5,10 +5,9 @@ import time
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+from tests.browsers import chromium
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PLAY = """url => {
     const video = document.createElement('video');
     Object.assign(video, {src: url, muted: true});
@@ -23,14 +22,10 @@ STATE = """() => {
 
 
 def test_a_browser_plays_it_while_it_is_made(launch, shared, recording):
-    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if installed is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
     shutil.copy(recording(2.0), shared / "watched.wav")
     server = launch(CHUNK_FRAMES="21")
     job = server.submit(audio_path="watched.wav", diffusion_steps=30).json()["id"]
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         page.goto(f"{server.url}/api/health")
         page.evaluate(PLAY, f"/api/jobs/{job}/video")
@@ -45,4 +40,3 @@ def test_a_browser_plays_it_while_it_is_made(launch, shared, recording):
         server.wait_for(job, "finished")
         page.wait_for_function("() => document.querySelector('video').ended")
         assert page.evaluate(STATE)["time"] == pytest.approx(2.0, abs=0.05)
-        browser.close()

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import REQUEST_FIELDS
 from talkinghead_lab.service.settings import PORT, ServiceSettings
-from tests.service.conftest import ROOT
+from tests.service.conftest import ROOT, free_port
 from tests.service.upstream import Upstream, serve
 
 WORKFLOW = ROOT / "talkinghead_lab" / "deploy" / "n8n-workflow.json"
@@ -26,12 +25,6 @@ COMPOSE = yaml.safe_load(WORKFLOW.with_name("docker-compose.yml").read_text())
 N8N = os.environ.get("N8N") or shutil.which("n8n")
 needs_n8n = pytest.mark.skipif(N8N is None, reason="n8n is not installed (npm install --global n8n)")
 SCRIPT = {"script": "Good evening. It's calm tonight.", "youtube_url": "https://example.com/watch?v=1"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_every_step_leads_on_and_every_failure_to_the_answer_with_its_step():

@@ -14,15 +14,14 @@ import nbformat
 import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from playwright.sync_api import Browser, Page
 
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets import player
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+from tests.browsers import chromium
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MINUTES = 60_000  # milliseconds, the unit of Playwright
 WIDTHS = {1280: 900, 1920: 1080}
 CHANGING_CLIPS = """async () => {
@@ -47,18 +46,12 @@ TINY = {"max_frames": 53, "chunk_frames": 13, "motion_frame": 5, "diffusion_step
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    """A headless Chromium: the system's or the one installed by Playwright."""
-    with playwright.sync_playwright() as started:
-        installed = next(filter(None, map(shutil.which, BROWSERS)), started.chromium.executable_path)
-        if not Path(installed).exists():
-            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
-        chromium = started.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
 
 
-def errors_of(page: "playwright.Page") -> list[str]:
+def errors_of(page: Page) -> list[str]:
     """A list to which all later errors of a page are added."""
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -79,8 +79,8 @@ async function generate(event) {
   note('error', '');
   $('generate').disabled = true;
   try {
-    sent = [...form()].filter(([name]) => !name.endsWith('_path')).map(([name, value]) => `${name}=${value}`).concat(image.asText, audio.asText);
     const body = form();
+    sent = [...body].filter(([name]) => !name.endsWith('_path')).map(([name, value]) => `${name}=${value}`).concat(image.asText, audio.asText);
     job = await (await call('/api/jobs', { method: 'POST', body, headers: { 'Idempotency-Key': crypto.randomUUID?.() ?? String(Math.random()) } })).json();
     follow(job.id);
   } catch (error) {
