@@ -132,8 +132,11 @@ class Generator:
     def after(self, job: QueuedJob, error: BaseException | None) -> None:
         """Give back what the run held: GPU memory, and the folder where the run failed.
 
-        A job that has not started holds nothing, and may end in the event loop, which must not wait.
+        A job that has not started holds nothing but uploads, and may end in the event loop, which must not
+        wait.
         """
+        if error is not None:
+            self.output.remove_uploads(job.id)
         if job.started is None:
             return
         if error is not None:
@@ -141,7 +144,6 @@ class Generator:
             if job.problem is not None and job.problem.status == 503:
                 self.unload()
             self.output.remove(job.id)
-            self.output.remove_uploads(job.id)
         _free_memory()
         if not self._frozen and self._pipeline is not None:
             # Collecting all modules and networks takes a quarter of a second, in which no thread runs.

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from talkinghead_lab.runs.jobs import GROWING, INPUTS
@@ -207,7 +208,8 @@ class OutputFolder:
             if folder.is_symlink() or not marker.is_file():
                 return KeptRun(name, 0, claim.lstat().st_mtime, finished=False)
             if name not in self._sizes:
-                self._sizes[name] = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+                files = chain(folder.rglob("*"), self.uploads(name).rglob("*"))
+                self._sizes[name] = sum(file.lstat().st_size for file in files if file.is_file())
             return KeptRun(name, self._sizes[name], marker.lstat().st_mtime, finished=True)
         return None
 

@@ -27,6 +27,7 @@ VARIABLES = {name.upper() for name in ServiceSettings.model_fields}
 OTHER_VARIABLES = {"PATH", "PYTHONUNBUFFERED", "HOME", "TMPDIR", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"}
 ROUTES = set(create_app(ServiceSettings()).openapi()["paths"])
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 def test_dockerfile():
@@ -179,8 +180,8 @@ def test_nginx_site():
 @pytest.fixture
 def proxied(server, tmp_path):
     """The address of an nginx that runs the bundled site in front of the service."""
-    if not NGINX:
-        pytest.skip("nginx is not installed")
+    if not (NGINX and shutil.which("openssl")):
+        pytest.skip("nginx or openssl is not installed")
     port, plain = free_port(), free_port()
     certificate, key = tmp_path / "site.crt", tmp_path / "site.key"
     subprocess.run([DEPLOY / "self-signed-certificate.sh", "localhost", certificate, key], check=True)
@@ -239,6 +240,7 @@ def test_nginx_proxies_a_generation_and_its_events(proxied, server):
     server.client.delete(f"/api/jobs/{name}")
 
 
+@needs_curl
 def test_nginx_speaks_http_2(proxied):
     command = ["curl", "--silent", "--insecure", "--http2", "--write-out", "%{http_version}"]
     done = subprocess.run(
@@ -266,6 +268,7 @@ def step_script(server, *arguments: object, **environment: str) -> subprocess.Co
     )
 
 
+@needs_curl
 def test_the_script_of_step_four(server, tmp_path):
     shared = Path(server.environment["SHARED_DIR"])
     done = step_script(server, shared / "recording.wav", shared / "portrait.png", 'it\'s "calm"')

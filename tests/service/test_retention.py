@@ -50,6 +50,15 @@ def test_the_oldest_runs_are_removed_until_the_rest_fits(output):
     assert [run.exists() for run in runs] == [True, True, False, False]
 
 
+def test_uploads_count_with_their_run_and_go_with_it(output):
+    old, young = run_of(output, hours=2), run_of(output, hours=1)
+    for run in (old, young):
+        output.uploads(run.name).mkdir(parents=True)
+        (output.uploads(run.name) / "audio_path.wav").write_bytes(bytes(1000))
+    assert output.tidy(24 * HOUR, 3500) == [old.name]
+    assert [output.uploads(run.name).exists() for run in (old, young)] == [False, True]
+
+
 def test_the_newest_run_is_kept_regardless_of_its_size(output):
     run = run_of(output, size=10_000)
     assert output.tidy(24 * HOUR, 10) == []

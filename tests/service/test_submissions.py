@@ -123,11 +123,14 @@ def test_uploads_are_used_kept_with_the_run_and_removed_otherwise(server, files)
     frames = [hashlib.sha256(_frames(result["video_path"])).hexdigest() for result in (job["result"], same)]
     assert frames[0] == frames[1], "a video of uploads is that of the same files in the shared folder"
 
-    stopped = server.client.post("/api/jobs", files=files, data={"diffusion_steps": "900"}).json()["id"]
-    server.wait_for(stopped, "running")
-    server.client.delete(f"/api/jobs/{stopped}")
-    server.wait_for(stopped, "stopped")
-    assert not (server.output / ".uploads" / stopped).exists()
+    running = server.client.post("/api/jobs", files=files, data={"diffusion_steps": "900"}).json()["id"]
+    server.wait_for(running, "running")
+    waiting = server.client.post("/api/jobs", files=files).json()["id"]
+    assert (server.output / ".uploads" / waiting).exists()
+    for name in (waiting, running):
+        server.client.delete(f"/api/jobs/{name}")
+        server.wait_for(name, "stopped")
+        assert not (server.output / ".uploads" / name).exists()
 
     bad = {**files, "image_path": ("me.png", b"no picture")}
     assert server.client.post("/api/jobs", files=bad).status_code == 422
