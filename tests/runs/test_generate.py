@@ -15,6 +15,7 @@ import pytest
 
 from talkinghead_lab import GenerationParams, generate
 from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, Stopped
+from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.foundation.digests import sha256_of_file
 from talkinghead_lab.foundation.schema import SCHEMA_VERSION
 from talkinghead_lab.media import video
@@ -23,7 +24,7 @@ from talkinghead_lab.pipeline.request import read_inputs
 from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.jobs import Progress
-from tests.pipeline.start import start
+from tests.pipeline.start import resolved_for, start
 from tests.runs.processes import forking
 
 
@@ -239,10 +240,11 @@ def test_a_finished_run_is_returned_as_it_is(run, request_for):
     assert first.video_path.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_a_run_goes_on_with_another_budget(run, request_for):
-    offloaded = Pipeline.load(request_for(vram_budget_gib=0.5))
+def test_a_run_goes_on_with_another_budget(pipeline, run, request_for):
+    smallest = pipeline.requirements(resolved_for(request_for())).smallest / GIB + 1e-6
+    offloaded = Pipeline.load(request_for(vram_budget_gib=smallest))
     with pytest.raises(Stopped):
-        run(request_for(vram_budget_gib=0.5), pipeline=offloaded, on_progress=lambda p: p.chunk < 2)
+        run(request_for(vram_budget_gib=smallest), pipeline=offloaded, on_progress=lambda p: p.chunk < 2)
     resumed: list[Progress] = []
     run(request_for(vram_budget_gib=64), pipeline=offloaded, on_progress=resumed.append)
     assert resumed[0].chunk == 2
