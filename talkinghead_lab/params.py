@@ -18,11 +18,12 @@ from pydantic import (
 )
 
 from talkinghead_lab import defaults
+from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS, check_agreement
 from talkinghead_lab.defaults import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
 from talkinghead_lab.foundation import notebook_cells, parameter_text, schema
 from talkinghead_lab.foundation.colors import checked_color
-from talkinghead_lab.foundation.field_errors import Contradiction, first_error, not_valid
+from talkinghead_lab.foundation.field_errors import first_error, not_valid
 from talkinghead_lab.foundation.field_types import (
     Boxes,
     FrameSize,
@@ -32,15 +33,8 @@ from talkinghead_lab.foundation.field_types import (
     WeightPath,
     WholeChunk,
 )
-from talkinghead_lab.foundation.latent_grid import largest_size
 
 VIDEO_METADATA_KEY = "comment"
-
-
-# Fields that name weights; the bundled model has its own.
-WEIGHT_FOLDERS = ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")
-WEIGHT_FILES = ("transformer", "adapter", "vae", "text_encoder", "image_encoder", "speech_encoder")
-RELEASED_ONLY = ("weights", *WEIGHT_FILES)
 
 
 class GenerationParams(BaseModel):
@@ -216,33 +210,8 @@ class GenerationParams(BaseModel):
         return checked_color(value, ("edge", "blur") if info.field_name == "pad" else ())
 
     @model_validator(mode="after")
-    def _chunk_is_not_too_large(self) -> Self:
-        if self.forced_size:
-            width, height = self.forced_size
-            largest = largest_size(width, height, self.chunk_frames)
-            if width > largest[0] or height > largest[1]:
-                message = (
-                    f"frame_size {self.frame_size} is too large with chunk_frames {self.chunk_frames}; "
-                    f"allowed: up to {largest[0]}x{largest[1]} in this shape"
-                )
-                raise Contradiction(message, "frame_size")
-        return self
-
-    @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        if self.motion_frame >= self.chunk_frames:
-            limit = f"must be smaller than chunk_frames {self.chunk_frames}"
-            raise Contradiction(f"motion_frame {self.motion_frame} {limit}", "motion_frame")
-        if self.checkpoint == "embedded" and (named := [n for n in RELEASED_ONLY if getattr(self, n)]):
-            message = f"{named[0]} names weights, but checkpoint is embedded: the bundled model has its own"
-            raise Contradiction(message, "checkpoint")
-        if self.speaker_boxes and not self.second_audio_path:
-            message = "speaker_boxes requires a second recording: set second_audio_path"
-            raise Contradiction(message, "second_audio_path")
-        if self.pad is not None and self.crop != "none":
-            raise Contradiction("pad requires crop none; otherwise the picture fills the frame", "pad")
-        if self.crop == "face" and self.second_audio_path:
-            raise Contradiction("crop face follows one face; for two speakers, choose another crop", "crop")
+        check_agreement(self)
         return self
 
     @property

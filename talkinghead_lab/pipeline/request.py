@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.foundation.digests import FileState
@@ -20,7 +21,7 @@ from talkinghead_lab.media.frame_size import CENTER, Box, Framing, place
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.isolated import Call, call_here
 from talkinghead_lab.models.kernels.attention import choose_attention
-from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FOLDERS, GenerationParams
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig

@@ -13,8 +13,9 @@ from typing import Any
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.foundation.digests import sha256_of_file
-from talkinghead_lab.params import RELEASED_ONLY, WEIGHT_FOLDERS, GenerationParams
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import MEDIA_FIELDS, SUFFIX
 from talkinghead_lab.service.jobs import MAX_ENDED_JOBS, QueuedJob
 from talkinghead_lab.service.problems import Problem

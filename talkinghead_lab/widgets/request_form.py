@@ -5,8 +5,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from talkinghead_lab.agreement import RELEASED_ONLY
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.params import RELEASED_ONLY, GenerationParams
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets.fields import SHOWN_WITH, Control, OnChange, grouped_fields
 from talkinghead_lab.widgets.frame_preview import FramePreview
 from talkinghead_lab.widgets.media_picker import MediaKind, MediaPicker

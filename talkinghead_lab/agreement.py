@@ -1,0 +1,59 @@
+"""Which fields of a request contradict each other."""
+
+from typing import TYPE_CHECKING
+
+from talkinghead_lab.foundation.field_errors import Contradiction
+from talkinghead_lab.foundation.latent_grid import largest_size
+
+if TYPE_CHECKING:
+    from talkinghead_lab.params import GenerationParams
+
+# Fields that name weights; the bundled model has its own.
+WEIGHT_FOLDERS = ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")
+WEIGHT_FILES = ("transformer", "adapter", "vae", "text_encoder", "image_encoder", "speech_encoder")
+RELEASED_ONLY = ("weights", *WEIGHT_FILES)
+
+
+def check_agreement(request: "GenerationParams") -> None:
+    """Check fields against each other, each of which is valid by itself.
+
+    Raises:
+        Contradiction: two of them do not go together; it names the one to change.
+    """
+    for check in (_frames, _weights, _speakers, _picture):
+        check(request)
+
+
+def _frames(request: "GenerationParams") -> None:
+    if request.forced_size:
+        width, height = request.forced_size
+        largest = largest_size(width, height, request.chunk_frames)
+        if width > largest[0] or height > largest[1]:
+            message = (
+                f"frame_size {request.frame_size} is too large with chunk_frames {request.chunk_frames}; "
+                f"allowed: up to {largest[0]}x{largest[1]} in this shape"
+            )
+            raise Contradiction(message, "frame_size")
+    if request.motion_frame >= request.chunk_frames:
+        limit = f"must be smaller than chunk_frames {request.chunk_frames}"
+        raise Contradiction(f"motion_frame {request.motion_frame} {limit}", "motion_frame")
+
+
+def _weights(request: "GenerationParams") -> None:
+    named = [name for name in RELEASED_ONLY if getattr(request, name)]
+    if request.checkpoint == "embedded" and named:
+        message = f"{named[0]} names weights, but checkpoint is embedded: the bundled model has its own"
+        raise Contradiction(message, "checkpoint")
+
+
+def _speakers(request: "GenerationParams") -> None:
+    if request.speaker_boxes and not request.second_audio_path:
+        message = "speaker_boxes requires a second recording: set second_audio_path"
+        raise Contradiction(message, "second_audio_path")
+
+
+def _picture(request: "GenerationParams") -> None:
+    if request.pad is not None and request.crop != "none":
+        raise Contradiction("pad requires crop none; otherwise the picture fills the frame", "pad")
+    if request.crop == "face" and request.second_audio_path:
+        raise Contradiction("crop face follows one face; for two speakers, choose another crop", "crop")
