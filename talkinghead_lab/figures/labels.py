@@ -1,10 +1,14 @@
-"""Readable names and units of request fields, measures and axis values, for figures, videos and the panel."""
+"""Names, units and values of request fields and measures in words, for figures, tables and the panel."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import polars
+from pydantic import BaseModel
 
+from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FILES, WEIGHT_FOLDERS
 from talkinghead_lab.measures.measure import KINDS
 
 # Every field of the request and every measure, as it appears within a sentence.
@@ -83,6 +87,23 @@ FIELD_UNITS = {
     "speaker_boxes": "pixels",
     "vram_budget_gib": "GiB",
 }
+# What a field means that is not set.
+UNSET = {
+    "audio_track": "default track",
+    "pad": "no padding",
+    "max_frames": "length of the recording",
+    "sample_shift": "by resolution",
+    "step_cache_threshold": "off",
+    "second_audio_path": "none",
+    "speaker_boxes": "left and right half",
+    "compile_blocks": "by device and size",
+    "vram_budget_gib": "no limit",
+    **dict.fromkeys((*WEIGHT_FOLDERS, "weights"), "by environment variable"),
+    **dict.fromkeys(WEIGHT_FILES, "searched"),
+}
+TEXT_FIELDS = ("prompt", "negative_prompt")  # which may look like a list
+PATH_FIELDS = ("audio_path", "image_path", "second_audio_path", *WEIGHT_FOLDERS, *RELEASED_ONLY)
+MAX_PATH_PARTS = 64
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -93,18 +114,79 @@ def axis_values(table: polars.DataFrame, axis: str) -> list[Any]:
 
 
 def cell_label(row: Mapping[str, Any], axes_of_sweep: list[str]) -> str:
-    """A run's position on the axes: names as they are, numbers after the short name of their axis."""
-    return ", ".join(
-        row[axis] if isinstance(row[axis], str) else f"{short_name(axis)} {value_label(row[axis])}"
-        for axis in axes_of_sweep
-    )
+    """A run's position on the axes: names as they are, other values after the short name of their axis."""
+    return ", ".join(setting_label(axis, row[axis]) for axis in axes_of_sweep)
 
 
-def value_label(value: Any) -> str:
-    """A value on an axis or in a legend."""
-    if value is None or value == "[]":
-        return "none"
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+def setting_label(name: str, value: Any) -> str:
+    """A setting in a line of several: a name as it is, other values after the short name of the field."""
+    words = value_label(value, name)
+    is_name = isinstance(value, str) and value and isinstance(_structure(value, name), str)
+    return words if is_name else f"{short_name(name)} {words}"
+
+
+def value_labels(values: Sequence[Any], name: str = "") -> list[str]:
+    """Values in words, each as `value_label` has it, with as much more as tells different ones apart."""
+    different = len({repr(value) for value in values})
+    for parts in range(1, MAX_PATH_PARTS):
+        words = [value_label(value, name, parts) for value in values]
+        if len(set(words)) == different:
+            return words
+    return [repr(value) for value in values]
+
+
+def path_labels(paths: Sequence[str]) -> list[str]:
+    """The end of each path, as long as it takes to tell them apart."""
+    return value_labels(paths, PATH_FIELDS[0])
+
+
+def value_label(value: Any, name: str = "", parts: int = 1) -> str:
+    """A value in words.
+
+    Args:
+        value: of a request or a record, or from a table of a sweep, where lists are JSON.
+        name: the field whose value it is, which knows what an unset one means.
+        parts: how many parts of a path are shown, from its end.
+    """
+    value = _structure(value, name)
+    if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
+        return UNSET.get(name, "none")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return _mapping_label(value, parts)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) == 4 and all(isinstance(number, int) for number in value):
+            return "{},{} to {},{}".format(*value)  # a speaker's box
+        words = [value_label(part, parts=parts) for part in value]
+        return (" and " if name == "speaker_boxes" else ", ").join(words)
+    if name in PATH_FIELDS:
+        return _path_label(value, parts)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _structure(value: Any, name: str) -> Any:
+    """Plain lists and mappings of a value that a table or a model holds."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, str) and value[:1] in ("[", "{") and name not in (*TEXT_FIELDS, *PATH_FIELDS):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _mapping_label(value: Mapping[str, Any], parts: int) -> str:
+    if "path" in value and value.keys() <= {"path", "scale"}:  # a LoRA
+        name, strength = _path_label(value["path"], parts), value.get("scale", 1.0)
+        return name if strength == 1 else f"{name} (strength {value_label(strength)})"
+    return ", ".join(setting_label(name, part) for name, part in value.items())
+
+
+def _path_label(path: object, parts: int) -> str:
+    """The last parts of a path; the name of a bundled sample as it is."""
+    return "/".join(PurePath(str(path)).parts[-parts:])
 
 
 def readable_name(name: str) -> str:

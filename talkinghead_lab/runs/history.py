@@ -1,6 +1,6 @@
-"""Runs that lie on disk: found again, shown while they grow, and compared."""
+"""Runs that lie on disk: found again, and shown while they grow."""
 
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.errors import OutputError, TalkingHeadError
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import video
 from talkinghead_lab.media.growing_video import plain_copy
@@ -65,6 +65,16 @@ class PastRun:
         """Seconds of all stages of the call that finished the run."""
         return float(sum(stage["seconds"] for stage in self.record["stages"].values()))
 
+    @property
+    def chunks_of_earlier_calls(self) -> int:
+        """Chunks of a finished run whose time `seconds` leaves out."""
+        return int(self.record.get("chunks_of_earlier_calls", 0))
+
+    @property
+    def measures(self) -> dict[str, dict[str, Any]]:
+        """What was measured of the video, by name; empty where the run is not finished."""
+        return {measure["name"]: measure for measure in self.record["measures"]} if self.finished else {}
+
 
 def parts_in(folder: Path) -> list[Path]:
     """The finished chunks in the folder of an unfinished run, silent videos, in order.
@@ -82,16 +92,24 @@ def find_runs(folder: Path) -> list[PastRun]:
     """The runs in a folder, newest first. A folder without a valid request is left out."""
     runs = []
     for request in folder.glob(f"*/{REQUEST}"):
-        try:
-            params = GenerationParams.from_yaml(request)
-            begun = datetime.fromtimestamp(request.stat().st_mtime)
-        except (TalkingHeadError, OSError, ValueError, OverflowError):
-            continue
-        runs.append(_run_in(request.parent, params, begun))
+        with suppress(TalkingHeadError, OSError, ValueError, OverflowError):
+            runs.append(run_in(request.parent))
     return sorted(runs, key=lambda run: (run.begun, run.folder.name), reverse=True)
 
 
-def _run_in(folder: Path, params: GenerationParams, begun: datetime) -> PastRun:
+def run_in(folder: Path) -> PastRun:
+    """The run in a folder.
+
+    Raises:
+        OutputError: the folder has no request.
+        InvalidRequest: its request is not valid.
+    """
+    request = folder / REQUEST
+    if not request.is_file():
+        remedy = "Name the folder of a run, such as one that `runs list` shows."
+        raise OutputError("no run", received=str(folder), remedy=remedy)
+    params = GenerationParams.from_yaml(request)
+    begun = datetime.fromtimestamp(request.stat().st_mtime)
     if not (folder / RECORD).is_file():
         return PastRun(folder, params, begun, finished=False)
     run = PastRun(folder, params, begun, finished=True)
@@ -131,33 +149,6 @@ def thumbnail(run: PastRun) -> Image.Image:
     return open_reference(local_file(run.params.image_path), run.params.background).frame_at(0.0)
 
 
-def differing_fields(runs: Sequence[PastRun]) -> list[str]:
-    """Fields of the request in which the runs are not all the same."""
-    return [
-        name
-        for name in GenerationParams.model_fields
-        if any(getattr(run.params, name) != getattr(runs[0].params, name) for run in runs)
-    ]
-
-
-def measures(run: PastRun) -> dict[str, dict[str, Any]]:
-    """What was measured of a run's video, by name; empty where it is not finished."""
-    return {measure["name"]: measure for measure in run.record["measures"]} if run.finished else {}
-
-
-def summary(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
-    """A row for each run: the fields in which they differ, what it took, and what was measured."""
-    fields = differing_fields(runs) if runs else []
-    names = list(dict.fromkeys(name for run in runs for name in measures(run)))
-    return [
-        {"run": run.folder.name, "state": run.state}
-        | {name: getattr(run.params, name) for name in fields}
-        | {"seconds": run.seconds if run.finished else None}
-        | {name: measures(run).get(name, {}).get("value") for name in names}
-        for run in runs
-    ]
-
-
 def in_a_line(params: GenerationParams) -> str:
     """The settings that are changed most."""
     return (
@@ -172,5 +163,8 @@ def chunks(count: int) -> str:
 
 
 def moment(time: datetime) -> str:
-    """A time of today, or the day too."""
-    return f"{time:%H:%M:%S}" if time.date() == datetime.now().date() else f"{time:%-d %b %H:%M}"
+    """A time of today; of another day the day too, with its year unless it is this one."""
+    now = datetime.now()
+    if time.date() == now.date():
+        return f"{time:%H:%M:%S}"
+    return f"{time:%-d %b %H:%M}" if time.year == now.year else f"{time:%-d %b %Y %H:%M}"

@@ -1,28 +1,17 @@
-"""Cards of past runs, to compare them, reuse their settings or continue them, and the comparison table."""
+"""Cards of past runs, to compare them, reuse their settings or continue them."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ipywidgets as widgets
 
 from talkinghead_lab.errors import TalkingHeadError
-from talkinghead_lab.figures.labels import capitalised, readable_name, title
-from talkinghead_lab.runs.history import (
-    PastRun,
-    chunks,
-    differing_fields,
-    find_runs,
-    in_a_line,
-    measures,
-    moment,
-    thumbnail,
-)
+from talkinghead_lab.figures.run_names import run_names
+from talkinghead_lab.runs.history import PastRun, chunks, find_runs, in_a_line, moment, thumbnail
 from talkinghead_lab.widgets.media_picker import jpeg_url
 
 CARD_LIMIT = 12
-BEST = {"higher": max, "lower": min}
 
 OnRun = Callable[[PastRun], None]
 
@@ -33,7 +22,7 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def __init__(
         self, run: PastRun, on_compare: Callable[[], None], on_use: OnRun, on_continue: OnRun
     ) -> None:
-        self.run = run
+        self.run, self.name = run, run.folder.name
         self.compare = widgets.ToggleButton(description="Compare", disabled=not run.finished)
         self.compare.tooltip = "show this video next to the others selected"
         self.use = widgets.Button(
@@ -45,16 +34,17 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self.resume.on_click(lambda button: on_continue(run))
         buttons = widgets.HBox([self.compare if run.finished else self.resume, self.use])
         buttons.add_class("thl-row")
-        self.summary, self._shown = widgets.HTML(), (False, -1)
+        self.summary, self._shown = widgets.HTML(), ("", False, -1)
         super().__init__([self.summary, buttons])
         self.add_class("thl-card")
 
-    def update(self, running: bool, busy: bool) -> None:
-        """Show the state; `busy`: a run is being generated, so that none can be continued."""
+    def update(self, name: str, running: bool, busy: bool) -> None:
+        """Show name and state; `busy`: a run is being generated, so that none can be continued."""
+        self.name = name
         self.resume.disabled = busy or bool(self.run.problem)
-        shown = (running, len(self.run.parts))
+        shown = (name, running, len(self.run.parts))
         if shown != self._shown:
-            self._shown, self.summary.value = shown, card_html(self.run, running)
+            self._shown, self.summary.value = shown, card_html(self.run, name, running)
 
 
 class Gallery(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
@@ -80,9 +70,9 @@ class Gallery(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self.add_class("thl-runs")
 
     @property
-    def selected(self) -> list[PastRun]:
-        """The runs selected for comparison, oldest first."""
-        return [card.run for card in reversed(self.cards.values()) if card.compare.value]
+    def selected(self) -> dict[str, PastRun]:
+        """The runs selected for comparison by their names, oldest first."""
+        return {card.name: card.run for card in reversed(self.cards.values()) if card.compare.value}
 
     def select(self, folder: Path, on: bool = True) -> None:
         """Select or deselect the finished run of a folder."""
@@ -99,8 +89,9 @@ class Gallery(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             if card is None or card.run.state != run.state:
                 card = Card(run, *self._callbacks)
             self.cards[run.folder, run.finished] = card
-        for card in self.cards.values():
-            card.update(card.run.folder == running, running is not None)
+        names = run_names([card.run for card in self.cards.values()])
+        for card, name in zip(self.cards.values(), names, strict=True):
+            card.update(name, card.run.folder == running, running is not None)
         self._grid.children = tuple(self.cards.values())
         count = f"the newest {CARD_LIMIT} of " if len(self.runs) > CARD_LIMIT else ""
         self._heading.value = (
@@ -108,60 +99,19 @@ class Gallery(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         )
 
 
-def card_html(run: PastRun, running: bool) -> str:
-    """Thumbnail, state, start time and main settings of a run."""
+def card_html(run: PastRun, name: str, running: bool) -> str:
+    """Thumbnail, name, state, start time and main settings of a run."""
     state = "under way" if running else run.state
     try:
         picture = f'<img alt="" src="{jpeg_url(thumbnail(run))}">'
     except TalkingHeadError:
         picture = ""
     size = run.result.resolution if run.finished else run.params.frame_size
-    length = f"{run.result.duration_seconds:.1f} s" if run.finished else chunks(len(run.parts))
+    length = f"{run.result.duration_seconds:.2f} s" if run.finished else chunks(len(run.parts))
+    facts = f"{size} · {length} · {moment(run.begun)}"
     return (
-        f"{picture}<div><header><b>{moment(run.begun)}</b>"
+        f'{picture}<div><header><b title="{html.escape(name)}">{html.escape(name)}</b>'
         f'<span class="thl-chip thl-{state.split()[0]}">{state}</span></header>'
-        f"<p>{html.escape(in_a_line(run.params))}<br>{html.escape(f'{size} · {length}')}</p>"
+        f"<p>{html.escape(in_a_line(run.params))}<br>{html.escape(facts)}</p>"
         f"{f'<p>{html.escape(run.problem)}</p>' if run.problem else ''}</div>"
     )
-
-
-def comparison_html(runs: Sequence[PastRun]) -> str:
-    """A table with a column per run: the fields that differ, the generation time, the measures."""
-    if not runs:
-        return ""
-    rows = [
-        _row(title(name), [_value(getattr(run.params, name)) for run in runs])
-        for name in differing_fields(runs)
-    ]
-    rows.append(_row("Generation time", [f"{run.seconds:.1f} s" for run in runs]))
-    known = [measures(run) for run in runs]
-    for name, measure in {name: of_run[name] for of_run in known for name in of_run}.items():
-        values = [of_run.get(name, {}).get("value") for of_run in known]
-        unit = "" if measure["unit"] == "1" else f" {measure['unit']}"
-        figures = ["—" if value is None else f"{value:.3g}{unit}" for value in values]
-        rows.append(_row(capitalised(readable_name(name)), figures, _best(values, measure["better"])))
-    head = "".join(f"<th>{moment(run.begun)}</th>" for run in runs)
-    return (
-        f'<table class="thl-table"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def _row(name: str, values: Sequence[str], best: int | None = None) -> str:
-    cells = "".join(
-        f"<td{' class=thl-best' if place == best else ''}>{html.escape(value)}</td>"
-        for place, value in enumerate(values)
-    )
-    return f"<tr><th>{html.escape(name)}</th>{cells}</tr>"
-
-
-def _value(value: object) -> str:
-    return "unset" if value is None else str(value)
-
-
-def _best(values: Sequence[Any], better: str) -> int | None:
-    """The index of the best value; None if all are equal or the measure has no direction."""
-    numbers = [value for value in values if value is not None]
-    if better not in BEST or len(set(numbers)) < 2:
-        return None
-    return values.index(BEST[better](numbers))

@@ -11,11 +11,12 @@ from typing import Any
 import ipywidgets as widgets
 
 from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.figures.comparison import Comparison
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.history import PastRun, parts_in
-from talkinghead_lab.widgets.gallery import Gallery, comparison_html
+from talkinghead_lab.widgets.gallery import Gallery
 from talkinghead_lab.widgets.jobs import GenerationThread, PanelJob, status_html
 from talkinghead_lab.widgets.parameter_files import free_name, presets, save_request
 from talkinghead_lab.widgets.player import Clip, Player, clip_of_growing_video, clip_of_run
@@ -213,14 +214,15 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def _show(self) -> None:
         """Play the running video and the selected runs side by side, above the comparison table."""
-        runs = self.gallery.selected[-(SIDE_BY_SIDE_LIMIT - len(self._running_clips)) :]
+        shown = [*self.gallery.selected.items()][-(SIDE_BY_SIDE_LIMIT - len(self._running_clips)) :]
         clips = list(self._running_clips)
-        for run in runs:
+        for name, run in shown:
             with self._errors_shown():
-                clips.append(clip_of_run(run))
+                clips.append(clip_of_run(run, name))
         self.player.clips = clips
         with self._errors_shown():
-            self.table.value = comparison_html(runs)
+            comparison = Comparison([run for _, run in shown], [name for name, _ in shown])
+            self.table.value = comparison._repr_html_() if shown else ""
 
     def _form_changed(self) -> None:
         message = self.form.mark()

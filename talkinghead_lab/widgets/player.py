@@ -8,7 +8,7 @@ import traitlets
 
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import LARGEST_INLINE_VIDEO
-from talkinghead_lab.runs.history import PastRun, chunks, growing_video, in_a_line, moment
+from talkinghead_lab.runs.history import PastRun, chunks, growing_video, in_a_line
 from talkinghead_lab.runs.record import read_own_file, size_of_own_file
 
 FOLDER = Path(__file__).parent
@@ -36,7 +36,7 @@ class Player(anywidget.AnyWidget):
     hint = traitlets.Unicode().tag(sync=True)
 
 
-def clip_of_run(run: PastRun) -> Clip:
+def clip_of_run(run: PastRun, name: str) -> Clip:
     """The video of a finished run, or its contact sheet if the video is too large to send to a browser.
 
     Raises:
@@ -45,8 +45,8 @@ def clip_of_run(run: PastRun) -> Clip:
     path, kind = run.result.video_path, "video/mp4"
     if size_of_own_file(path) > LARGEST_INLINE_VIDEO:
         path, kind = run.result.contact_sheet_path, "image/png"
-    title, note = moment(run.begun), in_a_line(run.params)
-    return Clip(key=str(run.folder), title=title, note=note, kind=kind, content=read_own_file(path))
+    note = in_a_line(run.params)
+    return Clip(key=str(run.folder), title=name, note=note, kind=kind, content=read_own_file(path))
 
 
 def clip_of_growing_video(folder: Path, params: GenerationParams, finished: int) -> Clip | None:

@@ -9,11 +9,12 @@ import pytest
 
 from talkinghead_lab import generate
 from talkinghead_lab.errors import OutputError
+from talkinghead_lab.figures.run_list import RunList
 from talkinghead_lab.figures.runs import table
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import GenerationResult
-from talkinghead_lab.runs.history import find_runs, parts_in, summary
+from talkinghead_lab.runs.history import find_runs, parts_in
 from talkinghead_lab.runs.verify import verify
 from talkinghead_lab.widgets.gallery import Gallery, card_html
 
@@ -91,8 +92,8 @@ def assert_bad_entry(run: Path) -> None:
         generate(params, run)
     (entry,) = find_runs(run.parent)
     assert (entry.finished, entry.state) == (False, "damaged")
-    assert summary([entry])[0]["state"] == "damaged"
-    assert "run.json" in card_html(entry, running=False)
+    assert RunList([entry]).to_json()["runs"][0]["state"] == "damaged"
+    assert "run.json" in card_html(entry, "run", running=False)
 
 
 @pytest.mark.parametrize("text", TEXTS)

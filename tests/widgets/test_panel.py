@@ -12,7 +12,7 @@ from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.media.video import probe
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs.history import find_runs, growing_video, summary
+from talkinghead_lab.runs.history import find_runs, growing_video
 from talkinghead_lab.widgets.jobs import GenerationThread, in_words
 
 
@@ -100,8 +100,8 @@ def test_two_runs_can_be_compared(panel_for):
     assert [clip["key"] for clip in panel.player.clips] == [str(second.run_dir)]
     panel.gallery.select(result.run_dir)
     assert [clip["key"] for clip in panel.player.clips] == [str(result.run_dir), str(second.run_dir)]
-    assert "<tr><th>Seed</th><td>42</td><td>43</td></tr>" in panel.table.value
-    assert [row["seed"] for row in summary(panel.runs)] == [43, 42]
+    assert "<tr><th>Seed</th><td>42</td><td>43</td>" in panel.table.value
+    assert [clip["title"] for clip in panel.player.clips] == ["seed 42", "seed 43"]
     panel.gallery.cards[result.run_dir, True].use.click()
     assert panel.params.seed == 42
 
