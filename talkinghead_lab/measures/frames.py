@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional
 
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
@@ -15,52 +14,79 @@ from talkinghead_lab.media.colors import lab_from_rgb
 from talkinghead_lab.media.video import Frames
 
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+UNKNOWN_CHANGES = "it is measured before encoding, and an earlier version made some of the chunks"
 LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
+
+
+class LumaChanges:
+    """Mean absolute differences of luma between consecutive frames, in 8-bit levels.
+
+    Args:
+        before: the frame before the first that is added, uint8 [H, W, 3]; None: there is none.
+    """
+
+    def __init__(self, before: Frames | None = None) -> None:
+        self.values: list[float] = []
+        self._previous = None if before is None else _luma(before)
+
+    def add(self, pixels: Frames) -> None:
+        """Add the next frame, uint8 [H, W, 3]."""
+        luma = _luma(pixels)
+        if self._previous is not None:
+            self.values.append(float(np.abs(luma - self._previous).mean()))
+        self._previous = luma
 
 
 @dataclass
 class FrameStatistics:
     """A few numbers per frame, collected in one pass, so that videos of any length fit into memory.
 
-    `luma` is each frame's mean luma, `change` the mean absolute difference of its luma from the previous
-    frame's, both in 8-bit levels; `sharpness` is the variance of the luma's Laplacian; `lab` the mean CIE Lab
-    colour.
+    `luma` is each frame's mean luma in 8-bit levels, `sharpness` the variance of the luma's Laplacian, `lab` the
+    mean CIE Lab colour.
     """
 
     luma: list[float] = field(default_factory=list)
-    change: list[float] = field(default_factory=list)
     sharpness: list[float] = field(default_factory=list)
     lab: list[NDArray[np.float64]] = field(default_factory=list)
-    _previous: Tensor | None = None
+    _changes: LumaChanges = field(default_factory=LumaChanges)
 
     def add(self, pixels: Frames) -> None:
         """Add the next frame, uint8 [H, W, 3]."""
-        rgb = torch.from_numpy(pixels).permute(2, 0, 1).float()
-        luma = torch.einsum("c,chw->hw", rgb.new_tensor(LUMA), rgb)
-        if self._previous is not None:
-            self.change.append((luma - self._previous).abs().mean().item())
+        self._changes.add(pixels)
+        luma = torch.from_numpy(_luma(pixels))
         edges = functional.conv2d(luma[None, None], luma.new_tensor(LAPLACIAN)[None, None])
         self.luma.append(luma.mean().item())
         self.sharpness.append(edges.var(correction=0).item())
+        rgb = torch.from_numpy(pixels).permute(2, 0, 1).float()
         self.lab.append(lab_from_rgb(rgb / 255).mean((1, 2)).double().numpy())
-        self._previous = luma
+
+    @property
+    def change(self) -> list[float]:
+        """Mean absolute difference of each frame's luma from the previous frame's, in 8-bit levels."""
+        return self._changes.values
 
 
-def frame_measures(frames: FrameStatistics, seams: Sequence[int]) -> list[Measure]:
-    """Take every measure of pixels; `seams` are the numbers of the frames that start a new chunk."""
-    of_all = [measure(frames) for measure in (flicker, color_drift, motion, sharpness)]
-    return [seam_jump(frames, seams), *of_all]
+def frame_measures(frames: FrameStatistics) -> list[Measure]:
+    """Take every measure of the encoded video's pixels."""
+    return [measure(frames) for measure in (flicker, color_drift, motion, sharpness)]
 
 
-def seam_jump(frames: FrameStatistics, seams: Sequence[int]) -> Measure:
+def seam_jump(changes: Sequence[float] | None, seams: Sequence[int]) -> Measure:
     """Mean change of luma at the seams over the median change elsewhere (unit 1, lower is better).
 
-    1 is no jump. This package's own measure.
+    1 is no jump. This package's own measure. It is taken before encoding, which changes key frames in a way of
+    its own, and chunks start with key frames.
+
+    Args:
+        changes: of `LumaChanges`, from the first frame of the video to its last; None: unknown.
+        seams: the numbers of the frames that start a new chunk.
     """
-    at = [frames.change[seam - 1] for seam in seams if 0 < seam <= len(frames.change)]
-    others = np.delete(frames.change, [seam - 1 for seam in seams if 0 < seam <= len(frames.change)])
-    if not at:
+    if not seams:
         return Measure.of("seam_jump", None, "the video is one chunk")
+    if changes is None:
+        return Measure.of("seam_jump", None, UNKNOWN_CHANGES)
+    at = [changes[seam - 1] for seam in seams]
+    others = np.delete(changes, [seam - 1 for seam in seams])
     usual = float(np.median(others)) if len(others) else 0.0
     if usual == 0.0:
         return Measure.of("seam_jump", None, "the picture does not change between the seams")
@@ -103,6 +129,13 @@ def sharpness(frames: FrameStatistics) -> Measure:
     Measures fine detail, noise included (Pech-Pacheco et al. 2000).
     """
     return Measure.of("sharpness", _mean(frames.sharpness), _needs_frames(frames, 1))
+
+
+def _luma(pixels: Frames) -> NDArray[np.float32]:
+    """NumPy computes it in the calling thread alone, which may run beside the sampling."""
+    red, green, blue = (np.float32(weight) * pixels[..., i] for i, weight in enumerate(LUMA))
+    luma: NDArray[np.float32] = red + green + blue
+    return luma
 
 
 def _mean(values: Sequence[float]) -> float | None:

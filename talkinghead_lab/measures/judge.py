@@ -12,7 +12,7 @@ from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures import lips
 from talkinghead_lab.measures.cartoon_faces import MouthReader, mouth_truth
 from talkinghead_lab.measures.checks import StillnessMeter, check_video
-from talkinghead_lab.measures.frames import FrameStatistics, frame_measures
+from talkinghead_lab.measures.frames import FrameStatistics, frame_measures, seam_jump
 from talkinghead_lab.measures.identity import Features, identity
 from talkinghead_lab.measures.loudness import loudness
 from talkinghead_lab.measures.measure import Measure
@@ -36,6 +36,8 @@ class Subject:
         frame_count: frames that the video should have.
         seconds: length that it should have.
         seams: numbers of the frames that start a new chunk.
+        changes: how much the luma of each frame but the first differs from the frame before, before encoding
+            (`LumaChanges`); None: not known.
         speakers: 1 or 2.
         cartoon: whether the bundled model made it, whose cartoon presenters the mouth reader knows.
         warnings: what was said about the request before the video was made.
@@ -47,6 +49,7 @@ class Subject:
     frame_count: int
     seconds: float
     seams: Sequence[int] = ()
+    changes: Sequence[float] | None = None
     speakers: int = 1
     cartoon: bool = False
     warnings: Sequence[str] = ()
@@ -93,7 +96,8 @@ def judge_video(
     measures = [
         *_lip_measures(path, subject, viewing, openings, soundtrack),
         identity(subject.portrait, pictures, features),
-        *frame_measures(viewing.statistics, subject.seams),
+        seam_jump(subject.changes, subject.seams),
+        *frame_measures(viewing.statistics),
         Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
     ]
     checks = check_video(

@@ -32,9 +32,17 @@ from talkinghead_lab.media.sound_track import Timeline, choose
 Frames = NDArray[np.uint8]
 
 SAMPLES_PER_FRAME = SOUNDTRACK_RATE // FRAMES_PER_SECOND
-# A key frame every two seconds keeps seeking fast. Macroblock tree (mbtree) reads uninitialised memory in
-# x264, which makes the output depend on earlier contents of that memory.
-H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(2 * FRAMES_PER_SECOND), "mbtree": "0"}
+# A key frame at least every four seconds keeps seeking fast. None lies inside a chunk of 81 frames, which starts
+# with one anyway.
+KEY_FRAME_DISTANCE = 4 * FRAMES_PER_SECOND
+# Macroblock tree (mbtree) reads uninitialised memory in x264, which makes the output depend on earlier contents
+# of that memory. Without a threshold for scene cuts (sc_threshold), key frames are where zones expect them.
+H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(KEY_FRAME_DISTANCE), "mbtree": "0", "sc_threshold": "0"}
+# A key frame is coded without the frames before it, so the coding error of the whole picture changes at once: a
+# faint pulse. It is as small as between other frames if key frames have a finer quantiser step, by this factor
+# relative to other frames (x264's default is 1.4), and the frame before each of them has one, too.
+KEY_FRAME_FACTOR = 2.8
+BEFORE_KEY_FRAME_FACTOR = 2.5
 # The output depends on the number of threads, and with slice threads on their timing, too. So the number is
 # fixed and the threads are frame threads.
 H264_THREADS = 4
@@ -119,7 +127,8 @@ def write_video(
         av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container,
     ):
         container.metadata.update(metadata)
-        picture, sound_track = _picture_stream(container, first.shape), SoundEncoder(container, sound)
+        picture = _picture_stream(container, first.shape, frame_count)
+        sound_track = SoundEncoder(container, sound)
         pixels = itertools.chain.from_iterable(itertools.chain([first], blocks))
         number = -1
         for number, frame in enumerate(pixels):
@@ -182,8 +191,9 @@ def packets_of(part: Path) -> Iterator[tuple["Packet[VideoStream]", int]]:
                 yield packet, ticks
 
 
-def _picture_stream(container: OutputContainer, shape: tuple[int, ...]) -> VideoStream:
-    stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=H264_OPTIONS)
+def _picture_stream(container: OutputContainer, shape: tuple[int, ...], frame_count: int) -> VideoStream:
+    options = H264_OPTIONS | {"x264-params": _quantisers(frame_count)}
+    stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
     _, stream.height, stream.width, _ = shape
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
@@ -191,6 +201,13 @@ def _picture_stream(container: OutputContainer, shape: tuple[int, ...]) -> Video
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream
+
+
+def _quantisers(frame_count: int) -> str:
+    """x264's parameters for key frames and the frames before them; another video may follow the last frame."""
+    key_frames = [*range(KEY_FRAME_DISTANCE, frame_count, KEY_FRAME_DISTANCE), frame_count]
+    zones = "/".join(f"{n - 1},{n - 1},b={BEFORE_KEY_FRAME_FACTOR}" for n in key_frames)
+    return f"ipratio={KEY_FRAME_FACTOR}:zones={zones}"
 
 
 def _video_frame(pixels: Frames, number: int) -> VideoFrame:

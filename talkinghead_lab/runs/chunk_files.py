@@ -6,6 +6,7 @@ exchanged or copied from elsewhere does not count as finished.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from torch import Tensor
 from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.foundation.files import atomic_path, remove_file
+from talkinghead_lab.measures.frames import LumaChanges
 from talkinghead_lab.media import video
 from talkinghead_lab.media.growing_video import GrowingVideo
 from talkinghead_lab.media.pixels import to_uint8
@@ -30,6 +32,7 @@ Facts = Mapping[str, str]
 FRAMES = "last_frames"  # tensor [3, motion_frame, H, W] in [−1, 1]
 FACTS_DIGEST = "facts_sha256"
 FP16_OVERFLOWED = "fp16_overflowed"
+LUMA_CHANGES = "luma_changes"  # JSON list, one for each new frame but the first of the video
 RECORDED = ("frames_sha256", "latent_sha256", "decode_type")
 
 
@@ -91,6 +94,7 @@ class ChunkFiles:
     made_from: Callable[[], str]
     overlap: int
     _facts: list[Facts] = field(default_factory=list, init=False)  # of finished chunks, in order
+    _last_frame: video.Frames | None = field(default=None, init=False)  # of the last finished chunk
 
     def find_finished(self, chunks: Sequence[Chunk]) -> int:
         """Count the chunks, from the first on, that are whole and made from these inputs.
@@ -100,7 +104,7 @@ class ChunkFiles:
         Raises:
             OutputError: a file cannot be removed.
         """
-        self._facts = []
+        self._facts, self._last_frame = [], None
         for chunk in chunks:
             facts = self._checked(chunk)
             if facts is None:
@@ -121,9 +125,9 @@ class ChunkFiles:
             OutputError: no space is left; earlier chunks stay.
             Abandoned: its generation ended early; nothing is left of it.
         """
-        chunk, frames_digest = arriving.chunk, hashlib.sha256()
+        chunk, frames_digest, changes = arriving.chunk, hashlib.sha256(), LumaChanges(self._last_frame)
         self._remove(chunk)
-        frames = _hashed(arriving.frames(), frames_digest)
+        frames = _examined(arriving.frames(), frames_digest, changes)
         video.write_video(self.picture(chunk), frames, None, chunk.new, {}, growing.add)
         growing.end_chunk()
         generated, seconds = arriving.generated.result()
@@ -136,12 +140,14 @@ class ChunkFiles:
             "seconds": f"{seconds:.3f}",
             "decode_type": str(generated.decode_type).removeprefix("torch."),
             FP16_OVERFLOWED: str(generated.fp16_overflowed),
+            LUMA_CHANGES: json.dumps([round(change, 4) for change in changes.values]),
             **self._place(chunk),
         }
         content = save({FRAMES: last_frames}, facts | {FACTS_DIGEST: digests.combined([facts])})
         with atomic_path(self._rest(chunk.index)) as temporary:
             temporary.write_bytes(content)
         self._facts.append(facts)
+        self._last_frame = _last(last_frames)
 
     def last_frames(self, chunk: Chunk) -> Tensor | None:
         """Read the overlap frames that the previous chunk saved, [3, motion_frame, H, W].
@@ -160,6 +166,12 @@ class ChunkFiles:
     def fp16_overflowed(self) -> bool:
         """Whether decoding in fp16 overflowed in a finished chunk; later ones are decoded in fp32."""
         return bool(self._facts) and self._facts[-1].get(FP16_OVERFLOWED) == str(True)
+
+    def luma_changes(self) -> list[float] | None:
+        """The `LumaChanges` of the finished chunks, before encoding; None: an earlier version made one of them."""
+        if not all(LUMA_CHANGES in facts for facts in self._facts):
+            return None
+        return [change for facts in self._facts for change in json.loads(facts[LUMA_CHANGES])]
 
     def pictures(self, chunks: Sequence[Chunk]) -> list[Path]:
         """Paths of the finished chunks' silent videos.
@@ -201,7 +213,10 @@ class ChunkFiles:
         facts, last_frames = found
         in_place = facts.items() >= self._place(chunk).items()
         whole = in_place and facts["last_frames_sha256"] == _digest(last_frames)
-        return facts if whole and _has_digest(self.picture(chunk), facts["video_sha256"]) else None
+        if not whole or not _has_digest(self.picture(chunk), facts["video_sha256"]):
+            return None
+        self._last_frame = _last(last_frames)
+        return facts
 
     def _remove(self, chunk: Chunk) -> None:
         for path in (
@@ -218,10 +233,18 @@ class ChunkFiles:
         )
 
 
-def _hashed(frames: Iterable[video.Frames], digest: "hashlib._Hash") -> Iterator[video.Frames]:
+def _examined(
+    frames: Iterable[video.Frames], digest: "hashlib._Hash", changes: LumaChanges
+) -> Iterator[video.Frames]:
     for block in frames:
         digest.update(block.data)
+        for frame in block:
+            changes.add(frame)
         yield block
+
+
+def _last(frames: Tensor) -> video.Frames:
+    return to_uint8(frames[:, -1:])[0]
 
 
 def _read(path: Path) -> tuple[Facts, Tensor] | None:

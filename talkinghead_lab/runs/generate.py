@@ -259,7 +259,7 @@ def _finish(
         metadata=_metadata(run),
     )
     with clock("measure"):
-        subject = _subject(resolved, inputs, origin)
+        subject = _subject(resolved, inputs, origin, run.chunks.luma_changes())
         judgement = judge_video(path, subject, pipeline.image_features, CONTACT_SHEET_FRAMES)
     _check_length(judgement, result)
     with atomic_path(result.contact_sheet_path, overwrite=True) as temporary:
@@ -305,7 +305,9 @@ def _check_length(judgement: Judgement, result: GenerationResult) -> None:
     )
 
 
-def _subject(resolved: Resolved, inputs: Inputs, origin: InputDigests) -> Subject:
+def _subject(
+    resolved: Resolved, inputs: Inputs, origin: InputDigests, changes: list[float] | None
+) -> Subject:
     request = resolved.request
     cut = request.max_frames is not None and resolved.frames == request.max_frames
     return Subject(
@@ -315,6 +317,7 @@ def _subject(resolved: Resolved, inputs: Inputs, origin: InputDigests) -> Subjec
         frame_count=resolved.frames,
         seconds=resolved.frames / FRAMES_PER_SECOND if cut else inputs.seconds,
         seams=[chunk.start + chunk.repeated for chunk in resolved.chunks[1:]],
+        changes=changes,
         speakers=request.speakers,
         cartoon=request.checkpoint == "embedded",
         warnings=resolved.warnings,

@@ -34,7 +34,7 @@ from talkinghead_lab.training.scores import (
     correlations_at_lags,
     identity_psnr,
     movement,
-    seam_ratio,
+    seam_jumps,
 )
 from talkinghead_lab.training.speech import SAMPLES_PER_FRAME
 from talkinghead_lab.training.train import load_networks
@@ -259,7 +259,7 @@ class Evaluation:
         return {
             "identity PSNR": interval(identity_psnr(self.default, self.cases.identities)),
             "VAE PSNR": interval([reconstruction_psnr(vae, unseen[i : i + 1]) for i in range(count)]),
-            "seams": interval(seam_ratio(self.default, self.params.chunk_frames)),
+            "seams": interval(seam_jumps(self.default, self.params.chunk_frames)),
         }
 
     def minute(self, maker: ClipMaker, count: int) -> Table:

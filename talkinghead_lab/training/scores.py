@@ -1,11 +1,13 @@
 """Scores against the renderer's ground truth: lip sync, identity, motion, seams and colour drift."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures.frames import LumaChanges, seam_jump
 from talkinghead_lab.media.colors import lab_from_rgb
 from talkinghead_lab.models.judges.face_reader import HeadPose, read_faces
 from talkinghead_lab.training.avatar import POSE_CHANNELS, Identity, Motion, render
@@ -54,11 +56,15 @@ def movement(pose: HeadPose) -> float:
     return sum(float(smooth(track).std()) for track in (pose.turn, pose.nod, pose.tilt))
 
 
-def seam_ratio(videos: Tensor, first_chunk: int) -> Tensor:
-    """Frame difference [B] at the end of the first chunk, relative to the median frame difference."""
-    frames = videos.float()
-    change = (frames[:, 1:] - frames[:, :-1]).abs().mean(dim=(2, 3, 4))
-    return change[:, first_chunk - 1] / change.median(dim=1).values
+def seam_jumps(videos: Tensor, first_chunk: int) -> list[float]:
+    """The measure `seam_jump` of uint8 videos [B, F, 3, H, W] at the end of their first chunk."""
+    jumps = []
+    for video in videos.movedim(2, -1).cpu().numpy():
+        changes = LumaChanges()
+        for frame in video:
+            changes.add(frame)
+        jumps.append(seam_jump(changes.values, [first_chunk]).value)
+    return [math.nan if jump is None else jump for jump in jumps]
 
 
 def identity_psnr(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from talkinghead_lab.measures.frames import FrameStatistics, color_drift, flicker, seam_jump
+from talkinghead_lab.measures.frames import FrameStatistics, LumaChanges, color_drift, flicker, seam_jump
 from tests.measures.videos import grey, statistics_of, write
 
 
@@ -29,12 +29,23 @@ def test_flicker_counts_jitter_but_no_fade(tmp_path):
 def test_a_jump_at_a_seam_stands_out():
     changes = [2.0] * 19
     changes[9] = 10.0
-    frames = FrameStatistics(luma=[0.0] * 20, change=changes)
-    assert seam_jump(frames, [10]).value == 5.0
-    assert seam_jump(frames, [5]).value == 1.0
-    assert seam_jump(frames, []).why_not == "the video is one chunk"
-    still = FrameStatistics(luma=[0.0] * 20, change=[0.0] * 19)
-    assert seam_jump(still, [10]).value is None
+    assert seam_jump(changes, [10]).value == 5.0
+    assert seam_jump(changes, [5]).value == 1.0
+    assert seam_jump(changes, []).why_not == "the video is one chunk"
+    assert seam_jump([0.0] * 19, [10]).why_not == "the picture does not change between the seams"
+    assert "an earlier version made some of the chunks" in seam_jump(None, [10]).why_not
+
+
+def test_changes_of_luma_go_on_from_an_earlier_frame():
+    frames = np.full((4, 8, 8, 3), 100, np.uint8)
+    frames[2:, :4] = 110  # half of the picture
+    whole, rest = LumaChanges(), LumaChanges(before=frames[1])
+    for number, frame in enumerate(frames):
+        whole.add(frame)
+        if number > 1:
+            rest.add(frame)
+    assert whole.values == pytest.approx([0, 5, 0], abs=1e-4)
+    assert rest.values == whole.values[1:]
 
 
 def test_a_blurred_video_is_less_sharp(tmp_path):

@@ -87,22 +87,22 @@ def test_it_can_be_played_at_any_moment(tmp_path):
 
 
 def test_its_copy_has_an_index_and_of_a_long_video_the_newest_part(tmp_path):
-    path, copy, sound = tmp_path / "growing.mp4", tmp_path / "copy.mp4", tone(121 / 25)
-    with GrowingVideo(path, sound, 121) as growing:
-        for number, count in enumerate((81, 40)):
+    path, copy, sound = tmp_path / "growing.mp4", tmp_path / "copy.mp4", tone(161 / 25)
+    with GrowingVideo(path, sound, 161) as growing:
+        for number, count in enumerate((121, 40)):
             write_video(tmp_path / f"{number}.mp4", blocks(count, number), None, count, {}, growing.add)
             growing.end_chunk()
         copy.write_bytes(plain_copy(path, 10**9))
-        assert (probe(copy).frame_count, probe(copy).duration_seconds) == (121, 121 / 25)
+        assert (probe(copy).frame_count, probe(copy).duration_seconds) == (161, 161 / 25)
         assert np.array_equal(decoded(copy), decoded(path))
         heard = read_soundtrack(path)
         assert np.array_equal(read_soundtrack(copy), heard)
-        # Key frames: the first, one after 50 frames, and the first of the second chunk.
-        for largest, frames in ((copy.stat().st_size * 8 // 10, 71), (0, 40)):
+        # Key frames: the first, one after 100 frames, and the first of the second chunk.
+        for largest, frames in ((copy.stat().st_size * 6 // 10, 61), (0, 40)):
             copy.write_bytes(plain_copy(path, largest))
             assert np.array_equal(decoded(copy), decoded(path)[-frames:])
             newest = read_soundtrack(copy)[0]
-            assert len(newest) == pytest.approx(heard.shape[1] - (121 - frames) * 1920, abs=1024)
+            assert len(newest) == pytest.approx(heard.shape[1] - (161 - frames) * 1920, abs=1024)
             assert np.abs(np.fft.rfft(newest[4800:28800])).argmax() == 220, "440 Hz, half a second"
 
 

@@ -1,5 +1,6 @@
 """Parts of the training: resumable schedules, optimisers, embeddings, examples, LoRA, scores."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -238,8 +239,9 @@ def test_identity_scores_high_for_the_same_presenter_only():
     assert others < 20
 
 
-def test_a_jump_between_chunks_raises_the_seam_ratio():
-    video = torch.arange(20, dtype=torch.uint8).view(1, 20, 1, 1, 1).expand(1, 20, 3, 4, 4).clone()
-    assert scores.seam_ratio(video, 10).item() == pytest.approx(1.0)
+def test_a_jump_between_chunks_is_measured_as_in_a_run():
+    video = torch.arange(20, dtype=torch.uint8).view(1, 20, 1, 1, 1).repeat(1, 1, 3, 4, 4)
+    assert scores.seam_jumps(video, 10) == pytest.approx([1.0])
     video[:, 10:] += 3
-    assert scores.seam_ratio(video, 10).item() == pytest.approx(4.0)
+    assert scores.seam_jumps(video, 10) == pytest.approx([4.0])
+    assert math.isnan(scores.seam_jumps(torch.zeros_like(video), 10)[0])
