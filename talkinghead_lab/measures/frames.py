@@ -41,8 +41,8 @@ class LumaChanges:
 class FrameStatistics:
     """A few numbers per frame, collected in one pass, so that videos of any length fit into memory.
 
-    `luma` is each frame's mean luma in 8-bit levels, `sharpness` the variance of the luma's Laplacian, `lab` the
-    mean CIE Lab colour.
+    `luma` is each frame's mean luma in 8-bit levels, `sharpness` the variance of the luma's Laplacian, `lab`
+    the mean CIE Lab colour.
     """
 
     luma: list[float] = field(default_factory=list)
@@ -74,8 +74,8 @@ def frame_measures(frames: FrameStatistics) -> list[Measure]:
 def seam_jump(changes: Sequence[float] | None, seams: Sequence[int]) -> Measure:
     """Mean change of luma at the seams over the median change elsewhere (unit 1, lower is better).
 
-    1 is no jump. This package's own measure. It is taken before encoding, which changes key frames in a way of
-    its own, and chunks start with key frames.
+    1 is no jump. This package's own measure. It is taken before encoding, which changes key frames in a way
+    of its own, and chunks start with key frames.
 
     Args:
         changes: of `LumaChanges`, from the first frame of the video to its last; None: unknown.

@@ -32,15 +32,21 @@ from talkinghead_lab.media.sound_track import Timeline, choose
 Frames = NDArray[np.uint8]
 
 SAMPLES_PER_FRAME = SOUNDTRACK_RATE // FRAMES_PER_SECOND
-# A key frame at least every four seconds keeps seeking fast. None lies inside a chunk of 81 frames, which starts
-# with one anyway.
+# A key frame at least every four seconds keeps seeking fast. None lies inside a chunk of 81 frames, which
+# starts with one anyway.
 KEY_FRAME_DISTANCE = 4 * FRAMES_PER_SECOND
-# Macroblock tree (mbtree) reads uninitialised memory in x264, which makes the output depend on earlier contents
-# of that memory. Without a threshold for scene cuts (sc_threshold), key frames are where zones expect them.
-H264_OPTIONS = {"crf": "17", "preset": "medium", "g": str(KEY_FRAME_DISTANCE), "mbtree": "0", "sc_threshold": "0"}
-# A key frame is coded without the frames before it, so the coding error of the whole picture changes at once: a
-# faint pulse. It is as small as between other frames if key frames have a finer quantiser step, by this factor
-# relative to other frames (x264's default is 1.4), and the frame before each of them has one, too.
+# Macroblock tree (mbtree) reads uninitialised memory in x264, which makes the output depend on earlier
+# contents of that memory. Key frames are where `_quantisers` expects them if cuts of scenes get none.
+H264_OPTIONS = {
+    "crf": "17",
+    "preset": "medium",
+    "g": str(KEY_FRAME_DISTANCE),
+    "sc_threshold": "0",
+    "mbtree": "0",
+}
+# A key frame is coded without the frames before it, so the coding error of the whole picture changes at once:
+# a faint pulse. It is as small as between other frames if key frames have a finer quantiser step, by this
+# factor relative to other frames (x264's default is 1.4), and the frame before each of them has one, too.
 KEY_FRAME_FACTOR = 2.8
 BEFORE_KEY_FRAME_FACTOR = 2.5
 # The output depends on the number of threads, and with slice threads on their timing, too. So the number is
@@ -204,7 +210,7 @@ def _picture_stream(container: OutputContainer, shape: tuple[int, ...], frame_co
 
 
 def _quantisers(frame_count: int) -> str:
-    """x264's parameters for key frames and the frames before them; another video may follow the last frame."""
+    """x264's parameters for key frames and the frames before them; a key frame may follow the last frame."""
     key_frames = [*range(KEY_FRAME_DISTANCE, frame_count, KEY_FRAME_DISTANCE), frame_count]
     zones = "/".join(f"{n - 1},{n - 1},b={BEFORE_KEY_FRAME_FACTOR}" for n in key_frames)
     return f"ipratio={KEY_FRAME_FACTOR}:zones={zones}"

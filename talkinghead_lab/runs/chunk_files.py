@@ -168,7 +168,7 @@ class ChunkFiles:
         return bool(self._facts) and self._facts[-1].get(FP16_OVERFLOWED) == str(True)
 
     def luma_changes(self) -> list[float] | None:
-        """The `LumaChanges` of the finished chunks, before encoding; None: an earlier version made one of them."""
+        """The `LumaChanges` of the finished chunks before encoding; None: an earlier version made a chunk."""
         if not all(LUMA_CHANGES in facts for facts in self._facts):
             return None
         return [change for facts in self._facts for change in json.loads(facts[LUMA_CHANGES])]
@@ -244,7 +244,8 @@ def _examined(
 
 
 def _last(frames: Tensor) -> video.Frames:
-    return to_uint8(frames[:, -1:])[0]
+    frame: video.Frames = to_uint8(frames[:, -1:])[0]
+    return frame
 
 
 def _read(path: Path) -> tuple[Facts, Tensor] | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from talkinghead_lab.measures.frames import FrameStatistics, LumaChanges, color_drift, flicker, seam_jump
+from talkinghead_lab.measures.frames import LumaChanges, color_drift, flicker, seam_jump
 from tests.measures.videos import grey, statistics_of, write
 
 

@@ -24,7 +24,9 @@ def portrait_in_motion(count: int, noise: float = 0.5) -> np.ndarray:
     weights = np.exp(-np.square(np.linspace(-2, 2, 160)))[None, :, None]
     for number in range(count):
         right = 3 * np.sin(number / 6)
-        moved = np.asarray(picture.transform((160, 160), Image.Transform.AFFINE, (1, 0, 20 + right, 0, 1, 20)))
+        moved = np.asarray(
+            picture.transform((160, 160), Image.Transform.AFFINE, (1, 0, 20 + right, 0, 1, 20))
+        )
         frames.append(weights * moved + (1 - weights) * middle + rng.normal(0, noise, (160, 160, 1)))
     return np.rint(frames).clip(0, 255).astype(np.uint8)
 
@@ -91,4 +93,6 @@ def test_a_change_of_scene_does_not_move_key_frames(tmp_path):
     frames[33:] = 255 - frames[33:, ::-1]
     write_video(tmp_path / "scenes.mp4", [frames], None, 60, {})
     assert key_frames(tmp_path / "scenes.mp4") == [0]
-    assert np.abs(np.stack(list(read_frames(tmp_path / "scenes.mp4")))[35] - frames[35].astype(int)).mean() < 4
+    assert (
+        np.abs(np.stack(list(read_frames(tmp_path / "scenes.mp4")))[35] - frames[35].astype(int)).mean() < 4
+    )
