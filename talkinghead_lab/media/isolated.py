@@ -23,6 +23,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar
 
+import numpy as np
+
 from talkinghead_lab.errors import MediaError, TalkingHeadError
 
 LOG = logging.getLogger(__name__)
@@ -148,11 +150,12 @@ def _receive(reader: Connection) -> Any:
         EOFError, UnpicklingError: the process ended before it had written all of it.
     """
     with os.fdopen(os.dup(reader.fileno()), "rb") as stream:
-        parts = [bytearray(size) for size in pickle.load(stream)]
+        # Not a bytearray: filling it with zeros would hold all threads for seconds on a busy machine.
+        parts = [np.empty(size, np.uint8) for size in pickle.load(stream)]
         for part in parts:
-            if stream.readinto(part) < len(part):
+            if stream.readinto(part.data) < len(part):
                 raise EOFError
-    return pickle.loads(parts[0], buffers=parts[1:])
+    return pickle.loads(parts[0].data, buffers=parts[1:])
 
 
 def _serve(

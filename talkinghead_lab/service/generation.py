@@ -1,14 +1,17 @@
 """From a job to its answer: the model on demand, the run in its own folder, the checks, and tidying up."""
 
 import gc
+import importlib
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.imports import gc_disabled
 from talkinghead_lab.foundation.snapshot import Snapshot
 from talkinghead_lab.media.acceptance import MediaLimits, check_media
 from talkinghead_lab.media.isolated import IsolatedCall
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 BYTES_PER_WEIGHT = 2  # the transformer is held in bf16 on a GPU
+IMPORTS = threading.Lock()
 
 
 class Generator:
@@ -37,7 +41,6 @@ class Generator:
         self._call = IsolatedCall(settings.media_seconds, settings.media_mib)
         self._limits = MediaLimits(settings.largest_pixels, settings.longest_seconds)
         self._pipeline: Pipeline | None = None
-        self._frozen = False  # whether the garbage collector leaves out what lives as long as the pipeline
 
     @property
     def model_loaded(self) -> bool:
@@ -67,6 +70,7 @@ class Generator:
         Raises:
             Problem, TalkingHeadError: the request cannot be used.
         """
+        _import_libraries()
         from talkinghead_lab.pipeline.request import read_inputs, resolve
         from talkinghead_lab.sampling.guidance import Guidance
 
@@ -102,7 +106,7 @@ class Generator:
             TalkingHeadError: as `generate`.
             Problem: an input was replaced since it was accepted, and must not be read now.
         """
-        # The pipeline imports torch and transformers: too slow for the start of the service.
+        _import_libraries()
         from talkinghead_lab.pipeline.request import read_inputs, resolve
         from talkinghead_lab.runs.folder import read_record
         from talkinghead_lab.runs.generate import generate
@@ -145,22 +149,16 @@ class Generator:
                 self.unload()
             self.output.remove(job.id)
         _free_memory()
-        if not self._frozen and self._pipeline is not None:
-            # Collecting all modules and networks takes a quarter of a second, in which no thread runs.
-            gc.freeze()
-            self._frozen = True
         self.tidy()
 
     def unload(self) -> None:
         """Drop the networks."""
         if self._pipeline is not None:
-            gc.unfreeze()
-            self._frozen = False
             self._pipeline.release()
             self._pipeline = None
             LOG.info("model dropped")
         _free_memory()
-        gc.freeze()  # what is left are modules
+        gc.freeze()  # what is left are modules, which stay
 
     def tidy(self) -> None:
         """Keep the output folder within its bounds."""
@@ -203,6 +201,28 @@ def gpu_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _import_libraries() -> None:
+    """Import what plans and jobs need: too slow for the start of the service.
+
+    Looking for garbage in all modules takes a third of a second, on a busy machine several times that, and no
+    other thread runs meanwhile, not even the one that answers health checks. So the collector is to leave the
+    modules out, before networks are built: these are released one day, and have to be found then.
+    """
+    with IMPORTS:  # a plan and the first job may need them at once
+        _import_once()
+
+
+@cache
+def _import_once() -> None:
+    with gc_disabled():
+        from talkinghead_lab.runs import generate  # noqa: F401
+        from talkinghead_lab.weights.transformer import BACKGROUND_IMPORTS
+
+        for name in BACKGROUND_IMPORTS:
+            importlib.import_module(name)
+        gc.freeze()
 
 
 def _forget_frames(error: BaseException) -> None:

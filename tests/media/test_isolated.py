@@ -4,7 +4,9 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -28,6 +30,30 @@ def test_results_equal_those_of_this_process():
     portrait = local_file("sample:portrait")
     expected, got = open_reference(portrait).frame_at(0), CALL(open_reference, portrait).frame_at(0)
     assert np.array_equal(np.array(expected), np.array(got))
+
+
+def longest_pause(stop: threading.Event) -> float:
+    """Seconds that this thread once had to wait for the interpreter."""
+    longest, last = 0.0, time.perf_counter()
+    while not stop.wait(0.001):
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    return longest
+
+
+def test_a_large_result_does_not_hold_up_other_threads():
+    size, pauses, waits = 600 * 2**20, [], []
+    call = IsolatedCall(seconds=60, mib=1024)
+    for _ in range(3):
+        started = time.perf_counter()
+        bytearray(size)  # no other thread runs meanwhile
+        waits.append(time.perf_counter() - started)
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as other:
+            pause = other.submit(longest_pause, stop)
+            assert call(np.zeros, size, np.uint8).size == size
+            stop.set()
+            pauses.append(pause.result())
+    assert min(pauses) < min(waits) / 2
 
 
 def test_own_errors_come_back_as_they_are():
