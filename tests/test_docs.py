@@ -18,8 +18,8 @@ import yaml
 from papermill.inspection import inspect_notebook
 
 from talkinghead_lab import __version__
-from talkinghead_lab.__main__ import parse
 from talkinghead_lab.bench.__main__ import main as bench_main
+from talkinghead_lab.commands.parser import parse
 from talkinghead_lab.foundation.parameter_text import Plain
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.params import GenerationParams

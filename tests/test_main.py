@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from talkinghead_lab.__main__ import main, parse
+from talkinghead_lab.__main__ import main
+from talkinghead_lab.commands.parser import parse
 from talkinghead_lab.media import video
 from talkinghead_lab.params import GenerationParams
 

@@ -1,0 +1,27 @@
+"""The command line as a whole."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from talkinghead_lab import __version__
+from talkinghead_lab.commands import generation, sweeps, weights
+from talkinghead_lab.commands.overrides import protected
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; what it parses has `run`, the function to call."""
+    parser = argparse.ArgumentParser(
+        prog="python -m talkinghead_lab",
+        description="Generate, verify, plan and sweep audio-driven talking-head videos from a shell.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for group in (generation, sweeps, weights):
+        group.add(commands)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; `run` is the function to call. Exit with 2 on a usage error."""
+    return command_parser().parse_args(protected(sys.argv[1:] if arguments is None else arguments))
