@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from talkinghead_lab.errors import InvalidRequest, OutputError
+from talkinghead_lab.errors import InvalidRequest, OutputError, nearest_name
 from talkinghead_lab.figures.labels import DIRECTIONS, capitalised, readable_name, title, value_labels
 from talkinghead_lab.figures.run_names import run_names
+from talkinghead_lab.figures.side_by_side import side_by_side
 from talkinghead_lab.figures.text_table import text_table
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.runs.comparison import (
@@ -147,6 +148,25 @@ class Comparison:
                 for names, measures in groups.items()
             ]
         return notes
+
+    def video(self, path: str | Path, sound: str | None = None) -> Path:
+        """Write the runs' videos side by side, in step, each under its name; see `side_by_side`.
+
+        Args:
+            path: the mp4 file to write; its folder exists.
+            sound: name of the run whose sound is heard; None: the first of those with the longest video.
+
+        Raises:
+            InvalidRequest: no run has that name, or the video is not called `.mp4`.
+            OutputError: the file exists, or cannot be written.
+        """
+        if sound is not None and sound not in self.names:
+            remedy = nearest_name(sound, self.names)
+            raise InvalidRequest("no run of this name", received=sound, remedy=remedy)
+        lengths = [run.result.duration_seconds for run in self.runs]
+        heard = lengths.index(max(lengths)) if sound is None else self.names.index(sound)
+        videos = [run.result.video_path for run in self.runs]
+        return side_by_side(project_folder() / path, videos, self.names, heard)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the runs, and a list of rows for each part of the table."""

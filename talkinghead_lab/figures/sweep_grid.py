@@ -10,6 +10,7 @@ import polars
 from PIL import Image, ImageDraw, ImageFont
 
 from talkinghead_lab.errors import InvalidRequest, MediaError
+from talkinghead_lab.figures.fonts import font
 from talkinghead_lab.figures.labels import axis_values, cell_label
 from talkinghead_lab.figures.runs import INK
 from talkinghead_lab.media import audio, video
@@ -93,10 +94,10 @@ def _tile(
     yield from itertools.repeat(picture)
 
 
-def _font(label: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(label: str, width: int) -> ImageFont.FreeTypeFont:
     """The largest font, 12 to 6 pixels, in which a label fits the width."""
-    fonts = [ImageFont.load_default(size=size) for size in range(12, 5, -1)]
-    return next((font for font in fonts if font.getlength(label) <= width), fonts[-1])
+    fonts = [font(size) for size in range(12, 5, -1)]
+    return next((each for each in fonts if each.getlength(label) <= width), fonts[-1])
 
 
 def _composed(tiles: list[Iterator[Image.Image]], columns: int, count: int) -> Iterator[video.Frames]:
