@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from talkinghead_lab.errors import InvalidRequest, OutputError, nearest_name
+from talkinghead_lab.errors import InvalidRequest, nearest_name
 from talkinghead_lab.figures.labels import DIRECTIONS, capitalised, readable_name, title, value_labels
 from talkinghead_lab.figures.run_names import run_names
 from talkinghead_lab.figures.side_by_side import side_by_side
@@ -20,7 +20,7 @@ from talkinghead_lab.runs.comparison import (
     machine,
     why_unlike,
 )
-from talkinghead_lab.runs.history import PastRun, run_in
+from talkinghead_lab.runs.history import PastRun, finished_run
 
 NONE = "—"
 BEST = " (best)"
@@ -227,17 +227,7 @@ def compare(*folders: str | Path) -> Comparison:
             received=", ".join(map(str, folders)) or "none",
             allowed="the folders of two or more",
         )
-    return Comparison([_finished(path) for path in paths])
-
-
-def _finished(folder: Path) -> PastRun:
-    run = run_in(folder)
-    if run.problem:
-        raise OutputError(f"the run cannot be compared: {run.problem.rstrip('.')}", received=str(folder))
-    if not run.finished:
-        remedy = f"Finish it: generate {folder}/request.yaml --run {folder}"
-        raise OutputError("the run is not finished", received=str(folder), remedy=remedy)
-    return run
+    return Comparison([finished_run(path) for path in paths])
 
 
 def _measure_row(runs: Sequence[PastRun], name: str) -> Row:

@@ -51,7 +51,7 @@ class RunList:
     def sorted(self, column: str, reverse: bool = False) -> "RunList":
         """The same runs in the order of a column; those without a value come last.
 
-        Measures that are better when higher are sorted from the highest, everything else from the lowest.
+        The newest run and the best value of a measure come first; everything else is sorted from the lowest.
 
         Args:
             column: `run`, `begun`, `state`, `frames`, `seconds`, a field of the request, or a measure.
@@ -67,7 +67,7 @@ class RunList:
         keys = {run.folder: _sort_key(run, column) for run in self.runs}
         having = [run for run in self.runs if keys[run.folder] is not None]
         lacking = [run for run in self.runs if keys[run.folder] is None]
-        down = column in KINDS and KINDS[column][1] == "higher"
+        down = column == "begun" or (column in KINDS and KINDS[column][1] == "higher")
         having.sort(key=lambda run: keys[run.folder], reverse=down != reverse)
         return RunList([*having, *lacking], self.hidden)
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from talkinghead_lab.errors import OutputError, TalkingHeadError
-from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.foundation.paths import local_file, project_folder
 from talkinghead_lab.media import video
 from talkinghead_lab.media.growing_video import plain_copy
 from talkinghead_lab.media.reference import open_reference
@@ -97,6 +97,22 @@ def find_runs(folder: Path) -> list[PastRun]:
     return sorted(runs, key=lambda run: (run.begun, run.folder.name), reverse=True)
 
 
+def finished_run(folder: Path) -> PastRun:
+    """The finished run in a folder.
+
+    Raises:
+        OutputError: the folder holds none, or its record cannot be used.
+        InvalidRequest: its request is not valid.
+    """
+    run = run_in(folder)
+    if run.problem:
+        raise OutputError(f"the run cannot be used: {run.problem.rstrip('.')}", received=str(folder))
+    if not run.finished:
+        remedy = f"Finish it: generate {folder}/{REQUEST} --run {folder}"
+        raise OutputError("the run is not finished", received=str(folder), remedy=remedy)
+    return run
+
+
 def run_in(folder: Path) -> PastRun:
     """The run in a folder.
 
@@ -106,7 +122,9 @@ def run_in(folder: Path) -> PastRun:
     """
     request = folder / REQUEST
     if not request.is_file():
-        remedy = "Name the folder of a run, such as one that `runs list` shows."
+        listed = Path("outputs") / folder.name
+        is_listed = (project_folder() / listed / REQUEST).is_file()
+        remedy = f"Did you mean {listed}?" if is_listed else "Name the folder of a run."
         raise OutputError("no run", received=str(folder), remedy=remedy)
     params = GenerationParams.from_yaml(request)
     begun = datetime.fromtimestamp(request.stat().st_mtime)

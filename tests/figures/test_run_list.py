@@ -55,6 +55,8 @@ def test_rows_are_sorted(folder):
         "three",
     ]
     assert found.sorted("run").names == ["damaged", "one", "three", "two", "unfinished"]
+    assert found.sorted("begun").names == found.names
+    assert found.sorted("begun", reverse=True).names == found.names[::-1]
     with pytest.raises(InvalidRequest, match="Did you mean `lip_correlation`"):
         found.sorted("lip_corelation")
 
