@@ -29,7 +29,7 @@ $(STAMP): requirements.lock requirements-torch.txt pyproject.toml
 	@echo "The environment is ready: $(VENV)"
 
 demo: setup ## generate a video from the sample portrait and recording, print its path
-	@$(BIN)/python -m talkinghead_lab generate params/embedded.yaml
+	@$(BIN)/python -m talkinghead_lab generate embedded
 
 verify: setup ## generate a run again and compare: make verify RUN=outputs/…
 	@test -n "$(RUN)" || { echo "Name the run: make verify RUN=outputs/…"; exit 2; }

@@ -33,6 +33,8 @@ from talkinghead_lab.foundation.field_types import (
     WeightPath,
     WholeChunk,
 )
+from talkinghead_lab.foundation.file_kinds import check_is_request
+from talkinghead_lab.foundation.presets import parameter_file
 
 VIDEO_METADATA_KEY = "comment"
 
@@ -193,6 +195,7 @@ class GenerationParams(BaseModel):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
 
     def __init__(self, **fields: Any) -> None:
+        check_is_request(fields)
         values = {name: typed_value(name, value) for name, value in fields.items()}
         if any(values.get(name) for name in RELEASED_ONLY):
             values.setdefault("checkpoint", "released")
@@ -278,7 +281,7 @@ class GenerationParams(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides: Any) -> Self:
-        """Read a parameter file; `overrides` replace its values."""
+        """Read a parameter file, or the preset of that name; `overrides` replace its values."""
         return cls(**(read_yaml(path) | overrides))
 
     @classmethod
@@ -338,17 +341,19 @@ def typed_value(name: str, value: Any) -> Any:
         raise not_valid(name, value, str(error), known) from None
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, *, sweep: bool = False) -> dict[str, Any]:
     """Read a YAML or JSON file that contains one mapping: fields of a request, or sections of a sweep.
 
-    Values of fields have the fields' types. Sections are left as texts, which their fields convert.
+    The name of a preset stands for its file; `sweep` decides which presets an error lists. Values of fields
+    have the fields' types. Sections are left as texts, which their fields convert.
 
     Raises:
-        InvalidRequest: the file cannot be read, or a value does not have the type of its field.
+        InvalidRequest: there is no such file, it cannot be read, or a value is not of its field's type.
     """
+    path = parameter_file(path, sweep=sweep)
     # 0.1.0 wrote no version into the request of a run.
-    parts = [Path(path).with_name(name) for name in ("run.json", "chunks")]
-    of_run = Path(path).name == "request.yaml" and any(part.exists() for part in parts)
+    parts = [path.with_name(name) for name in ("run.json", "chunks")]
+    of_run = path.name == "request.yaml" and any(part.exists() for part in parts)
     unwritten = 1 if of_run else schema.SCHEMA_VERSION
     version, fields = schema.split(parameter_text.read_mapping(path), unwritten)
     known = GenerationParams.model_fields

@@ -197,10 +197,15 @@ def parse_only(
 def check_request(options: argparse.Namespace) -> None:
     """The parameter file of a command exists, and is valid with the values given."""
     if "sweep" in options:
-        assert Sweep.from_yaml(ROOT / options.sweep).cells()
+        assert Sweep.from_yaml(shown(options.sweep)).cells()
     if "params" in options:
         overrides = {name: Plain(value) for name, value in getattr(options, "overrides", [])}
-        assert GenerationParams.from_yaml(ROOT / options.params, **overrides)
+        assert GenerationParams.from_yaml(shown(options.params), **overrides)
+
+
+def shown(file: Path) -> Path:
+    """A parameter file as a reader in the project's folder names it: a path, or a preset's name."""
+    return ROOT / file if (ROOT / file).exists() else file
 
 
 def check_torchrun(words, monkeypatch):

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SHIPPED = ("params", "notebooks")  # copied into the wheel by setup.py
 EXTRAS = PROJECT["optional-dependencies"]
 LOCK = ROOT / "requirements.lock"
 TORCH = ROOT / "requirements-torch.txt"
@@ -171,11 +173,10 @@ def top_level_imports(folder: Path) -> set[str]:
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(
-        ROOT / "talkinghead_lab", folder / "talkinghead_lab", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for name in ("talkinghead_lab", *SHIPPED):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
     subprocess.run(command, cwd=folder, check=True)
     (built,) = folder.glob("*.whl")
@@ -189,49 +190,73 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
         for path in (wheel.parent / "talkinghead_lab").rglob("*")
         if path.is_file()
     }
-    assert packed == ours
+    shipped = {
+        f"talkinghead_lab/shipped/{folder}/{file.name}"
+        for folder in SHIPPED
+        for file in (ROOT / folder).iterdir()
+        if file.suffix in (".yaml", ".ipynb")
+    }
+    assert len(shipped) > 10
+    assert packed == ours | shipped
 
 
-@pytest.mark.slow
-def test_the_installed_wheel_makes_a_video_outside_the_project(wheel, tmp_path):
-    """Dependencies come from the environment of the tests, the package only from the wheel."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
-    python = tmp_path / "env" / "bin" / "python"
-    (site,) = (tmp_path / "env" / "lib").glob("python3.*/site-packages")
+def test_the_source_distribution_holds_what_the_wheel_is_built_from():
+    """setuptools packs the package and setup.py itself; MANIFEST.in names the folders beside it."""
+    manifest = (ROOT / "MANIFEST.in").read_text().splitlines()
+    assert {f"graft {folder}" for folder in SHIPPED} <= set(manifest)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Callable[..., str]:
+    """Run the Python of an environment with the wheel in an empty folder; return what it prints.
+
+    Dependencies come from the environment of the tests, the package only from the wheel.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    python = folder / "env" / "bin" / "python"
+    (site,) = (folder / "env" / "lib").glob("python3.*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-    ]
-    subprocess.run([*command, wheel], check=True)
-    request = {
-        "checkpoint": "embedded", "image_path": "sample:portrait", "audio_path": "sample:recording",
-        "prompt": "a calm presenter", "frame_size": "32x32", "chunk_frames": 5, "motion_frame": 1,
-        "max_frames": 5, "diffusion_steps": 1,
-    }  # fmt: skip
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "request.yaml").write_text(yaml.safe_dump(request))
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    subprocess.run([*command, "--no-index", wheel], check=True)
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, cwd: Path) -> str:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(
-            [python, *arguments], cwd=tmp_path / "work", env=environment, capture_output=True, text=True
-        )
+        environment["PATH"] = f"{python.parent}:{environment['PATH']}"
+        done = subprocess.run([python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    imported = run("-c", "import talkinghead_lab; print(talkinghead_lab.__file__)")
+    imported = run("-c", "import talkinghead_lab; print(talkinghead_lab.__file__)", cwd=folder)
     assert Path(imported).is_relative_to(site)
-    video = tmp_path / "work" / run("-m", "talkinghead_lab", "generate", "request.yaml")
+    return run
+
+
+TINY = {"frame_size": "32x32", "chunk_frames": 5, "motion_frame": 1, "max_frames": 5, "diffusion_steps": 1}
+OVERRIDES = [text for name, value in TINY.items() for text in ("-p", name, str(value))]
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_makes_a_video_of_a_preset_in_an_empty_folder(installed, tmp_path):
+    video = tmp_path / installed("-m", "talkinghead_lab", "generate", "embedded", *OVERRIDES, cwd=tmp_path)
     assert video.stat().st_size > 1000
-    assert video.is_relative_to(tmp_path / "work")
+    assert video.is_relative_to(tmp_path / "outputs")
+    read = (
+        "from talkinghead_lab import GenerationParams as G; print(G.from_yaml('embedded-fast').seam_frames)"
+    )
+    assert installed("-c", read, cwd=tmp_path) == "8"
+
+
+@pytest.mark.slow
+def test_notebooks_of_the_installed_wheel_run_in_an_empty_folder(installed, tmp_path):
+    notebooks = installed("-m", "talkinghead_lab", "notebooks", "mine", cwd=tmp_path).splitlines()
+    assert notebooks[1] == "mine/01_generate.ipynb"
+    given = ["-f", "mine/params/embedded.yaml", *OVERRIDES, "-p", "run_dir", "run"]
+    installed(
+        "-m", "papermill", "--kernel", "python3", "--no-progress-bar", notebooks[1], "done.ipynb", *given,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert list((tmp_path / "run").glob("*.mp4"))
 
 
 def test_make_lists_its_targets_by_default():

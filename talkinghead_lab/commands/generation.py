@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 from talkinghead_lab.commands.overrides import add_overrides, overrides
+from talkinghead_lab.commands.parameter_files import add_parameter_file
 from talkinghead_lab.foundation.imports import gc_disabled
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands to the parser."""
     command = commands.add_parser("generate", help="generate the video of a parameter file")
-    command.add_argument("params", type=Path, help="YAML or JSON file of the request")
+    add_parameter_file(command, "params", sweeps=False)
     add_overrides(command, "override a parameter")
     command.add_argument(
         "--run", type=Path, dest="run_dir", help="folder of the run; an unfinished run in it is resumed"
@@ -27,7 +28,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "plan", help="predict the memory a request needs; exit status 1 if it does not fit"
     )
-    command.add_argument("params", type=Path, help="YAML or JSON file of the request")
+    add_parameter_file(command, "params", sweeps=False)
     add_overrides(command, "override a parameter")
     command.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     command.set_defaults(run=run_plan)

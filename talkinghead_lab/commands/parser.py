@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from talkinghead_lab import __version__
-from talkinghead_lab.commands import generation, runs, sweeps, weights
+from talkinghead_lab.commands import generation, notebooks, runs, sweeps, weights
 from talkinghead_lab.commands.overrides import protected
 
 
@@ -17,7 +17,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (generation, sweeps, runs, weights):
+    for group in (generation, sweeps, runs, notebooks, weights):
         group.add(commands)
     return parser
 

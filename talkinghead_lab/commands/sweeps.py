@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 from talkinghead_lab.commands.overrides import add_overrides, overrides
+from talkinghead_lab.commands.parameter_files import add_parameter_file
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser."""
     command = commands.add_parser("sweep", help="generate every run of a sweep; exit status 1 if one failed")
-    command.add_argument("sweep", type=Path, help="YAML or JSON file of the sweep")
+    add_parameter_file(command, "sweep", sweeps=True)
     add_overrides(command, "override a parameter of the sweep's base")
     command.add_argument(
         "--out", type=Path, required=True, help="folder of the sweep; finished runs in it are reused"

@@ -97,7 +97,14 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise InvalidRequest(
+            "the parameter file cannot be read: it is not text",
+            received=str(path),
+            allowed="YAML or JSON",
+            remedy="Of a video made by this package, `GenerationParams.from_video` reads the request.",
+        ) from None
+    except OSError as error:
         raise InvalidRequest(f"the parameter file cannot be read ({error})", received=str(path)) from None
     try:
         fields = parse_json(text) if path.suffix.lower() == ".json" else parse(text)

@@ -10,7 +10,8 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from talkinghead_lab.errors import TalkingHeadError
-from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, project_folder
+from talkinghead_lab.foundation.paths import SAMPLE_PREFIX
+from talkinghead_lab.foundation.presets import presets as known_presets
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import MEDIA_FIELDS
 from talkinghead_lab.service.session import COOKIE, session_value
@@ -73,10 +74,10 @@ def add_page(app: FastAPI, guarded: APIRouter, settings: ServiceSettings) -> Non
 
 
 def presets(settings: ServiceSettings) -> list[Preset]:
-    """The presets of the project's `params/` that this service can run."""
+    """The presets that this service can run."""
     checkpoint = "released" if settings.released else "embedded"
     found = []
-    for file in sorted((project_folder() / "params").glob("*.yaml")):
+    for name, file in sorted(known_presets().items()):
         try:
             params = GenerationParams.from_yaml(file)
         except TalkingHeadError:
@@ -88,7 +89,7 @@ def presets(settings: ServiceSettings) -> list[Preset]:
         fields = {
             name: given[name] for name in given if name in FIELDS and name not in (*MEDIA_FIELDS, "prompt")
         }
-        found.append(Preset(name=file.stem, title=_title(file), fields=fields))
+        found.append(Preset(name=name, title=_title(file), fields=fields))
     return found
 
 

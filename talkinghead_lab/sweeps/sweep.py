@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from talkinghead_lab.errors import InvalidRequest, OutputError, TalkingHeadError, nearest_name
 from talkinghead_lab.foundation import digests
+from talkinghead_lab.foundation.file_kinds import check_is_sweep
 from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.foundation.schema import versioned
@@ -88,12 +89,13 @@ class Sweep:
 
     @classmethod
     def from_yaml(cls, path: str | Path, base: Mapping[str, Any] | None = None) -> "Sweep":
-        """Read the file of a sweep; fields of `base` override those of the file's base.
+        """Read a sweep's file, or the preset of that name; fields of `base` override those of its base.
 
         Raises:
             InvalidRequest: a section, a field or a range is not valid.
         """
-        sections = read_yaml(project_folder() / path)
+        sections = read_yaml(path, sweep=True)
+        check_is_sweep(sections, SECTIONS, GenerationParams.model_fields)
         return cls.from_sections(sections | {"base": {**_section(sections, "base", dict), **(base or {})}})
 
     def reduced(self, frames: int = 25) -> "Sweep":

@@ -2,26 +2,24 @@
 
 import itertools
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.foundation.files import atomic_path
-from talkinghead_lab.foundation.paths import project_folder
+from talkinghead_lab.foundation.presets import FOLDER
+from talkinghead_lab.foundation.presets import presets as known_presets
 from talkinghead_lab.params import GenerationParams
-
-FOLDER = "params"  # in the project and in the folder of runs
 
 
 def presets(runs_folder: Path) -> list[tuple[str, str]]:
-    """(name, path) of all files with a request: the project's, then saved ones; the first entry is empty."""
+    """(name, path) of all files with a request: presets, then saved ones; the first entry is empty."""
     found = [("choose …", "")]
-    for folder in (project_folder() / FOLDER, runs_folder / FOLDER):
-        for file in sorted(folder.glob("*.yaml")):
-            try:
-                GenerationParams.from_yaml(file)
-            except TalkingHeadError:
-                continue  # a sweep, or not valid
-            found.append((file.stem, str(file)))
+    saved = {file.stem: file for file in sorted((runs_folder / FOLDER).glob("*.yaml"))}
+    for name, file in [*sorted(known_presets().items()), *saved.items()]:
+        with suppress(TalkingHeadError):  # a sweep, or not valid
+            GenerationParams.from_yaml(file)
+            found.append((name, str(file)))
     return found
 
 

@@ -1,0 +1,26 @@
+"""What pyproject.toml cannot say: a wheel gets copies of the project's presets and notebooks."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+SHIPPED = {"params": "*.yaml", "notebooks": "*.ipynb"}
+
+
+class BuildWithShippedFiles(build_py):
+    """Copies the files to `talkinghead_lab/shipped/`; an editable installation reads them in the checkout."""
+
+    def run(self) -> None:
+        """Build the package, then add the files."""
+        super().run()
+        if not self.editable_mode:
+            for folder, pattern in SHIPPED.items():
+                target = Path(self.build_lib) / "talkinghead_lab" / "shipped" / folder
+                target.mkdir(parents=True, exist_ok=True)
+                for file in sorted(Path(folder).glob(pattern)):
+                    shutil.copy(file, target)
+
+
+setup(cmdclass={"build_py": BuildWithShippedFiles})
