@@ -1,6 +1,6 @@
 """Judges a finished video: every measure and check, from one decoding pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,11 @@ class Judgement:
 
 
 def judge_video(
-    path: str | Path, subject: Subject, features: Features | None = None, snapshots: int = 0
+    path: str | Path,
+    subject: Subject,
+    features: Features | None = None,
+    snapshots: int = 0,
+    on_frame: Callable[[], None] = lambda: None,
 ) -> Judgement:
     """Decode a finished video once and take every measure that it allows; the others report the reason.
 
@@ -84,13 +88,19 @@ def judge_video(
         subject: what it was made from.
         features: an image encoder, [1, 3, H, W] in [−1, 1] → [1, tokens, channels], for `identity`.
         snapshots: how many frames to return.
+        on_frame: called after every frame.
 
     Raises:
         MediaError: the video is damaged.
     """
     facts = video.probe(path)
     viewing = _Viewing(subject, facts.frame_count, snapshots)
-    soundtrack = video.decode_once(path, viewing.add)
+
+    def add(pixels: video.Frames) -> None:
+        viewing.add(pixels)
+        on_frame()
+
+    soundtrack = video.decode_once(path, add)
     openings = viewing.mouths.openings() if viewing.mouths else None
     pictures = [viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept]
     measures = [

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from talkinghead_lab.errors import OutputError, Stopped
 from talkinghead_lab.foundation import digests, environment
@@ -34,13 +33,15 @@ from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
-from talkinghead_lab.runs.chunk_files import ChunkFiles
+from talkinghead_lab.runs.chunk_files import ArrivingChunk, ChunkFiles
 from talkinghead_lab.runs.chunk_writer import ChunkWriter
 from talkinghead_lab.runs.folder import RunFolder, read_record, with_drawn_seed
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests, seen_files
+from talkinghead_lab.runs.progress_bar import ProgressBar
 from talkinghead_lab.runs.record import read_own_file, size_of_own_file, video_of
 from talkinghead_lab.runs.stage_clock import StageClock
+from talkinghead_lab.runs.time_left import TimeLeft, Work
 from talkinghead_lab.sampling.chunks import Chunk
 
 LOG = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def generate(
     encoder_cache: EncodingStore = no_cache,
     on_progress: OnProgress | None = None,
     on_growth: OnGrowth | None = None,
+    time_left: TimeLeft | None = None,
     show_progress: bool = True,
 ) -> GenerationResult:
     """Generate the video that a request describes. Its warnings are logged before the networks are loaded.
@@ -134,6 +136,7 @@ def generate(
         encoder_cache: stores encodings; see `encoder_cache`.
         on_progress: called after every step. An exception from it ends the run; False stops it cleanly.
         on_growth: called with the run's folder while there is more to come, after chunks were saved.
+        time_left: is told how far the run is; it may be asked for the time left in any thread.
         show_progress: draw a progress bar, in a notebook or on stderr.
 
     Raises:
@@ -143,7 +146,8 @@ def generate(
         Stopped: `on_progress` returned False; finished chunks stay.
     """
     params = with_drawn_seed(params, run_dir)
-    clock = StageClock()
+    time_left = time_left or TimeLeft()
+    clock = StageClock(time_left.enter)
     with clock("read"):
         inputs = inputs or read_inputs(params)
         resolved = resolve(params, inputs)
@@ -163,6 +167,9 @@ def generate(
             pipeline = pipeline.serving(resolved)
         start = ResumePoint.of(run.chunks, resolved.chunks, seen_files(inputs, resolved.networks))
         pipeline.dit.group.broadcast(start)
+        time_left.plan(_work(resolved, start.finished))
+        if show_progress:
+            ending.enter_context(ProgressBar(time_left))
         conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
         generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
         with GrowingVideo(run.growing_video, inputs.soundtrack, resolved.frames) as growing:
@@ -170,13 +177,13 @@ def generate(
                 growing.append(run.chunks.picture(chunk))
             on_saved = partial(on_growth, run.path) if on_growth else lambda: None
             with ChunkWriter(run.chunks, growing, on_saved) as writer:
-                _make_chunks(writer, generator, start, on_progress, show_progress)
+                _make_chunks(writer, generator, start, on_progress, time_left)
             growing.finish()
         if growing.first_written and not start.finished:
             clock.record_first_frame(growing.first_written)
         del generator, conditions  # memory for the image encoder, which judges the video
         path = _join_chunks(run, resolved, inputs, clock)
-        return _finish(run, resolved, inputs, pipeline, clock, origin(), path, start.finished)
+        return _finish(run, resolved, inputs, pipeline, clock, time_left, origin(), path, start.finished)
 
 
 @dataclass(frozen=True)
@@ -208,23 +215,42 @@ def _make_chunks(
     generator: ChunkGenerator,
     start: ResumePoint,
     on_progress: OnProgress | None,
-    show_progress: bool,
+    time_left: TimeLeft,
 ) -> None:
     """Generate and save chunks; each starts from the last frames of the previous one, held in memory."""
     chunks, steps = generator.resolved.chunks, generator.resolved.sampling.steps
     overlap, previous = generator.resolved.request.motion_frame, start.last_frames
     generator.fp16_overflowed = start.fp16_overflowed
-    with tqdm(total=len(chunks) * steps, unit="step", disable=not show_progress, leave=False) as bar:
-        bar.update(start.finished * steps)
-        for chunk in chunks[start.finished :]:
-            on_step = _StepReport(chunk, len(chunks), steps, bar, on_progress, writer)
-            started = time.perf_counter()
-            with writer.open(chunk) as saving:
-                generated = generator.generate(chunk, previous, on_step=on_step, on_frames=saving.add)
-                generator.networks.check_files()
-                saving.finish(generated, time.perf_counter() - started)
-            previous = generated.frames[:, -overlap:].clone()
-            del generated, saving
+    for chunk in chunks[start.finished :]:
+        on_step = _StepReport(chunk, len(chunks), steps, time_left, on_progress, writer)
+        started = time.perf_counter()
+        with writer.open(chunk) as saving:
+            on_frames = partial(_add_frames, saving, time_left)
+            generated = generator.generate(chunk, previous, on_step=on_step, on_frames=on_frames)
+            generator.networks.check_files()
+            saving.finish(generated, time.perf_counter() - started)
+        time_left.end_chunk()
+        previous = generated.frames[:, -overlap:].clone()
+        del generated, saving, on_frames
+
+
+def _add_frames(saving: ArrivingChunk, time_left: TimeLeft, frames: Tensor) -> None:
+    saving.add(frames)
+    time_left.decoded(frames.shape[1])
+
+
+def _work(resolved: Resolved, finished: int) -> Work:
+    width, height = resolved.frame_size
+    sampling = resolved.sampling
+    return Work(
+        chunks=resolved.chunks,
+        finished=finished,
+        steps=sampling.steps,
+        passes=1 + sampling.text_is_guided + sampling.audio_is_guided,
+        pixels=width * height,
+        checkpoint=resolved.request.checkpoint,
+        cached=sampling.step_cache is not None,
+    )
 
 
 def _join_chunks(run: RunFolder, resolved: Resolved, inputs: Inputs, clock: StageClock) -> Path:
@@ -242,6 +268,7 @@ def _finish(
     inputs: Inputs,
     pipeline: Pipeline,
     clock: StageClock,
+    time_left: TimeLeft,
     origin: InputDigests,
     path: Path,
     made_earlier: int,
@@ -260,7 +287,9 @@ def _finish(
     )
     with clock("measure"):
         subject = _subject(resolved, inputs, origin, run.chunks.luma_changes())
-        judgement = judge_video(path, subject, pipeline.image_features, CONTACT_SHEET_FRAMES)
+        judgement = judge_video(
+            path, subject, pipeline.image_features, CONTACT_SHEET_FRAMES, time_left.measured
+        )
     _check_length(judgement, result)
     with atomic_path(result.contact_sheet_path, overwrite=True) as temporary:
         video.contact_sheet(judgement.snapshots).save(temporary)
@@ -344,14 +373,13 @@ class _StepReport:
     chunk: Chunk
     chunks: int
     steps: int
-    bar: "tqdm[Any]"
+    time_left: TimeLeft
     on_progress: OnProgress | None
     writer: ChunkWriter
 
     def __call__(self, step: int) -> None:
         self.writer.check()
-        self.bar.set_description(f"chunk {self.chunk.index + 1} of {self.chunks}", refresh=False)
-        self.bar.update()
+        self.time_left.step()
         if (
             self.on_progress
             and self.on_progress(Progress(self.chunk.index + 1, self.chunks, step, self.steps)) is False

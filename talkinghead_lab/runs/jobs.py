@@ -11,6 +11,7 @@ from typing import Literal
 
 from talkinghead_lab.errors import Stopped
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.time_left import TimeLeft
 
 # In a run's folder: copies of its media while it is under way, if the caller puts them there.
 INPUTS = "inputs"
@@ -49,7 +50,7 @@ class GenerationJob:
         progress: the last finished step; None before the first.
         warnings: of the request, known once its media have been read.
         created, started, ended: seconds since 1970; None: not yet.
-        first_step: when this call reported its first step (monotonic clock), and the number of that step.
+        time_left: to be handed to `generate(time_left=...)`.
         stop: set it to stop the job after its current step.
         done: resolved by the owner of the job, after `end` and its own clean-up.
     """
@@ -61,7 +62,7 @@ class GenerationJob:
     created: float = field(default_factory=time.time)
     started: float | None = None
     ended: float | None = None
-    first_step: tuple[float, int] | None = None
+    time_left: TimeLeft = field(default_factory=TimeLeft)
     stop: threading.Event = field(default_factory=threading.Event)
     done: "futures.Future[None]" = field(default_factory=futures.Future)
 
@@ -72,8 +73,6 @@ class GenerationJob:
     def report(self, progress: Progress) -> bool:
         """Record a finished step; returns False if the job is to stop. Fits `generate(on_progress=...)`."""
         self.progress = progress
-        if self.first_step is None:
-            self.first_step = (time.monotonic(), progress.steps_done)
         return not self.stop.is_set()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -100,18 +99,13 @@ class GenerationJob:
 
     @property
     def fraction(self) -> float:
-        """Finished share of the sampling steps, 0 to 1."""
-        return self.progress.steps_done / self.progress.steps_total if self.progress else 0.0
+        """Finished share of the work, 0 to 1."""
+        return 1.0 if self.state == "finished" else self.time_left.fraction()
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate from the pace since the first step, which excludes start-up costs; None: not known yet."""
+        """Estimate of the time to the end; None: not known yet."""
         if self.ended:
             return 0.0
-        if self.progress is None or self.first_step is None:
-            return None
-        since, first = self.first_step
-        done = self.progress.steps_done
-        if done <= first:
-            return None
-        return (time.monotonic() - since) / (done - first) * (self.progress.steps_total - done)
+        left = self.time_left.seconds()
+        return None if left is None else max(1.0, left)

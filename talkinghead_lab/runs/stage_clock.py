@@ -1,7 +1,7 @@
 """Measures time and peak memory of the stages of a run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +21,13 @@ class StageClock:
     Figures that this machine cannot give are absent. `timeline` lists every visit to a stage, with its start
     in seconds since the clock was made. Stages must not overlap. `first_frame` tells when the first frames
     could be played: `seconds` since the clock was made, and `after_loading` the networks; None: not measured.
+
+    Args:
+        on_stage: called with the name of every stage that begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_stage: Callable[[str], None] = lambda name: None) -> None:
+        self.on_stage = on_stage
         self.made = time.perf_counter()
         self.stages: dict[str, dict[str, float]] = {}
         self.timeline: list[dict[str, float | str]] = []
@@ -39,6 +43,7 @@ class StageClock:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Measure the named stage."""
+        self.on_stage(name)
         gpu = _gpu_in_use()
         if gpu:
             torch.cuda.synchronize()

@@ -122,6 +122,7 @@ class Generator:
                 inputs=inputs,
                 pipeline=self._loaded(params, inputs),
                 on_progress=job.report,
+                time_left=job.time_left,
                 show_progress=False,
             )
             record = read_record(folder)

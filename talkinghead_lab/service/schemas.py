@@ -1,5 +1,6 @@
 """JSON schemas of requests and responses. Request fields are taken over from `GenerationParams`."""
 
+import math
 from copy import copy
 from typing import Any, Literal
 
@@ -98,7 +99,12 @@ class JobView(BaseModel):
     position: int
     step: int = Field(description="finished sampling steps of all chunks")
     steps: int = Field(description="sampling steps of all chunks; 0: not known yet")
-    seconds_left: float | None = Field(description="null: not known yet")
+    place: str = Field(description="how far the run is, in words")
+    fraction: float = Field(description="finished share of the work, 0 to 1")
+    seconds_left: float | None = Field(
+        description="whole seconds until the video is finished, decoding, writing and measures included; "
+        "null: not known yet"
+    )
     created: float
     started: float | None
     ended: float | None
@@ -116,7 +122,9 @@ class JobView(BaseModel):
             position=jobs.position(job),
             step=job.progress.steps_done if job.progress else 0,
             steps=job.progress.steps_total if job.progress else 0,
-            seconds_left=None if left is None else round(left, 1),
+            place=job.time_left.place,
+            fraction=round(job.fraction, 2),
+            seconds_left=None if left is None else math.ceil(left),
             created=job.created,
             started=job.started,
             ended=job.ended,

@@ -212,9 +212,9 @@ class Service:
         while True:
             ended = job.is_done
             state = JobView.of(job, self.jobs)
-            now = state.model_dump_json(exclude={"seconds_left"})
+            now = state.model_dump_json()
             if now != sent or ended:
-                yield f"event: {'end' if ended else 'progress'}\ndata: {state.model_dump_json()}\n\n"
+                yield f"event: {'end' if ended else 'progress'}\ndata: {now}\n\n"
                 sent, silent = now, 0.0
             if ended or self.jobs.is_closed:
                 return

@@ -14,6 +14,7 @@ from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.request import read_inputs, resolve
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.jobs import GenerationJob
+from talkinghead_lab.runs.time_left import in_words
 from talkinghead_lab.runs.worker import Worker
 
 
@@ -103,6 +104,7 @@ class GenerationThread(threading.Thread):
             pipeline=pipeline,
             encoder_cache=EncoderCache.of(pipeline.loaded_as.weights, pipeline.device),
             on_progress=job.report,
+            time_left=job.time_left,
             show_progress=False,
         )
 
@@ -125,19 +127,5 @@ def status_html(job: PanelJob) -> str:
         return "Stopped. Its finished chunks are kept: “Continue” below goes on."
     if job.stop.is_set():
         return "Stopping after this step …"
-    if job.progress is None:
-        return "Reading the inputs, loading the networks …"
-    if job.fraction == 1:
-        return "Decoding, writing the video, measuring it …"
-    progress = job.progress
-    left = job.seconds_left
-    known = f" · about {in_words(left)} left" if left is not None else ""
-    return f"Chunk {progress.chunk} of {progress.chunks} · step {progress.step} of {progress.steps}{known}"
-
-
-def in_words(seconds: float) -> str:
-    """Format a duration for the panel."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    status = job.time_left.status
+    return f"{status[0].upper()}{status[1:]}"

@@ -156,7 +156,7 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             if job.is_done and job is not self._handled:
                 self._handle_end(job)
             self.status.value = status_html(job)
-            self.bar.value = 1.0 if job.state == "finished" else job.fraction
+            self.bar.value = job.fraction
             self.bar.bar_style = {"finished": "success", "failed": "danger"}.get(job.state, "")
         busy = self.thread.busy
         warnings = job.warnings if job is not None and busy else self.form.preview.warnings

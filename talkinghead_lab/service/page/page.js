@@ -114,12 +114,12 @@ function follow(id) {
 
 function showProgress(started) {
   const seconds = Math.round((performance.now() - started) / 1000);
-  $('progress').value = job.steps ? job.step / job.steps : 0;
+  $('progress').value = job.fraction;
   if (job.steps === 0) $('progress').removeAttribute('value');
   const left = job.seconds_left === null ? '' : `, ${duration(job.seconds_left)} left`;
   if (job.state === 'waiting') note('state', `Waiting, ${job.position} ahead`);
   else if (job.steps === 0) note('state', `Reading and loading, ${seconds} s`);
-  else note('state', `Step ${job.step} of ${job.steps}${left}`);
+  else note('state', `${job.place[0].toUpperCase()}${job.place.slice(1)}${left}`);
 }
 
 const duration = (seconds) => (seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`);
