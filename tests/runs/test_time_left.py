@@ -115,7 +115,7 @@ def test_decoding_and_measuring_count(name):
 
 
 def test_skipped_steps_do_not_count_as_computed_ones():
-    """In a chunk of 10 steps, of which the last 5 are skipped, the second chunk is foreseen as the first was."""
+    """The last 5 of 10 steps of a chunk are skipped: the second chunk is foreseen as the first was."""
     chunks, moment, events = [[81, 0, 81], [81, 9, 72]], 0.0, [[0.0, "plan"]]
     for _ in chunks:
         events.append([moment, "enter", "sampling"])
