@@ -90,7 +90,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             return method_not_allowed(request.scope)
-        return problem_response(Problem(error.status_code, f"{error.detail}.", dict(error.headers or {})))
+        return problem_response(
+            Problem(error.status_code, error.detail.rstrip(".") + ".", dict(error.headers or {}))
+        )
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

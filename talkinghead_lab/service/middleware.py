@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +27,8 @@ MAX_UPLOADS = 3
 MAX_BODY_BYTES = 64 * 1024  # three times the longest valid request
 CLOSE = {"Connection": "close"}
 CUT_OFF = "The connection was closed before the body was complete."
+UNCLOSED = "The form data is cut off: its closing boundary is missing."
+TAIL_BYTES = 1024  # of a form, in which its closing boundary is looked for: some clients add a line or two
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 GIVEN_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
@@ -119,10 +122,12 @@ class GuardMiddleware:
         if (declared := header(scope, "content-length")).isdigit() and int(declared) > most:
             raise too_large
         until = time.monotonic() + self.settings.upload_seconds
-        size, ended = 0, False
+        _, options = parse_options_header(header(scope, "content-type"))
+        closing = b"--" + options.get(b"boundary", b"") + b"--"
+        size, ended, tail = 0, False, b""
 
         async def limited() -> Message:
-            nonlocal size, ended
+            nonlocal size, ended, tail
             if ended:
                 return await receive()
             try:
@@ -137,6 +142,9 @@ class GuardMiddleware:
             if size > most:
                 raise too_large
             ended = not message.get("more_body")
+            tail = (tail + message.get("body", b""))[-TAIL_BYTES:]
+            if ended and closing not in tail:  # otherwise the last field would be left out without a word
+                raise Problem(400, UNCLOSED, CLOSE)
             return message
 
         return limited

@@ -129,6 +129,37 @@ def test_a_body_that_is_cut_off_is_refused(server, cut):
     assert len(server.client.get("/api/jobs").json()) == jobs
 
 
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        *((cut, 400) for cut in (b"", b"\r\n", b"\r\n--x", b"\r\n--y--\r\n")),
+        *((whole, 202) for whole in (b"\r\n--x--", b"\r\n--x--\r\n", b"\r\n--x--\r\nan epilogue\r\n")),
+    ],
+)
+def test_form_data_without_its_closing_boundary_is_refused(server, ending, status):
+    """Its last field, here the prompt, would be left out without a word."""
+    fields = {"image_path": b"portrait.png", "audio_path": b"recording.wav", "prompt": b"a calm presenter"}
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s' % (name.encode(), value)
+        for name, value in fields.items()
+    ]
+    headers = {"Content-Type": 'multipart/form-data; boundary="x"'}
+    response = server.client.post("/api/jobs", content=b"\r\n".join(parts) + ending, headers=headers)
+    if status == 400:
+        assert_problem(response, status)
+        assert "closing boundary" in response.json()["detail"]
+    else:
+        assert response.status_code == status, response.text
+        server.client.delete(f"/api/jobs/{response.json()['id']}")
+
+
+def test_details_are_sentences(server):
+    headers = {"Content-Type": "multipart/form-data"}
+    response = server.client.post("/api/jobs", content=b"--x--", headers=headers)
+    assert_problem(response, 400)
+    assert response.json()["detail"] == "Missing boundary in multipart."
+
+
 def test_what_is_not_http_gets_a_problem(server):
     received = exchange(server, b"HELO example.com\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 400 ")
