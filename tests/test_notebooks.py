@@ -112,8 +112,10 @@ def test_generate_shows_inputs_video_and_record(working_directory, tmp_path):
         output["data"]["text/html"] for output in shown["video"] if "text/html" in output.get("data", {})
     ]
     assert ["<video" in text for text in texts] == [False, True], "the growing video is cleared"
-    record = json.loads(shown["record-text"][0]["text"])
-    assert record["request"]["seed"] == 7
+    measured, recorded = (output["data"]["text/html"] for output in shown["record-text"])
+    assert "Mouth follows sound" in measured and "photographed faces" in measured, "its reason"
+    assert ">Seed</td><td style='text-align:left'>7<" in recorded
+    assert "Lora(" not in recorded and "{" not in recorded
     assert shown["verification"][0]["text"].splitlines()[0] == "identical"
     (video,) = (tmp_path / "outputs").glob("*/*.mp4")
     assert video.stat().st_size > 1000
@@ -132,8 +134,9 @@ def test_setup_lists_the_machine_and_the_weights(tmp_path):
     done, executed = papermill("00_setup", tmp_path, {})
     assert done.returncode == 0, done.stderr
     shown = outputs(executed)
-    assert "torch" in data(shown["machine-table"], "text/html")
-    assert "disk_free_gib" in data(shown["room-table"], "text/html")
+    assert "PyTorch" in data(shown["machine-table"], "text/html")
+    assert "—" not in data(shown["machine-table"], "text/html")
+    assert "Disk free (GiB)" in data(shown["room-table"], "text/html")
     assert "transformer" in data(shown["weights-table"], "text/html")
 
 
@@ -183,7 +186,8 @@ def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, t
         assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 500
         assert (tmp_path / "sweep" / f"{figure}.svg").stat().st_size > 1000
     assert "<video" in data(shown["videos"], "text/html")
-    assert "effect" in data(shown["differences"], "text/html")
+    assert "Cohen" in data(shown["differences"], "text/html")
+    assert "No run failed" in data(shown["record"], "text/html")
     published = json.dumps([shown, (tmp_path / "sweep" / "results.csv").read_text()])
     assert str(ROOT) not in published
     assert "cells/" in published, "paths are relative to the sweep's folder"

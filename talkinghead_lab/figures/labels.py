@@ -101,6 +101,7 @@ UNSET = {
     **dict.fromkeys((*WEIGHT_FOLDERS, "weights"), "by environment variable"),
     **dict.fromkeys(WEIGHT_FILES, "searched"),
 }
+COLUMN_UNITS = {"gib": "GiB", "seconds": "s"}  # by the end of a column's name
 TEXT_FIELDS = ("prompt", "negative_prompt")  # which may look like a list
 PATH_FIELDS = ("audio_path", "image_path", "second_audio_path", *WEIGHT_FOLDERS, *RELEASED_ONLY)
 MAX_PATH_PARTS = 64
@@ -159,7 +160,8 @@ def value_label(value: Any, name: str = "", parts: int = 1) -> str:
         if len(value) == 4 and all(isinstance(number, int) for number in value):
             return "{},{} to {},{}".format(*value)  # a speaker's box
         words = [value_label(part, parts=parts) for part in value]
-        return (" and " if name == "speaker_boxes" else ", ").join(words)
+        comma = "; " if any(", " in word for word in words) else ", "
+        return (" and " if name == "speaker_boxes" else comma).join(words)
     if name in PATH_FIELDS:
         return _path_label(value, parts)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -216,6 +218,18 @@ def title(name: str) -> str:
     return capitalised(axis_label(name))
 
 
+def column_title(name: str) -> str:
+    """The head of a column: a field, a measure or a fact in words, with its unit."""
+    if name in NAMES:
+        return title(name)
+    if not name.isidentifier():  # words already
+        return capitalised(name)
+    stem, _, unit = name.rpartition("_")
+    if stem and unit in COLUMN_UNITS:
+        return f"{capitalised(readable_name(stem))} ({COLUMN_UNITS[unit]})"
+    return capitalised(readable_name(name))
+
+
 def measure_title(measure: str) -> str:
     """A measure's name, unit and better direction, capitalised."""
     direction = DIRECTIONS.get(KINDS[measure][1], "") if measure in KINDS else ""
@@ -224,7 +238,7 @@ def measure_title(measure: str) -> str:
 
 def capitalised(name: str) -> str:
     """A name with a capital first letter; the others stay as they are."""
-    return name[0].upper() + name[1:]
+    return name[:1].upper() + name[1:]
 
 
 def _with_notes(name: str, *notes: str) -> str:

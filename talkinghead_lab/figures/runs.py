@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
+from talkinghead_lab.figures.labels import column_title, value_label
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import audio
@@ -139,10 +140,16 @@ def frames_with_sound(result: GenerationResult, frames: int = 9) -> NotebookFigu
 
 
 def table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> HTML:
-    """Rows with equal keys as an HTML table; a single mapping becomes a table of two columns."""
+    """Rows with equal keys as an HTML table, in words.
+
+    A mapping becomes a table of two columns; its keys are written out where they are names of the package.
+    """
     if isinstance(rows, Mapping):
-        rows = [{"": name, "value": value} for name, value in rows.items()]
-    head = "".join(f"<th style='text-align:left'>{_escaped(name)}</th>" for name in rows[0]) if rows else ""
+        rows = [
+            {"": column_title(name) if "_" in name else name, "value": value} for name, value in rows.items()
+        ]
+    names = [column_title(name) for name in rows[0]] if rows else []
+    head = "".join(f"<th style='text-align:left'>{_escaped(name)}</th>" for name in names)
     cells = [
         "".join(f"<td style='text-align:left'>{_escaped(row[name])}</td>" for name in rows[0]) for row in rows
     ]
@@ -152,7 +159,9 @@ def table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> HTML:
 
 
 def _escaped(value: object) -> str:
-    return "—" if value is None else html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    if value is None or value == "":
+        return "—" if value is None else ""
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else value_label(value))
 
 
 def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:

@@ -23,6 +23,10 @@ class Budget:
     steps: int
     seconds: float = math.inf
 
+    def __str__(self) -> str:
+        limit = "" if math.isinf(self.seconds) else f", at most {self.seconds:g} s"
+        return f"{self.steps} steps{limit}"
+
     def progress(self, step: int, elapsed: float) -> float:
         """Share of the budget that is spent, 0 … 1."""
         return max(step / self.steps, elapsed / self.seconds)

@@ -57,6 +57,18 @@ class TrainingSettings:
     dit_batch: int = 32
     seed: int = 0
 
+    def in_words(self) -> dict[str, str]:
+        """What is trained on what, and for how long."""
+        clips = f"{self.vae_clips} clips of {self.vae_clip_frames} frames"
+        return {
+            "Synthesised speech": f"{self.minutes:g} min",
+            "Speech encoder": f"{self.speech}, batch size {self.speech_batch}",
+            "Video autoencoder": f"{self.vae} on {clips}; {', '.join(map(str, self.vae_phases))}",
+            "Transformer": f"{self.dit} on {self.videos} videos, batch size {self.dit_batch}",
+            "LoRA for fast sampling": str(self.lora),
+            "Seed": str(self.seed),
+        }
+
 
 SMOKE = TrainingSettings(
     minutes=1.0,

@@ -29,6 +29,10 @@ class Phase:
     frames: int
     size: int
 
+    def __str__(self) -> str:
+        crops = f"{self.size} × {self.size} pixels"
+        return f"to {self.end:.0%}: {self.batch} × {self.frames} frames of {crops}"
+
 
 # Still pictures teach most at the least cost. Video follows: the causal layers look back over many frames, so
 # training only near the start of a video would not generalise to later frames.

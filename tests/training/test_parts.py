@@ -23,6 +23,7 @@ from talkinghead_lab.training.data import (
 from talkinghead_lab.training.muon import LayerMuon, layer_weights
 from talkinghead_lab.training.networks import build_untrained
 from talkinghead_lab.training.schedule import Budget, NetworkTraining, learning_rate, step_generator
+from talkinghead_lab.training.train import TrainingSettings
 from talkinghead_lab.training.train_speech import embed, interpolate
 from talkinghead_lab.weights.lora import merge_lora
 
@@ -245,3 +246,10 @@ def test_a_jump_between_chunks_is_measured_as_in_a_run():
     video[:, 10:] += 3
     assert scores.seam_jumps(video, 10) == pytest.approx([4.0])
     assert math.isnan(scores.seam_jumps(torch.zeros_like(video), 10)[0])
+
+
+def test_settings_are_said_in_words():
+    found = TrainingSettings(lora=Budget(500, 60.0)).in_words()
+    assert found["LoRA for fast sampling"] == "500 steps, at most 60 s"
+    assert found["Speech encoder"] == "2400 steps, batch size 48"
+    assert not [text for text in found.values() if "(" in text or "inf" in text]
