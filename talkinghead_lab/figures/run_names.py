@@ -36,8 +36,8 @@ def _told_apart(runs: Sequence[PastRun]) -> list[str]:
     if len(runs) == 1:
         return [f"{value_label(runs[0].params.image_path, 'image_path')}, {moment(runs[0].begun)}"]
     differing = differing_fields(runs) if runs else []
-    candidates = [name for name in (*ORDER, *differing) if name in differing]
-    chosen: list[str] = []
+    order = list(dict.fromkeys(name for name in (*ORDER, *differing) if name in differing))
+    candidates, chosen = list(order), list[str]()
     groups = 1
     while candidates and groups < len(runs) and len(chosen) < MAX_SETTINGS:
         found = {name: _groups(runs, [*chosen, name]) for name in candidates}
@@ -47,7 +47,7 @@ def _told_apart(runs: Sequence[PastRun]) -> list[str]:
         chosen.append(best)
         candidates.remove(best)
         groups = found[best]
-    parts = [_labels(runs, name) for name in chosen]
+    parts = [_labels(runs, name) for name in order if name in chosen]
     names = [", ".join(words) for words in zip(*parts, strict=True)] or [""] * len(runs)
     return [
         ", ".join(filter(None, (name, moment(run.begun)))) if names.count(name) > 1 else name

@@ -21,8 +21,10 @@ from talkinghead_lab.figures.labels import (
     cell_label,
     measure_title,
     readable_name,
+    setting_label,
     unit_of,
     value_label,
+    value_labels,
 )
 from talkinghead_lab.figures.runs import INK, STYLE, NotebookFigure
 from talkinghead_lab.foundation.files import atomic_path
@@ -32,6 +34,8 @@ from talkinghead_lab.sweeps.statistics import Interval, means, pareto_front
 GROUP_COLORS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 PALE = "#a0aec0"
 PRINT_DPI = 300
+SHORT_LABEL = 9  # letters that fit below a column of a heat map
+INCHES_PER_LETTER = 0.075
 
 
 def heat_map(
@@ -60,12 +64,14 @@ def heat_map(
     scale = Normalize(*np.quantile(found["mean"], (0, 1)))
     with matplotlib.rc_context(STYLE):
         size = (1.5 + (0.35 + 0.72 * len(columns)) * len(titles), 1.35 + 0.5 * len(rows))
+        beside, below = _longest(value_labels(rows, y)), _longest(value_labels(columns, x))
+        size = size[0] + INCHES_PER_LETTER * (beside + below / 2), size[1] + INCHES_PER_LETTER / 2 * below
         figure = NotebookFigure(figsize=size, layout="constrained")
         grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
         for axes, title in zip(grid, titles, strict=True):
             cells = found.filter(polars.col(panels).eq_missing(title)) if panels else found
             image = _draw_map(axes, cells, (x, columns), (y, rows), scale)
-            axes.set_title("" if panels is None else value_label(title), fontsize=9, loc="center")
+            axes.set_title("" if panels is None else setting_label(panels, title), fontsize=9, loc="center")
             axes.set_xlabel(axis_label(x))
         grid[0].set_ylabel(axis_label(y))
         figure.suptitle(measure_title(measure), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
@@ -95,11 +101,19 @@ def _draw_map(
         color = INK if scale(cell["mean"]) > 0.6 else "white"
         axes.text(*place, text, ha="center", va="center", fontsize=7.5, color=color, linespacing=1.3)
     image = axes.imshow(grid, cmap="viridis", norm=scale, origin="lower", aspect="auto")
-    axes.set_xticks(range(len(columns)), [value_label(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [value_label(value) for value in rows])
+    words = value_labels(columns, x)
+    axes.set_xticks(range(len(columns)), words)
+    for label in axes.get_xticklabels() if _longest(words) else ():
+        label.set(rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), value_labels(rows, y))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return image
+
+
+def _longest(words: list[str]) -> int:
+    """Letters of the longest label by which a map grows; short ones have room."""
+    return max(map(len, words)) if max(map(len, words)) > SHORT_LABEL else 0
 
 
 def curves(
@@ -124,9 +138,9 @@ def curves(
             inside = found.filter(polars.col(panels).eq_missing(title)) if panels else found
             for color, value in zip(itertools.cycle(GROUP_COLORS), groups, strict=False):
                 line = inside.filter(polars.col(group).eq_missing(value)) if group else inside
-                _draw_curve(axes, line.sort(x), x, color, value_label(value))
+                _draw_curve(axes, line.sort(x), x, color, value_label(value, group or ""))
             _mark_values(axes, axis_values(found, x))
-            heading = "" if panels is None else f"{readable_name(panels)} {value_label(title)}"
+            heading = "" if panels is None else f"{readable_name(panels)} {value_label(title, panels)}"
             axes.set_title(heading, fontsize=9, loc="center", fontweight="normal")
             axes.set_xlabel(axis_label(x))
         grid[0].set_ylabel(axis_label(measure))
@@ -187,7 +201,7 @@ def quality_against_time(
         axes.step(front["cost"], front["mean"], where="post", color=INK, linewidth=0.9, zorder=1)
         for color, value in zip(itertools.cycle(GROUP_COLORS), groups, strict=False):
             inside = points.filter(polars.col(group).eq_missing(value)) if group else points
-            _draw_points(axes, inside, color, value_label(value) if group else None)
+            _draw_points(axes, inside, color, value_label(value, group) if group else None)
         names = [_front_label(axes, point, n, axes_of_sweep) for n, point in enumerate(front.to_dicts(), 1)]
         axes.set(xlabel=axis_label(cost), ylabel=axis_label(quality), ylim=_span(points["mean"]))
         axes.set_xlim(0, 1.08 * max(points["cost"]))

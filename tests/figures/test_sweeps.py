@@ -167,3 +167,27 @@ def test_without_a_finished_run_figures_raise(table):
         sweeps.heat_map(failed, "audio_guide_scale", "text_guide_scale", "quality")
     with pytest.raises(InvalidRequest, match="no run is finished"):
         grid_video(failed, ".", "audio_guide_scale")
+
+
+LORAS = {"old": "[]", "new": '[{"path": "/w/fast.safetensors", "scale": 0.5}]'}
+
+
+def test_axes_that_hold_lists_are_in_words(two_methods):
+    table = two_methods.with_columns(
+        loras=polars.col("method").replace_strict(LORAS), use_apg=polars.col("text_guide_scale") > 1
+    ).drop("method", "text_guide_scale")
+    figure = sweeps.heat_map(table, "loras", "use_apg", "quality", "audio_guide_scale")
+    (first, second), (across, up) = figure.axes[:2], ("get_xticklabels", "get_yticklabels")
+    assert [tick.get_text() for tick in getattr(first, across)()] == [
+        "none",
+        "fast.safetensors (strength 0.5)",
+    ]
+    assert [tick.get_text() for tick in getattr(first, up)()] == ["no", "yes"]
+    assert [axes.get_title() for axes in (first, second)] == ["audio 3", "audio 4"]
+    axes = ["audio_guide_scale", "use_apg", "loras"]
+    figure = sweeps.quality_against_time(table, axes, "quality", "loras")
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words[:2] == ["none", "fast.safetensors (strength 0.5)"]
+    assert words[-1].endswith(
+        "audio 4, adaptive projected guidance (APG) yes, LoRAs fast.safetensors (strength 0.5)"
+    )
