@@ -13,49 +13,14 @@ from talkinghead_lab.models.encoders.speech import SpeechEncoderConfig
 from talkinghead_lab.models.encoders.text import TextEncoderConfig
 from talkinghead_lab.models.vae.model import VAE, VAEConfig
 from talkinghead_lab.sampling.euler import ChunkConditions
+from talkinghead_lab.weights.released_sizes import (
+    RELEASED_DIT,
+    RELEASED_IMAGE,
+    RELEASED_SPEECH,
+    RELEASED_TEXT,
+    RELEASED_VAE,
+)
 
-RELEASED_DIT = DiTConfig(
-    dim=5120,
-    ffn_dim=13824,
-    num_heads=40,
-    num_layers=40,
-    in_dim=36,
-    out_dim=16,
-    patch_size=(1, 2, 2),
-    freq_dim=256,
-    text_dim=4096,
-    text_len=512,
-    image_dim=1280,
-    audio_window=5,
-    audio_features=12 * 768,
-    audio_hidden=512,
-    audio_tokens=32,
-    audio_dim=768,
-    eps=1e-6,
-)
-RELEASED_VAE = VAEConfig(
-    dim=96,
-    z_dim=16,
-    stage_dims=(96, 192, 384, 384),
-    num_res_blocks=2,
-    temporal_downsample=(False, True, True),
-    latent_mean=(0.0,) * 16,
-    latent_std=(1.0,) * 16,
-)
-RELEASED_TEXT = TextEncoderConfig(256_384, 4096, 64, 64, 10_240, 24, 32)  # umT5-XXL
-RELEASED_IMAGE = ImageEncoderConfig(1280, 32, 5120, 14, 224)  # CLIP ViT-H/14
-RELEASED_SPEECH = SpeechEncoderConfig(  # wav2vec2-base
-    hidden_size=768,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    intermediate_size=3072,
-    conv_dim=(512,) * 7,
-    conv_kernel=(10, 3, 3, 3, 3, 2, 2),
-    conv_stride=(5, 2, 2, 2, 2, 2, 2),
-    conv_bias=False,
-    num_conv_pos_embeddings=128,
-    num_conv_pos_embedding_groups=16,
-)
 IMAGE_TOKENS = 257  # output of CLIP ViT-H/14
 TEXT_TOKENS = 40
 

@@ -1,13 +1,13 @@
 """Predicts the memory that a request needs before anything is loaded."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from talkinghead_lab.foundation.devices import GIB, available_bytes, capability
+from talkinghead_lab.foundation.devices import GIB, available_bytes, capability, compute_type, decode_type
 from talkinghead_lab.models.kernels.attention import EXACT_KERNELS
 from talkinghead_lab.models.kernels.optional_kernels import OPTIONAL_KERNELS
 from talkinghead_lab.models.vae.model import VAE
@@ -20,19 +20,37 @@ from talkinghead_lab.offload.requirements import (
     requirements,
 )
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
+from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve, settings_without_weights
 from talkinghead_lab.weights.checkpoints import NETWORKS, load_network
 from talkinghead_lab.weights.load_settings import LoadSettings
+from talkinghead_lab.weights.locating import has_files
 from talkinghead_lab.weights.quantization import quantize_linears
+from talkinghead_lab.weights.released_sizes import released_network
+
+ABSENT = (
+    "There are no weights yet: these are the sizes of the released ones, in 16 or 32 bits. "
+    "`python -m talkinghead_lab fetch FOLDER` downloads them."
+)
+ON_GPU = (
+    "on a GPU, where there is none here: {needed_gib:.2f} GiB, or from {smallest_budget_gib:.2f} GiB on with "
+    "vram_budget_gib"
+)
 
 
 def networks_without_weights(settings: LoadSettings) -> dict[str, nn.Module]:
     """Build the networks as they would be loaded, on the meta device: no weight is read.
 
+    Without a checkpoint, they have the released sizes.
+
     Raises:
         CheckpointError: the checkpoint is missing or cannot be used.
     """
-    networks = {name: load_network(name, settings.files, settings.compute, "meta") for name in NETWORKS}
+    networks = {
+        name: released_network(name, settings.compute)
+        if settings.files.is_absent
+        else load_network(name, settings.files, settings.compute, "meta")
+        for name in NETWORKS
+    }
     cast(VAE, networks["video autoencoder"]).set_decoder_dtype(settings.decode)
     if settings.storage is not None:
         quantize_linears(networks["transformer"].get_submodule("blocks"), settings.storage)
@@ -87,6 +105,7 @@ class Plan:
         fits: None where only estimates say so.
         settings: the effective values of settings whose defaults follow the checkpoint or the media.
         warnings: what the user should know before the run; see `Resolved`.
+        on_gpu: for released weights where there is no GPU, `needed_gib` and `smallest_budget_gib` on one.
     """
 
     device: str
@@ -100,6 +119,7 @@ class Plan:
     fits: bool | None
     settings: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    on_gpu: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -119,6 +139,7 @@ class Plan:
                 verdict[self.fits],
                 *(f"{row}: {gib:.2f} GiB" for row, gib in rows.items()),
                 source,
+                *([] if self.on_gpu is None else [ON_GPU.format(**self.on_gpu)]),
                 "settings: " + ", ".join(f"{name} {value}" for name, value in self.settings.items()),
                 *(f"warning: {warning}" for warning in self.warnings),
             ]
@@ -128,11 +149,14 @@ class Plan:
 def plan(params: GenerationParams) -> Plan:
     """Predict the memory of a request before it runs; reads no weight.
 
+    Where there are no released weights yet, it answers for those that `fetch` downloads.
+
     Raises:
         InvalidRequest: the device is not available.
         MediaError, CheckpointError: a file of the request is missing or cannot be used.
     """
-    resolved = resolve(params, read_inputs(params))
+    absent = params.checkpoint == "released" and not has_files("released", params.weight_sources)
+    resolved = resolve(params, read_inputs(params), settings_without_weights(params) if absent else None)
     device, needs = resolved.networks.device, planned(resolved)
     # On a CPU, streamed copies are in the same memory as the weights, so a budget saves nothing.
     budget = resolved.budget if device.type == "cuda" else None
@@ -149,8 +173,27 @@ def plan(params: GenerationParams) -> Plan:
         measured_on=needs.measured_on,
         fits=False if needed > allowed else True if needs.measured_on else None,
         settings=_settings(resolved),
-        warnings=resolved.warnings,
+        warnings=resolved.warnings + ((ABSENT,) if absent else ()),
+        on_gpu=_on_gpu(resolved) if params.checkpoint == "released" and params.device == "auto" else None,
     )
+
+
+def _on_gpu(resolved: Resolved) -> dict[str, float] | None:
+    """What the same request needs on a GPU; None where there is one."""
+    if resolved.networks.device.type == "cuda":
+        return None
+    precision, gpu = resolved.request.precision, torch.device("cuda")
+    compute = compute_type(precision, gpu)
+    networks = replace(
+        resolved.networks,
+        device=gpu,
+        compute=compute,
+        decode=decode_type(compute, gpu),
+        fp8_matmuls=precision == "fp8",
+        compiled=resolved.request.compile_blocks is not False,
+    )
+    needs = planned(replace(resolved, networks=networks))
+    return {"needed_gib": needs.resident / GIB, "smallest_budget_gib": needs.smallest / GIB}
 
 
 def _settings(resolved: Resolved) -> dict[str, Any]:

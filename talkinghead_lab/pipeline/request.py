@@ -39,6 +39,7 @@ NETWORK_FIELDS = (
 )
 # Compiling takes up to half a minute; a whole run of a narrower network takes less.
 NARROWEST_COMPILED = 1024
+ABSENT_CHECKPOINT = CheckpointFiles()
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,13 @@ class Resolved:
         }
 
 
-def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
+def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | None = None) -> Resolved:
     """Decide every setting of a run.
+
+    Args:
+        request: what was asked for.
+        inputs: its media.
+        networks: how the networks are loaded; unset: from the checkpoint of the request.
 
     Raises:
         InvalidRequest: the device, or the attention kernel on it, is not available; or `precision` asks to
@@ -123,7 +129,7 @@ def resolve(request: GenerationParams, inputs: Inputs) -> Resolved:
     frames = audio.frame_count(inputs.voices[0])
     return Resolved(
         request=request,
-        networks=load_settings(request),
+        networks=networks or load_settings(request),
         sampling=sampling_config(request),
         frame_size=inputs.frame_size,
         seconds=inputs.seconds,
@@ -186,12 +192,30 @@ def read_inputs(
 
 def load_settings(request: GenerationParams) -> LoadSettings:
     """Decide how the networks of a request are loaded on this machine; errors as for `resolve`."""
-    device, files = pick_device(request.device), checkpoint_files(request)
-    compute, stored = compute_type(request.precision, device), stored_types(files)
+    files = checkpoint_files(request)
+    stored = stored_types(files)
     check_stored(request.precision, stored)
+    settings = settings_without_weights(request, files)
+    return replace(settings, loras=lora_files(request), stored=stored, weights=weight_states(files))
+
+
+def settings_without_weights(
+    request: GenerationParams, files: CheckpointFiles = ABSENT_CHECKPOINT
+) -> LoadSettings:
+    """How networks would be loaded on this machine, as far as no weights are needed to tell.
+
+    Args:
+        request: what is asked for.
+        files: the checkpoint; without one, the networks have the released sizes.
+
+    Raises:
+        InvalidRequest: the device, or the attention kernel on it, is not available.
+    """
+    device = pick_device(request.device)
+    compute = compute_type(request.precision, device)
     return LoadSettings(
         files=files,
-        loras=lora_files(request),
+        loras=(),
         device=device,
         compute=compute,
         storage=stored_type(request.precision, device),
@@ -200,8 +224,6 @@ def load_settings(request: GenerationParams) -> LoadSettings:
         attention=choose_attention(request.attention, device),
         compiled=_is_compiled(request, files, device),
         offloaded=request.vram_budget_gib is not None,
-        stored=stored,
-        weights=weight_states(files),
     )
 
 
@@ -251,7 +273,8 @@ def _is_compiled(request: GenerationParams, files: CheckpointFiles, device: torc
         return request.compile_blocks
     if device.type != "cuda":
         return False
-    return (transformer_width(files) or NARROWEST_COMPILED) >= NARROWEST_COMPILED
+    width = None if files.is_absent else transformer_width(files)
+    return (width or NARROWEST_COMPILED) >= NARROWEST_COMPILED
 
 
 def _name(dtype: torch.dtype | None) -> str | None:

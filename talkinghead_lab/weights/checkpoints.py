@@ -176,4 +176,9 @@ def load_network(
     Raises:
         CheckpointError: a file is missing or damaged, or does not fit the network.
     """
-    return NETWORKS[name](files, torch.float32 if name in FLOAT32_NETWORKS else compute, device)
+    return NETWORKS[name](files, loaded_type(name, compute), device)
+
+
+def loaded_type(name: str, compute: torch.dtype) -> torch.dtype:
+    """The type that one of `NETWORKS` is loaded in."""
+    return torch.float32 if name in FLOAT32_NETWORKS else compute

@@ -110,6 +110,11 @@ class CheckpointFiles:
         return search.tokenizer_of({"text_encoder": self.of_role("text_encoder")}, {})
 
     @property
+    def is_absent(self) -> bool:
+        """Whether it is no checkpoint: sizes are those of the released networks, see `released_sizes`."""
+        return self == CheckpointFiles()
+
+    @property
     def transformer_config(self) -> Path:
         """The config.json of the transformer; it need not exist."""
         folder = self.named["transformer"][0].parent if "transformer" in self.named else self.wan
@@ -162,6 +167,12 @@ def places(checkpoint: str, sources: Mapping[str, str | None]) -> dict[str, Path
         return {"weights": Path(given["weights"])}
     named = {name: given.get(name) or os.environ.get(name.upper()) for name in RELEASED_REPOSITORIES}
     return {name: Path(path) for name, path in named.items() if path}
+
+
+def has_files(checkpoint: str, sources: Mapping[str, str | None]) -> bool:
+    """Whether there is any weight file where a checkpoint is to be; arguments as for `locate`."""
+    folders = places(checkpoint, sources).values()
+    return any(sources.get(role) for role in ROLES) or any(map(search.has_weights, folders))
 
 
 def located(

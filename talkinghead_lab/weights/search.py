@@ -67,6 +67,11 @@ def candidates(folder: Path, progress: Progress = iter) -> list[Candidate]:
     return [candidate(paths) for paths in progress([*found.values()])]
 
 
+def has_weights(path: Path) -> bool:
+    """Whether a path is a file, or a folder with a weight file in or below it."""
+    return path.is_file() or any(_files(path, SUFFIXES))
+
+
 def candidate(paths: tuple[Path, ...]) -> Candidate:
     """Look at one weight file, or at all shards of one."""
     try:
