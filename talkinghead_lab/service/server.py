@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import logging
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -138,6 +140,16 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, closing: Callable[[], None]) -> None:
         super().__init__(config)
         self._closing = closing
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals that end the server end the process in the end: first, the log is written."""
+        with super().capture_signals():
+            try:
+                yield
+            finally:
+                for handler in logging.getLogger().handlers:
+                    handler.flush()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Shut down; requests that still run after `timeout_graceful_shutdown` are cancelled."""

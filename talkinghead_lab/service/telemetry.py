@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from talkinghead_lab.service.log_writer import LogWriter
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 UVICORN_COLOURS = "color_message"
 QUERY = re.compile(r"\?[\w.~%-]+=[^\s\"'<>]*")
@@ -132,7 +134,7 @@ def log_to_stderr(form: Literal["json", "text"], secrets: Sequence[str]) -> None
         form: of the lines.
         secrets: text that must not be logged.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogWriter(sys.stderr)
     handler.setFormatter((JsonLines if form == "json" else TextLines)(Redaction(secrets)))
     handler.addFilter(RequestIdFilter())
     handler.addFilter(RepeatFilter())

@@ -85,6 +85,7 @@ def test_the_container_has_no_more_rights_than_it_needs():
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"]
     assert {"mem_limit", "pids_limit"} <= set(service)
+    assert all("size=" in folder for folder in service["tmpfs"]), "uploads must not fill the memory"
     # What the image lets the service write to on a read-only file system is a volume.
     written = [folder for folder in re.findall(r"[A-Z_]+=(/\S+)", DOCKERFILE) if folder.startswith("/cache")]
     assert written
