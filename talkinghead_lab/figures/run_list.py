@@ -9,6 +9,7 @@ from talkinghead_lab.errors import InvalidRequest, OutputError, nearest_name
 from talkinghead_lab.figures.comparison import NONE
 from talkinghead_lab.figures.labels import capitalised, path_labels, readable_name, title, value_labels
 from talkinghead_lab.figures.run_names import shortened
+from talkinghead_lab.figures.runs import table
 from talkinghead_lab.figures.text_table import text_table
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.measures.measure import KINDS
@@ -101,17 +102,13 @@ class RunList:
     def __str__(self) -> str:
         head, rows = self._cells(MAX_TEXT)
         numeric = [place for place, key in enumerate(self._keys) if key in NUMERIC]
-        table = text_table(head, rows, numeric) if rows else ""
-        return "\n".join(filter(None, [table, *self._notes()]))
+        lines = text_table(head, rows, numeric) if rows else ""
+        return "\n".join(filter(None, [lines, *self._notes()]))
 
     def _repr_html_(self) -> str:
         head, rows = self._cells(4 * MAX_TEXT)
-        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-        names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-        body = "".join(f"<tr>{row}</tr>" for row in cells)
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
-        table = f'<table class="thl-table"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
-        return (table if rows else "") + notes
+        return (table([dict(zip(head, row, strict=True)) for row in rows]).data if rows else "") + notes
 
     @property
     def _keys(self) -> list[str]:
