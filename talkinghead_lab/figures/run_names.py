@@ -8,7 +8,9 @@ from talkinghead_lab.runs.comparison import differing_fields
 from talkinghead_lab.runs.history import PastRun, moment
 
 # Folders that nobody named: of a run without `--run`, of the panel, of a sweep, of the service.
-AUTOMATIC = re.compile(r"(infinitetalk|tune)_.*\d{8}_\d{6}(_\d+)?(-\d+)?|[0-9a-f]{20,}|[0-9a-f-]{36}")
+AUTOMATIC = re.compile(
+    r"(infinitetalk|tune)_(.*_)?\d{8}_\d{6}(_\d+)?(-\d+)?|[0-9a-f]{20}|\d{8}_\d{6}_[0-9a-f]{16}"
+)
 MAX_SETTINGS = 3  # in a name
 MAX_TEXT = 24  # characters of a prompt in a name
 # The settings that are changed most come first.

@@ -25,6 +25,20 @@ def test_a_folder_that_somebody_named_keeps_its_name(tmp_path):
     assert run_names(runs) == ["mine", "take 2", "infinitetalk best"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tune_20261127_171401_123456",
+        "infinitetalk_160x160_a-calm-presenter_20261127_171401-2",
+        "0123456789abcdef0123",
+        "20261127_171401_0123456789abcdef",
+    ],
+)
+def test_a_folder_that_nobody_named_has_a_name_that_says_something(tmp_path, name):
+    runs = [finished_run(tmp_path / name, {"seed": 7}), finished_run(tmp_path / name[:-1] / name)]
+    assert run_names(runs) == ["seed 7", "seed 42"]
+
+
 def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
     runs = [finished_run(tmp_path / name) for name in ("a/mine", "b/mine", "b/c/other")]
     assert run_names(runs) == ["a/mine", "b/mine", "c/other"]

@@ -102,6 +102,8 @@ def test_two_runs_can_be_compared(panel_for):
     assert [clip["key"] for clip in panel.player.clips] == [str(result.run_dir), str(second.run_dir)]
     assert "<tr><th>Seed</th><td>42</td><td>43</td>" in panel.table.value
     assert [clip["title"] for clip in panel.player.clips] == ["seed 42", "seed 43"]
+    shown = [panel.gallery.cards[run.run_dir, True].summary.value for run in (result, second)]
+    assert [f">seed {42 + place}</b>" in card for place, card in enumerate(shown)] == [True, True]
     panel.gallery.cards[result.run_dir, True].use.click()
     assert panel.params.seed == 42
 
