@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from talkinghead_lab.foundation.field_errors import Contradiction
 from talkinghead_lab.foundation.latent_grid import largest_size
+from talkinghead_lab.sampling.config import guided_steps
 
 if TYPE_CHECKING:
     from talkinghead_lab.params import GenerationParams
@@ -20,7 +21,7 @@ def check_agreement(request: "GenerationParams") -> None:
     Raises:
         Contradiction: two of them do not go together; it names the one to change.
     """
-    for check in (_frames, _weights, _speakers, _picture):
+    for check in (_frames, _weights, _speakers, _picture, _guidance):
         check(request)
 
 
@@ -57,3 +58,25 @@ def _picture(request: "GenerationParams") -> None:
         raise Contradiction("pad requires crop none; otherwise the picture fills the frame", "pad")
     if request.crop == "face" and request.second_audio_path:
         raise Contradiction("crop face follows one face; for two speakers, choose another crop", "crop")
+
+
+def _guidance(request: "GenerationParams") -> None:
+    steps = request.diffusion_steps
+    for name in ("text_guide_scale", "audio_guide_scale"):
+        scale = getattr(request, name)
+        if isinstance(scale, tuple) and len(scale) > steps:
+            message = f"{name} has {len(scale)} values, but there are {steps} diffusion_steps"
+            raise Contradiction(message, name)
+    if request.guidance_interval and not guided_steps(request.guidance_interval, steps):
+        message = (
+            f"guidance_interval {list(request.guidance_interval)} holds none of the {steps} steps: widen it, "
+            "or set both guidance scales to 1.0"
+        )
+        raise Contradiction(message, "guidance_interval")
+    if request.cfg_zero_star and request.use_apg:
+        raise Contradiction("cfg_zero_star and use_apg both change the guidance: use one", "cfg_zero_star")
+    if request.zero_init_steps and not request.cfg_zero_star:
+        raise Contradiction("zero_init_steps requires cfg_zero_star: true", "zero_init_steps")
+    if request.zero_init_steps >= steps:
+        message = f"zero_init_steps {request.zero_init_steps} leaves none of the {steps} diffusion_steps"
+        raise Contradiction(message, "zero_init_steps")

@@ -27,6 +27,8 @@ from talkinghead_lab.foundation.field_errors import first_error, not_valid
 from talkinghead_lab.foundation.field_types import (
     Boxes,
     FrameSize,
+    GuidanceScales,
+    Interval,
     Lora,
     MediaPath,
     Seed,
@@ -98,11 +100,26 @@ class GenerationParams(BaseModel):
     )
 
     diffusion_steps: int = Field(40, ge=1, le=1000, description="sampling steps per chunk")
-    text_guide_scale: float = Field(
-        5.0, ge=0, le=30, description="guidance scale of the prompt; 1.0 skips one forward pass per step"
+    text_guide_scale: GuidanceScales = Field(
+        5.0,
+        description="guidance scale of the prompt; 1.0 skips one forward pass per step; a list is spread "
+        "evenly over the steps",
     )
-    audio_guide_scale: float = Field(
-        4.0, ge=0, le=30, description="guidance scale of the audio; 1.0 skips one forward pass per step"
+    audio_guide_scale: GuidanceScales = Field(
+        4.0,
+        description="guidance scale of the audio; 1.0 skips one forward pass per step; a list is spread "
+        "evenly over the steps",
+    )
+    guidance_interval: Interval | None = Field(
+        None,
+        description="[from, to] as shares of the steps: guided steps; the others take one forward pass; "
+        "unset: all are guided",
+    )
+    cfg_zero_star: bool = Field(
+        False, description="CFG-Zero*: guidance against the projection of the pass without the condition"
+    )
+    zero_init_steps: int = Field(
+        0, ge=0, le=999, description="CFG-Zero*: first steps that move nothing and take no forward pass"
     )
     sample_shift: float | None = Field(
         None,

@@ -7,7 +7,8 @@ from pydantic.fields import FieldInfo
 
 from talkinghead_lab.errors import InvalidRequest
 
-OF_UNIONS = ("constrained-int", "literal[")  # pydantic names the alternative of a union behind its field
+# pydantic names the alternative of a union behind its field
+OF_UNIONS = ("constrained-int", "constrained-float", "constrained-tuple", "tuple[", "literal[")
 
 
 class Contradiction(ValueError):
@@ -20,7 +21,10 @@ class Contradiction(ValueError):
 
 def first_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> InvalidRequest:
     """Convert pydantic's first error into ours: field, received value, allowed values."""
-    finding = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    finding = found[0]
+    if isinstance(finding["input"], list | tuple):  # not what another alternative of a union would take
+        finding = next((each for each in found[1:] if each["loc"][:1] == finding["loc"][:1]), finding)
     place = [str(part) for part in finding["loc"] if not str(part).startswith(OF_UNIONS)]
     name = ".".join(place) or "request"
     if finding["type"] == "missing":

@@ -32,12 +32,22 @@ def _enclose_something(boxes: "tuple[Box, Box] | None") -> "tuple[Box, Box] | No
     return boxes
 
 
+def _in_order(shares: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= shares[0] < shares[1] <= 1:
+        raise ValueError("must be [from, to], 0 <= from < to <= 1")
+    return shares
+
+
 MediaPath = Annotated[str, BeforeValidator(absolute)]
 WeightPath = MediaPath | None
 FrameSize = Annotated[str, AfterValidator(_auto_or_whole_tokens)]
 WholeChunk = Annotated[int, AfterValidator(_fills_its_latent_frames)]
 Box = tuple[int, int, int, int]
 Boxes = Annotated[tuple[Box, Box] | None, AfterValidator(_enclose_something)]
+Interval = Annotated[tuple[float, float], AfterValidator(_in_order)]
+GuidanceScale = Annotated[float, Field(ge=0, le=30)]
+# A scale, or its schedule over the steps.
+GuidanceScales = GuidanceScale | Annotated[tuple[GuidanceScale, ...], Field(min_length=1, max_length=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 

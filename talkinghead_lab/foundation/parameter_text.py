@@ -134,7 +134,9 @@ def typed(kind: Any, value: Any) -> Any:
         words = [word for option in options for word in get_args(option) if get_origin(option) is Literal]
         if value is None or value in words:
             return value if value is None else str(value)
-        return typed(next(o for o in options if o is not NoneType and get_origin(o) is not Literal), value)
+        kinds = [o for o in options if o is not NoneType and get_origin(o) is not Literal]
+        listed = not isinstance(value, str) or value.lstrip().startswith("[")
+        return typed(next((o for o in kinds if listed and _is_list(o)), kinds[0]), value)
     if isinstance(value, bool) and kind in (int, float):
         raise ValueError("a valid number")
     if not isinstance(value, str):
@@ -144,6 +146,10 @@ def typed(kind: Any, value: Any) -> Any:
     if kind is bool:
         return _truth(value)
     return _number(kind, value) if kind in (int, float) else _typed_parts(kind, parse(value))
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(get_args(kind)[0] if get_origin(kind) is Annotated else kind) is tuple
 
 
 def _typed_parts(kind: Any, value: Any) -> Any:

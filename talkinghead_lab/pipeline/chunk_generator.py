@@ -21,7 +21,7 @@ from talkinghead_lab.pipeline.request import Resolved
 from talkinghead_lab.pipeline.stages import Stage, no_stage
 from talkinghead_lab.sampling.chunks import Chunk, audio_windows
 from talkinghead_lab.sampling.decoding import Finish, decode_chunk
-from talkinghead_lab.sampling.euler import ChunkConditions, chunk_noise, sample_chunk
+from talkinghead_lab.sampling.euler import ChunkConditions, PassCount, chunk_noise, sample_chunk
 from talkinghead_lab.sampling.seams import SeamBlend
 
 
@@ -35,6 +35,7 @@ class GeneratedChunk:
         frames: all its frames [3, F, H, W] in [−1, 1], on the CPU.
         decode_type: in which the frames were decoded.
         fp16_overflowed: whether decoding in fp16 overflowed, in this chunk or an earlier one of the run.
+        forward_passes: of the transformer, that were computed for it.
     """
 
     chunk: Chunk
@@ -42,6 +43,7 @@ class GeneratedChunk:
     frames: Tensor
     decode_type: torch.dtype = torch.float32
     fp16_overflowed: bool = False
+    forward_passes: int = 0
 
     @property
     def new_frames(self) -> Tensor:
@@ -172,12 +174,13 @@ class ChunkGenerator:
             noise = chunk_noise(request.drawn_seed, chunk.index, grid.latent_shape(networks.vae.config.z_dim))
         with self.stage("sampling"), networks.use(networks.dit, self.plan.needs["sampling"]):
             fixed = self._chunk_conditions(chunk, grid, motion)
-            start = noise[None].to(networks.device)
-            latent = sample_chunk(networks.dit, start, fixed, self.resolved.sampling, on_step)
+            start, passes = noise[None].to(networks.device), PassCount()
+            latent = sample_chunk(networks.dit, start, fixed, self.resolved.sampling, on_step, passes)
             del fixed
         finish = self._finishing(chunk, previous)
         frames, decode_type = self._decode(latent, finish, _NewFrames(chunk, on_frames))
-        return GeneratedChunk(chunk, latent[0].cpu(), frames, decode_type, self.fp16_overflowed)
+        latent = latent[0].cpu()
+        return GeneratedChunk(chunk, latent, frames, decode_type, self.fp16_overflowed, passes.computed)
 
     def _finishing(self, chunk: Chunk, previous: Tensor | None) -> Finish:
         """What is done to each decoded piece: colours, then the seam."""

@@ -25,6 +25,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
+from talkinghead_lab.sampling.guidance import planned_passes
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from talkinghead_lab.weights.checkpoints import stored_types, transformer_width
 from talkinghead_lab.weights.digests import weight_states
@@ -79,6 +80,11 @@ class Resolved:
         return plan_chunks(self.frames, request.chunk_frames, request.motion_frame, request.trim_last_chunk)
 
     @property
+    def forward_passes(self) -> int:
+        """Planned forward passes of the whole video; a step cache may skip some of them."""
+        return len(self.chunks) * sum(planned_passes(self.sampling))
+
+    @property
     def grid(self) -> LatentGrid:
         """The sizes of one full chunk."""
         width, height = self.frame_size
@@ -98,6 +104,7 @@ class Resolved:
             "chunks": len(self.chunks),
             "seconds": self.seconds,
             "sample_shift": self.sampling.shift,
+            "forward_passes": self.forward_passes,
             "guided_by_text": self.sampling.text_is_guided,
             "guided_by_audio": self.sampling.audio_is_guided,
             "device": str(networks.device),
@@ -259,6 +266,9 @@ def sampling_config(request: GenerationParams) -> SamplingConfig:
         shift=request.shift,
         text_scale=request.text_guide_scale,
         audio_scale=request.audio_guide_scale,
+        guidance_interval=request.guidance_interval or (0.0, 1.0),
+        zero_star=request.cfg_zero_star,
+        zero_init_steps=request.zero_init_steps,
         projection=(
             ProjectionConfig(request.apg_momentum, request.apg_norm_threshold) if request.use_apg else None
         ),

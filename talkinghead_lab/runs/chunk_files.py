@@ -32,6 +32,7 @@ Facts = Mapping[str, str]
 FRAMES = "last_frames"  # tensor [3, motion_frame, H, W] in [−1, 1]
 FACTS_DIGEST = "facts_sha256"
 FP16_OVERFLOWED = "fp16_overflowed"
+FORWARD_PASSES = "forward_passes"
 LUMA_CHANGES = "luma_changes"  # JSON list, one for each new frame but the first of the video
 RECORDED = ("frames_sha256", "latent_sha256", "decode_type")
 
@@ -139,6 +140,7 @@ class ChunkFiles:
             "last_frames_sha256": _digest(last_frames),
             "seconds": f"{seconds:.3f}",
             "decode_type": str(generated.decode_type).removeprefix("torch."),
+            FORWARD_PASSES: str(generated.forward_passes),
             FP16_OVERFLOWED: str(generated.fp16_overflowed),
             LUMA_CHANGES: json.dumps([round(change, 4) for change in changes.values]),
             **self._place(chunk),
@@ -185,11 +187,12 @@ class ChunkFiles:
         return [self.picture(chunk) for chunk in chunks]
 
     def records(self, chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
-        """Position, digests, decode type (unknown to earlier versions) and seconds of finished chunks."""
+        """Position, digests, seconds, and since later versions decode type and forward passes, of each."""
         return [
             asdict(chunk)
             | {name: facts[name] for name in RECORDED if name in facts}
             | {"seconds": float(facts["seconds"])}
+            | {name: int(facts[name]) for name in (FORWARD_PASSES,) if name in facts}
             for chunk, facts in zip(chunks, self._facts, strict=True)
         ]
 

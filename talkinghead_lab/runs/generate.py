@@ -43,6 +43,7 @@ from talkinghead_lab.runs.record import read_own_file, size_of_own_file, video_o
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.runs.time_left import TimeLeft, Work
 from talkinghead_lab.sampling.chunks import Chunk
+from talkinghead_lab.sampling.guidance import planned_passes
 
 LOG = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ def _work(resolved: Resolved, finished: int) -> Work:
         chunks=resolved.chunks,
         finished=finished,
         steps=sampling.steps,
-        passes=1 + sampling.text_is_guided + sampling.audio_is_guided,
+        passes=planned_passes(sampling),
         pixels=width * height,
         checkpoint=resolved.request.checkpoint,
         cached=sampling.step_cache is not None,

@@ -18,6 +18,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import CHUNK_FILE, CHUNKS, RECORD, REQUEST, read_record
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.jobs import GROWING
+from talkinghead_lab.sampling.config import Scale
 
 LARGEST_PREVIEW = 10_000_000  # bytes of a video that is shown while a run is under way
 
@@ -170,9 +171,14 @@ def thumbnail(run: PastRun) -> Image.Image:
 def in_a_line(params: GenerationParams) -> str:
     """The settings that are changed most."""
     return (
-        f"{params.diffusion_steps} steps · audio {params.audio_guide_scale:g} · text "
-        f"{params.text_guide_scale:g} · seed {params.seed}"
+        f"{params.diffusion_steps} steps · audio {_scale(params.audio_guide_scale)} · text "
+        f"{_scale(params.text_guide_scale)} · seed {params.seed}"
     )
+
+
+def _scale(scale: Scale) -> str:
+    """A guidance scale, or the values of its schedule."""
+    return f"{scale:g}" if isinstance(scale, int | float) else " → ".join(f"{value:g}" for value in scale)
 
 
 def chunks(count: int) -> str:

@@ -42,7 +42,7 @@ class Work:
         chunks: of the whole video.
         finished: how many of them earlier calls made.
         steps: sampling steps of a chunk.
-        passes: forward passes of a step.
+        passes: forward passes of each of these steps.
         pixels: of a frame.
         checkpoint: `embedded` or `released`.
         cached: whether a step may be skipped, so that steps of one chunk take different times.
@@ -51,7 +51,7 @@ class Work:
     chunks: "Sequence[Chunk]"
     finished: int
     steps: int
-    passes: int
+    passes: tuple[int, ...]
     pixels: int
     checkpoint: str
     cached: bool = False
@@ -71,11 +71,11 @@ class _Place:
 
 @dataclass
 class _Pace:
-    """Seconds that parts of this run took; of steps, decoding and measuring, seconds per frame."""
+    """Seconds that parts of this run took; of forward passes, decoding and measuring, seconds per frame."""
 
-    steps: "deque[float]" = field(default_factory=deque)
+    passes: "deque[float]" = field(default_factory=deque)  # means of each step
     by_number: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    slowest_step: float = 0.0
+    slowest_pass: float = 0.0
     decode: float | None = None
     measure: float | None = None
     encoding: float = 0.0  # of a chunk's pictures
@@ -133,7 +133,7 @@ class TimeLeft:
         with self._lock:
             self._work = work
             self._place.chunk = work.finished
-            self._pace.steps = deque(maxlen=2 * work.steps)
+            self._pace.passes = deque(maxlen=2 * work.steps)
             self._fraction = work.finished / len(work.chunks)
 
     def enter(self, stage: str) -> None:
@@ -199,18 +199,21 @@ class TimeLeft:
             return self._fraction
 
     def _count_step(self, work: Work) -> None:
-        first = not self._pace.slowest_step and self._place.steps == 0 and self._place.chunk == work.finished
+        first = not self._pace.slowest_pass and self._place.steps == 0 and self._place.chunk == work.finished
         if first and work.steps > 1:  # it may compile, and copies what later ones find
             return
-        seconds = (self.now() - self._part_began) / work.chunks[self._place.chunk].frames
-        self._pace.steps.append(seconds)
+        passes = work.passes[self._place.steps]
+        if not passes:  # the step moves nothing
+            return
+        seconds = (self.now() - self._part_began) / work.chunks[self._place.chunk].frames / passes
+        self._pace.passes.append(seconds)
         self._pace.by_number[self._place.steps].append(seconds)
-        self._pace.slowest_step = max(self._pace.slowest_step, seconds)
+        self._pace.slowest_pass = max(self._pace.slowest_pass, seconds)
 
     def _changed(self) -> None:
         with self._lock:
             work = self._work
-            if work and self._pace.steps:
+            if work and self._pace.passes:
                 shown, left = self.seconds(), self._left(work)
                 self._lowest = min(self._lowest, math.inf if shown is None else shown)
                 self._estimate, self._told = min(left, LARGEST_RISE * self._lowest), self.now()
@@ -255,14 +258,14 @@ class TimeLeft:
     def _step(self, work: Work, number: int) -> float:
         """Seconds of a step for each frame."""
         known = self._pace.by_number[number] if work.cached else []
-        known = known or list(self._pace.steps)
-        return sum(known) / len(known)
+        known = known or list(self._pace.passes)
+        return sum(known) / len(known) * work.passes[number]
 
     def _decode(self, work: Work) -> float:
         """Seconds of decoding for each frame."""
         if self._pace.decode is not None:
             return self._pace.decode
-        return DECODE_PASSES[work.checkpoint] * self._pace.slowest_step / work.passes
+        return DECODE_PASSES[work.checkpoint] * self._pace.slowest_pass
 
     def _measure(self, work: Work) -> float:
         """Seconds of measuring for each frame."""

@@ -1,7 +1,11 @@
 """How a chunk is sampled: steps, noise schedule, guidance and step cache."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+# A guidance scale, or its schedule: values that are spread evenly over the steps.
+Scale = float | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -39,23 +43,68 @@ class SamplingConfig:
         shift: timestep shift of the noise schedule.
         text_scale: guidance scale of the prompt; 1 switches this guidance off.
         audio_scale: guidance scale of the recording; likewise.
+        guidance_interval: guided steps, as shares of all; outside of them both scales are 1.
         projection: adaptive projected guidance; None: plain classifier-free guidance.
+        zero_star: CFG-Zero* (arXiv 2503.18886): scale what is subtracted by its projection.
+        zero_init_steps: first steps in which the velocity is 0, without a forward pass (likewise).
         step_cache: None computes every forward pass.
     """
 
     steps: int
     shift: float
-    text_scale: float = 1.0
-    audio_scale: float = 1.0
+    text_scale: Scale = 1.0
+    audio_scale: Scale = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     projection: ProjectionConfig | None = None
     step_cache: StepCacheConfig | None = None
+    zero_star: bool = False
+    zero_init_steps: int = 0
+
+    def text_scale_at(self, step: int) -> float:
+        """The guidance scale of the prompt in a step."""
+        return self._scale_at(self.text_scale, step)
+
+    def audio_scale_at(self, step: int) -> float:
+        """The guidance scale of the recording in a step."""
+        return self._scale_at(self.audio_scale, step)
+
+    def _scale_at(self, scale: Scale, step: int) -> float:
+        if step not in guided_steps(self.guidance_interval, self.steps):
+            return 1.0
+        return scale if isinstance(scale, int | float) else spread(scale, self.steps)[step]
 
     @property
     def text_is_guided(self) -> bool:
-        """Whether a step needs a forward pass without the prompt."""
-        return not math.isclose(self.text_scale, 1.0)
+        """Whether any step needs a forward pass without the prompt."""
+        return any(is_guiding(self.text_scale_at(step)) for step in range(self.steps))
 
     @property
     def audio_is_guided(self) -> bool:
-        """Whether a step needs a forward pass without the recording."""
-        return not math.isclose(self.audio_scale, 1.0)
+        """Whether any step needs a forward pass without the recording."""
+        return any(is_guiding(self.audio_scale_at(step)) for step in range(self.steps))
+
+
+def guided_steps(interval: tuple[float, float], steps: int) -> range:
+    """The steps in an interval of shares, whose ends are rounded to whole steps."""
+    first, last = (round(share * steps) for share in interval)
+    return range(first, last)
+
+
+def is_guiding(scale: float) -> bool:
+    """Whether a guidance scale needs a forward pass without its condition."""
+    return not math.isclose(scale, 1.0)
+
+
+def spread(values: Sequence[float], steps: int) -> list[float]:
+    """Spread values evenly over the steps: the first and the last step have the first and the last of them.
+
+    Between them, it interpolates linearly; as many values as steps are the steps' own.
+    """
+    if len(values) == 1 or steps == 1:
+        return [float(values[0])] * steps
+    found = []
+    for step in range(steps):
+        below, rest = divmod(step * (len(values) - 1), steps - 1)
+        above = min(below + 1, len(values) - 1)
+        found.append(values[below] + (values[above] - values[below]) * (rest / (steps - 1)))
+    return found

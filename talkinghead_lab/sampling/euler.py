@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from talkinghead_lab.models.dit.model import AudioContext, CrossAttentionContext, DiT, TimeEmbedding
 from talkinghead_lab.models.kernels.attention import Rotation
 from talkinghead_lab.sampling.config import SamplingConfig
-from talkinghead_lab.sampling.guidance import Branch, Guidance
+from talkinghead_lab.sampling.guidance import Branch, Guidance, branches_at
 from talkinghead_lab.sampling.step_cache import ResidualCache, steps_to_keep, steps_to_skip
 
 TRAINED_TIMESTEPS = 1000
@@ -63,8 +64,18 @@ class ChunkConditions:
 
 
 @dataclass
+class PassCount:
+    """Counts the forward passes that are computed; those that a step cache skips do not count."""
+
+    computed: int = 0
+
+
+@dataclass
 class _Step:
-    """The forward passes of one step, each with the residual cache of its branch."""
+    """The forward passes of one step, each with the residual cache of its branch.
+
+    `spread`: processes may compute whole passes of their own; otherwise they share the tokens of each.
+    """
 
     model: DiT
     conditions: ChunkConditions
@@ -73,10 +84,17 @@ class _Step:
     time: TimeEmbedding
     skip: bool
     keep: bool
+    spread: bool
     tokens: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = self.model.patchify(self.latent, self.conditions.picture)
+
+    def computed(self) -> int:
+        """The number of forward passes that all processes together compute."""
+        if self.spread:  # of other processes' passes, this one has no residuals
+            return 0 if self.skip else len(self.caches)
+        return sum(not (self.skip and cache.residual is not None) for cache in self.caches.values())
 
     def velocities(self) -> dict[Branch, Tensor]:
         """Compute the velocity of every branch.
@@ -86,7 +104,7 @@ class _Step:
         """
         velocities: dict[Branch, Tensor] = {}
         branches, share = list(self.caches), self.model.group
-        together = len(branches) % share.size
+        together = len(branches) % share.size if self.spread else len(branches)
         for first in range(0, len(branches) - together, share.size):
             at_once = branches[first : first + share.size]
             own = self.velocity(at_once[share.rank], alone=True)
@@ -121,6 +139,7 @@ def sample_chunk(
     conditions: ChunkConditions,
     config: SamplingConfig,
     on_step: Callable[[int], None] = lambda step: None,
+    passes: PassCount | None = None,
 ) -> Tensor:
     """Integrate from noise to a latent chunk, both [1, C, T, h, w] in float32.
 
@@ -130,19 +149,31 @@ def sample_chunk(
         conditions: constant during the chunk.
         config: steps, noise schedule, guidance and step cache.
         on_step: called with the number of finished steps; an exception that it raises ends the sampling.
+        passes: counts the forward passes that are computed.
     """
+    passes = passes or PassCount()
     schedule = timesteps(config.steps, config.shift).to(noise.device)
     times = model.time_embedding_of(schedule[:-1])
     skips = steps_to_skip(times.blocks, config.step_cache)
     keeps = steps_to_keep(skips)
-    guidance = Guidance(config)
-    caches = {branch: ResidualCache() for branch in guidance.branches}
+    guidance, branches = Guidance(config), [branches_at(config, step) for step in range(config.steps)]
+    caches = {branch: ResidualCache() for branch in dict.fromkeys(chain(*branches))}
+    # A process that computed a pass alone has its residual alone. Where the passes change from step to step,
+    # another process could need it, and would wait for ever for the one that need not compute.
+    spread = config.step_cache is None or len(set(branches)) == 1
     moves = ((schedule[:-1] - schedule[1:]) / TRAINED_TIMESTEPS).tolist()
     latent, motion_latents = noise.clone(), conditions.motion.shape[2]
     latent[:, :, :motion_latents] = conditions.motion
     for step, move in enumerate(moves):
-        step_passes = _Step(model, conditions, caches, latent, times.at(step), skips[step], keeps[step])
-        latent = latent - guidance.combine(step_passes.velocities()) * move
+        of_step = {branch: caches[branch] for branch in branches[step]}
+        if not skips[step]:  # residuals of passes that this step has not would be of an older one
+            for branch in caches.keys() - of_step.keys():
+                caches[branch].residual = None
+        if of_step:
+            turn = skips[step], keeps[step], spread
+            step_passes = _Step(model, conditions, of_step, latent, times.at(step), *turn)
+            passes.computed += step_passes.computed()
+            latent = latent - guidance.combine(step_passes.velocities(), step) * move
         latent[:, :, :motion_latents] = conditions.motion
         on_step(step + 1)
     return latent

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig
+from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, is_guiding
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,57 @@ class AdaptiveProjection:
         return projected.to(update.dtype)
 
 
+def branches_at(config: SamplingConfig, step: int) -> tuple[Branch, ...]:
+    """The forward passes of a step, in order; none while the velocity is 0."""
+    if step < config.zero_init_steps:
+        return ()
+    if is_guiding(config.text_scale_at(step)):
+        audio_is_guided = is_guiding(config.audio_scale_at(step))
+        return (CONDITIONAL, DROP_TEXT, UNCONDITIONAL) if audio_is_guided else (CONDITIONAL, DROP_TEXT)
+    return (CONDITIONAL, DROP_AUDIO) if is_guiding(config.audio_scale_at(step)) else (CONDITIONAL,)
+
+
+def planned_passes(config: SamplingConfig) -> tuple[int, ...]:
+    """The number of forward passes of every step of a chunk; a step cache may skip some of them."""
+    return tuple(len(branches_at(config, step)) for step in range(config.steps))
+
+
 class Guidance:
-    """Which forward passes a step needs, in order, and how their velocities combine.
+    """How the velocities of a step's forward passes combine.
 
     v = v(∅, ∅) + text · (v(p, a) − v(∅, a)) + audio · (v(∅, a) − v(∅, ∅)) for prompt p and recording a. A
     scale of 1 makes one of the forward passes unnecessary. With the text scale at 1, the recording is dropped
-    from the prompted pass instead, as the model was trained. Holds running averages: use one per chunk.
+    from the prompted pass instead, as the model was trained. Holds running averages over the guided steps:
+    use one per chunk.
     """
 
     def __init__(self, config: SamplingConfig):
         self.config = config
-        self.branches: tuple[Branch, ...] = (CONDITIONAL,)
-        if config.text_is_guided:
-            self.branches += (DROP_TEXT, UNCONDITIONAL) if config.audio_is_guided else (DROP_TEXT,)
-        elif config.audio_is_guided:
-            self.branches += (DROP_AUDIO,)
         projection = config.projection
         self._text_projection = AdaptiveProjection(projection) if projection else None
         self._audio_projection = AdaptiveProjection(projection) if projection else None
 
-    def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
-        """Combine the branches' velocities into one."""
-        config, conditional = self.config, velocities[CONDITIONAL]
+    def combine(self, velocities: Mapping[Branch, Tensor], step: int = 0) -> Tensor:
+        """Combine the velocities of the step's branches into one."""
+        conditional = velocities[CONDITIONAL]
+        text, audio = self.config.text_scale_at(step), self.config.audio_scale_at(step)
         guided = conditional
-        if config.text_is_guided:
-            difference = conditional - velocities[DROP_TEXT]
-            guided = guided + _update(difference, config.text_scale, self._text_projection, conditional)
-        if config.audio_is_guided:
-            with_audio, without = (
-                (DROP_TEXT, UNCONDITIONAL) if config.text_is_guided else (CONDITIONAL, DROP_AUDIO)
-            )
-            difference = velocities[with_audio] - velocities[without]
-            guided = guided + _update(difference, config.audio_scale, self._audio_projection, conditional)
+        if is_guiding(text):
+            difference = self._difference(conditional, velocities[DROP_TEXT])
+            guided = guided + _update(difference, text, self._text_projection, conditional)
+        if is_guiding(audio):
+            pair = (DROP_TEXT, UNCONDITIONAL) if is_guiding(text) else (CONDITIONAL, DROP_AUDIO)
+            difference = self._difference(*(velocities[branch] for branch in pair))
+            guided = guided + _update(difference, audio, self._audio_projection, conditional)
         return guided
+
+    def _difference(self, with_condition: Tensor, without: Tensor) -> Tensor:
+        """What a condition changes; CFG-Zero* leaves out the part that both have in common."""
+        if not self.config.zero_star:
+            return with_condition - without
+        flat = without.double().flatten()
+        share = with_condition.double().flatten().dot(flat) / flat.dot(flat).clamp(min=1e-12)
+        return with_condition - share.to(without.dtype) * without
 
 
 def _update(

@@ -72,7 +72,6 @@ class Generator:
         """
         _import_libraries()
         from talkinghead_lab.pipeline.request import read_inputs, resolve
-        from talkinghead_lab.sampling.guidance import Guidance
 
         with self._copies(job_id) as copy:
             inputs = read_inputs(params, copy, call=self._call, limits=self._limits)
@@ -86,7 +85,7 @@ class Generator:
                 "frames": resolved.frames,
                 "chunks": len(resolved.chunks),
                 "steps": steps,
-                "forward_passes": steps * len(Guidance(resolved.sampling).branches),
+                "forward_passes": resolved.forward_passes,
                 "warnings": list(map(without_paths, resolved.warnings)),
             }
 

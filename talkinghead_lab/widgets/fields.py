@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
 from pydantic.fields import FieldInfo
@@ -22,7 +22,8 @@ GROUPS = {
     ),
     "Guidance": (
         "audio_guide_scale", "text_guide_scale", "negative_prompt",
-        "use_apg", "apg_momentum", "apg_norm_threshold",
+        "guidance_interval", "cfg_zero_star", "zero_init_steps", "use_apg", "apg_momentum",
+        "apg_norm_threshold",
     ),
     "Sampling": (
         "diffusion_steps", "seed", "sample_shift", "step_cache_threshold",
@@ -36,6 +37,7 @@ GROUPS = {
 }  # fmt: skip
 # A field is shown if the other field has one of these values, or without values if it is true or set.
 SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
+    "zero_init_steps": ("cfg_zero_star", ()),
     "apg_momentum": ("use_apg", ()),
     "apg_norm_threshold": ("use_apg", ()),
     "pad": ("crop", ("none",)),
@@ -71,7 +73,7 @@ def bounds(field: FieldInfo) -> tuple[float, float] | None:
     """The declared range of a number; None if it lacks a lower or an upper end."""
     limits = {
         kind: getattr(part, kind)
-        for part in field.metadata
+        for part in (_number(field) or field).metadata
         for kind in ("ge", "gt", "le", "lt")
         if hasattr(part, kind)
     }
@@ -97,6 +99,10 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self.widget = widget or _widget(name, self.field, self.kind)
         if not isinstance(self.widget, widgets.Box):  # boxes have no tooltip in the front end
             self.widget.tooltip = self.tooltip
+        self.schedule: Any = None
+        if _number(self.field):
+            self.schedule = widgets.Text(continuous_update=False, placeholder="or over the steps: 5, 3, 1")
+            self.schedule.observe(lambda change: on_change(), "value")
         self.switch = widgets.Checkbox(description=title(name), indent=False, tooltip=self.tooltip)
         self.switch.add_class("thl-switch")
         heading: Any = widgets.Label(title(name), tooltip=self.tooltip)
@@ -107,7 +113,7 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         heading.add_class("thl-name")
         note = widgets.Label(self.field.description or "")
         note.add_class("thl-note")
-        children = [heading, self.widget, note]
+        children = [heading, self.widget, *filter(None, [self.schedule]), note]
         if self.kind is bool:
             self.widget.description = "on" if self.optional else title(name)
             children = children if self.optional else [self.widget, note]
@@ -131,6 +137,8 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         """
         if self.optional and not self.switch.value:
             return None
+        if self.schedule and self.schedule.value.strip():
+            return f"[{self.schedule.value.strip().strip('[]')}]"  # which the request converts
         shown = self.widget.value
         if self._assigned and self._assigned[0] == shown:
             return self._assigned[1]
@@ -148,14 +156,19 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             self.switch.value = value is not None
             if value is None:
                 return
+        if self.schedule:
+            listed = isinstance(value, list | tuple)
+            self.schedule.value = json.dumps(value)[1:-1] if listed else ""
+            if listed:
+                return
         self.widget.value = self._displayed(value)
         self._assigned = (self.widget.value, value)
 
     def _displayed(self, value: Any) -> Any:
         if self.name == "loras":
             return "\n".join(f"{lora['path']} {lora['scale']:g}" for lora in value)
-        if self.name == "speaker_boxes":
-            return json.dumps([list(box) for box in value])
+        if isinstance(value, list | tuple):
+            return json.dumps(value)
         return str(value) if isinstance(self.widget, widgets.Text) else value
 
     def mark(self, style: str, on: bool) -> None:
@@ -173,7 +186,17 @@ def _kind(field: FieldInfo) -> tuple[Any, bool]:
     options = get_args(field.annotation)
     if type(None) in options:
         return next(option for option in options if option is not type(None)), True
-    return field.annotation, False
+    number = _number(field)
+    return (number or field).annotation, False
+
+
+def _number(field: FieldInfo) -> FieldInfo | None:
+    """The number alone of a field that takes a number or a list of numbers."""
+    options = get_args(field.annotation)
+    number, *others = [part for part in options if get_origin(part) is Annotated] or [None]
+    if number is None or not any(get_origin(get_args(part)[0]) is tuple for part in others):
+        return None
+    return FieldInfo.from_annotation(number)
 
 
 def _widget(name: str, field: FieldInfo, kind: Any) -> Any:
@@ -238,4 +261,5 @@ def _placeholder(name: str) -> str:
     return {
         "loras": "one path per line, optionally followed by a scale",
         "speaker_boxes": "[[30, 30, 130, 150], [190, 20, 290, 150]]",
+        "guidance_interval": "[0, 0.5]",
     }.get(name, "")

@@ -14,7 +14,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline
 from talkinghead_lab.pipeline.request import Resolved, sampling_config
-from talkinghead_lab.sampling.guidance import Guidance
+from talkinghead_lab.sampling.guidance import branches_at
 from talkinghead_lab.weights import checkpoints, locating
 from talkinghead_lab.weights.load_settings import LoadSettings
 from tests.parity import golden
@@ -100,7 +100,7 @@ def test_run(name: str, files: locating.CheckpointFiles):
     run_blocks, frames, previous = "", [], None
     encoded = conditions(run["people"])
     generator = ChunkGenerator(pipeline, encoded, resolved_by_hand(request(run), encoded, files))
-    branches = len(Guidance(generator.resolved.sampling).branches)
+    branches = len(branches_at(generator.resolved.sampling, 0))
     for chunk in generator.resolved.chunks:
         counts = [counted.calls]
         noise = golden.seeded(f"noise{chunk.index}", run["noise_shapes"][chunk.index])

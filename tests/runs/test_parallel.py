@@ -29,7 +29,7 @@ from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs import parallel
 from talkinghead_lab.runs.generate import generate
-from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig
+from talkinghead_lab.sampling.config import SamplingConfig, Scale, StepCacheConfig
 from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
@@ -47,6 +47,8 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         made = {f"{speakers} speakers": model(timesteps=times, **inputs(speakers)) for speakers in (1, 2)}
     made |= {name: chunk(model, *scales) for name, scales in GUIDANCE_SCALES.items()}
+    made["guided steps, cached"] = chunk(model, 5.0, 4.0, steps=8, guidance_interval=(0.25, 0.9))
+    made["zero star"] = chunk(model, (5.0, 1.0), 4.0, steps=3, zero_star=True, zero_init_steps=1)
     made["2 speakers, cached steps"] = chunk(model, 1.0, 1.0, speakers=2, steps=7)
     quantize_linears(model.get_submodule("blocks"), FP8)
     multiply_fp8(model)
@@ -54,12 +56,12 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
 
 
 def chunk(
-    model: DiT, text_guide_scale: float, audio_guide_scale: float, speakers: int = 1, steps: int = 2
+    model: DiT, text_guide_scale: Scale, audio_guide_scale: Scale, speakers: int = 1, steps: int = 2, **more
 ) -> torch.Tensor:
     """A latent chunk; the step cache skips all steps but the first five."""
     cache = StepCacheConfig(float("inf"), COEFFICIENTS["infinitetalk-480"])
     config = SamplingConfig(
-        steps, shift=7.0, text_scale=text_guide_scale, audio_scale=audio_guide_scale, step_cache=cache
+        steps, shift=7.0, text_scale=text_guide_scale, audio_scale=audio_guide_scale, step_cache=cache, **more
     )
     grid = LatentGrid(9, 32, 32)
     noise = chunk_noise(0, 0, (1, *grid.latent_shape(model.config.out_dim)))
@@ -98,7 +100,16 @@ def of_one() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["1 speakers", "2 speakers", "2 speakers, cached steps", "fp8", *GUIDANCE_SCALES]
+    "name",
+    [
+        "1 speakers",
+        "2 speakers",
+        "2 speakers, cached steps",
+        "guided steps, cached",
+        "zero star",
+        "fp8",
+        *GUIDANCE_SCALES,
+    ],
 )
 def test_two_processes_make_what_one_makes(of_one, of_two, name):
     first, second = (made[name] for made in of_two)

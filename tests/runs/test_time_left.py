@@ -27,8 +27,9 @@ TICK = 0.1  # seconds
 
 def work_of(run: dict) -> Work:
     chunks = [SimpleNamespace(frames=f, repeated=repeated, new=new) for f, repeated, new in run["chunks"]]
-    fields = ("finished", "steps", "passes", "pixels", "checkpoint", "cached")
-    return Work(chunks=chunks, **{name: run[name] for name in fields})
+    fields = ("finished", "steps", "pixels", "checkpoint", "cached")
+    passes = run["passes"] if isinstance(run["passes"], tuple) else (run["passes"],) * run["steps"]
+    return Work(chunks=chunks, passes=passes, **{name: run[name] for name in fields})
 
 
 def played(run: dict, time_left: Callable[..., TimeLeft] = TimeLeft) -> Iterator[tuple[float, TimeLeft]]:
@@ -131,6 +132,22 @@ def test_skipped_steps_do_not_count_as_computed_ones():
         if now >= second and left.seconds() is not None:
             truth = run["end"] - now + 1.7  # measuring 153 frames, which this run leaves out
             assert left.seconds() == pytest.approx(truth, abs=3.5)
+
+
+def test_steps_count_by_their_forward_passes():
+    """Guidance ends after three of eight steps, which then take one pass instead of three."""
+    passes = (3, 3, 3, 1, 1, 1, 1, 1)
+    events, moment = [[0, "plan"], [0, "enter", "sampling"]], 0.0
+    for count in passes:
+        moment += 2.0 * count
+        events.append([moment, "step"])
+    fields = {"finished": 0, "steps": 8, "passes": passes, "pixels": 25_600, "checkpoint": "released"}
+    run = {"chunks": [[81, 0, 81]], "events": events, "end": moment, **fields, "cached": False}
+    told = [(now, left.seconds()) for now, left in played(run) if left.seconds() is not None and now < moment]
+    assert told, "after the second step"
+    rest = 2.0 + 1.4  # decoding, as long as a pass; writing and measuring
+    for now, seconds in told:
+        assert seconds == pytest.approx(moment - now + rest, abs=2.2)
 
 
 def test_the_place_is_told_in_words():

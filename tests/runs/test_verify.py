@@ -7,11 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 
 from talkinghead_lab import generate
 from talkinghead_lab.__main__ import main
-from talkinghead_lab.errors import OutputError
+from talkinghead_lab.errors import OutputError, Stopped
 from talkinghead_lab.media import video
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.runs.verify import verify
 
@@ -39,6 +41,32 @@ def test_a_run_done_again_is_identical(finished, capsys):
     assert told["identical"] is True
     assert told["first_chunk"] is None
     assert told["changed"] == {}
+
+
+HOW_IT_IS_SAMPLED = [
+    {"text_guide_scale": (5.0, 1.0), "guidance_interval": (0.0, 0.7), "use_apg": True},
+    {"text_guide_scale": (5.0, 1.0), "cfg_zero_star": True, "zero_init_steps": 1},
+]
+
+
+@pytest.mark.parametrize("changes", HOW_IT_IS_SAMPLED, ids=lambda changes: list(changes)[-1])
+def test_a_run_resumes_at_any_chunk_and_is_done_again_to_the_byte(changes, request_for, pipeline, tmp_path):
+    params = request_for(diffusion_steps=3, max_frames=17, **changes)
+    assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
+    whole = generate(params, tmp_path / "whole", pipeline=pipeline, show_progress=False)
+    record = json.loads((whole.run_dir / "run.json").read_text())
+    assert len(record["chunks"]) == 3
+    assert sum(chunk["forward_passes"] for chunk in record["chunks"]) == record["resolved"]["forward_passes"]
+    for last in (2, 3):
+        folder = tmp_path / f"stopped in {last}"
+        with pytest.raises(Stopped):
+            generate(params, folder, pipeline=pipeline, on_progress=lambda p, last=last: p.chunk < last)
+        resumed = generate(params, folder, pipeline=pipeline, show_progress=False)
+        assert resumed.video_path.read_bytes() == whole.video_path.read_bytes()
+        again = json.loads((folder / "run.json").read_text())["chunks"]
+        assert [c["forward_passes"] for c in again] == [c["forward_passes"] for c in record["chunks"]]
+    assert verify(whole.run_dir, pipeline=pipeline, show_progress=False).identical
+    assert GenerationParams.from_video(whole.video_path) == params
 
 
 def test_where_a_difference_begins_and_what_could_explain_it(finished, pipeline, request_for, tmp_path):

@@ -1,13 +1,26 @@
 """Guidance in all its cases, the sampler's contract, and the step cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from talkinghead_lab.bench.sizes import random_conditions
+from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
-from talkinghead_lab.sampling.config import StepCacheConfig
-from talkinghead_lab.sampling.euler import timesteps
-from talkinghead_lab.sampling.guidance import CONDITIONAL, DROP_AUDIO, DROP_TEXT, UNCONDITIONAL, Guidance
+from talkinghead_lab.sampling import euler
+from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig, spread
+from talkinghead_lab.sampling.euler import PassCount, chunk_noise, sample_chunk, timesteps
+from talkinghead_lab.sampling.guidance import (
+    CONDITIONAL,
+    DROP_AUDIO,
+    DROP_TEXT,
+    UNCONDITIONAL,
+    Guidance,
+    branches_at,
+    planned_passes,
+)
 from talkinghead_lab.sampling.step_cache import (
     COEFFICIENTS,
     FIRST_COMPUTED_STEPS,
@@ -15,6 +28,7 @@ from talkinghead_lab.sampling.step_cache import (
     steps_to_keep,
     steps_to_skip,
 )
+from tests.parity.test_dit import build
 
 
 def guidance_of(**changes) -> Guidance:
@@ -25,7 +39,7 @@ def guidance_of(**changes) -> Guidance:
 def velocities(guidance: Guidance) -> dict:
     torch.manual_seed(0)
     every = {b: torch.randn(1, 4, 3, 2, 2) for b in (CONDITIONAL, DROP_TEXT, DROP_AUDIO, UNCONDITIONAL)}
-    return {branch: every[branch] for branch in guidance.branches}
+    return {branch: every[branch] for branch in branches_at(guidance.config, 0)}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +53,7 @@ def velocities(guidance: Guidance) -> dict:
 )
 def test_a_scale_of_one_saves_a_forward(text, audio, branches):
     guidance = guidance_of(text_guide_scale=text, audio_guide_scale=audio)
-    assert guidance.branches == branches
+    assert branches_at(guidance.config, 0) == branches
 
 
 def test_three_way_guidance_is_the_published_sum():
@@ -117,3 +131,87 @@ def test_a_skipped_forward_adds_the_last_residual():
 
 def test_residuals_are_kept_only_where_the_next_step_needs_them():
     assert steps_to_keep([False, False, True, True, False]) == [False, True, True, False, False]
+
+
+def test_a_list_of_scales_is_spread_over_the_steps():
+    assert spread([5, 1], 5) == [5, 4, 3, 2, 1]
+    assert spread([4, 1, 2], 5) == [4, 2.5, 1, 1.5, 2]
+    assert spread([3, 7, 2], 3) == [3, 7, 2]
+    assert spread([3], 4) == [3] * 4
+    assert spread([5, 1], 1) == [5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, (3, 3, 3, 3, 3, 3)),
+        ({"guidance_interval": (0, 0.5)}, (3, 3, 3, 1, 1, 1)),
+        ({"guidance_interval": (0.3, 0.7)}, (1, 1, 3, 3, 1, 1)),
+        ({"text_guide_scale": (3, 1)}, (3, 3, 3, 3, 3, 2)),
+        ({"audio_guide_scale": (1, 1, 1, 4, 4, 4)}, (2, 2, 2, 3, 3, 3)),
+        ({"text_guide_scale": 1, "audio_guide_scale": 1, "guidance_interval": (0, 0.5)}, (1,) * 6),
+        ({"cfg_zero_star": True, "zero_init_steps": 2}, (0, 0, 3, 3, 3, 3)),
+    ],
+)
+def test_the_passes_of_every_step_are_planned(changes, passes):
+    assert planned_passes(guidance_of(diffusion_steps=6, **changes).config) == passes
+
+
+@pytest.mark.parametrize("apg", [False, True])
+def test_a_schedule_that_does_not_change_is_the_scale(apg):
+    scalar = guidance_of(use_apg=apg, text_guide_scale=3.0, audio_guide_scale=2.0)
+    listed = guidance_of(
+        use_apg=apg, text_guide_scale=[3.0] * 2, audio_guide_scale=[2.0] * 4, guidance_interval=[0, 1]
+    )
+    v = velocities(scalar)
+    for step in range(4):
+        assert torch.equal(scalar.combine(v, step), listed.combine(v, step))
+
+
+def test_zero_star_subtracts_the_projection_of_the_pass_without_the_condition():
+    guidance = guidance_of(cfg_zero_star=True, text_guide_scale=5.0, audio_guide_scale=4.0)
+    v = velocities(guidance)
+    of = {pair: (v[pair[0]] * v[pair[1]]).sum() / v[pair[1]].square().sum() for pair in PAIRS}
+    text, audio = (v[with_it] - of[with_it, without] * v[without] for with_it, without in PAIRS)
+    torch.testing.assert_close(guidance.combine(v), v[CONDITIONAL] + 4 * text + 3 * audio)
+    assert abs((text * v[DROP_TEXT]).sum()) < 1e-4, "what is left is orthogonal to it"
+
+
+PAIRS = ((CONDITIONAL, DROP_TEXT), (DROP_TEXT, UNCONDITIONAL))
+
+
+def sampled(config: SamplingConfig) -> tuple[torch.Tensor, int]:
+    """A chunk of a tiny model, and the passes that were computed for it."""
+    model, grid, passes = build(), LatentGrid(9, 32, 32), PassCount()
+    noise = chunk_noise(0, 0, (1, *grid.latent_shape(model.config.out_dim)))
+    conditions = random_conditions(model, grid, torch.device("cpu"))
+    return sample_chunk(model, noise, conditions, config, passes=passes), passes.computed
+
+
+CACHE = StepCacheConfig(float("inf"), COEFFICIENTS["infinitetalk-480"])
+
+
+def test_computed_passes_are_counted():
+    guided = SamplingConfig(7, 3.0, 5.0, 4.0)
+    assert sampled(guided)[1] == 21
+    assert sampled(replace(guided, step_cache=CACHE))[1] == 15, "the last two steps are skipped"
+    assert sampled(replace(guided, guidance_interval=(0, 3 / 7)))[1] == 13
+    assert sampled(replace(guided, zero_star=True, zero_init_steps=2))[1] == 15
+
+
+def test_an_interval_of_all_steps_changes_nothing_and_half_of_them_does():
+    guided = SamplingConfig(4, 3.0, 5.0, 4.0)
+    every, _ = sampled(guided)
+    assert torch.equal(sampled(replace(guided, guidance_interval=(0.0, 1.0)))[0], every)
+    assert torch.equal(sampled(replace(guided, text_scale=(5.0, 5.0)))[0], every)
+    half, _ = sampled(replace(guided, guidance_interval=(0.5, 1.0)))
+    assert not torch.equal(half, every)
+    own, _ = sampled(replace(guided, text_scale=(1.0, 1.0, 5.0, 5.0), audio_scale=(1.0, 1.0, 4.0, 4.0)))
+    assert torch.equal(half, own)
+
+
+def test_a_skipped_step_reuses_no_residual_from_before_the_last_computed_step(monkeypatch):
+    """Of a pass that the step before did not have, there is no residual: it is computed."""
+    monkeypatch.setattr(euler, "steps_to_skip", lambda *_: [False, True, False, True, True, True])
+    scale = (5.0, 5.0, 1.0, 5.0, 5.0, 5.0)  # the third step, which is computed, is not guided
+    assert sampled(SamplingConfig(6, 3.0, scale, 1.0, step_cache=CACHE))[1] == 2 + 0 + 1 + 1 + 0 + 0

@@ -85,6 +85,8 @@ CHANGES = [
     {"seed": 2**63 - 1},
     {"sample_shift": 1 / 3, "text_guide_scale": math.pi},
     {"sample_shift": 0.001},
+    {"text_guide_scale": (math.pi, 1.0), "guidance_interval": (0.0, 0.5)},
+    {"cfg_zero_star": True, "zero_init_steps": 1, "audio_guide_scale": (4.0, 2.0, 1.0)},
     {"diffusion_steps": 37, "chunk_frames": 1001, "motion_frame": 997},
     {"max_frames": 1_000_000, "step_cache_threshold": 0.05, "apg_norm_threshold": 12.5, "use_apg": True},
     {
@@ -153,11 +155,14 @@ def test_only_applicable_fields_are_shown(project):
         return {name for name, control in form.controls.items() if control.layout.display == "none"}
 
     folders = {*WEIGHT_FOLDERS, *RELEASED_ONLY}
-    assert hidden() == {"pad", "audio_mix", "speaker_boxes", "apg_momentum", "apg_norm_threshold"} | folders
+    assert hidden() == {
+        *("pad", "audio_mix", "speaker_boxes", "zero_init_steps", "apg_momentum", "apg_norm_threshold"),
+        *folders,
+    }
     form["use_apg"].widget.value = True
     form["checkpoint"].widget.value = "released"
     form["use_color_correction"].widget.value = False
-    assert hidden() == {"pad", "audio_mix", "speaker_boxes", "color_correction_strength"}
+    assert hidden() == {"pad", "audio_mix", "speaker_boxes", "zero_init_steps", "color_correction_strength"}
 
 
 def test_fields_at_their_defaults_follow_the_checkpoint():
