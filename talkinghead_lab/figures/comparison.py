@@ -249,7 +249,8 @@ def _measure_row(runs: Sequence[PastRun], name: str) -> Row:
 def _why_not(run: PastRun, name: str) -> str | None:
     measure = run.measures.get(name)
     if measure is None:
-        return f"version {run.record['environment'].get('talkinghead_lab')} did not measure it"
+        version = run.record["environment"].get("talkinghead_lab")
+        return f"version {version} did not measure it" if version else "its version did not measure it"
     if measure["value"] is not None:
         return None
     return str(measure["why_not"] or "no reason was recorded")

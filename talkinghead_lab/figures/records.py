@@ -149,8 +149,8 @@ def _machine_facts(run: PastRun) -> dict[str, str]:
     return {
         **{name: str(value) for name, value in recorded.items() if value is not None},
         "Machine": machine(run),
-        "Version": f"{found.get('talkinghead_lab')}{f', commit {commit[:12]}' if commit else ''}",
-        "Libraries": f"PyTorch {found.get('torch')}, Python {found.get('python')}",
+        "Version": f"{found.get('talkinghead_lab', 'unknown')}{f', commit {commit[:12]}' if commit else ''}",
+        "Libraries": f"PyTorch {found.get('torch', 'unknown')}, Python {found.get('python', 'unknown')}",
     }
 
 

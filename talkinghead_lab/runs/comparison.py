@@ -68,7 +68,8 @@ def machine(run: PastRun) -> str:
     if run.record["resolved"].get("device", "cpu") != "cpu" and found.get("gpu"):
         processes = run.record.get("kernels", {}).get("processes", 1)
         return f"{processes} × {found['gpu']}" if processes != 1 else str(found["gpu"])
-    return f"{found.get('cpu')} with {found.get('cpu_cores')} cores"
+    cores = found.get("cpu_cores")
+    return f"{found.get('cpu') or 'unknown processor'}{f' with {cores} cores' if cores else ''}"
 
 
 def changed_contents(runs: Sequence[PastRun]) -> dict[str, list[str]]:

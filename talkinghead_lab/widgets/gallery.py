@@ -106,7 +106,8 @@ def card_html(run: PastRun, name: str, running: bool) -> str:
         picture = f'<img alt="" src="{jpeg_url(thumbnail(run))}">'
     except TalkingHeadError:
         picture = ""
-    size = run.result.resolution if run.finished else run.params.frame_size
+    wanted = "size by the portrait" if run.params.frame_size == "auto" else run.params.frame_size
+    size = run.result.resolution if run.finished else wanted
     length = f"{run.result.duration_seconds:.2f} s" if run.finished else chunks(len(run.parts))
     facts = f"{size} · {length} · {moment(run.begun)}"
     return (

@@ -3,7 +3,13 @@
 import pytest
 
 from talkinghead_lab.measures.measure import KINDS
-from talkinghead_lab.runs.comparison import TOTAL_SECONDS, changed_contents, differing_fields, why_unlike
+from talkinghead_lab.runs.comparison import (
+    TOTAL_SECONDS,
+    changed_contents,
+    differing_fields,
+    machine,
+    why_unlike,
+)
 from tests.runs.past_runs import finished_run
 
 ALL = {*KINDS, TOTAL_SECONDS}
@@ -50,6 +56,20 @@ def test_unlike_runs_are_not_ranked_and_the_reason_is_said(tmp_path, reason, ran
     found = {measure: why_unlike(runs, measure) for measure in ALL}
     assert {measure for measure, why in found.items() if why is None} == ranked
     assert all(found[measure].startswith(reason) for measure in ALL - ranked)
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "words"),
+    [
+        ({"cpu": "AMD EPYC", "cpu_cores": 2, "gpu": None}, "cpu", "AMD EPYC with 2 cores"),
+        ({"cpu": None, "cpu_cores": None, "gpu": None}, "cpu", "unknown processor"),
+        ({"cpu": "AMD EPYC", "cpu_cores": 2, "gpu": "NVIDIA H100"}, "cuda:0", "2 × NVIDIA H100"),
+        ({"cpu": "AMD EPYC", "cpu_cores": 2, "gpu": "NVIDIA H100"}, "cpu", "AMD EPYC with 2 cores"),
+    ],
+)
+def test_the_machine_is_said_in_words(tmp_path, environment, device, words):
+    parts = {"environment": environment, "resolved": {"device": device}, "kernels": {"processes": 2}}
+    assert machine(finished_run(tmp_path / "run", **parts)) == words
 
 
 def test_a_file_that_changed_under_its_name_is_found(tmp_path):
