@@ -26,6 +26,7 @@ from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus
 from talkinghead_lab.training.data import LATENTS_AT_ONCE, VIDEO_FRAMES, with_mask
 from talkinghead_lab.training.dataset import ClipMaker
+from talkinghead_lab.training.eyes import Blinks, lid_openings
 from talkinghead_lab.training.networks import FRAME_SIZE, TEXT_TOKENS
 from talkinghead_lab.training.scores import (
     LARGEST_LAG,
@@ -262,6 +263,16 @@ class Evaluation:
             "seams": interval(seam_jumps(self.default, self.params.chunk_frames)),
         }
 
+    def eyes(self) -> Table:
+        """Blinks a minute, and the share of them that shut one eye alone; drawn presenters blink 15 times."""
+        shown = zip(self.default, self.cases.identities, strict=True)
+        blinks = [Blinks.of(lid_openings(video.float() / 127.5 - 1, who)) for video, who in shown]
+        one_sided = [each.one_sided / each.count for each in blinks if each.count]
+        return {
+            "blinks a minute": interval([60 * each.count / each.seconds for each in blinks]),
+            "blinks of one eye": interval(one_sided or [math.nan]),
+        }
+
     def minute(self, maker: ClipMaker, count: int) -> Table:
         """Colour drift and lip sync of 60-second videos; shorter recordings are looped."""
         frames = min(LONG_FRAMES, *(monologue.frames for monologue in maker.corpus))
@@ -293,6 +304,7 @@ def evaluate(evaluation: Evaluation, maker: ClipMaker, lora: Path | None, long_c
     """
     table = evaluation.lip_sync() | evaluation.audio_guidance() | evaluation.silence()
     table |= evaluation.captions() | evaluation.liveliness() | evaluation.pictures(maker)
+    table |= evaluation.eyes()
     if long_clips:
         table |= evaluation.minute(maker, long_clips)
     if lora is not None:
