@@ -50,7 +50,7 @@ VARIABLES = {
     *("INFINITETALK_CHECKOUT", "LIGHTX2V_CHECKOUT", "TALKINGHEAD_CAPABILITY"),
 }
 # Commands whose arguments are the reader's own, or checked by what follows them.
-NOT_OURS = {"source", "mkdir", "docker", "conda", "pre-commit"}
+NOT_OURS = {"eval", "source", "mkdir", "docker", "conda", "pre-commit"}
 
 
 def without_fences(text: str) -> str:

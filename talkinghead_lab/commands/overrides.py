@@ -3,16 +3,19 @@
 import argparse
 from collections.abc import Sequence
 
+from talkinghead_lab.commands.completion import complete_override
+
 PROTECTION = " "  # an argument that begins with it is never taken for an option
 
 
 def add_overrides(command: argparse.ArgumentParser, meaning: str) -> None:
     """Add the option to a command; `meaning` is what its help says."""
-    command.add_argument(
+    option = command.add_argument(
         "-p", nargs=2, action="append", default=[], dest="overrides", metavar=("NAME", "VALUE"),
         type=lambda text: text.removeprefix(PROTECTION),
         help=f"{meaning}: text as it is, lists as YAML or JSON; can be repeated",
     )  # fmt: skip
+    option.completer = complete_override  # type: ignore[attr-defined]  # argcomplete's convention
 
 
 def protected(arguments: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from talkinghead_lab import __version__
 from talkinghead_lab.commands import generation, notebooks, runs, sweeps, weights
+from talkinghead_lab.commands.completion import complete_if_requested
 from talkinghead_lab.commands.overrides import protected
 
 
@@ -24,4 +25,6 @@ def command_parser() -> argparse.ArgumentParser:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; `run` is the function to call. Exit with 2 on a usage error."""
-    return command_parser().parse_args(protected(sys.argv[1:] if arguments is None else arguments))
+    parser = command_parser()
+    complete_if_requested(parser)
+    return parser.parse_args(protected(sys.argv[1:] if arguments is None else arguments))
