@@ -65,7 +65,8 @@ notebooks: setup ## run every notebook with the bundled model; executed copies g
 	  case $$name in \
 	    *_sweep) given="-p small True -p folder outputs/notebooks/$$name -p workers $(WORKERS)" ;; \
 	    05_tune) given="-f params/embedded.yaml -p generate_at_once True" ;; \
-	    *) given="-f params/embedded.yaml" ;; \
+	    01_generate) given="-f params/embedded.yaml" ;; \
+	    *) given= ;; \
 	  esac; \
 	  $(THREADS) $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$name.ipynb $$given || exit 1; \
 	done

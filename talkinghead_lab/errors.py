@@ -98,6 +98,12 @@ class OutputError(TalkingHeadError):
     """A result cannot be written: no space, no permission, or the name is taken."""
 
 
+class NoFinishedRun(OutputError):
+    """The folder is not that of a finished run."""
+
+    exit_code = 2
+
+
 class NoSpaceLeft(OutputError):
     """The disk, the quota or the limit on file sizes is exhausted; the next result would not fit either."""
 

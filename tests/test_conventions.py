@@ -108,10 +108,11 @@ def test_the_parameters_of_a_notebook_are_literals_each_explained(path):
     statements = ast.parse(cell.source).body
     assert len(statements) == len(cell.source.splitlines())
     for statement in statements:
-        assert isinstance(statement, ast.Assign)
-        assert len(statement.targets) == 1
+        assert isinstance(statement, ast.AnnAssign), "papermill lists its type"
+        assert statement.value is not None
         ast.literal_eval(statement.value)
     parameters = inspect_notebook(str(path))
     assert len(parameters) == len(statements)
     for name, parameter in parameters.items():
         assert len(parameter["help"]) > 5, f"{name}: say what it is in a comment on its line"
+        assert parameter["inferred_type_name"] in ("str", "int", "float", "bool", "list", "dict")

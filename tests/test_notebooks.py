@@ -12,6 +12,7 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
+from papermill.inspection import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
@@ -69,6 +70,13 @@ def request_of_generate(parameters: dict[str, object]) -> GenerationParams:
         if cell.id == "request":
             break
     return namespace["params"]
+
+
+@pytest.mark.parametrize("notebook", ["01_generate", "05_tune"])
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_papermill_knows_every_parameter_of_a_preset(preset, notebook):
+    """It warns of those that the parameter cell does not have, although the notebook reads them."""
+    assert read_yaml(preset).keys() <= inspect_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb")).keys()
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

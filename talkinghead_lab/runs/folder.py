@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from talkinghead_lab import defaults
-from talkinghead_lab.errors import InvalidRequest, OutputError
+from talkinghead_lab.errors import InvalidRequest, NoFinishedRun, OutputError
 from talkinghead_lab.foundation import digests, schema
 from talkinghead_lab.foundation.files import LOCK, atomic_path, locked, output_errors, remove_file
 from talkinghead_lab.foundation.paths import project_folder
@@ -190,18 +190,15 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     """Read the `run.json` of a finished run.
 
     Raises:
-        OutputError: there is none, or it is damaged.
+        NoFinishedRun: there is none.
+        OutputError: it is damaged.
         InvalidRequest: a later version of the package wrote it.
     """
     path = run_dir / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise OutputError(
-            "no finished run",
-            received=str(run_dir),
-            remedy="An unfinished run resumes with `generate … --run FOLDER`.",
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoFinishedRun("no finished run", received=str(run_dir), remedy=_instead(run_dir)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from None
     if not isinstance(record, dict):
@@ -209,6 +206,19 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     version, record = schema.split(record, unwritten=1)
     check_form(record, path)
     return record | {"request": defaults.completed(record["request"], version)}
+
+
+def _instead(run_dir: Path) -> str:
+    """What a path is that is not the folder of a finished run, and what to do."""
+    if not run_dir.exists():
+        return "There is no such folder: check the path and the working directory."
+    if not run_dir.is_dir():
+        return "This is a file: name the folder of the run."
+    if (run_dir / "sweep.yaml").is_file():
+        return "This is the folder of a sweep: its runs are the folders in cells/."
+    if (run_dir / REQUEST).is_file():
+        return "An unfinished run resumes with `generate … --run FOLDER`."
+    return "The folder of a finished run contains run.json; `python -m talkinghead_lab runs list` finds runs."
 
 
 def _remove_partial_files(folder: Path) -> None:

@@ -192,3 +192,27 @@ def test_the_shell_gives_status_1_where_a_run_differs(finished):
     )
     assert done.returncode == 1
     assert done.stdout.startswith("different\nfirst differing chunk: 0\nfirst differing frame: 1, PSNR")
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("absent", "no such folder"),
+        ("file", "name the folder"),
+        ("empty", "runs list"),
+        ("sweep", "cells/"),
+        ("unfinished", "--run FOLDER"),
+    ],
+)
+def test_a_wrong_folder_is_invalid_input_and_called_what_it_is(kind, remedy, tmp_path, capsys):
+    folder = tmp_path / "given"
+    if kind == "file":
+        folder.touch()
+    elif kind != "absent":
+        folder.mkdir()
+    for name in {"sweep": ["sweep.yaml"], "unfinished": ["request.yaml"]}.get(kind, []):
+        (folder / name).touch()
+    assert main(["verify", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"NoFinishedRun: no finished run: received {folder}.")
+    assert remedy in line
