@@ -133,10 +133,15 @@ def test_a_job_can_be_stopped_and_is_found_again_after_a_reload(visit, page_serv
     page = visit(page_server)
     choose(page, shared, diffusion_steps="600")
     page.get_by_role("button", name="Generate").click()
-    under_way = re.compile(r"^Chunk \d of 2 · step \d+ of 600, \d+ (s|min) left$")
+    under_way, left = (
+        re.compile(r"^Chunk \d of 2 · step \d+ of 600$"),
+        re.compile(r"^About \d+ (s|min) left$"),
+    )
     expect(page.locator("#state")).to_have_text(under_way, timeout=30_000)
+    expect(page.locator("#left")).to_have_text(left)
     page.reload()
     expect(page.locator("#state")).to_have_text(under_way, timeout=30_000)
+    expect(page.locator("#left")).to_have_text(left)
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator("#error")).to_have_text("Stopped.", timeout=30_000)
     expect(page.locator("#job")).to_be_hidden()

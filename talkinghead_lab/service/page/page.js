@@ -5,7 +5,8 @@ import { Media, drawPicture, drawWaveform, recordWith } from '/page/media.js';
 
 const SETTINGS = ['crop', 'diffusion_steps', 'text_guide_scale', 'audio_guide_scale', 'seed', 'max_frames'];
 const $ = (id) => document.getElementById(id);
-const note = (id, text) => ($(id).textContent = text);
+// Screen readers read a status again when it is set, even to the same text.
+const note = (id, text) => $(id).textContent === text || ($(id).textContent = text);
 const fail = (error) => note('error', error.message);
 
 let presets = [];
@@ -116,10 +117,11 @@ function showProgress(started) {
   const seconds = Math.round((performance.now() - started) / 1000);
   $('progress').value = job.fraction;
   if (job.steps === 0) $('progress').removeAttribute('value');
-  const left = job.seconds_left === null ? '' : `, ${duration(job.seconds_left)} left`;
+  // Not part of the status: it changes every second.
+  note('left', job.seconds_left === null ? '' : `About ${duration(job.seconds_left)} left`);
   if (job.state === 'waiting') note('state', `Waiting, ${job.position} ahead`);
   else if (job.steps === 0) note('state', `Reading and loading, ${seconds} s`);
-  else note('state', `${job.place[0].toUpperCase()}${job.place.slice(1)}${left}`);
+  else note('state', `${job.place[0].toUpperCase()}${job.place.slice(1)}`);
 }
 
 const duration = (seconds) => (seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`);
