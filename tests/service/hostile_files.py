@@ -1,5 +1,6 @@
 """Damaged and malicious files: claims of an index, times and sizes that lie, mutations of real files."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import soundfile
 from PIL import Image
 
 
@@ -93,3 +95,30 @@ def mutations(seed: int, sources: list[Path], folder: Path, count: int) -> list[
         path.write_bytes(data)
         made.append(path)
     return made
+
+
+def of_every_kind(folder: Path, count: int) -> list[Path]:
+    """So many files, most of them mutations of real ones; next to them the sources, which are whole."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    sources = [folder / f"source{suffix}" for suffix in (".png", ".jpg", ".gif", ".webp")]
+    for source in sources:
+        noise.save(source)
+    tone = 0.3 * np.sin(np.arange(8000) / 8)
+    for suffix in (".wav", ".flac", ".ogg", ".mp3"):
+        soundfile.write(folder / f"source{suffix}", tone, 8000)
+        sources.append(folder / f"source{suffix}")
+    sources.append(video(folder / "source.mp4", size=64, frames=5))
+    made = [
+        many_frames(folder / "frames.mp4", 60_000_000),
+        video(folder / "aspect.mp4", 2000, 2, Fraction(300, 1)),
+        animation(folder / "animation.gif", 50),
+        folder / "bomb.png",
+        folder / "empty.png",
+        folder / "pipe.wav",
+        folder / "link.png",
+    ]
+    (folder / "bomb.png").write_bytes(png(50_000, 50_000))
+    (folder / "empty.png").touch()
+    os.mkfifo(folder / "pipe.wav")
+    (folder / "link.png").symlink_to("/etc/passwd")
+    return made + mutations(0, sources, folder, count - len(made))

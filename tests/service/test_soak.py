@@ -8,22 +8,19 @@ SOAK_FILES and SOAK_REQUESTS set other numbers for a long run, which `-s` prints
 import asyncio
 import os
 import shutil
-import statistics
-import threading
 import time
 from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pytest
-import soundfile
 from PIL import Image
 
 from tests.service import hostile_files
 from tests.service.conftest import GENERATE, Server
+from tests.service.health_probe import HealthProbe
+from tests.service.soak_watch import Watch, resident_mib
 
 FILES = int(os.environ.get("SOAK_FILES", "24"))
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "40"))
@@ -36,36 +33,10 @@ def soaked(launch, recording, tmp_path_factory) -> Server:
     shared = tmp_path_factory.mktemp("soaked")
     shutil.copy(recording(0.5), shared / "recording.wav")
     Image.new("RGB", (64, 64), "teal").save(shared / "portrait.png")
-    server = launch(SHARED_DIR=str(shared), QUEUE_LENGTH="4", LONGEST_SECONDS="5")
+    temporary = str(tmp_path_factory.mktemp("temporary"))
+    server = launch(SHARED_DIR=str(shared), TMPDIR=temporary, QUEUE_LENGTH="4", LONGEST_SECONDS="5")
     assert server.generate().status_code == 200, "networks are loaded before memory is measured"
     return server
-
-
-def hostile(folder: Path) -> list[Path]:
-    """Files of every kind, most of them mutations of real ones."""
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    sources = [folder / f"source{suffix}" for suffix in (".png", ".jpg", ".gif", ".webp")]
-    for source in sources:
-        noise.save(source)
-    tone = 0.3 * np.sin(np.arange(8000) / 8)
-    for suffix in (".wav", ".flac", ".ogg", ".mp3"):
-        soundfile.write(folder / f"source{suffix}", tone, 8000)
-        sources.append(folder / f"source{suffix}")
-    sources.append(hostile_files.video(folder / "source.mp4", size=64, frames=5))
-    made = [
-        hostile_files.many_frames(folder / "frames.mp4", 60_000_000),
-        hostile_files.video(folder / "aspect.mp4", 2000, 2, Fraction(300, 1)),
-        hostile_files.animation(folder / "animation.gif", 50),
-        folder / "bomb.png",
-        folder / "empty.png",
-        folder / "pipe.wav",
-        folder / "link.png",
-    ]
-    (folder / "bomb.png").write_bytes(hostile_files.png(50_000, 50_000))
-    (folder / "empty.png").touch()
-    os.mkfifo(folder / "pipe.wav")
-    (folder / "link.png").symlink_to("/etc/passwd")
-    return made + hostile_files.mutations(0, sources, folder, FILES - len(made))
 
 
 def fields_of(server: Server, path: Path) -> dict:
@@ -73,51 +44,11 @@ def fields_of(server: Server, path: Path) -> dict:
     return server.request(**{name: path.name})
 
 
-def resident_mib(server: Server) -> float:
-    """Memory of the service and of all its processes."""
-    service = psutil.Process(server.process.pid)
-    total = 0
-    for process in (service, *service.children(recursive=True)):
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / 2**20
-
-
-class HealthWatch(threading.Thread):
-    """Asks for health every 50 ms."""
-
-    def __init__(self, server: Server):
-        super().__init__()
-        self.server, self.ended, self.seconds, self.peak = server, threading.Event(), [], 0.0
-
-    def run(self) -> None:
-        with httpx.Client(base_url=self.server.url, timeout=60) as client:
-            while not self.ended.wait(0.05):
-                started = time.perf_counter()
-                assert client.get("/api/health").status_code == 200
-                self.seconds.append(time.perf_counter() - started)
-                self.peak = max(self.peak, resident_mib(self.server))
-
-    def __enter__(self) -> "HealthWatch":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.join()
-
-    def __str__(self) -> str:
-        typical, worst = statistics.median(self.seconds), max(self.seconds)
-        return f"health {typical:.3f} s, at worst {worst:.3f} s; peak {self.peak:.0f} MiB"
-
-
 def test_hostile_files_are_refused_and_memory_stays_flat(soaked):
     statuses, memory = Counter(), []
     started = time.monotonic()
-    with HealthWatch(soaked) as watch:
-        for path in hostile(Path(soaked.environment["SHARED_DIR"])):
+    with HealthProbe(soaked.url) as health, Watch(soaked, pause=0.1) as watch:
+        for path in hostile_files.of_every_kind(Path(soaked.environment["SHARED_DIR"]), FILES):
             response = soaked.client.post(
                 GENERATE, json=fields_of(soaked, path), headers={"Prefer": "respond-async"}
             )
@@ -130,10 +61,10 @@ def test_hostile_files_are_refused_and_memory_stays_flat(soaked):
     later = memory[len(memory) // 3 :]
     slope = float(np.polyfit(range(len(later)), later, 1)[0])
     seconds = time.monotonic() - started
-    print(f"\n{len(memory)} files in {seconds:.0f} s: {dict(statuses)}; {slope:+.2f} MiB per file; {watch}")
+    print(f"\n{len(memory)} files in {seconds:.0f} s: {dict(statuses)}; {slope:+.2f} MiB per file; {health}")
     assert statuses[422] > len(memory) / 4
     assert slope < 1
-    assert watch.peak < 3000
+    assert max(watch.series["MiB with processes"]) < 3000
     assert soaked.generate().status_code == 200
 
 
@@ -152,11 +83,11 @@ def test_many_requests_at_once_are_answered(soaked):
             answers = await asyncio.gather(*(client.post(GENERATE, json=body) for body in bodies))
             return [answer.status_code for answer in answers]
 
-    with HealthWatch(soaked) as watch:
+    with HealthProbe(soaked.url) as health:
         statuses = Counter(asyncio.run(send_all()))
     growth = resident_mib(soaked) - before
     seconds = time.monotonic() - started
-    print(f"\n{REQUESTS} requests in {seconds:.0f} s: {dict(statuses)}; {growth:+.0f} MiB; {watch}")
+    print(f"\n{REQUESTS} requests in {seconds:.0f} s: {dict(statuses)}; {growth:+.0f} MiB; {health}")
     assert set(statuses) <= EXPECTED
     assert statuses[503] > 0, "the queue is bounded"
     assert statuses[200] > 0
