@@ -21,7 +21,7 @@ def check_agreement(request: "GenerationParams") -> None:
     Raises:
         Contradiction: two of them do not go together; it names the one to change.
     """
-    for check in (_frames, _weights, _speakers, _picture, _guidance):
+    for check in (_frames, _weights, _speakers, _picture, _guidance, _solver):
         check(request)
 
 
@@ -80,3 +80,15 @@ def _guidance(request: "GenerationParams") -> None:
     if request.zero_init_steps >= steps:
         message = f"zero_init_steps {request.zero_init_steps} leaves none of the {steps} diffusion_steps"
         raise Contradiction(message, "zero_init_steps")
+
+
+def _solver(request: "GenerationParams") -> None:
+    steps = request.diffusion_steps
+    if request.sigmas and len(request.sigmas) != steps:
+        message = f"diffusion_steps is {steps}, but sigmas has {len(request.sigmas)} levels: leave it out"
+        raise Contradiction(message, "diffusion_steps")
+    if request.sampler == "lcm" and request.step_cache_threshold is not None:
+        message = (
+            "step_cache_threshold reuses results of the step before, but lcm draws new noise in every step"
+        )
+        raise Contradiction(message, "step_cache_threshold")

@@ -32,6 +32,7 @@ from talkinghead_lab.foundation.field_types import (
     Lora,
     MediaPath,
     Seed,
+    Sigmas,
     WeightPath,
     WholeChunk,
 )
@@ -99,6 +100,9 @@ class GenerationParams(BaseModel):
         42, description="seed of all noise; random: a run draws one and records it"
     )
 
+    sampler: Literal["euler", "unipc", "dpm++2m", "lcm"] = Field(
+        "euler", description="solver; euler: as released; the others need the extra samplers"
+    )
     diffusion_steps: int = Field(40, ge=1, le=1000, description="sampling steps per chunk")
     text_guide_scale: GuidanceScales = Field(
         5.0,
@@ -126,6 +130,11 @@ class GenerationParams(BaseModel):
         gt=0,
         le=100,
         description="timestep shift; unset: 3 for embedded, 7 for infinitetalk-480, 11 for infinitetalk-720",
+    )
+    sigmas: Sigmas | None = Field(
+        None,
+        description="noise levels of the steps, for distilled LoRAs, without the last, 0; they replace "
+        "sample_shift; unset: shifted",
     )
     chunk_frames: WholeChunk = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
     motion_frame: WholeChunk = Field(
@@ -219,6 +228,8 @@ class GenerationParams(BaseModel):
         checkpoint = values.get("checkpoint", type(self).model_fields["checkpoint"].default)
         if values.get("sample_shift", 0) is None:
             del values["sample_shift"]  # unset: that of the checkpoint
+        if isinstance(values.get("sigmas"), list | tuple):
+            values.setdefault("diffusion_steps", len(values["sigmas"]))
         try:
             super().__init__(**{**defaults.of_checkpoint(checkpoint), **values})
         except ValidationError as error:

@@ -26,6 +26,8 @@ NAMES = {
     "pad": "padding",
     "max_frames": "length limit",
     "seed": "seed",
+    "sampler": "sampler",
+    "sigmas": "noise levels",
     "diffusion_steps": "sampling steps",
     "text_guide_scale": "text guidance",
     "audio_guide_scale": "audio guidance",

@@ -15,7 +15,17 @@ from talkinghead_lab import __version__
 from talkinghead_lab.foundation.threads import usable_cores
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
-LIBRARIES = ("torch", "transformers", "numpy", "av", "soxr", "pyloudnorm", "pillow", "safetensors")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "av",
+    "soxr",
+    "pyloudnorm",
+    "pillow",
+    "safetensors",
+    "diffusers",
+)
 GPU_LIBRARIES = ("triton", "fa3-fwd")
 GIB = 2**30
 

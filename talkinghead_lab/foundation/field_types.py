@@ -1,5 +1,6 @@
 """Types of request fields that need more than a range to be checked."""
 
+import itertools
 import re
 from typing import Annotated
 
@@ -38,6 +39,12 @@ def _in_order(shares: tuple[float, float]) -> tuple[float, float]:
     return shares
 
 
+def _falling(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if not levels[0] <= 1 or not levels[-1] > 0 or any(a <= b for a, b in itertools.pairwise(levels)):
+        raise ValueError("must fall from at most 1 to above 0; the last level, 0, is added: leave it out")
+    return levels
+
+
 MediaPath = Annotated[str, BeforeValidator(absolute)]
 WeightPath = MediaPath | None
 FrameSize = Annotated[str, AfterValidator(_auto_or_whole_tokens)]
@@ -48,6 +55,7 @@ Interval = Annotated[tuple[float, float], AfterValidator(_in_order)]
 GuidanceScale = Annotated[float, Field(ge=0, le=30)]
 # A scale, or its schedule over the steps.
 GuidanceScales = GuidanceScale | Annotated[tuple[GuidanceScale, ...], Field(min_length=1, max_length=1000)]
+Sigmas = Annotated[tuple[float, ...], Field(min_length=1, max_length=1000), AfterValidator(_falling)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 

@@ -21,7 +21,7 @@ from talkinghead_lab.pipeline.request import Resolved
 from talkinghead_lab.pipeline.stages import Stage, no_stage
 from talkinghead_lab.sampling.chunks import Chunk, audio_windows
 from talkinghead_lab.sampling.decoding import Finish, decode_chunk
-from talkinghead_lab.sampling.euler import ChunkConditions, PassCount, chunk_noise, sample_chunk
+from talkinghead_lab.sampling.euler import ChunkConditions, PassCount, noise_generator, sample_chunk
 from talkinghead_lab.sampling.seams import SeamBlend
 
 
@@ -170,12 +170,14 @@ class ChunkGenerator:
             assert previous is not None, "chunks after the first need the previous frames"
             with self.stage("vae_encode"), networks.use(networks.vae):
                 motion = networks.vae.encode(previous[None, :, -chunk.repeated :].to(networks.device))
-        if noise is None:
-            noise = chunk_noise(request.drawn_seed, chunk.index, grid.latent_shape(networks.vae.config.z_dim))
+        generator = noise_generator(request.drawn_seed, chunk.index)
+        drawn = torch.randn(grid.latent_shape(networks.vae.config.z_dim), generator=generator)
+        noise = drawn if noise is None else noise
         with self.stage("sampling"), networks.use(networks.dit, self.plan.needs["sampling"]):
             fixed = self._chunk_conditions(chunk, grid, motion)
             start, passes = noise[None].to(networks.device), PassCount()
-            latent = sample_chunk(networks.dit, start, fixed, self.resolved.sampling, on_step, passes)
+            config = self.resolved.sampling
+            latent = sample_chunk(networks.dit, start, fixed, config, on_step, passes, generator)
             del fixed
         finish = self._finishing(chunk, previous)
         frames, decode_type = self._decode(latent, finish, _NewFrames(chunk, on_frames))

@@ -199,5 +199,12 @@ def _on_gpu(resolved: Resolved) -> dict[str, float] | None:
 def _settings(resolved: Resolved) -> dict[str, Any]:
     decided = resolved.to_json()
     names = ("frame_size", "frames", "chunks", "forward_passes", "sample_shift")
-    asked = ("diffusion_steps", "text_guide_scale", "audio_guide_scale", "seam_frames", "trim_last_chunk")
+    asked = (
+        "sampler",
+        "diffusion_steps",
+        "text_guide_scale",
+        "audio_guide_scale",
+        "seam_frames",
+        "trim_last_chunk",
+    )
     return {name: decided[name] for name in names} | {name: getattr(resolved.request, name) for name in asked}

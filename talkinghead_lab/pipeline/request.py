@@ -26,6 +26,8 @@ from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.guidance import planned_passes
+from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS, schedule_of
+from talkinghead_lab.sampling.solvers import check_solver
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from talkinghead_lab.weights.checkpoints import stored_types, transformer_width
 from talkinghead_lab.weights.digests import weight_states
@@ -103,7 +105,8 @@ class Resolved:
             "frames": self.frames,
             "chunks": len(self.chunks),
             "seconds": self.seconds,
-            "sample_shift": self.sampling.shift,
+            "sample_shift": None if self.sampling.sigmas else self.sampling.shift,
+            "sigmas": [round(time / TRAINED_TIMESTEPS, 6) for time in schedule_of(self.sampling).tolist()],
             "forward_passes": self.forward_passes,
             "guided_by_text": self.sampling.text_is_guided,
             "guided_by_audio": self.sampling.audio_is_guided,
@@ -132,7 +135,9 @@ def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | 
         InvalidRequest: the device, or the attention kernel on it, is not available; or `precision` asks to
             quantise weights that are stored quantised in another type.
         CheckpointError: the checkpoint is missing, or of a kind that cannot be used.
+        MissingExtra: the sampler is not installed.
     """
+    check_solver(request.sampler)
     frames = audio.frame_count(inputs.voices[0])
     return Resolved(
         request=request,
@@ -267,6 +272,8 @@ def sampling_config(request: GenerationParams) -> SamplingConfig:
         text_scale=request.text_guide_scale,
         audio_scale=request.audio_guide_scale,
         guidance_interval=request.guidance_interval or (0.0, 1.0),
+        sampler=request.sampler,
+        sigmas=request.sigmas,
         zero_star=request.cfg_zero_star,
         zero_init_steps=request.zero_init_steps,
         projection=(

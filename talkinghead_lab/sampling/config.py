@@ -39,12 +39,14 @@ class SamplingConfig:
     """Everything that sampling needs to know of a request.
 
     Args:
-        steps: Euler steps.
+        steps: of the solver.
         shift: timestep shift of the noise schedule.
         text_scale: guidance scale of the prompt; 1 switches this guidance off.
         audio_scale: guidance scale of the recording; likewise.
         guidance_interval: guided steps, as shares of all; outside of them both scales are 1.
         projection: adaptive projected guidance; None: plain classifier-free guidance.
+        sampler: the solver; see `solvers`.
+        sigmas: noise levels of the steps, without the last 0, instead of a shifted schedule.
         zero_star: CFG-Zero* (arXiv 2503.18886): scale what is subtracted by its projection.
         zero_init_steps: first steps in which the velocity is 0, without a forward pass (likewise).
         step_cache: None computes every forward pass.
@@ -57,6 +59,8 @@ class SamplingConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     projection: ProjectionConfig | None = None
     step_cache: StepCacheConfig | None = None
+    sampler: str = "euler"
+    sigmas: tuple[float, ...] | None = None
     zero_star: bool = False
     zero_init_steps: int = 0
 

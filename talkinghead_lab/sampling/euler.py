@@ -1,4 +1,4 @@
-"""Samples one latent chunk: shifted flow-matching timesteps and Euler steps."""
+"""Samples one latent chunk, step by step from noise."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,30 +13,23 @@ from talkinghead_lab.models.dit.model import AudioContext, CrossAttentionContext
 from talkinghead_lab.models.kernels.attention import Rotation
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import Branch, Guidance, branches_at
+from talkinghead_lab.sampling.schedule import schedule_of
+from talkinghead_lab.sampling.solvers import solver
 from talkinghead_lab.sampling.step_cache import ResidualCache, steps_to_keep, steps_to_skip
 
-TRAINED_TIMESTEPS = 1000
+
+def noise_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of all noise of one chunk, on the CPU, so devices agree.
+
+    Its seed is a hash of seed and chunk number, so any chunk can be reproduced alone.
+    """
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw the standard normal noise of one chunk, float32; it is drawn on the CPU, so devices agree.
-
-    The generator's seed is a hash of seed and chunk number, so any chunk can be reproduced alone.
-    """
-    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randn(shape, generator=generator)
-
-
-def timesteps(steps: int, shift: float) -> Tensor:
-    """Compute the noise schedule: [steps + 1] timesteps from 1000 down to 0, float32.
-
-    Even steps from 1000 to 1 and a last one at 0, shifted by t ← shift · t / (1 + (shift − 1) · t) on [0, 1]
-    (Stable Diffusion 3, arXiv 2403.03206, section 5.3.2).
-    """
-    even = torch.from_numpy(np.linspace(TRAINED_TIMESTEPS, 1, steps, dtype=np.float32))
-    t = torch.cat([even, torch.zeros(1)]) / TRAINED_TIMESTEPS
-    return shift * t / (1 + (shift - 1) * t) * TRAINED_TIMESTEPS
+    """Draw the standard normal noise that a chunk starts from, float32."""
+    return torch.randn(shape, generator=noise_generator(seed, index))
 
 
 @dataclass
@@ -140,6 +132,7 @@ def sample_chunk(
     config: SamplingConfig,
     on_step: Callable[[int], None] = lambda step: None,
     passes: PassCount | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Integrate from noise to a latent chunk, both [1, C, T, h, w] in float32.
 
@@ -147,12 +140,13 @@ def sample_chunk(
         model: predicts the velocity.
         noise: the starting point.
         conditions: constant during the chunk.
-        config: steps, noise schedule, guidance and step cache.
+        config: solver, steps, noise schedule, guidance and step cache.
         on_step: called with the number of finished steps; an exception that it raises ends the sampling.
         passes: counts the forward passes that are computed.
+        generator: draws the noise that solvers add on their way.
     """
     passes = passes or PassCount()
-    schedule = timesteps(config.steps, config.shift).to(noise.device)
+    schedule = schedule_of(config).to(noise.device)
     times = model.time_embedding_of(schedule[:-1])
     skips = steps_to_skip(times.blocks, config.step_cache)
     keeps = steps_to_keep(skips)
@@ -161,10 +155,10 @@ def sample_chunk(
     # A process that computed a pass alone has its residual alone. Where the passes change from step to step,
     # another process could need it, and would wait for ever for the one that need not compute.
     spread = config.step_cache is None or len(set(branches)) == 1
-    moves = ((schedule[:-1] - schedule[1:]) / TRAINED_TIMESTEPS).tolist()
+    path = solver(config.sampler, schedule, generator, config.zero_init_steps)
     latent, motion_latents = noise.clone(), conditions.motion.shape[2]
     latent[:, :, :motion_latents] = conditions.motion
-    for step, move in enumerate(moves):
+    for step in range(config.steps):
         of_step = {branch: caches[branch] for branch in branches[step]}
         if not skips[step]:  # residuals of passes that this step has not would be of an older one
             for branch in caches.keys() - of_step.keys():
@@ -173,7 +167,7 @@ def sample_chunk(
             turn = skips[step], keeps[step], spread
             step_passes = _Step(model, conditions, of_step, latent, times.at(step), *turn)
             passes.computed += step_passes.computed()
-            latent = latent - guidance.combine(step_passes.velocities(), step) * move
+            latent = path.move(latent, guidance.combine(step_passes.velocities(), step), step)
         latent[:, :, :motion_latents] = conditions.motion
         on_step(step + 1)
     return latent

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.kernels.attention import Rotation
-from talkinghead_lab.sampling.euler import TRAINED_TIMESTEPS
+from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS
 from talkinghead_lab.training.data import EncodedVideos, TrainingBatch
 from talkinghead_lab.training.schedule import Budget, NetworkTraining, step_generator
 from talkinghead_lab.weights.writing import Networks

@@ -26,7 +26,7 @@ GROUPS = {
         "apg_norm_threshold",
     ),
     "Sampling": (
-        "diffusion_steps", "seed", "sample_shift", "step_cache_threshold",
+        "sampler", "diffusion_steps", "seed", "sample_shift", "sigmas", "step_cache_threshold",
         "chunk_frames", "motion_frame", "loras",
     ),
     "Output": (
@@ -262,4 +262,5 @@ def _placeholder(name: str) -> str:
         "loras": "one path per line, optionally followed by a scale",
         "speaker_boxes": "[[30, 30, 130, 150], [190, 20, 290, 150]]",
         "guidance_interval": "[0, 0.5]",
+        "sigmas": "[1.0, 0.9, 0.7, 0.4]",
     }.get(name, "")

@@ -3,8 +3,8 @@
 import pytest
 
 from talkinghead_lab.sampling.config import ProjectionConfig
-from talkinghead_lab.sampling.euler import timesteps
 from talkinghead_lab.sampling.guidance import AdaptiveProjection
+from talkinghead_lab.sampling.schedule import timesteps
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("sampler")

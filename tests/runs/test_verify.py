@@ -46,12 +46,14 @@ def test_a_run_done_again_is_identical(finished, capsys):
 HOW_IT_IS_SAMPLED = [
     {"text_guide_scale": (5.0, 1.0), "guidance_interval": (0.0, 0.7), "use_apg": True},
     {"text_guide_scale": (5.0, 1.0), "cfg_zero_star": True, "zero_init_steps": 1},
+    {"sampler": "unipc"},
+    {"sampler": "lcm", "sigmas": (1.0, 0.7, 0.3)},
 ]
 
 
-@pytest.mark.parametrize("changes", HOW_IT_IS_SAMPLED, ids=lambda changes: list(changes)[-1])
+@pytest.mark.parametrize("changes", HOW_IT_IS_SAMPLED, ids=lambda changes: " ".join(changes))
 def test_a_run_resumes_at_any_chunk_and_is_done_again_to_the_byte(changes, request_for, pipeline, tmp_path):
-    params = request_for(diffusion_steps=3, max_frames=17, **changes)
+    params = request_for(**{"diffusion_steps": 3} | changes, max_frames=17)
     assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
     whole = generate(params, tmp_path / "whole", pipeline=pipeline, show_progress=False)
     record = json.loads((whole.run_dir / "run.json").read_text())

@@ -11,7 +11,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
 from talkinghead_lab.sampling import euler
 from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig, spread
-from talkinghead_lab.sampling.euler import PassCount, chunk_noise, sample_chunk, timesteps
+from talkinghead_lab.sampling.euler import PassCount, chunk_noise, sample_chunk
 from talkinghead_lab.sampling.guidance import (
     CONDITIONAL,
     DROP_AUDIO,
@@ -21,6 +21,7 @@ from talkinghead_lab.sampling.guidance import (
     branches_at,
     planned_passes,
 )
+from talkinghead_lab.sampling.schedule import timesteps
 from talkinghead_lab.sampling.step_cache import (
     COEFFICIENTS,
     FIRST_COMPUTED_STEPS,

@@ -85,6 +85,7 @@ CHANGES = [
     {"seed": 2**63 - 1},
     {"sample_shift": 1 / 3, "text_guide_scale": math.pi},
     {"sample_shift": 0.001},
+    {"sampler": "lcm", "sigmas": (1.0, 0.9, 0.5), "diffusion_steps": 3},
     {"text_guide_scale": (math.pi, 1.0), "guidance_interval": (0.0, 0.5)},
     {"cfg_zero_star": True, "zero_init_steps": 1, "audio_guide_scale": (4.0, 2.0, 1.0)},
     {"diffusion_steps": 37, "chunk_frames": 1001, "motion_frame": 997},
