@@ -97,4 +97,5 @@ def solver(
         return DiffusersSolver(diffusers.UniPCMultistepScheduler(**multistep), schedule, None, first_step)
     if name == "dpm++2m":
         return DiffusersSolver(diffusers.DPMSolverMultistepScheduler(**multistep), schedule, None, first_step)
+    assert generator is not None, "without one, the noise would be that of the process"
     return DiffusersSolver(diffusers.FlowMatchLCMScheduler(), schedule, generator, first_step)

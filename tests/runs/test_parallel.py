@@ -30,7 +30,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs import parallel
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.sampling.config import SamplingConfig, Scale, StepCacheConfig
-from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
+from talkinghead_lab.sampling.euler import noise_generator, sample_chunk
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
 from tests.models.vae.test_model import TINY, latent
@@ -49,6 +49,8 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
     made |= {name: chunk(model, *scales) for name, scales in GUIDANCE_SCALES.items()}
     made["guided steps, cached"] = chunk(model, 5.0, 4.0, steps=8, guidance_interval=(0.25, 0.9))
     made["zero star"] = chunk(model, (5.0, 1.0), 4.0, steps=3, zero_star=True, zero_init_steps=1)
+    made["unipc"] = chunk(model, 5.0, 4.0, speakers=2, sampler="unipc")
+    made["lcm"] = chunk(model, 1.0, 2.0, sampler="lcm")
     made["2 speakers, cached steps"] = chunk(model, 1.0, 1.0, speakers=2, steps=7)
     quantize_linears(model.get_submodule("blocks"), FP8)
     multiply_fp8(model)
@@ -64,9 +66,10 @@ def chunk(
         steps, shift=7.0, text_scale=text_guide_scale, audio_scale=audio_guide_scale, step_cache=cache, **more
     )
     grid = LatentGrid(9, 32, 32)
-    noise = chunk_noise(0, 0, (1, *grid.latent_shape(model.config.out_dim)))
+    generator = noise_generator(0, 0)
+    noise = torch.randn((1, *grid.latent_shape(model.config.out_dim)), generator=generator)
     conditions = random_conditions(model, grid, torch.device("cpu"), speakers=speakers)
-    return sample_chunk(model, noise, conditions, config)
+    return sample_chunk(model, noise, conditions, config, generator=generator)
 
 
 def decoded(group: SequenceParallelGroup) -> torch.Tensor:
@@ -108,7 +111,7 @@ def of_one() -> dict[str, torch.Tensor]:
         "guided steps, cached",
         "zero star",
         "fp8",
-        *GUIDANCE_SCALES,
+        *("unipc", "lcm", *GUIDANCE_SCALES),
     ],
 )
 def test_two_processes_make_what_one_makes(of_one, of_two, name):

@@ -11,7 +11,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
 from talkinghead_lab.sampling import euler
 from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig, spread
-from talkinghead_lab.sampling.euler import PassCount, chunk_noise, sample_chunk
+from talkinghead_lab.sampling.euler import PassCount, noise_generator, sample_chunk
 from talkinghead_lab.sampling.guidance import (
     CONDITIONAL,
     DROP_AUDIO,
@@ -184,9 +184,10 @@ PAIRS = ((CONDITIONAL, DROP_TEXT), (DROP_TEXT, UNCONDITIONAL))
 def sampled(config: SamplingConfig) -> tuple[torch.Tensor, int]:
     """A chunk of a tiny model, and the passes that were computed for it."""
     model, grid, passes = build(), LatentGrid(9, 32, 32), PassCount()
-    noise = chunk_noise(0, 0, (1, *grid.latent_shape(model.config.out_dim)))
+    generator = noise_generator(0, 0)
+    noise = torch.randn((1, *grid.latent_shape(model.config.out_dim)), generator=generator)
     conditions = random_conditions(model, grid, torch.device("cpu"))
-    return sample_chunk(model, noise, conditions, config, passes=passes), passes.computed
+    return sample_chunk(model, noise, conditions, config, passes=passes, generator=generator), passes.computed
 
 
 CACHE = StepCacheConfig(float("inf"), COEFFICIENTS["infinitetalk-480"])
