@@ -35,6 +35,7 @@ def test_an_empty_environment_selects_the_bundled_model(environment):
     for resolution in ("infinitetalk-480", "infinitetalk-720"):
         params = settings.params(**CALL, resolution=resolution)
         assert (params.checkpoint, params.frame_size) == ("embedded", "160x160")
+        assert (params.diffusion_steps, params.text_guide_scale, params.seam_frames) == (4, 2.0, 8)
 
 
 @pytest.mark.parametrize(
