@@ -101,7 +101,7 @@ class TimeLeft:
         self._estimate: float | None = None  # when it was told
         self._after_part = 0.0  # what of the estimate follows the current part
         self._lowest = math.inf
-        self._fraction = 0.0
+        self._fraction = 0.0  # of the work, so an estimate that must not rise does not count here
 
     @property
     def place(self) -> str:
@@ -191,12 +191,7 @@ class TimeLeft:
 
     def fraction(self) -> float:
         """Finished share of the work, 0 to 1, which never falls."""
-        with self._lock:
-            left = self.seconds()
-            if left is not None and self._work:
-                whole = self._whole(self._work)
-                self._fraction = max(self._fraction, 1 - left / whole if whole else 0.0)
-            return self._fraction
+        return self._fraction
 
     def _count_step(self, work: Work) -> None:
         first = not self._pace.slowest_pass and self._place.steps == 0 and self._place.chunk == work.finished
@@ -217,6 +212,7 @@ class TimeLeft:
                 shown, left = self.seconds(), self._left(work)
                 self._lowest = min(self._lowest, math.inf if shown is None else shown)
                 self._estimate, self._told = min(left, LARGEST_RISE * self._lowest), self.now()
+                self._fraction = max(self._fraction, 1 - left / max(left, self._whole(work), 1e-9))
                 self._after_part = max(0.0, self._estimate - self._part(work))
         for listener in self.listeners:
             listener()

@@ -150,6 +150,19 @@ def test_steps_count_by_their_forward_passes():
         assert seconds == pytest.approx(moment - now + rest, abs=2.2)
 
 
+def test_the_finished_share_is_that_of_the_work_also_after_a_fast_start():
+    moment, events = 0.0, [[0.0, "plan"], [0.0, "enter", "sampling"]]
+    for step in range(100):
+        moment += 0.001 if step < 4 else 0.1
+        events.append([moment, "step"])
+    fields = {"finished": 0, "steps": 100, "passes": 1, "pixels": 1024, "checkpoint": "released"}
+    run = {"chunks": [[81, 0, 81]], "events": events, "end": moment, **fields, "cached": False}
+    steps = [now for now, event, *_ in events if event == "step"]
+    for now, left in played(run):
+        done = sum(now >= moment for moment in steps)
+        assert left.fraction() <= (done + 1) / 100
+
+
 def test_the_place_is_told_in_words():
     run = next(iter(RUNS.values()))
     places = list(dict.fromkeys(left.place for _, left in played(run)))
