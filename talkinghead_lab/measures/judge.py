@@ -1,6 +1,6 @@
 """Judges a finished video: every measure and check, from one decoding pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image
 from talkinghead_lab.errors import MediaError, TalkingHeadError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures import lips
-from talkinghead_lab.measures.cartoon_faces import MouthReader, mouth_truth
+from talkinghead_lab.measures.cartoon_faces import MouthReader
 from talkinghead_lab.measures.checks import StillnessMeter, check_video
 from talkinghead_lab.measures.frames import FrameStatistics, frame_measures, seam_jump
 from talkinghead_lab.measures.identity import Features, identity
@@ -31,10 +31,10 @@ class Subject:
 
     Args:
         portrait: the reference image at the start.
-        recording_sha256: digest of the first speaker's recording.
         speech: what is heard, mono at 16 kHz.
         frame_count: frames that the video should have.
         seconds: length that it should have.
+        truth: the true opening of the mouth in every frame, 0 shut … 1 wide; None: not known.
         seams: numbers of the frames that start a new chunk.
         changes: how much the luma of each frame but the first differs from the frame before, before encoding
             (`LumaChanges`); None: not known.
@@ -44,10 +44,10 @@ class Subject:
     """
 
     portrait: Image.Image
-    recording_sha256: str
     speech: audio.Wave
     frame_count: int
     seconds: float
+    truth: lips.Openings | None = None
     seams: Sequence[int] = ()
     changes: Sequence[float] | None = None
     speakers: int = 1
@@ -102,14 +102,7 @@ def judge_video(
 
     soundtrack = video.decode_once(path, add)
     openings = viewing.mouths.openings() if viewing.mouths else None
-    pictures = [viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept]
-    measures = [
-        *_lip_measures(path, subject, viewing, openings, soundtrack),
-        identity(subject.portrait, pictures, features),
-        seam_jump(subject.changes, subject.seams),
-        *frame_measures(viewing.statistics),
-        Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
-    ]
+    measures = _measures(path, subject, viewing, openings, soundtrack, features)
     checks = check_video(
         facts,
         viewing.meter,
@@ -121,6 +114,47 @@ def judge_video(
     )
     shown = [(number / FRAMES_PER_SECOND, viewing.kept[number]) for number in viewing.snapshot_numbers]
     return Judgement(measures, checks, shown, facts)
+
+
+def judge_frames(
+    frames: Iterable[video.Frames],
+    subject: Subject,
+    sound: audio.Wave | None,
+    features: Features | None = None,
+    path: Path | None = None,
+) -> list[Measure]:
+    """Take every measure of a span of a video, whose frames somebody else decodes.
+
+    Args:
+        frames: uint8 [H, W, 3] each, 25 per second.
+        subject: what the span should be.
+        sound: what is heard with it, as `audio.read_soundtrack` gives it.
+        features: an image encoder, as for `judge_video`.
+        path: the file, if the frames are all of its frames; SyncNet's scores decode it again.
+    """
+    viewing = _Viewing(subject, subject.frame_count, 0)
+    for pixels in frames:
+        viewing.add(pixels)
+    openings = viewing.mouths.openings() if viewing.mouths else None
+    return _measures(path, subject, viewing, openings, sound, features)
+
+
+def _measures(
+    path: str | Path | None,
+    subject: Subject,
+    viewing: "_Viewing",
+    cartoon: lips.Openings | None,
+    soundtrack: audio.Wave | None,
+    features: Features | None,
+) -> list[Measure]:
+    pictures = [viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept]
+    return [
+        *_lip_measures(path, subject, viewing, cartoon, soundtrack),
+        identity(subject.portrait, pictures, features),
+        seam_jump(subject.changes, subject.seams),
+        *frame_measures(viewing.statistics),
+        Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
+    ]
 
 
 class _Viewing:
@@ -159,7 +193,7 @@ class _Viewing:
 
 
 def _lip_measures(
-    path: str | Path,
+    path: str | Path | None,
     subject: Subject,
     viewing: _Viewing,
     cartoon: lips.Openings | None,
@@ -172,11 +206,10 @@ def _lip_measures(
         found = [Measure.of(name, None, viewing.no_faces) for name in names]
     else:
         openings = openings[:LONGEST_READ]
-        truth = mouth_truth(subject.recording_sha256)
         no_size = "only a cartoon mouth's opening has a true size"
         found = [
-            lips.lip_correlation(openings, truth),
-            lips.lip_error(openings, truth)
+            lips.lip_correlation(openings, subject.truth),
+            lips.lip_error(openings, subject.truth)
             if cartoon is not None
             else Measure.of("lip_error", None, no_size),
             Measure.of("mouth_follows_sound", None, NO_SOUND)
@@ -187,11 +220,14 @@ def _lip_measures(
 
 
 def _sync_measures(
-    path: str | Path, faces: Faces | None, soundtrack: audio.Wave | None, reason: str
+    path: str | Path | None, faces: Faces | None, soundtrack: audio.Wave | None, reason: str
 ) -> list[Measure]:
     if faces is not None and soundtrack is None:
         reason = NO_SOUND
+    elif faces is not None and path is None:
+        reason = "SyncNet's scores take whole files with 25 frames per second"
     elif faces is not None and soundtrack is not None:
+        assert path is not None
         try:
             scores = sync_scores(path, faces, soundtrack)
             return [Measure.of("lse_c", scores.confidence), Measure.of("lse_d", scores.distance)]

@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from talkinghead_lab.errors import MediaError
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.media.deinterlacing import progressive
 from talkinghead_lab.media.frame_colors import UNSPECIFIED, to_rgb
 from talkinghead_lab.media.image import MAX_PIXELS, check_size, is_picture, read_portrait
@@ -109,6 +110,30 @@ class DrivingVideo:
         if picture is None:
             raise _unreadable(self.path, f"no frame at {seconds:.2f} s")
         return picture
+
+    def frames(self, start: float, count: int) -> Iterator[Image.Image]:
+        """The frames shown at up to `count` times, 1/25 s apart, from `start` on; ends with the video.
+
+        Raises:
+            MediaError: the file cannot be decoded any more.
+        """
+        with open_video(self.path) as (container, stream):
+            shown, number = None, 0
+            for time, frame in timed_frames(container, stream):
+                while shown is not None and self._time(start, number, count) < time:
+                    yield shown
+                    number += 1
+                shown = self._upright(frame, stream)
+                end = time + float(1 / (stream.average_rate or FRAMES_PER_SECOND))
+            while shown is not None and self._time(start, number, count) < end:
+                yield shown
+                number += 1
+
+    def _time(self, start: float, number: int, count: int) -> float:
+        """The file's time of frame `number` of `count` frames from `start` on; after these, never."""
+        return (
+            self._start + start + number / FRAMES_PER_SECOND + TIME_TOLERANCE if number < count else math.inf
+        )
 
     def _shown(self, target: float, *, seek: bool) -> Image.Image | None:
         with open_video(self.path) as (container, stream):

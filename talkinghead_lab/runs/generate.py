@@ -22,6 +22,7 @@ from talkinghead_lab.errors import OutputError, Stopped
 from talkinghead_lab.foundation import digests, environment
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures.cartoon_faces import mouth_truth
 from talkinghead_lab.measures.cost import cost
 from talkinghead_lab.measures.judge import Judgement, Subject, judge_video
 from talkinghead_lab.media import video
@@ -342,9 +343,9 @@ def _subject(
     cut = request.max_frames is not None and resolved.frames == request.max_frames
     return Subject(
         portrait=fit_image(inputs.reference.frame_at(0.0), resolved.frame_size, resolved.framing),
-        recording_sha256=origin.media["audio_path"],
         speech=inputs.voices[0],
         frame_count=resolved.frames,
+        truth=mouth_truth(origin.media["audio_path"]),
         seconds=resolved.frames / FRAMES_PER_SECOND if cut else inputs.seconds,
         seams=[chunk.start + chunk.repeated for chunk in resolved.chunks[1:]],
         changes=changes,

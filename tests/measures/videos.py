@@ -42,7 +42,6 @@ def subject(**changes: Any) -> Subject:
     """One photographed speaker, two seconds long."""
     fields = {
         "portrait": Image.new("RGB", (32, 32)),
-        "recording_sha256": "unknown",
         "speech": np.zeros(32_000, np.float32),
         "frame_count": 50,
         "seconds": 2.0,
