@@ -14,6 +14,8 @@ from talkinghead_lab.models.judges.face_reader import face_features
 
 FEATURES_FILE = EMBEDDED_FOLDER / "presenter_features.safetensors"
 COMPONENTS = 32
+FEATURE_GRID = (16, 8, 8)  # channels, rows, columns of the face reader's features
+ROWS_ABOVE_THE_MOUTH = 3  # whose features see little of it
 LARGEST_DIFFERENCE = 0.8  # of a presenter; MODEL_CARD.md gives the error rates
 
 
@@ -25,6 +27,27 @@ def presenter_difference(frames: Tensor) -> Tensor:
     """
     mean, components = _variation()
     return unexplained(face_features(frames), mean, components)
+
+
+def presenter_components(frames: Tensor) -> Tensor:
+    """Where each frame's features lie along the presenters' principal components, [F, 32], from the mean.
+
+    Args:
+        frames: as for `presenter_difference`.
+    """
+    mean, components = _variation()
+    return (face_features(frames) - mean) @ components.T
+
+
+def presenter_appearance(frames: Tensor) -> Tensor:
+    """Features of hair, forehead and backdrop, [F, N], less the mean: who it is, whatever is said.
+
+    Args:
+        frames: as for `presenter_difference`.
+    """
+    mean, _ = _variation()
+    away = (face_features(frames) - mean).unflatten(1, FEATURE_GRID)
+    return away[:, :, :ROWS_ABOVE_THE_MOUTH].flatten(1)
 
 
 def unexplained(features: Tensor, mean: Tensor, components: Tensor) -> Tensor:

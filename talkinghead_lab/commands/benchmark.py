@@ -1,0 +1,102 @@
+"""The command `benchmark`: any system's videos of a fixed list of clips, scored and tabulated."""
+
+import argparse
+from pathlib import Path
+
+from talkinghead_lab.commands.overrides import add_overrides, overrides
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the parser."""
+    benchmark = commands.add_parser("benchmark", help="score systems on a list of clips, print a table")
+    actions = benchmark.add_subparsers(required=True, metavar="ACTION")
+    _add_manifest(actions)
+    command = actions.add_parser("run", help="generate the videos of a request for every clip and score them")
+    command.add_argument("manifest", type=Path, help="YAML file of the clips")
+    command.add_argument(
+        "--method", type=Path, action="append", required=True, help="YAML file of a request; can be repeated"
+    )
+    add_overrides(command, "override a parameter of every request")
+    command.add_argument("--workers", type=int, default=0, help="number of processes, as of `sweep`")
+    command.add_argument("--out", type=Path, required=True, help="folder of the benchmark")
+    command.set_defaults(run=run_methods)
+    command = actions.add_parser("score", help="score videos made elsewhere, named after the clips")
+    command.add_argument("manifest", type=Path, help="YAML file of the clips")
+    command.add_argument("--videos", type=Path, required=True, help="folder of the videos")
+    command.add_argument("--name", required=True, help="name of the system in the table")
+    command.add_argument("--out", type=Path, required=True, help="folder of the benchmark")
+    command.set_defaults(run=run_score)
+    command = actions.add_parser("table", help="print the table; write Markdown, LaTeX, CSV and Parquet")
+    command.add_argument("folder", type=Path, help="folder of the benchmark")
+    command.add_argument("--base", help="system that others are compared with; unset: the first by name")
+    command.set_defaults(run=run_table)
+
+
+def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = actions.add_parser("manifest", help="list the clips of a folder, or draw presenters into it")
+    command.add_argument("kind", choices=("folder", "drawn"), help="what makes the clips")
+    command.add_argument("folder", type=Path, help="folder of the videos")
+    command.add_argument("--out", type=Path, required=True, help="the YAML file to write; in FOLDER or above")
+    command.add_argument("--name", help="of the benchmark; unset: the folder's")
+    command.add_argument("--seconds", type=float, default=4.0, help="length of every clip (4)")
+    command.add_argument(
+        "--identity",
+        help="folder: regular expression whose first group in a file's name is the person; unset: all but a "
+        "number at the end, as HDTF names its clips",
+    )
+    command.add_argument("--identities", type=int, default=40, help="drawn: number of presenters (40)")
+    command.add_argument("--clips-each", type=int, default=1, help="drawn: clips of each presenter (1)")
+    command.add_argument("--seed", type=int, default=1, help="drawn: of sentences, voices and motion (1)")
+    command.set_defaults(run=run_manifest)
+
+
+def run_manifest(options: argparse.Namespace) -> None:
+    """Write a manifest and print its path."""
+    from talkinghead_lab.evaluation.drawn import draw_clips
+    from talkinghead_lab.evaluation.manifest import IDENTITY, from_folder
+
+    if options.kind == "drawn":
+        manifest = draw_clips(
+            options.folder, options.identities, options.clips_each, options.seconds, options.seed
+        )
+    else:
+        name = options.name or options.folder.resolve().name
+        manifest = from_folder(options.folder, name, options.seconds, options.identity or IDENTITY)
+    manifest.write(options.out)
+    print(options.out)
+
+
+def run_methods(options: argparse.Namespace) -> int:
+    """Generate and score; print the folder; return 1 if a video failed, else 0."""
+    from talkinghead_lab.evaluation.manifest import Manifest
+    from talkinghead_lab.evaluation.systems import Benchmark
+    from talkinghead_lab.params import read_yaml
+
+    benchmark = Benchmark(Manifest.from_yaml(options.manifest), options.out)
+    scores = [
+        score
+        for method in options.method
+        for score in benchmark.generate(method.stem, read_yaml(method) | overrides(options), options.workers)
+    ]
+    print(options.out)
+    return int(any(score.failure for score in scores))
+
+
+def run_score(options: argparse.Namespace) -> int:
+    """Score videos; print the folder; return 1 if a video failed, else 0."""
+    from talkinghead_lab.evaluation.manifest import Manifest
+    from talkinghead_lab.evaluation.systems import Benchmark
+
+    benchmark = Benchmark(Manifest.from_yaml(options.manifest), options.out)
+    scores = benchmark.score(options.name, options.videos)
+    print(options.out)
+    return int(any(score.failure for score in scores))
+
+
+def run_table(options: argparse.Namespace) -> None:
+    """Print the table and write its files."""
+    from talkinghead_lab.evaluation import table
+
+    rows = table.benchmark_table(options.folder, options.base)
+    table.write_table(rows, options.folder)
+    print(table.to_markdown(rows), end="")

@@ -1,0 +1,235 @@
+"""The list of clips that a benchmark scores: which files, which part of each, and who is seen in them."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from talkinghead_lab.errors import InvalidRequest, MediaError
+from talkinghead_lab.foundation.digests import known_sha256
+from talkinghead_lab.foundation.field_errors import Contradiction, first_error
+from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.foundation.parameter_text import read_mapping
+from talkinghead_lab.media.reference import DrivingVideo
+from talkinghead_lab.media.video import probe
+
+VERSION = 1
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+# HDTF names its clips after the speaker and counts them: WDA_BarackObama_000.mp4, WDA_BarackObama_001.mp4.
+IDENTITY = r"(.+?)(?:_\d+)?"
+
+
+class Clip(BaseModel):
+    """A span of a real video of one person who speaks.
+
+    A system gets the frame at `start` as its portrait and the clip's own recording from `start` on. The real
+    span is what its video is compared with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    id: str = Field(pattern=r"^[\w.-]+$", description="name of the clip, and of every system's video of it")
+    video: Path = Field(description="file of the real video; relative to the manifest")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="digest of the file")
+    start: float = Field(0.0, ge=0, description="first second of the span")
+    seconds: float = Field(gt=0, le=600, description="length of the span")
+    identity: str = Field(min_length=1, description="who is seen; clips of one person are not independent")
+    other: str = Field(description="id of the clip whose recording is the wrong one for this clip")
+    truth: Path | None = Field(
+        None, description="JSON list: the true opening of the mouth, 25 values per second, 0 shut … 1 wide"
+    )
+
+    @property
+    def frames(self) -> int:
+        """Frames of the span, at 25 per second."""
+        return max(1, round(self.seconds * FRAMES_PER_SECOND))
+
+
+class Manifest(BaseModel):
+    """A named list of clips.
+
+    Raises:
+        InvalidRequest: a field is not valid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(VERSION, ge=1, le=VERSION, description="version of the format")
+    name: str = Field(min_length=1, description="of the benchmark")
+    cartoon: bool = Field(False, description="cartoon presenters, as the bundled model draws them")
+    clips: tuple[Clip, ...] = Field(min_length=2, description="the clips, in order")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise first_error(error, type(self).model_fields) from None
+
+    @model_validator(mode="after")
+    def _clips_are_known(self) -> Self:
+        identities = {clip.id: clip.identity for clip in self.clips}
+        if len(identities) < len(self.clips):
+            raise Contradiction("two clips have the same id", "clips")
+        for clip in self.clips:
+            if clip.other not in identities or clip.other == clip.id:
+                raise Contradiction(
+                    f"`other` of the clip {clip.id} must be another clip, received {clip.other!r}", "clips"
+                )
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read a manifest; its files are relative to it.
+
+        Raises:
+            InvalidRequest: the file or a field is not valid.
+        """
+        manifest = cls(**read_mapping(path))
+        folder = path.resolve().parent
+        clips = [
+            clip.model_copy(
+                update={"video": folder / clip.video, "truth": clip.truth and folder / clip.truth}
+            )
+            for clip in manifest.clips
+        ]
+        return manifest.model_copy(update={"clips": tuple(clips)})
+
+    def write(self, path: Path) -> None:
+        """Write a manifest whose files are below its folder, relative to it.
+
+        Raises:
+            OutputError: the file cannot be written, or exists.
+        """
+        folder = path.resolve().parent
+        content = self.model_dump(mode="json", exclude_defaults=True) | {"version": self.version}
+        for clip in content["clips"]:
+            for name in ("video", "truth"):
+                if clip.get(name):
+                    clip[name] = _relative(Path(clip[name]).resolve(), folder)
+        ordered = {name: content[name] for name in type(self).model_fields if name in content}
+        with atomic_path(path) as temporary:
+            temporary.write_text(yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True), "utf-8")
+
+    def check(self) -> None:
+        """Compare every file with its digest.
+
+        Raises:
+            MediaError: a file is missing or differs; all of them are named.
+        """
+        wrong = [f"{clip.id}: {problem}" for clip in self.clips if (problem := _problem(clip))]
+        if wrong:
+            raise MediaError(
+                "clips of the benchmark are missing or differ from the manifest",
+                received="; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""),
+                remedy="Get these files again. A benchmark of other files is another benchmark.",
+            )
+
+
+def mouth_truth(clip: Clip) -> NDArray[np.float64] | None:
+    """The true opening of the mouth in the span, [F]; None: not known."""
+    return None if clip.truth is None else np.asarray(json.loads(clip.truth.read_text("utf-8")), float)
+
+
+def reference_picture(clip: Clip) -> Image.Image:
+    """The portrait that every system gets: the frame at the start of the span."""
+    return DrivingVideo(clip.video).frame_at(clip.start)
+
+
+def from_folder(
+    folder: Path, name: str, seconds: float, identity: str = IDENTITY, cartoon: bool = False
+) -> Manifest:
+    """A manifest of all videos below a folder: the first `seconds` of each.
+
+    Args:
+        folder: with the videos.
+        name: of the benchmark.
+        seconds: length of the spans.
+        identity: regular expression that matches a file's whole name, without its suffix; its first group is
+            the person. The default leaves out a number at the end, as HDTF counts the clips of a speaker.
+        cartoon: whether the presenters are those of the bundled model.
+
+    Raises:
+        InvalidRequest: `identity` is not valid or does not match a name, or all clips show one person.
+        MediaError: there are no videos, or one is shorter than `seconds`.
+    """
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
+        facts = probe(path)
+        if min(facts.duration_seconds, facts.audio_seconds) < seconds - 1 / FRAMES_PER_SECOND:
+            raise MediaError(
+                "a clip is too short",
+                received=f"{path}: {facts.duration_seconds:.2f} s of pictures, {facts.audio_seconds:.2f} s "
+                "of sound",
+                allowed=f"{seconds:g} s or more",
+                remedy="Choose fewer seconds, or move the file out of the folder.",
+            )
+        truth = path.with_suffix(".truth.json")
+        fields = {
+            "id": re.sub(r"[^\w.-]", "_", path.relative_to(folder).with_suffix("").as_posix()),
+            "video": path,
+            "sha256": known_sha256(path),
+            "seconds": seconds,
+            "identity": _person(path.stem, identity),
+        }
+        found.append(fields | ({"truth": truth} if truth.is_file() else {}))
+    if len(found) < 2:
+        raise MediaError("a benchmark needs two videos or more", received=f"{len(found)} in {folder}")
+    for fields, other in zip(found, _others([str(fields["identity"]) for fields in found]), strict=True):
+        fields["other"] = found[other]["id"]
+    return Manifest(name=name, cartoon=cartoon, clips=found)
+
+
+def _person(stem: str, identity: str) -> str:
+    try:
+        match = re.fullmatch(identity, stem)
+    except re.error as error:
+        raise InvalidRequest("not a regular expression", received=f"{identity} ({error})") from None
+    if not match or not match.groups() or not match[1]:
+        raise InvalidRequest(
+            "the regular expression of the identities does not tell who is seen",
+            received=f"{identity!r} for the file {stem!r}",
+            remedy="Its first group is the person: '(.+?)_.*'.",
+        )
+    return match[1]
+
+
+def _others(identities: list[str]) -> Iterator[int]:
+    """For each clip the number of another person's: half the list further, or the next one after that."""
+    count = len(identities)
+    if len(set(identities)) == 1:
+        raise InvalidRequest(
+            "all clips show one person, so there is nothing to compare between people",
+            received=identities[0],
+            remedy="Give --identity, a regular expression whose first group is the person.",
+        )
+    for number, identity in enumerate(identities):
+        further = ((number + count // 2 + step) % count for step in range(count))
+        yield next(other for other in further if identities[other] != identity)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    if not path.is_relative_to(folder):
+        raise InvalidRequest(
+            "the manifest must lie in the folder of its clips or above it",
+            received=f"{path}, with the manifest in {folder}",
+        )
+    return path.relative_to(folder).as_posix()
+
+
+def _problem(clip: Clip) -> str | None:
+    if not clip.video.is_file():
+        return f"no file {clip.video}"
+    found = known_sha256(clip.video)
+    return (
+        None
+        if found == clip.sha256
+        else f"{clip.video} has the digest {found[:12]}…, not {clip.sha256[:12]}…"
+    )

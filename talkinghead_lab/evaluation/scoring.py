@@ -1,0 +1,225 @@
+"""Scores of a system's videos, clip by clip, by one protocol.
+
+The protocol:
+
+- Pictures are decoded once and never encoded again. 25 times a second, the frame counts that a player shows.
+- Sound is that of the manifest, whatever the video's own sound track holds.
+- As many frames count as the clip has. A video that lacks more than LONGEST_GAP of them failed.
+- Failures stay in the table.
+- Nothing is cropped or resized but by the measures themselves.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from talkinghead_lab.errors import OutputError, TalkingHeadError
+from talkinghead_lab.evaluation.manifest import Clip, Manifest, mouth_truth, reference_picture
+from talkinghead_lab.foundation.digests import combined, known_sha256
+from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures.judge import Subject, judge_frames
+from talkinghead_lab.measures.measure import Measure
+from talkinghead_lab.media import audio, video
+from talkinghead_lab.media.pixels import to_unit_range
+from talkinghead_lab.media.reference import DrivingVideo
+from talkinghead_lab.models.judges.presenters import presenter_appearance, presenter_components
+
+PROTOCOL = 1  # a change of anything that moves a value raises it
+LONGEST_GAP = 0.1  # of the clip's frames
+SAMPLED_FRAMES = 16  # of each clip, evenly spaced, for the distances between sets of frames
+# Of the measures of a run, those that compare systems; the others are about one run.
+COMPARED = (
+    "lip_correlation", "lip_error", "mouth_follows_sound", "lse_c", "lse_d",
+    "identity", "flicker", "color_drift", "motion", "sharpness",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is known of one system's video of one clip.
+
+    Args:
+        clip: id.
+        identity: who is seen.
+        measures: by name; empty for a failure.
+        features: [frames, channels] of sampled frames; empty for a failure, or if no network suits the clips.
+        failure: why there are no values.
+    """
+
+    clip: str
+    identity: str
+    measures: dict[str, Measure]
+    features: NDArray[np.float64]
+    failure: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        measures = {name: vars(measure) for name, measure in self.measures.items()}
+        return vars(self) | {"measures": measures, "features": self.features.tolist()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        measures = {name: Measure(**fields) for name, fields in stored["measures"].items()}
+        return cls(**stored | {"measures": measures, "features": np.asarray(stored["features"], float)})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one system, stored in a folder, a file for each clip."""
+
+    system: str
+    folder: Path
+
+    def of(
+        self, manifest: Manifest, video_of: Callable[[Clip], Path], wrong: bool = False, progress: bool = True
+    ) -> list[Score]:
+        """Score the videos of all clips; what an earlier call scored is read, if its files are the same.
+
+        Args:
+            manifest: the clips.
+            video_of: the system's video of a clip; it may be missing.
+            wrong: give every clip the recording of another one, as a bound for measures of lips and sound.
+            progress: draw a progress bar.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clips = {clip.id: clip for clip in manifest.clips}
+        found = []
+        for clip in tqdm(manifest.clips, desc=self.system, unit="clip", disable=not progress):
+            heard = clips[clip.other] if wrong else clip
+            found.append(self._one(clip, heard, video_of(clip), manifest.cartoon))
+        return found
+
+    def _one(self, clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
+        stored = self.folder / f"{clip.id}.json"
+        made_from = combined(
+            [
+                PROTOCOL,
+                clip.model_dump(mode="json", exclude={"video", "truth"}),
+                heard.sha256,
+                known_sha256(path) if path.is_file() else "missing",
+                cartoon,
+            ]
+        )
+        known = read_json(stored) if stored.is_file() else {}
+        if known.get("made_from") == made_from:
+            return Score.from_json(known["score"])
+        score = score_clip(clip, heard, path, cartoon)
+        write_json(stored, {"made_from": made_from, "score": score.to_json()})
+        return score
+
+
+def score_clip(clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
+    """Score one video of a clip; a video that is missing, damaged or too short gives a failure.
+
+    Args:
+        clip: what the video should show.
+        heard: the clip whose recording is heard: the same one, or a wrong one.
+        path: the video, which starts with the clip; or the clip's own file.
+        cartoon: whether the presenters are those of the bundled model.
+    """
+    if not path.is_file():
+        return Score(clip.id, clip.identity, {}, np.zeros((0, 0)), f"no file {path.name}")
+    try:
+        is_real = path == clip.video
+        frames = FrameFeatures(clip.frames, cartoon)
+        shown = DrivingVideo(path).frames(clip.start if is_real else 0.0, clip.frames)
+        sound = audio.read_soundtrack(heard.video, start=heard.start)
+        length = round(clip.seconds * audio.SOUNDTRACK_RATE)
+        measures = judge_frames(
+            frames.watch(np.array(picture) for picture in shown),
+            _subject(clip, heard, cartoon),
+            sound[:, :length],
+            presenter_features if cartoon else None,
+            path if _is_whole(path, clip, is_real) else None,
+        )
+    except TalkingHeadError as error:
+        return Score(clip.id, clip.identity, {}, np.zeros((0, 0)), str(error))
+    if frames.count < (1 - LONGEST_GAP) * clip.frames:
+        reason = f"too short: {frames.count} of {clip.frames} frames"
+        return Score(clip.id, clip.identity, {}, np.zeros((0, 0)), reason)
+    compared = {measure.name: measure for measure in measures if measure.name in COMPARED}
+    return Score(clip.id, clip.identity, compared, frames.features())
+
+
+def _subject(clip: Clip, heard: Clip, cartoon: bool) -> Subject:
+    speech = audio.read_recording(heard.video, start=heard.start).speech
+    return Subject(
+        portrait=reference_picture(clip),
+        speech=speech[: round(clip.seconds * audio.SAMPLE_RATE)],
+        frame_count=clip.frames,
+        seconds=clip.seconds,
+        truth=mouth_truth(heard),
+        cartoon=cartoon,
+    )
+
+
+def _is_whole(path: Path, clip: Clip, is_real: bool) -> bool:
+    """Whether the decoded frames are all frames of the file."""
+    facts = video.probe(path)
+    return not (is_real and clip.start) and facts.frame_count == round(
+        facts.duration_seconds * FRAMES_PER_SECOND
+    )
+
+
+class FrameFeatures:
+    """Features of a few frames, taken while others look at all of them."""
+
+    def __init__(self, frames: int, cartoon: bool) -> None:
+        self.count, self._cartoon = 0, cartoon
+        self._wanted = set(video.evenly_spaced_numbers(frames, SAMPLED_FRAMES))
+        self._found: list[Tensor] = []
+
+    def watch(self, frames: Iterable[video.Frames]) -> Iterator[video.Frames]:
+        """Hand the frames on."""
+        for pixels in frames:
+            if self._cartoon and self.count in self._wanted:
+                frame = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+                self._found.append(presenter_components(to_unit_range(frame)))
+            self.count += 1
+            yield pixels
+
+    def features(self) -> NDArray[np.float64]:
+        """[frames, channels]."""
+        return torch.cat(self._found).double().numpy() if self._found else np.zeros((0, 0))
+
+
+def presenter_features(frames: Tensor) -> Tensor:
+    """[1, 3, H, W] in [−1, 1] → [1, 1, channels], for `identity` of cartoon presenters."""
+    return presenter_appearance(frames)[:, None]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with atomic_path(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of `write_json`.
+
+    Raises:
+        OutputError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"a file of the benchmark cannot be read ({error})", received=str(path), remedy="Remove it."
+        ) from None

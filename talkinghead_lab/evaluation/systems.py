@@ -1,0 +1,162 @@
+"""The systems of a benchmark's folder: generated here from a request, or made elsewhere.
+
+FOLDER/manifest.json              which benchmark it is
+FOLDER/inputs/CLIP.png            the portraits
+FOLDER/systems/NAME/runs/CLIP/    runs of a system that generates here
+FOLDER/systems/NAME/scores/       a file for each clip
+FOLDER/table.*
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError
+from talkinghead_lab.evaluation.manifest import VIDEO_SUFFIXES, Clip, Manifest, reference_picture
+from talkinghead_lab.evaluation.scoring import Score, Scores, read_json, write_json
+from talkinghead_lab.foundation.digests import combined
+from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.runs.folder import RECORD, read_record
+from talkinghead_lab.runs.record import video_of
+from talkinghead_lab.runs.worker import Job
+from talkinghead_lab.sweeps.processes import ThisMachine
+
+REAL, WRONG = "real", "real-wrong-recordings"  # the bounds: what any table has
+
+
+class Benchmark:
+    """A folder of scores, which belongs to one manifest.
+
+    Raises:
+        OutputError: the folder belongs to another manifest, or cannot be written.
+        MediaError: a clip is missing or differs from the manifest.
+    """
+
+    def __init__(self, manifest: Manifest, folder: Path, show_progress: bool = True) -> None:
+        self.manifest, self.folder, self.show_progress = manifest, folder, show_progress
+        manifest.check()
+        with output_errors("the folder of the benchmark cannot be created", folder):
+            (folder / "inputs").mkdir(parents=True, exist_ok=True)
+        facts = {"name": manifest.name, "clips": _digest(manifest)}
+        stored = folder / "manifest.json"
+        if not stored.is_file():
+            write_json(stored, facts)
+        elif read_json(stored) != facts:
+            raise OutputError(
+                "the folder holds scores of another manifest",
+                received=f"{folder} with {read_json(stored).get('name')!r}, and {manifest.name!r}",
+                remedy="Choose another folder: values of different clips do not belong into one table.",
+            )
+
+    def score(self, name: str, videos: Path) -> list[Score]:
+        """Score videos made elsewhere, which are named after the clips, and the bounds.
+
+        Raises:
+            InvalidRequest: `name` is not a file name, or that of a bound.
+            MediaError: the folder has a video of no clip.
+        """
+        files = {}
+        for path in sorted(videos.iterdir()) if videos.is_dir() else []:
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                files[path.stem] = path
+        if not files.keys() & {clip.id for clip in self.manifest.clips}:
+            raise MediaError(
+                "no video in the folder has a clip's name",
+                received=f"{len(files)} videos in {videos}",
+                allowed=f"names such as {self.manifest.clips[0].id}.mp4",
+            )
+        return self._scored(name, lambda clip: files.get(clip.id, videos / f"{clip.id}.mp4"))
+
+    def generate(self, name: str, fields: Mapping[str, Any], workers: int = 0) -> list[Score]:
+        """Generate the videos of a request and score them, and the bounds; what is finished is not repeated.
+
+        Args:
+            name: of the system.
+            fields: of the request; portrait, recording and length come from the clips.
+            workers: as for a sweep.
+
+        Raises:
+            InvalidRequest: a field is not valid, or `name` as for `score`.
+        """
+        folder = self._system(name)
+        jobs = {clip.id: self._job(clip, folder, fields) for clip in self.manifest.clips}
+        waiting = [job for job in jobs.values() if not (job.run_dir / RECORD).is_file()]
+        if waiting:
+            machine = ThisMachine(workers, len(waiting))
+            bar = tqdm(total=len(waiting), desc=name, unit="run", disable=not self.show_progress)
+            with locked(folder), bar:
+                try:
+                    machine.run(waiting, bar.update)
+                finally:
+                    machine.end()
+
+        def video(clip: Clip) -> Path:
+            job = jobs[clip.id]
+            if not (job.run_dir / RECORD).is_file():
+                raise MediaError(job.reason if job.failure.is_file() else "the run is unfinished")
+            return video_of(job.run_dir, read_record(job.run_dir))
+
+        return self._scored(name, video)
+
+    def _job(self, clip: Clip, folder: Path, fields: Mapping[str, Any]) -> Job:
+        portrait = self.folder / "inputs" / f"{clip.id}.png"
+        if not portrait.is_file():
+            with atomic_path(portrait, overwrite=True) as temporary:
+                reference_picture(clip).save(temporary, "PNG")
+        given = {
+            "image_path": str(portrait.resolve()),
+            "audio_path": str(clip.video),
+            "audio_start": clip.start,
+            "max_frames": clip.frames,
+        }
+        return Job(GenerationParams(**{**fields, **given}), folder / "runs" / clip.id)
+
+    def _scored(self, name: str, video: Any) -> list[Score]:
+        for bound in (REAL, WRONG):
+            scores = Scores(bound, self._system(bound, bound=True) / "scores")
+            scores.of(self.manifest, lambda clip: clip.video, bound == WRONG, self.show_progress)
+        scores = Scores(name, self._system(name) / "scores")
+        return scores.of(self.manifest, video, progress=self.show_progress)
+
+    def _system(self, name: str, bound: bool = False) -> Path:
+        if not re.fullmatch(r"[\w.-]+", name) or (name in (REAL, WRONG) and not bound):
+            raise InvalidRequest(
+                "not a name for a system",
+                received=name,
+                allowed=f"letters, digits, dot, dash and underscore; not {REAL} or {WRONG}",
+            )
+        folder = self.folder / "systems" / name
+        with output_errors("the folder of the system cannot be created", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def stored_scores(folder: Path) -> dict[str, list[Score]]:
+    """The scores of every system in a benchmark's folder, by name; bounds first.
+
+    Raises:
+        OutputError: there are none.
+    """
+    names = [path.parent.name for path in (folder / "systems").glob("*/scores")]
+    if not names:
+        raise OutputError(
+            "the folder has no scores", received=str(folder), remedy="Run or score a system first."
+        )
+    ordered = sorted(names, key=lambda name: (name not in (REAL, WRONG), name != REAL, name))
+    return {
+        name: [
+            Score.from_json(read_json(path)["score"])
+            for path in sorted((folder / "systems" / name / "scores").glob("*.json"))
+        ]
+        for name in ordered
+    }
+
+
+def _digest(manifest: Manifest) -> str:
+    """Of what the clips are, wherever their files lie."""
+    clips = [clip.model_dump(mode="json", exclude={"video", "truth"}) for clip in manifest.clips]
+    return combined([manifest.cartoon, clips])

@@ -1,0 +1,143 @@
+"""Drawn clips, and copies of them with one planted fault each.
+
+`python -m tests.evaluation.faults FOLDER` prints which measure finds which fault.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from talkinghead_lab.evaluation.manifest import Manifest, from_folder
+from talkinghead_lab.evaluation.systems import Benchmark
+from talkinghead_lab.evaluation.table import Row, benchmark_table
+from talkinghead_lab.media.video import write_video
+from talkinghead_lab.training.avatar import Motion, render
+from talkinghead_lab.training.samples import presenter
+from talkinghead_lab.training.train_vae import to_bytes
+
+MOTIONS = 2
+SIZE = 96  # quick to draw, and enough for the face reader
+Drawn = np.ndarray
+
+
+def motion(seed: int, frames: int) -> Motion:
+    """A head that sways, and a mouth that opens and shuts at random."""
+    made = Motion.still(frames)
+    rng, time = np.random.default_rng(seed), np.arange(frames) / 25
+    made.pose[:, 0] = torch.from_numpy(4 * np.sin(2 * np.pi * 0.5 * time))
+    corners = rng.uniform(0, 1, frames // 3 + 2) * (rng.random(frames // 3 + 2) < 0.7)
+    made.mouth[:, 0] = torch.from_numpy(np.interp(np.arange(frames) / 3, np.arange(len(corners)), corners))
+    made.mouth[:, 1] = 0.3
+    return made
+
+
+@cache  # drawing takes most of the time
+def drawn(number: int, seed: int, frames: int) -> Drawn:
+    """Frames uint8 [F, H, W, 3] of a presenter in the motion of a seed."""
+    pixels = to_bytes(render(presenter(number), motion(seed, frames), SIZE))
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def seed_of(number: int) -> int:
+    """The seed of a clip's motion: few motions, so that other people make the same ones."""
+    return number % MOTIONS
+
+
+def late(number: int, frames: int) -> Drawn:
+    """Lips 120 ms behind the sound."""
+    shown = drawn(number, seed_of(number), frames)
+    return np.concatenate([shown[:1].repeat(3, 0), shown[:-3]])
+
+
+def other_person(number: int, frames: int) -> Drawn:
+    """The right motion by another presenter."""
+    return drawn(number + MOTIONS, seed_of(number), frames)
+
+
+def blurred(number: int, frames: int) -> Drawn:
+    """Out of focus."""
+    pictures = map(Image.fromarray, drawn(number, seed_of(number), frames))
+    return np.stack([np.asarray(picture.filter(ImageFilter.GaussianBlur(1))) for picture in pictures])
+
+
+def frozen(number: int, frames: int) -> Drawn:
+    """The first frame throughout."""
+    return drawn(number, seed_of(number), frames)[:1].repeat(frames, 0)
+
+
+def other_lips(number: int, frames: int) -> Drawn:
+    """The mouth of another clip."""
+    return drawn(number, seed_of(number + 1), frames)
+
+
+FAULTS: dict[str, Callable[[int, int], Drawn]] = {
+    fault.__name__: fault for fault in (late, other_person, blurred, frozen, other_lips)
+}
+
+
+def write(path: Path, frames: Drawn, opening: np.ndarray | None = None) -> None:
+    """A clip whose sound is as loud as the mouth is open; with the truth beside it."""
+    sound = None
+    if opening is not None:
+        loud = np.repeat(opening, 48_000 // 25)
+        sound = (0.3 * loud * np.random.default_rng(0).normal(size=len(loud))).astype(np.float32)[None]
+        path.with_suffix(".truth.json").write_text(json.dumps(opening.tolist()))
+    write_video(path, [frames], sound, len(frames), {})
+
+
+def clips(folder: Path, count: int, frames: int) -> Manifest:
+    """A manifest of `count` clips of as many presenters."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        opening = motion(seed_of(number), frames).mouth[:, 0].double().numpy()
+        write(folder / f"clip{number}.mp4", drawn(number, seed_of(number), frames), opening)
+    found = from_folder(folder, "faults", frames / 25, identity="(.+)", cartoon=True)
+    found.write(folder / "clips.yaml")
+    return Manifest.from_yaml(folder / "clips.yaml")
+
+
+def scored(folder: Path, manifest: Manifest, faults: tuple[str, ...], progress: bool = False) -> list[Row]:
+    """The table of copies without a fault and of copies with one each; the former are the base."""
+    benchmark = Benchmark(manifest, folder / "out", progress)
+    benchmark.score("a-copy", folder / "clips")
+    for fault in faults:
+        videos = folder / fault
+        videos.mkdir()
+        for clip in manifest.clips:
+            frames = FAULTS[fault](int(clip.id.removeprefix("clip")), clip.frames)
+            write(videos / f"{clip.id}.mp4", frames)
+        benchmark.score(fault, videos)
+    return benchmark_table(folder / "out", "a-copy")
+
+
+def found(rows: list[Row], system: str) -> set[str]:
+    """Measures by which a system differs from the copies, for certain."""
+    return {row.measure for row in rows if row.system == system and row.p is not None and row.p < 0.05}
+
+
+def main() -> None:
+    """Print the matrix of 24 clips of 1.6 seconds as Markdown."""
+    folder = Path(sys.argv[1])
+    rows = scored(folder, clips(folder / "clips", 24, 40), tuple(FAULTS), progress=True)
+    measures = list(dict.fromkeys(row.measure for row in rows if not row.measure.startswith("drawn")))
+    print("| fault |", " | ".join(measures), "|")
+    print("| --- " * (len(measures) + 1) + "|")
+    for fault in FAULTS:
+        of = {row.measure: row for row in rows if row.system == fault}
+        cells = [
+            f"{of[name].difference.value:+.3g}{'*' if name in found(rows, fault) else ''}"
+            if name in of and of[name].difference
+            else "none taken"
+            for name in measures
+        ]
+        print(f"| {fault} |", " | ".join(cells), "|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A list of clips: what it holds, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError
+from talkinghead_lab.evaluation.manifest import Manifest, from_folder, mouth_truth, reference_picture
+from talkinghead_lab.media.video import read_frames, write_video
+
+NAMES = ("WDA_Ann_000", "WDA_Ann_001", "RD_Bob7_000", "RD_Bob7_001", "Cleo")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Videos of half a second, named as HDTF names them."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        frames = np.broadcast_to(rng.integers(0, 255, (1, 1, 1, 3), np.uint8), (13, 32, 32, 3))
+        sound = rng.uniform(-0.1, 0.1, (1, 24_960)).astype(np.float32)
+        write_video(clips / f"{name}.mp4", [np.ascontiguousarray(frames)], sound, 13, {})
+    return clips
+
+
+def test_clips_of_one_speaker_are_one_person(folder):
+    clips = from_folder(folder, "ours", 0.5).clips
+    assert [clip.identity for clip in clips] == ["Cleo", "RD_Bob7", "RD_Bob7", "WDA_Ann", "WDA_Ann"]
+
+
+def test_a_wrong_recording_is_another_persons(folder):
+    clips = {clip.id: clip for clip in from_folder(folder, "ours", 0.5).clips}
+    assert all(clips[clip.other].identity != clip.identity for clip in clips.values())
+
+
+def test_identities_by_a_regular_expression_of_ones_own(folder):
+    clips = from_folder(folder, "ours", 0.5, identity="(?:WDA_|RD_)?([A-Za-z]+).*").clips
+    assert {clip.identity for clip in clips} == {"Ann", "Bob", "Cleo"}
+
+
+@pytest.mark.parametrize(
+    ("identity", "message"),
+    [("(", "not a regular expression"), ("(.)", "does not tell who is seen"), (".+", "does not tell"),
+     ("(?:.*)(.)?|(.+)", "does not tell"), ("(?:.+?_)?.*?(?=.{0})()", "does not tell")],
+)  # fmt: skip
+def test_identities_that_cannot_be_told(folder, identity, message):
+    with pytest.raises(InvalidRequest, match=message):
+        from_folder(folder, "ours", 0.5, identity=identity)
+
+
+def test_one_person_alone_is_refused(folder):
+    for path in folder.glob("[!W]*.mp4"):
+        path.unlink()
+    with pytest.raises(InvalidRequest, match="all clips show one person"):
+        from_folder(folder, "ours", 0.5)
+
+
+def test_clips_that_are_too_short_are_named(folder):
+    with pytest.raises(MediaError, match=r"too short.*Cleo\.mp4.*0\.52 s of pictures"):
+        from_folder(folder, "ours", 2)
+
+
+def test_a_written_manifest_is_read_as_it_was_also_when_it_moves(folder, tmp_path):
+    manifest = from_folder(folder, "ours", 0.48)
+    manifest.write(tmp_path / "ours.yaml")
+    assert Manifest.from_yaml(tmp_path / "ours.yaml") == manifest
+    shutil.move(tmp_path, tmp_path.with_name("moved"))
+    moved = Manifest.from_yaml(tmp_path.with_name("moved") / "ours.yaml")
+    moved.check()
+    assert [clip.sha256 for clip in moved.clips] == [clip.sha256 for clip in manifest.clips]
+    with pytest.raises(OutputError, match="exists"):
+        moved.write(tmp_path.with_name("moved") / "ours.yaml")
+
+
+def test_a_manifest_away_from_its_clips_is_refused(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(InvalidRequest, match="must lie in the folder of its clips or above it"):
+        from_folder(folder, "ours", 0.5).write(tmp_path / "elsewhere" / "ours.yaml")
+
+
+def test_missing_and_different_clips_are_all_named(folder):
+    manifest = from_folder(folder, "ours", 0.5)
+    (folder / "Cleo.mp4").unlink()
+    shutil.copy(folder / "WDA_Ann_000.mp4", folder / "WDA_Ann_001.mp4")
+    with pytest.raises(MediaError, match=r"Cleo: no file.*WDA_Ann_001: .*has the digest"):
+        manifest.check()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"other": "nobody"}, "`other` of the clip Cleo must be another clip, received 'nobody'"),
+        ({"other": "Cleo"}, "must be another clip"),
+        ({"id": "RD_Bob7_000"}, "two clips have the same id"),
+        ({"id": "../x"}, "clips.0.id"),
+        ({"seconds": 0}, "clips.0.seconds"),
+        ({"sha256": "abc"}, "clips.0.sha256"),
+        ({"surname": "X"}, "clips.0.surname"),
+    ],
+)
+def test_a_manifest_that_is_not_valid(folder, tmp_path, change, message):
+    from_folder(folder, "ours", 0.5).write(tmp_path / "ours.yaml")
+    content = yaml.safe_load((tmp_path / "ours.yaml").read_text())
+    content["clips"][0] |= change
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InvalidRequest, match=message):
+        Manifest.from_yaml(tmp_path / "changed.yaml")
+
+
+def test_the_portrait_is_the_frame_at_the_start(folder):
+    clip = from_folder(folder, "ours", 0.5).clips[0]
+    first = next(read_frames(clip.video))
+    assert np.array_equal(np.asarray(reference_picture(clip)), first)
+    assert mouth_truth(clip) is None
