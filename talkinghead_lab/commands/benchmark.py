@@ -1,8 +1,10 @@
 """The command `benchmark`: any system's videos of a fixed list of clips, scored and tabulated."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
+from talkinghead_lab.commands.completion import complete_preset
 from talkinghead_lab.commands.overrides import add_overrides, overrides
 
 
@@ -13,9 +15,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     _add_manifest(actions)
     command = actions.add_parser("run", help="generate the videos of a request for every clip and score them")
     command.add_argument("manifest", type=Path, help="YAML file of the clips")
-    command.add_argument(
-        "--method", type=Path, action="append", required=True, help="YAML file of a request; can be repeated"
-    )
+    method = command.add_argument(
+        "--method", type=Path, action="append", required=True, metavar="PARAMS",
+        help="YAML file of a request, or a preset's name; can be repeated",
+    )  # fmt: skip
+    method.completer = partial(complete_preset, sweeps=False)  # type: ignore[attr-defined]  # argcomplete's
     add_overrides(command, "override a parameter of every request")
     command.add_argument("--workers", type=int, default=0, help="number of processes, as of `sweep`")
     command.add_argument("--out", type=Path, required=True, help="folder of the benchmark")
