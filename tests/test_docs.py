@@ -20,6 +20,7 @@ from papermill.inspection import inspect_notebook
 from talkinghead_lab import __version__
 from talkinghead_lab.bench.__main__ import main as bench_main
 from talkinghead_lab.commands.parser import parse
+from talkinghead_lab.evaluation.manifest import Manifest
 from talkinghead_lab.foundation.parameter_text import Plain
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.params import GenerationParams
@@ -272,9 +273,12 @@ YAML = list(fences("yaml"))
 
 
 @pytest.mark.parametrize(("page", "text"), YAML, ids=[page for page, _ in YAML])
-def test_yaml_is_a_valid_request_or_sweep(page, text):
+def test_yaml_is_a_valid_request_sweep_or_manifest(page, text):
     fields = yaml.safe_load(text)
-    assert Sweep.from_sections(fields).cells() if "axes" in fields else GenerationParams(**fields)
+    if "clips" in fields:
+        assert Manifest(**fields)
+    else:
+        assert Sweep.from_sections(fields).cells() if "axes" in fields else GenerationParams(**fields)
 
 
 def test_json_is_valid():
