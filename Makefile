@@ -56,6 +56,8 @@ hooks: setup ## check every commit before it is made: style, imports, notebooks
 	$(BIN)/pre-commit install
 
 lab: setup ## open JupyterLab in notebooks/
+	@! git rev-parse --git-dir >/dev/null 2>&1 || git config --get-all include.path | grep -qx ../.gitconfig || \
+	  git config --add include.path ../.gitconfig  # notebooks saved in JupyterLab show no difference to git
 	$(THREADS) $(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_generate.ipynb
 
 notebooks: setup ## run every notebook with the bundled model; executed copies go to outputs/notebooks/

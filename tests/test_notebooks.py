@@ -20,6 +20,7 @@ from PIL import Image
 from talkinghead_lab.params import GenerationParams, read_yaml
 
 ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PRESETS = sorted(path for path in (ROOT / "params").glob("*.yaml") if not path.stem.startswith("sweep"))
 TINY = {
     "seed": 7,
@@ -222,3 +223,39 @@ def test_a_profile_shows_its_timeline_and_predicts_the_peak_of_its_runs(request_
     model = json.loads((tmp_path / "profile" / "memory_coefficients.json").read_text())
     assert 0.2 < model["outside_gib"] < 2
     assert shown["record"][0]["text"].startswith("failed: none")
+
+
+def test_a_notebook_that_jupyter_saved_shows_no_difference_to_git(tmp_path):
+    """With the filter that `make lab` sets: only edited cells differ."""
+    (tmp_path / "notebooks").mkdir()
+    for file in (*NOTEBOOKS, ROOT / ".gitattributes", ROOT / ".gitconfig"):
+        (tmp_path / file.relative_to(ROOT)).write_bytes(file.read_bytes())
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "--quiet")
+    git("config", "--add", "include.path", "../.gitconfig")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "stored")
+    for file in NOTEBOOKS:
+        saved = tmp_path / "notebooks" / file.name
+        notebook = json.loads(saved.read_text())
+        notebook["metadata"]["language_info"] |= {
+            "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
+            "mimetype": "text/x-python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3",
+            "version": "3.13.1",
+        }  # fmt: skip
+        for number, cell in enumerate(notebook["cells"]):
+            if cell["cell_type"] == "code":
+                shown = [{"output_type": "stream", "name": "stdout", "text": ["shown\n"]}]
+                cell |= {"execution_count": number, "outputs": shown}
+                cell["metadata"]["execution"] = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
+        saved.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    assert git("diff") == ""
+    saved.write_text(saved.read_text().replace("import", "import  ", 1))
+    assert git("diff", "--stat").startswith(f" notebooks/{saved.name} | 2 ")

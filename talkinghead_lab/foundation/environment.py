@@ -67,10 +67,16 @@ def free_space(folder: str | Path = ".") -> dict[str, float]:
 
 
 def git_state(folder: Path) -> str | None:
-    """Commit of the checkout that tracks `folder`, with `-dirty` if files differ; None if there is none."""
-    if not _output("git", "-C", str(folder), "ls-files", "."):
+    """Commit of the checkout that tracks `folder`, with `-dirty` if files in it differ; None: there is none.
+
+    Files outside the folder do not count: a saved notebook does not change what a run computes.
+    """
+    git = ("git", "-C", str(folder))
+    if not _output(*git, "ls-files", "."):
         return None  # not in a checkout, or installed inside somebody else's
-    return _output("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    commit = _output(*git, "rev-parse", "HEAD")
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", ".")
+    return f"{commit}-dirty" if commit and changed else commit
 
 
 def driver_version() -> str | None:

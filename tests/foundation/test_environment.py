@@ -59,6 +59,20 @@ def test_git_state_is_the_commit_and_marks_a_changed_file(tmp_path):
     assert environment.git_state(tmp_path) == f"{commit}-dirty"
 
 
+def test_a_saved_notebook_does_not_mark_the_package_as_changed(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    package, notebook = tmp_path / "package", tmp_path / "notebook.ipynb"
+    package.mkdir()
+    for file in (package / "module.py", notebook):
+        file.write_text("a = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    notebook.write_text("saved\n")
+    assert environment.git_state(package) == git(tmp_path, "rev-parse", "HEAD")
+    (package / "module.py").unlink()
+    assert environment.git_state(package).endswith("-dirty")
+
+
 def test_a_package_installed_inside_someone_elses_checkout_has_no_git_state(tmp_path):
     git(tmp_path, "init", "--quiet")
     (tmp_path / "theirs.py").touch()
