@@ -203,7 +203,7 @@ def quality_against_time(
             inside = points.filter(polars.col(group).eq_missing(value)) if group else points
             _draw_points(axes, inside, color, value_label(value, group) if group else None)
         names = [_front_label(axes, point, n, axes_of_sweep) for n, point in enumerate(front.to_dicts(), 1)]
-        axes.set(xlabel=axis_label(cost), ylabel=axis_label(quality), ylim=_span(points["mean"]))
+        axes.set(xlabel=axis_label(cost), ylabel=axis_label(quality), ylim=_span(points))
         axes.set_xlim(0, 1.08 * max(points["cost"]))
         axes.set_title(f"{measure_title(quality)} against {readable_name(cost)}")
         blank = [Line2D([], [], linestyle="none")] * len(names)
@@ -280,10 +280,12 @@ def _means(
 
 def _add_note(figure: Figure, found: polars.DataFrame, meaning: str, counted: str = "runs each") -> None:
     """Write the method of the intervals and the number of runs below a figure."""
-    methods = {"t": "Student's t", "bootstrap": "BCa bootstrap"}
+    methods = {"t": "Student's t", "fisher": "Fisher's z", "bootstrap": "BCa bootstrap"}
     fewest, most = np.quantile(found["count"], (0, 1)).astype(int)
     counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    text = f"{meaning} ({methods[found['interval'][0]]}), {counts} {counted}"
+    known = found["low"].drop_nulls()
+    method = f"{meaning} ({methods[found['interval'][0]]})" if len(known) else "no interval of so few runs"
+    text = f"{method}, {counts} {counted}"
     height = 0.17 / figure.get_size_inches()[1]
     figure.get_layout_engine().set(rect=(0, height, 1, 1 - height))  # type: ignore[union-attr, call-arg]
     figure.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=6.5, color="#718096")
@@ -304,8 +306,9 @@ def _given(axis: str | None) -> list[str]:
     return [] if axis is None else [axis]
 
 
-def _span(values: polars.Series) -> tuple[float, float]:
-    """Limits a little beyond the range of the means; wide intervals of few runs are cut off."""
-    low, high = np.quantile(values, (0, 1))
-    margin = 0.3 * (high - low) or 1.0
+def _span(points: polars.DataFrame) -> tuple[float, float]:
+    """Limits a little beyond the range of means and intervals."""
+    ends = np.concatenate([points[name].drop_nulls().to_numpy() for name in ("mean", "low", "high")])
+    low, high = ends.min(), ends.max()
+    margin = 0.08 * (high - low) or 1.0
     return low - margin, high + margin

@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[str, Better]] = {
     "peak_host_gib": ("GiB", "lower"),
     "peak_gpu_gib": ("GiB", "lower"),
 }
+CORRELATIONS = ("lip_correlation", "mouth_follows_sound")  # between −1 and 1, as their intervals must be
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,23 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from talkinghead_lab.errors import InvalidRequest, nearest_name
+from talkinghead_lab.measures.measure import CORRELATIONS
 
 CONFIDENCE_LEVEL = 0.95
 PAIRED_BY = ("seed", "portrait", "recording")
 RESAMPLES = 9999
 
-Interval = Literal["t", "bootstrap"]
+FEWEST_VALUES = 3  # two give an interval of 12 times their distance
+
+Interval = Literal["t", "fisher", "bootstrap"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % confidence interval, which is None for fewer than two values.
+    """A mean and its 95 % confidence interval, which is None for fewer than three values.
 
-    `interval` is the method. `t`: Student's t, exact for normally distributed values. `bootstrap`: 9999
+    `interval` is the method. `t`: Student's t, exact for normally distributed values. `fisher`: the same of
+    Fisher's z, for means of correlations, whose intervals it keeps between −1 and 1. `bootstrap`: 9999
     resamples with a fixed seed, corrected for bias and skew (BCa, Efron 1987); it assumes no distribution,
     but is too narrow for fewer than about ten values.
     """
@@ -44,18 +48,21 @@ class Estimate:
         if not len(numbers):
             return cls(None, None, None, 0, interval)
         mean = float(numbers.mean())
-        if len(numbers) < 2:
-            return cls(mean, None, None, 1, interval)
+        if len(numbers) < FEWEST_VALUES:
+            return cls(mean, None, None, len(numbers), interval)
         low, high = _interval_ends(numbers, mean, interval)
         return cls(mean, low, high, len(numbers), interval)
 
 
 def _interval_ends(numbers: NDArray[np.float64], mean: float, interval: Interval) -> tuple[float, float]:
-    if interval == "t":
-        half_width = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(numbers) - 1) * stats.sem(numbers)
-        return float(mean - half_width), float(mean + half_width)
     if np.ptp(numbers) == 0:  # the bootstrap of equal values is undefined
         return mean, mean
+    half_width = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(numbers) - 1) * stats.sem(numbers)
+    if interval == "t":
+        return float(mean - half_width), float(mean + half_width)
+    if interval == "fisher":  # the standard error of z follows from the mean's, as dz/dr = 1 / (1 − r²)
+        half_width /= 1 - mean**2
+        return float(np.tanh(np.arctanh(mean) - half_width)), float(np.tanh(np.arctanh(mean) + half_width))
     generator = np.random.default_rng(0)
     found = stats.bootstrap(
         (numbers,), np.mean, confidence_level=CONFIDENCE_LEVEL, n_resamples=RESAMPLES, rng=generator
@@ -68,9 +75,13 @@ def means(
 ) -> polars.DataFrame:
     """Mean, ends of the 95 % interval, count and method of the interval for each combination of the axes.
 
+    Where Student's t is asked for, means of correlations get intervals by Fisher's z.
+
     Raises:
         InvalidRequest: an axis or the measure is not a column of the table.
     """
+    if interval == "t" and measure in CORRELATIONS:
+        interval = "fisher"
     rows = []
     for values, group in _finished(table, axes, measure).group_by(list(axes), maintain_order=True):
         estimate = Estimate.of(group[measure], interval)

@@ -1,5 +1,6 @@
 """Statistics agree with published examples."""
 
+import numpy as np
 import polars
 import pytest
 from scipy import stats
@@ -64,8 +65,33 @@ def test_failed_runs_and_runs_without_a_partner_are_ignored(sleep):
     assert [found["count"] for found in means(damaged, ["drug"], "hours").to_dicts()] == [9, 10]
 
 
-def test_one_value_has_no_interval_and_no_value_has_no_mean():
+def test_intervals_of_correlations_stay_between_minus_one_and_one():
+    """Of the same four values, Student's t goes up to 1.19."""
+    values = [0.99, 0.95, 0.4, 0.97]
+    assert Estimate.of(values).high > 1.1
+    found = Estimate.of(values, "fisher")
+    assert found.mean == pytest.approx(0.8275)
+    assert -1 < found.low < found.mean < found.high < 1
+    table = polars.DataFrame(
+        {"steps": [4] * 4, "state": ["finished"] * 4, "lip_correlation": values, "sharpness": values}
+    )
+    assert means(table, ["steps"], "lip_correlation")["interval"][0] == "fisher"
+    assert means(table, ["steps"], "lip_correlation", "bootstrap")["interval"][0] == "bootstrap"
+    assert means(table, ["steps"], "sharpness")["interval"][0] == "t"
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_intervals_of_correlations_cover_their_mean(count):
+    """2,000 samples of correlations that scatter in Fisher's z; their true mean from a large sample."""
+    rng = np.random.default_rng(0)
+    truth = np.tanh(rng.normal(1.2, 0.4, 1_000_000)).mean()
+    found = [Estimate.of(np.tanh(rng.normal(1.2, 0.4, count)), "fisher") for _ in range(2000)]
+    assert 0.92 < np.mean([one.low <= truth <= one.high for one in found]) < 0.98
+
+
+def test_two_values_have_no_interval_and_no_value_has_no_mean():
     assert Estimate.of([3.0]) == Estimate(3.0, None, None, 1)
+    assert Estimate.of([3.0, 4.0]) == Estimate(3.5, None, None, 2)
     assert Estimate.of([]) == Estimate(None, None, None, 0)
 
 
