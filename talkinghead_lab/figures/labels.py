@@ -108,7 +108,7 @@ UNSET = {
     **dict.fromkeys((*WEIGHT_FOLDERS, "weights"), "by environment variable"),
     **dict.fromkeys(WEIGHT_FILES, "searched"),
 }
-COLUMN_UNITS = {"gib": "GiB", "seconds": "s"}  # by the end of a column's name
+COLUMN_UNITS = {"gib": "GiB", "seconds": "s", "percent": "%"}  # by the end of a column's name
 TEXT_FIELDS = ("prompt", "negative_prompt")  # which may look like a list
 PATH_FIELDS = ("audio_path", "image_path", "second_audio_path", *WEIGHT_FOLDERS, *RELEASED_ONLY)
 MAX_PATH_PARTS = 64

@@ -211,7 +211,7 @@ def quality_against_time(
         figure.legend(
             [*shown, *blank], [*labels, *names], loc="outside right center", fontsize=7.5, labelspacing=0.7
         )
-        _add_note(figure, points, "bar: 95 % interval; line: Pareto front")
+        _add_note(figure, points, "line: Pareto front; bar: 95 % interval")
     return figure
 
 

@@ -19,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = cross_validated_peaks(table)
     print("| run | measured GiB | predicted by the others | error |\n| --- | --- | --- | --- |")
     for setting, measured, predicted, error in runs.iter_rows():
-        print(f"| {setting} | {measured:.2f} | {predicted:.2f} | {error:+.1%} |")
-    print(f"\nlargest error of {len(runs)} runs: {max(runs['error'].abs()):.1%}")
+        print(f"| {setting} | {measured:.2f} | {predicted:.2f} | {error:+.1f}% |")
+    print(f"\nlargest error of {len(runs)} runs: {max(runs['error_percent'].abs()):.1f}%")
     if options.coefficients:
         print(json.dumps(fit(table), indent=1))
     return 0

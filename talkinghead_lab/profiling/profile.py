@@ -166,7 +166,7 @@ def _fit_stage(
 
 
 def predicted_peaks(table: polars.DataFrame, fitted: Mapping[str, Any]) -> polars.DataFrame:
-    """Predicted and measured peak per run: `setting`, `measured_gib`, `predicted_gib`, relative `error`."""
+    """Predicted and measured peak per run: `setting`, `measured_gib`, `predicted_gib`, `error_percent`."""
     column = peak_column(table)
     outside = fitted["outside_gib"] if column == "peak_host_gib" else 0.0
     multiples = [_multiples(fitted["stages"].get(row["stage"]), row["traits"]) for row in table.to_dicts()]
@@ -186,8 +186,8 @@ def predicted_peaks(table: polars.DataFrame, fitted: Mapping[str, Any]) -> polar
         .group_by("run", "setting")
         .agg(polars.col(column).max().alias("measured_gib"), predicted.max().alias("predicted_gib"))
     )
-    error = polars.col("predicted_gib") / polars.col("measured_gib") - 1
-    return peaks.with_columns(error.alias("error")).sort("run").drop("run")
+    error = 100 * (polars.col("predicted_gib") / polars.col("measured_gib") - 1)
+    return peaks.with_columns(error.alias("error_percent")).sort("run").drop("run")
 
 
 def _multiples(model: Mapping[str, Any] | None, traits: str | None) -> tuple[float, float]:
