@@ -9,7 +9,6 @@ import torch
 
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.training.corpus import Monologue
-from talkinghead_lab.training.curves import plot_curves
 from talkinghead_lab.training.schedule import Budget
 from talkinghead_lab.training.speech import SAMPLES_PER_FRAME, Voice
 from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, load_networks
@@ -34,7 +33,6 @@ def test_every_stage_runs_once(tmp_path, corpus):
         assert json.loads((tmp_path / f"curve-{stage}.json").read_text())[0]["loss"] > 0
     networks = load_networks(training.weights)
     assert merge_lora(networks.dit, tmp_path / LORA, 1.0) > 0
-    assert len(plot_curves(tmp_path).axes) == len(STAGES)
     before = (training.weights / "ckpt_dir" / "config.json").stat().st_mtime_ns
     training.run()
     assert (training.weights / "ckpt_dir" / "config.json").stat().st_mtime_ns == before
