@@ -61,9 +61,9 @@ class GrowingVideo:
         with output_errors("the growing video cannot be written", path):
             self._file = path.open("xb", buffering=0)
         # Only their streams are used: to encode the sound, and to keep what describes the pictures.
-        sound_holder = av.open(io.BytesIO(), "w", format="mp4", options=FIRST)
-        self._sound = SoundEncoder(sound_holder, sound)
-        sound_holder.start_encoding()
+        self._sound_holder = av.open(io.BytesIO(), "w", format="mp4", options=FIRST)
+        self._sound = SoundEncoder(self._sound_holder, sound)
+        self._sound_holder.start_encoding()
         self._picture: VideoStream | None = None
         self._reorder_depth = 0
         self._ahead = [0, 0]  # ticks by which decoding starts ahead of presentation: pictures, sound
@@ -80,6 +80,7 @@ class GrowingVideo:
     def __exit__(self, *error: object) -> None:
         """Close the file; after an error it stays as far as it goes."""
         self._file.close()
+        self._sound_holder.close()  # a muxer that was started and not closed leaves 90 KiB behind
 
     def add(self, picture: VideoStream, packets: "list[Packet[Any]]") -> None:
         """Add encoded pictures of the chunk that is being made, in decoding order.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 
 from talkinghead_lab.errors import OutputError
@@ -117,3 +118,20 @@ def test_readers_of_an_older_file_are_not_disturbed(tmp_path):
 def test_a_folder_that_is_gone_is_named(tmp_path):
     with pytest.raises(OutputError, match=r"growing video cannot be written.*none"):
         GrowingVideo(tmp_path / "none" / "growing.mp4", tone(1), 25)
+
+
+def test_a_video_leaves_no_memory_behind(tmp_path):
+    """A muxer that was started and never closed kept 90 KiB of the service for each job."""
+    write_video(tmp_path / "part.mp4", blocks(9, seed=0), None, 9, {})
+
+    def make() -> None:
+        with GrowingVideo(tmp_path / "growing.mp4", tone(0.36), 9) as growing:
+            growing.append(tmp_path / "part.mp4")
+            growing.finish()
+
+    resident = []
+    for number in range(320):
+        make()
+        if number in (20, 319):
+            resident.append(psutil.Process().memory_info().rss / 2**20)
+    assert resident[1] - resident[0] < 7
