@@ -99,7 +99,13 @@ class OutputFolder:
 
     def videos(self) -> list[Path]:
         """The videos of finished runs, newest first."""
-        return list(filter(None, map(self.video_of, sorted(self._owned_names(), reverse=True))))
+        dated = []
+        for video in filter(None, map(self.video_of, self._owned_names())):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                dated.append(
+                    ((video.parent / FINISHED).stat().st_mtime_ns, video)
+                )  # names of one second are in no order
+        return [video for _, video in sorted(dated, reverse=True)]
 
     def video_of(self, name: str) -> Path | None:
         """The video of a finished run; None if there is none."""

@@ -50,6 +50,12 @@ def test_the_oldest_runs_are_removed_until_the_rest_fits(output):
     assert [run.exists() for run in runs] == [True, True, False, False]
 
 
+def test_videos_are_listed_by_when_their_runs_ended(output):
+    """Names of one second are in no order."""
+    runs = [run_of(output, hours=hours) for hours in (3, 1, 4, 2, 5)]
+    assert [path.parent for path in output.videos()] == [runs[i] for i in (1, 3, 0, 2, 4)]
+
+
 def test_uploads_count_with_their_run_and_go_with_it(output):
     old, young = run_of(output, hours=2), run_of(output, hours=1)
     for run in (old, young):
