@@ -194,7 +194,7 @@ def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, t
     for figure in ("heat-map", "curves", "differences"):
         assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 500
         assert (tmp_path / "sweep" / f"{figure}.svg").stat().st_size > 1000
-    assert "<video" in data(shown["videos"], "text/html")
+    assert '<video controls src="data:video/mp4' in data(shown["videos"], "text/html"), "also untrusted"
     assert "Cohen" in data(shown["differences"], "text/html")
     assert "No run failed" in data(shown["record"], "text/html")
     published = json.dumps([shown, (tmp_path / "sweep" / "results.csv").read_text()])

@@ -1,6 +1,5 @@
 """Figures and tables of a run: its inputs and its video."""
 
-import base64
 import html
 import io
 import math
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from talkinghead_lab.figures.labels import column_title, value_label
+from talkinghead_lab.foundation.html_media import video_html
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import audio
@@ -80,15 +80,19 @@ class GrowingPlayer:
         """Show what is finished of the run in a folder."""
         content = growing_video(folder)
         if content is not None:
-            data, time = base64.b64encode(content).decode(), f"window['{self._place}']"
-            self._update(
-                f'<video controls autoplay src="data:video/mp4;base64,{data}" ontimeupdate="{time} = '
-                f'this.currentTime" onloadedmetadata="this.currentTime = {time} || 0"></video>'
-            )
+            time = f"window['{self._place}']"
+            follow = f'ontimeupdate="{time} = this.currentTime" '
+            begin = f'onloadedmetadata="this.currentTime = {time} || 0"'
+            self._update(video_html(content, f"controls autoplay {follow}{begin}"))
 
     def _update(self, text: str) -> None:
         if self._shown is not None:  # None: not in a notebook
             self._shown.update(HTML(text))  # type: ignore[no-untyped-call]
+
+
+def video_player(path: Path) -> HTML:
+    """A player of a video for a notebook, which keeps the video and plays it in any folder."""
+    return HTML(video_html(path.read_bytes()))  # type: ignore[no-untyped-call]
 
 
 def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:

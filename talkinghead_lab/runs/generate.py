@@ -5,7 +5,6 @@ be played as it grows. The video, the contact sheet and finally `run.json` appea
 the run is finished and `chunks/` is removed.
 """
 
-import base64
 import html
 import logging
 import time
@@ -21,6 +20,7 @@ from torch import Tensor
 from talkinghead_lab.errors import OutputError, Stopped
 from talkinghead_lab.foundation import digests, environment
 from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.html_media import data_url, video_html
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.cartoon_faces import mouth_truth
 from talkinghead_lab.measures.cost import cost
@@ -102,16 +102,12 @@ class GenerationResult:
         return f"<figure>{shown}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
     def _player(self) -> str:
-        from IPython.display import Video
-
         wide = self.resolution.partition("x")[0]
         width = min(640, max(320, int(wide) if wide.isdecimal() else 0))
         if size_of_own_file(self.video_path) > LARGEST_INLINE_VIDEO:
-            data = base64.b64encode(read_own_file(self.contact_sheet_path)).decode()
-            return f'<img width="{width}" src="data:image/png;base64,{data}">'
-        content = read_own_file(self.video_path)
-        player: str = Video(data=content, embed=True, mimetype="video/mp4", width=width)._repr_html_()  # type: ignore[no-untyped-call]
-        return player
+            sheet = data_url(read_own_file(self.contact_sheet_path), "image/png")
+            return f'<img width="{width}" src="{sheet}">'
+        return video_html(read_own_file(self.video_path), f'controls width="{width}"')
 
 
 def generate(

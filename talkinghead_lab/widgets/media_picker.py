@@ -1,6 +1,5 @@
 """Widget to choose a portrait or recording (sample, file in `shared/`, path or upload), with a preview."""
 
-import base64
 import html
 import io
 import mimetypes
@@ -9,12 +8,12 @@ from typing import Any, Literal
 
 import ipywidgets as widgets
 import numpy as np
-from IPython.display import Video
 from PIL import Image
 from traitlets import Unicode
 
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.html_media import data_url, video_html
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, SAMPLES_FOLDER, local_file, project_folder
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.reference import is_video, open_reference
@@ -149,10 +148,7 @@ def picture_html(file: Path) -> str:
     source = open_reference(file)
     size = "{} × {}".format(*source.size)
     if is_video(file) and file.suffix == ".mp4" and file.stat().st_size <= LARGEST_PREVIEW:
-        player = Video(  # type: ignore[no-untyped-call]  # IPython is not annotated
-            filename=str(file), mimetype="video/mp4", embed=True, html_attributes="controls muted loop"
-        )._repr_html_()
-        return f"{player}<span>{size}</span>"
+        return f"{video_html(file.read_bytes(), 'controls muted loop')}<span>{size}</span>"
     picture = source.frame_at(0.0).convert("RGB")
     return f'<img alt="the portrait" src="{jpeg_url(picture)}"><span>{size}</span>'
 
@@ -163,11 +159,6 @@ def jpeg_url(picture: Image.Image) -> str:
     small.thumbnail(THUMBNAIL_SIZE)
     small.save(file, "jpeg", quality=88)
     return data_url(file.getvalue(), "image/jpeg")
-
-
-def data_url(content: bytes, mime_type: str) -> str:
-    """The content of a file as a data URL."""
-    return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
 
 
 def sound_html(file: Path) -> str:

@@ -198,7 +198,7 @@ def test_chunks_of_other_weights_are_made_again(run, request_for, recording, tmp
 
 
 def test_it_displays_itself(run, request_for):
-    assert "<video" in run(request_for(max_frames=5))._repr_html_()
+    assert '<video controls width="320" src="data:video/mp4' in run(request_for(max_frames=5))._repr_html_()
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.05, 0.5])

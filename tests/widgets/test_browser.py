@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import Browser, Page
 
+from talkinghead_lab.figures.runs import video_player
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets import player
 from tests.browsers import chromium
@@ -42,6 +44,7 @@ CHANGING_CLIPS = """async () => {
     await Promise.all([...el.querySelectorAll('video')].map(shown =>
         shown.readyState >= 3 || new Promise(done => shown.oncanplay = done)));
 }"""
+KERNEL_IS_IDLE = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
 TINY = {"max_frames": 53, "chunk_frames": 13, "motion_frame": 5, "diffusion_steps": 2, "frame_size": "64x64"}
 
 
@@ -149,8 +152,7 @@ class Lab:
 
     def run_all(self) -> None:
         # The kernel starts some time after the notebook has opened.
-        kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
-        self.page.wait_for_function(f"{kernel}?.status == 'idle'")
+        self.page.wait_for_function(KERNEL_IS_IDLE)
         self.command("notebook:run-all-cells")
         self.page.wait_for_selector(".thl-tiles")
 
@@ -187,6 +189,24 @@ def opened(browser, lab) -> Lab:
 
 def runs(project: Path) -> list[Path]:
     return sorted((project / "outputs").glob("tune_*"))
+
+
+def test_a_video_plays_in_a_notebook_that_nobody_trusts(browser, lab, project):
+    """As papermill leaves it: JupyterLab then removes what it does not allow from the outputs."""
+    shown = {"text/html": video_player(player.FOLDER.parent / "embedded" / "samples" / "driving.mp4").data}
+    cell = new_code_cell("grid", execution_count=1, outputs=[new_output("display_data", shown)])
+    kernel = {"name": "python3", "language": "python", "display_name": "Python"}
+    executed = new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    nbformat.write(executed, project / "notebooks" / "executed.ipynb")
+    page = browser.new_page()
+    page.goto(f"{lab}lab/tree/notebooks/executed.ipynb?reset")
+    found = page.wait_for_selector(".jp-OutputArea video", timeout=2 * MINUTES, state="attached")
+    assert page.evaluate("!window.jupyterapp.shell.currentWidget.model.cells.get(0).trusted")
+    page.wait_for_function("document.querySelector('.jp-OutputArea video').readyState >= 2", timeout=MINUTES)
+    assert found.evaluate("async video => { await video.play(); return video.controls && !video.error }")
+    # A server that is stopped while a kernel starts does not end.
+    page.wait_for_function(KERNEL_IS_IDLE, timeout=2 * MINUTES)
+    page.close()
 
 
 def test_a_moved_slider_sets_the_request_and_the_video_plays_with_sound(opened, project):
