@@ -34,6 +34,18 @@ def overview(sweep: Sweep, workers: int) -> HTML:
     )
 
 
+def progress(results: polars.DataFrame) -> HTML:
+    """How many runs of a sweep are finished, failed or missing, and whether its table is complete.
+
+    Args:
+        results: from `sweeps.sweep.results`.
+    """
+    states = results["state"].to_list()
+    counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
+    whole = "complete" if not counts["missing"] else "partial: run the sweep again to complete it"
+    return table({**{state.capitalize(): count for state, count in counts.items()}, "Table": whole})
+
+
 def differences_table(found: polars.DataFrame, measure: str) -> HTML:
     """Paired differences of a measure from the base, with interval and effect or the reason for neither.
 

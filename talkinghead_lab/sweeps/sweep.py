@@ -16,6 +16,7 @@ The folder of a sweep contains `sweep.yaml`, `cells/` with a run folder per cell
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ from talkinghead_lab.sweeps.statistics import PAIRED_BY
 REPLICATED = {"seeds": "seed", "portraits": "image_path", "recordings": "audio_path"}  # section: field
 SECTIONS = ("base", "axes", *REPLICATED)
 MAX_CELLS = 100_000
+BEGUN, NOT_BEGUN = "unfinished: the same sweep resumes it", "not begun: the same sweep runs it"
+logger = logging.getLogger(__name__)
 
 Axis = tuple[Any, ...] | dict[str, dict[str, Any]]
 
@@ -281,10 +284,14 @@ def _unfinished(jobs: list[Job], retry_failed: bool) -> list[Job]:
 
 
 def _write_table(folder: Path, jobs: list[tuple[Cell, Job]]) -> polars.DataFrame:
+    """Write the table, also a partial one, and say so: its rows tell which runs the next call makes."""
     table = _table(folder, jobs)
     _replace_file(folder / "results.csv", table.write_csv().encode())
     with atomic_path(folder / "results.parquet", overwrite=True) as temporary:
         table.write_parquet(temporary)
+    if left := table["state"].to_list().count("missing"):
+        text = "results.csv is partial: %d of %d runs are left; run the same sweep again to complete it"
+        logger.warning(text, left, len(table))
     return table
 
 
@@ -306,7 +313,9 @@ def _table(folder: Path, jobs: list[tuple[Cell, Job]]) -> polars.DataFrame:
 def _row(cell: Cell, job: Job, folder: Path) -> dict[str, Any]:
     row = {**cell.position, "cell": job.run_dir.name, "state": "missing", "error": None}
     if not (job.run_dir / RECORD).is_file():
-        return row | {"state": "failed", "error": job.reason} if job.failure.is_file() else row
+        if job.failure.is_file():
+            return row | {"state": "failed", "error": job.reason}
+        return row | {"error": BEGUN if job.run_dir.is_dir() else NOT_BEGUN}
     try:
         record = read_record(job.run_dir)
         path = video_of(job.run_dir, record).relative_to(folder)

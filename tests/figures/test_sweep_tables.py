@@ -5,7 +5,7 @@ import re
 import polars
 import pytest
 
-from talkinghead_lab.figures.sweep_tables import differences_table, failures, overview
+from talkinghead_lab.figures.sweep_tables import differences_table, failures, overview, progress
 from talkinghead_lab.sweeps.statistics import paired_differences
 from talkinghead_lab.sweeps.sweep import Sweep
 
@@ -67,6 +67,14 @@ def test_differences_have_an_interval_or_the_reason(results):
     assert re.fullmatch(r"\+0\.1\d+ to \+0\.\d+", by_lora["fast.safetensors"][1])
     assert by_lora["1"] == ["+0.1", "none for 1 pair", "1", "none for 1 pair"]
     assert by_lora["2"][-1] == "none: all differences are equal" or float(by_lora["2"][-1])
+
+
+def test_a_table_without_all_runs_is_called_partial(results):
+    assert dict(rows(progress(results)))["Table"] == "complete"
+    states = ["missing", "failed", *["finished"] * (len(results) - 2)]
+    found = dict(rows(progress(results.with_columns(state=polars.Series(states)))))
+    assert (found["Missing"], found["Failed"], found["Finished"]) == ("1", "1", str(len(results) - 2))
+    assert found["Table"] == "partial: run the sweep again to complete it"
 
 
 def test_what_failed(results):

@@ -1,5 +1,6 @@
 """What ends a sweep early leaves its cells unfinished: signals, a killed parent, a lock, a full disk."""
 
+import csv
 import errno
 import json
 import os
@@ -143,6 +144,50 @@ def test_an_interrupted_cell_resumes_after_its_last_finished_chunk(sections, mon
     assert (tmp_path / "out" / "results.csv").read_text().count("missing") == 2
     assert main(command) == 0
     assert json.loads((job.run_dir / "run.json").read_text())["chunks_of_earlier_calls"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_leaves_a_partial_table_that_resuming_completes(
+    sections, monkeypatch, tmp_path, caplog, number
+):
+    sweep = Sweep.from_sections(
+        sections | {"base": sections["base"] | {"max_frames": 17}, "seeds": [1, 2, 3]}
+    )
+    (tmp_path / "sweep.yaml").write_text(sweep.to_yaml())
+
+    def table_of(folder: str) -> list[list[str]]:
+        assert main(["sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / folder)]) in (0, 130)
+        return list(csv.reader((tmp_path / folder / "results.csv").open()))
+
+    steps = []
+
+    def interrupted(report, step):
+        steps.append(report.chunk.index)
+        if report.chunk.index == 1 and 0 in steps[steps.index(1) :]:  # in the second run
+            signal.raise_signal(number)
+
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    replaced = signal.signal(number, before)  # coverage has a handler of its own
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(generate._StepReport, "__call__", interrupted)
+            head, *partial = table_of("stopped")
+    finally:
+        signal.signal(number, replaced)
+    state, error, value = (head.index(name) for name in ("state", "error", "sharpness"))
+    assert [row[state] for row in partial] == ["finished", "missing", "missing"]
+    assert [row[error].partition(":")[0] for row in partial] == ["", "unfinished", "not begun"]
+    assert partial[0][value] and not partial[1][value]
+    assert "results.csv is partial: 2 of 3 runs are left" in caplog.text
+    caplog.clear()
+    resumed, whole = table_of("stopped"), table_of("whole")
+    assert "partial" not in caplog.text
+    own = {"time_to_first_frame", "seconds_per_frame", "peak_host_gib", "not_taken", "video_path"}
+    kept = [place for place, name in enumerate(whole[0]) if name not in own]
+    assert resumed[0] == whole[0]
+    assert [[row[k] for k in kept] for row in resumed] == [[row[k] for k in kept] for row in whole]
+    reasons = [row[head.index("not_taken")] for row in resumed[1:]]
+    assert ["an earlier call" in text for text in reasons] == [False, True, False]
 
 
 def test_a_cell_that_another_process_writes_is_left_unfinished(sweep, tmp_path, caplog):
