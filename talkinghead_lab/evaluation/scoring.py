@@ -61,6 +61,11 @@ class Score:
     features: NDArray[np.float64]
     failure: str | None = None
 
+    @classmethod
+    def failed(cls, clip: Clip, reason: str) -> Self:
+        """The score of a video that has no values."""
+        return cls(clip.id, clip.identity, {}, np.zeros((0, 0)), reason)
+
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
         measures = {name: vars(measure) for name, measure in self.measures.items()}
@@ -87,7 +92,8 @@ class Scores:
 
         Args:
             manifest: the clips.
-            video_of: the system's video of a clip; it may be missing.
+            video_of: the system's video of a clip; it may be missing. An error of the package is a failure of
+                this clip.
             wrong: give every clip the recording of another one, as a bound for measures of lips and sound.
             progress: draw a progress bar.
 
@@ -99,26 +105,28 @@ class Scores:
         found = []
         for clip in tqdm(manifest.clips, desc=self.system, unit="clip", disable=not progress):
             heard = clips[clip.other] if wrong else clip
-            found.append(self._one(clip, heard, video_of(clip), manifest.cartoon))
+            stored = self.folder / f"{clip.id}.json"
+            try:
+                path = video_of(clip)
+            except TalkingHeadError as error:
+                score = Score.failed(clip, str(error))
+                write_json(stored, {"made_from": None, "score": score.to_json()})
+            else:
+                score = _stored_or_scored(stored, clip, heard, path, manifest.cartoon)
+            found.append(score)
         return found
 
-    def _one(self, clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
-        stored = self.folder / f"{clip.id}.json"
-        made_from = combined(
-            [
-                PROTOCOL,
-                clip.model_dump(mode="json", exclude={"video", "truth"}),
-                heard.sha256,
-                known_sha256(path) if path.is_file() else "missing",
-                cartoon,
-            ]
-        )
-        known = read_json(stored) if stored.is_file() else {}
-        if known.get("made_from") == made_from:
-            return Score.from_json(known["score"])
-        score = score_clip(clip, heard, path, cartoon)
-        write_json(stored, {"made_from": made_from, "score": score.to_json()})
-        return score
+
+def _stored_or_scored(stored: Path, clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
+    digests = [known_sha256(file) if file and file.is_file() else None for file in (path, heard.truth)]
+    spans = [each.model_dump(mode="json", exclude={"video", "truth"}) for each in (clip, heard)]
+    made_from = combined([PROTOCOL, *spans, *digests, cartoon])
+    known = read_json(stored) if stored.is_file() else {}
+    if known.get("made_from") == made_from:
+        return Score.from_json(known["score"])
+    score = score_clip(clip, heard, path, cartoon)
+    write_json(stored, {"made_from": made_from, "score": score.to_json()})
+    return score
 
 
 def score_clip(clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
@@ -131,31 +139,29 @@ def score_clip(clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
         cartoon: whether the presenters are those of the bundled model.
     """
     if not path.is_file():
-        return Score(clip.id, clip.identity, {}, np.zeros((0, 0)), f"no file {path.name}")
+        return Score.failed(clip, f"no file {path.name}")
     try:
         is_real = path == clip.video
         frames = FrameFeatures(clip.frames, cartoon)
         shown = DrivingVideo(path).frames(clip.start if is_real else 0.0, clip.frames)
-        sound = audio.read_soundtrack(heard.video, start=heard.start)
+        recording = audio.read_recording(heard.video, start=heard.start)
         length = round(clip.seconds * audio.SOUNDTRACK_RATE)
         measures = judge_frames(
             frames.watch(np.array(picture) for picture in shown),
-            _subject(clip, heard, cartoon),
-            sound[:, :length],
+            _subject(clip, heard, recording.speech, cartoon),
+            recording.soundtrack[:, :length],
             presenter_features if cartoon else None,
             path if _is_whole(path, clip, is_real) else None,
         )
     except TalkingHeadError as error:
-        return Score(clip.id, clip.identity, {}, np.zeros((0, 0)), str(error))
+        return Score.failed(clip, str(error))
     if frames.count < (1 - LONGEST_GAP) * clip.frames:
-        reason = f"too short: {frames.count} of {clip.frames} frames"
-        return Score(clip.id, clip.identity, {}, np.zeros((0, 0)), reason)
+        return Score.failed(clip, f"too short: {frames.count} of {clip.frames} frames")
     compared = {measure.name: measure for measure in measures if measure.name in COMPARED}
     return Score(clip.id, clip.identity, compared, frames.features())
 
 
-def _subject(clip: Clip, heard: Clip, cartoon: bool) -> Subject:
-    speech = audio.read_recording(heard.video, start=heard.start).speech
+def _subject(clip: Clip, heard: Clip, speech: audio.Wave, cartoon: bool) -> Subject:
     return Subject(
         portrait=reference_picture(clip),
         speech=speech[: round(clip.seconds * audio.SAMPLE_RATE)],

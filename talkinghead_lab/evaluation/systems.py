@@ -2,13 +2,13 @@
 
 FOLDER/manifest.json              which benchmark it is
 FOLDER/inputs/CLIP.png            the portraits
-FOLDER/systems/NAME/runs/CLIP/    runs of a system that generates here
+FOLDER/systems/NAME/runs/CLIP-…/   runs of a system that generates here, by what they are made from
 FOLDER/systems/NAME/scores/       a file for each clip
 FOLDER/table.*
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.record import video_of
 from talkinghead_lab.runs.worker import Job
 from talkinghead_lab.sweeps.processes import ThisMachine
+from talkinghead_lab.sweeps.sweep import Cell
 
 REAL, WRONG = "real", "real-wrong-recordings"  # the bounds: what any table has
 
@@ -113,9 +114,10 @@ class Benchmark:
             "audio_start": clip.start,
             "max_frames": clip.frames,
         }
-        return Job(GenerationParams(**{**fields, **given}), folder / "runs" / clip.id)
+        cell = Cell(GenerationParams(**{**fields, **given}), {})
+        return Job(cell.params, folder / "runs" / f"{clip.id}-{cell.key()}")
 
-    def _scored(self, name: str, video: Any) -> list[Score]:
+    def _scored(self, name: str, video: Callable[[Clip], Path]) -> list[Score]:
         for bound in (REAL, WRONG):
             scores = Scores(bound, self._system(bound, bound=True) / "scores")
             scores.of(self.manifest, lambda clip: clip.video, bound == WRONG, self.show_progress)

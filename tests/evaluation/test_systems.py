@@ -190,3 +190,15 @@ def test_in_a_shell(folder, manifest, tmp_path, capsys):
         "theirs",
     ]
     assert (tmp_path / "out" / "table.md").read_text() == printed
+    # Another request of the same name is not mistaken for the first one.
+    assert main(["benchmark", "run", str(tmp_path / "two.yaml"), *request, "-p", "seed", "7", *out]) == 0
+    runs = tmp_path / "out" / "systems" / "fast" / "runs"
+    assert len([path for path in runs.iterdir() if path.is_dir()]) == 4
+
+
+def test_a_run_that_fails_is_a_failed_clip(manifest, tmp_path):
+    fields = {"checkpoint": "embedded", "loras": [{"path": str(tmp_path / "none.safetensors")}]}
+    scores = Benchmark(manifest, tmp_path / "out", False).generate("broken", fields)
+    assert len(scores) == len(manifest.clips)
+    assert all("none.safetensors" in (score.failure or "") for score in scores)
+    assert all(score.failure for score in stored_scores(tmp_path / "out")["broken"])
