@@ -61,7 +61,7 @@ def handle_out_of_memory(
             raise
         # The frames of the traceback keep the tensors of the failed work alive.
         traceback.clear_frames(error.__traceback__)
-        reason = str(error).split(". ")[0]
+        reason = " ".join([str(error).split(". ")[0], *getattr(error, "__notes__", [])])
     gc.collect()
     empty_cache(device)
     raise out_of_memory(device, reason, plan(), budget)

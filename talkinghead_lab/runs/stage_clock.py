@@ -42,7 +42,7 @@ class StageClock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure the named stage."""
+        """Measure the named stage; an exception that leaves it gets a note that names it."""
         self.on_stage(name)
         gpu = _gpu_in_use()
         if gpu:
@@ -52,6 +52,9 @@ class StageClock:
         started = time.perf_counter()
         try:
             yield
+        except BaseException as error:
+            error.add_note(f"during {name}")
+            raise
         finally:
             gpu = _gpu_in_use()
             if gpu:

@@ -17,6 +17,7 @@ from talkinghead_lab.offload.requirements import (
     EAGER,
     FP8,
     FRAGMENTED,
+    FRAGMENTED_ELSEWHERE,
     PLAIN,
     NetworkSize,
     Requirements,
@@ -119,13 +120,28 @@ def test_on_a_gpu_a_stage_includes_fragmentation(request_for):
     plan = planned(replace(resolved, networks=on_a_gpu))
     need, model = plan.needs["sampling"], coefficients("cuda")["stages"]["sampling"]
     used = model["base_gib"] * GIB + (model["activations"] + model["traits"]["eager"]) * need.unit
-    assert need.work == round((1 + FRAGMENTED) * used)
+    assert need.work == round((1 + FRAGMENTED["sampling"]) * used)
+
+
+def test_a_budget_holds_what_was_reserved_within_it():
+    """PyTorch's allocator reserves more than tensors take; the driver counts what is reserved."""
+    table = profile.read(PUBLISHED / "h100" / "profile.json")
+    runs = table.filter(table["setting"].str.contains("8.0 GiB, fp8")).drop_nulls("held_gib").to_dicts()
+    assert {run["stage"] for run in runs} == set(coefficients("cuda")["stages"])
+    for run in runs:
+        model = coefficients("cuda")["stages"][run["stage"]]
+        traits = filter(None, run["traits"].split(", "))
+        slope = model["activations"] + sum(model["traits"][trait] for trait in traits)
+        pieces = 1 + FRAGMENTED.get(run["stage"], FRAGMENTED_ELSEWHERE)
+        work = pieces * (model["base_gib"] + slope * run["unit_gib"]) + run["extra_gib"]
+        # What is within the budget and not planned may be reserved, too: less than a block.
+        assert run["reserved_gpu_gib"] < run["held_gib"] + work + 0.2, run
 
 
 def test_the_model_predicts_measured_peaks_of_a_gpu():
     table = profile.read(PUBLISHED / "h100" / "profile.json")
     runs = profile.predicted_peaks(table, coefficients("cuda"))
-    assert len(runs) == 46
+    assert len(runs) == 47
     assert runs["error_percent"].is_between(-3, 4).all()
     assert profile.cross_validated_peaks(table)["error_percent"].abs().max() < 4
 
@@ -141,7 +157,7 @@ def test_sampling_needs_more_for_what_a_request_asks():
         return requirements(networks, gpu, grid, 1.0, False, voices, traits=traits).needs["sampling"]
 
     unit, more = need().unit, coefficients("cuda")["stages"]["sampling"]["traits"]
-    pieces = (1 + FRAGMENTED) * unit
+    pieces = (1 + FRAGMENTED["sampling"]) * unit
     assert unit == 32_760 * 5120 * 2
     assert need(2).work - need().work == pytest.approx(more["two speakers"] * pieces, abs=2)
     assert need(1, EAGER).work - need().work == pytest.approx(more["eager"] * pieces, abs=2)

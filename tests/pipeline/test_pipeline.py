@@ -10,6 +10,7 @@ from talkinghead_lab.errors import InvalidRequest, OutOfMemory
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.runs.stage_clock import StageClock
 from tests.offload.test_streamed_blocks import DEVICES
 from tests.pipeline.start import resolved_for, start
 
@@ -98,10 +99,12 @@ def test_memory_that_runs_out_is_reported_and_the_next_try_succeeds(request_for,
         params = params.replace(vram_budget_gib=smallest_budget(params))
     pipeline = Pipeline.load(params)
     generator = start(params, pipeline)
+    generator.stage = StageClock()
     chunk = generator.resolved.chunks[0]
     failure = Failure(pipeline.dit.blocks[3], call=2)
     with pytest.raises(
-        OutOfMemory, match=r"ran out of memory.*planned GiB.*resident.*offloaded.*sampling"
+        OutOfMemory,
+        match=r"ran out of memory.*out of memory during sampling\).*planned GiB.*resident.*offloaded.*sampling",
     ) as caught:
         generator.generate(chunk)
     gc.collect()
