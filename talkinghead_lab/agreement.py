@@ -21,7 +21,7 @@ def check_agreement(request: "GenerationParams") -> None:
     Raises:
         Contradiction: two of them do not go together; it names the one to change.
     """
-    for check in (_frames, _weights, _speakers, _picture, _guidance, _solver):
+    for check in (_frames, _weights, _speakers, _picture, _guidance, _solver, _step_cache):
         check(request)
 
 
@@ -82,13 +82,23 @@ def _guidance(request: "GenerationParams") -> None:
         raise Contradiction(message, "zero_init_steps")
 
 
+def _step_cache(request: "GenerationParams") -> None:
+    if request.step_cache_threshold is None:
+        for name, given in {
+            "step_cache: first_block": request.step_cache == "first_block",
+            "max_consecutive_skips": request.max_consecutive_skips is not None,
+        }.items():
+            if given:
+                raise Contradiction(f"{name} requires a step_cache_threshold", "step_cache_threshold")
+    elif request.sampler == "lcm":
+        message = (
+            "step_cache_threshold reuses results of the step before, but lcm draws new noise in every step"
+        )
+        raise Contradiction(message, "step_cache_threshold")
+
+
 def _solver(request: "GenerationParams") -> None:
     steps = request.diffusion_steps
     if request.sigmas and len(request.sigmas) != steps:
         message = f"diffusion_steps is {steps}, but sigmas has {len(request.sigmas)} levels: leave it out"
         raise Contradiction(message, "diffusion_steps")
-    if request.sampler == "lcm" and request.step_cache_threshold is not None:
-        message = (
-            "step_cache_threshold reuses results of the step before, but lcm draws new noise in every step"
-        )
-        raise Contradiction(message, "step_cache_threshold")

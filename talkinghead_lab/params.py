@@ -161,7 +161,15 @@ class GenerationParams(BaseModel):
         None,
         gt=0,
         le=1e6,
-        description="step cache: skip forward passes while the estimated change is below this; unset: off",
+        description="step cache: skip forward passes while the change is below this; unset: off",
+    )
+    step_cache: Literal["released", "first_block"] = Field(
+        "released",
+        description="the change is released: estimated from the timesteps; first_block: of the first block's "
+        "update, measured in each step, as a share of it",
+    )
+    max_consecutive_skips: int | None = Field(
+        None, ge=1, le=999, description="step cache: most steps skipped in a row; unset: any number"
     )
 
     loras: tuple[Lora, ...] = Field(

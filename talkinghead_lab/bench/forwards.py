@@ -15,7 +15,7 @@ from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.euler import ChunkConditions, sample_chunk
-from talkinghead_lab.sampling.step_cache import ResidualCache
+from talkinghead_lab.sampling.step_cache import EstimatedCache
 from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears
 
 TIMESTEP = 500.0
@@ -132,11 +132,15 @@ def measure_steps(size: Size, device: torch.device, results: Results) -> None:
     config = SamplingConfig(EMPTY_STEPS, shift=7.0, text_scale=5.0, audio_scale=4.0)
     work = partial(sample_chunk, dit, latent, conditions, config)
     results.add(Row(OUTSIDE, seconds_of(work, device) / EMPTY_STEPS))
-    cache, time = ResidualCache(), dit.time_embedding_of(torch.full((1,), TIMESTEP, device=device))
+    time = dit.time_embedding_of(torch.full((1,), TIMESTEP, device=device))
     tokens = dit.patchify(latent, conditions.picture)
-    cache.run(tokens, lambda tokens: 2 * tokens, skip=False, keep=True)
+    cache = EstimatedCache([False, True])
+    residual = cache.new_pass()
+    cache.begin(0)
+    residual.run(tokens, lambda tokens, shortcut: 2 * tokens)
+    cache.begin(1)
 
     def skipped() -> Tensor:
-        return dit.unpatchify(cache.run(tokens, torch.clone, skip=True, keep=True), time, latent.shape)
+        return dit.unpatchify(residual.run(tokens, lambda tokens, shortcut: tokens), time, latent.shape)
 
     results.add(Row(SKIPPED, seconds_of(skipped, device, repeats=10)))

@@ -150,7 +150,7 @@ def _measure_budget(forward: ForwardPass, resident: float, results: Results) -> 
     """Measure a pass within `BUDGET`, where blocks stream and keys and values are not cached."""
     dit, device, grid = forward.dit.to("cpu"), forward.device, forward.size.grid
     stream(dit, "blocks", device)
-    need = requirements({"transformer": dit}, device, grid, 1.0, caches_steps=False).needs["sampling"]
+    need = requirements({"transformer": dit}, device, grid, 1.0).needs["sampling"]
     with within_budget(dit, device, BUDGET, need):
         forward.conditions = random_conditions(dit, grid, device, precompute=False)
         seconds, peak = measure(forward, device, repeats=3, warm_up=2)

@@ -52,6 +52,7 @@ CHECKS = {  # as they appear after "failed: "
     "not_black": "black frames", "not_frozen": "still frames",
     "mouth_moves_with_speech": "mouth moves with the speech", "no_warnings": "warnings",
 }  # fmt: skip
+PASSES = ("forward_passes", "skipped_passes")
 DIGEST_LENGTH = 16
 
 
@@ -110,6 +111,11 @@ def _result_facts(run: PastRun) -> dict[str, str]:
     if "time_to_first_frame" in record:  # not in 0.1.0
         first = record["time_to_first_frame"]
         found["First frames"] = f"after {first['seconds']:.1f} s" if first else "made by an earlier call"
+    parts = record.get("chunks", [])
+    if parts and all("skipped_passes" in part for part in parts):  # not in 0.1.0
+        computed, skipped = (sum(part[name] for part in parts) for name in PASSES)
+        skips = f" computed, {skipped} skipped by the step cache" if skipped else ""
+        found["Forward passes"] = f"{computed}{skips}"
     if record.get("checks"):
         found["Checks"] = _checks(record["checks"])
     if warnings := record["resolved"].get("warnings"):

@@ -199,7 +199,7 @@ def requirements(
     device: torch.device,
     grid: LatentGrid,
     seconds: float,
-    caches_steps: bool,
+    kept_tensors: int = 0,
     voices: int = 1,
     fitted: Mapping[str, Any] | None = None,
     traits: Collection[str] = (),
@@ -211,7 +211,7 @@ def requirements(
         device: only its type matters.
         grid: of one chunk.
         seconds: duration of the recording.
-        caches_steps: whether the step cache stores residuals.
+        kept_tensors: of the size of the tokens, that the step cache keeps.
         voices: number of recordings.
         fitted: coefficients of the memory model; unset: the bundled ones.
         traits: of sampling, out of `EAGER`, `FP8`, `EIGHT_BIT_ATTENTION` and `PLAIN`.
@@ -230,7 +230,7 @@ def requirements(
             dequantized = 0 if FP8 in traits else _largest_dequantized(networks[name])
             holds = {TWO_SPEAKERS: voices > 1, DEQUANTIZED: dequantized > 0}
             kinds = _kinds({*traits, *(trait for trait in holds if holds[trait])})
-            extra = dequantized + (3 * unit if caches_steps else 0)  # one residual per guidance branch
+            extra = dequantized + kept_tensors * unit
         if stage == "decode" and device.type == "cpu":
             extra = chunk_bytes(grid)
         activations = model["activations"] + sum(model.get("traits", {}).get(kind, 0.0) for kind in kinds)

@@ -1,7 +1,7 @@
 """Generates the chunks of one request."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class GeneratedChunk:
         frames: all its frames [3, F, H, W] in [−1, 1], on the CPU.
         decode_type: in which the frames were decoded.
         fp16_overflowed: whether decoding in fp16 overflowed, in this chunk or an earlier one of the run.
-        forward_passes: of the transformer, that were computed for it.
+        passes: of the transformer, computed and skipped.
     """
 
     chunk: Chunk
@@ -43,7 +43,7 @@ class GeneratedChunk:
     frames: Tensor
     decode_type: torch.dtype = torch.float32
     fp16_overflowed: bool = False
-    forward_passes: int = 0
+    passes: PassCount = field(default_factory=PassCount)
 
     @property
     def new_frames(self) -> Tensor:
@@ -182,7 +182,7 @@ class ChunkGenerator:
         finish = self._finishing(chunk, previous)
         frames, decode_type = self._decode(latent, finish, _NewFrames(chunk, on_frames))
         latent = latent[0].cpu()
-        return GeneratedChunk(chunk, latent, frames, decode_type, self.fp16_overflowed, passes.computed)
+        return GeneratedChunk(chunk, latent, frames, decode_type, self.fp16_overflowed, passes)
 
     def _finishing(self, chunk: Chunk, previous: Tensor | None) -> Finish:
         """What is done to each decoded piece: colours, then the seam."""

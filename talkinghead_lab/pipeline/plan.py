@@ -21,6 +21,7 @@ from talkinghead_lab.offload.requirements import (
 )
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve, settings_without_weights
+from talkinghead_lab.sampling.step_cache import kept_tensors
 from talkinghead_lab.weights.checkpoints import NETWORKS, load_network
 from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.locating import has_files
@@ -69,7 +70,7 @@ def needed_memory(networks: Mapping[str, nn.Module], resolved: Resolved) -> Requ
         resolved.networks.device,
         resolved.grid,
         resolved.seconds,
-        caches_steps=resolved.sampling.step_cache is not None,
+        kept_tensors=kept_tensors(resolved.sampling),
         voices=resolved.request.speakers,
         traits=memory_traits(resolved.networks),
     )
@@ -198,7 +199,7 @@ def _on_gpu(resolved: Resolved) -> dict[str, float] | None:
 
 def _settings(resolved: Resolved) -> dict[str, Any]:
     decided = resolved.to_json()
-    names = ("frame_size", "frames", "chunks", "forward_passes", "sample_shift")
+    names = ("frame_size", "frames", "chunks", "forward_passes", "skippable_passes", "sample_shift")
     asked = (
         "sampler",
         "diffusion_steps",

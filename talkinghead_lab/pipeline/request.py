@@ -28,7 +28,7 @@ from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, St
 from talkinghead_lab.sampling.guidance import planned_passes
 from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS, schedule_of
 from talkinghead_lab.sampling.solvers import check_solver
-from talkinghead_lab.sampling.step_cache import COEFFICIENTS
+from talkinghead_lab.sampling.step_cache import COEFFICIENTS, skippable_passes
 from talkinghead_lab.weights.checkpoints import stored_types, transformer_width
 from talkinghead_lab.weights.digests import weight_states
 from talkinghead_lab.weights.load_settings import LoadSettings, LoraFile
@@ -87,6 +87,11 @@ class Resolved:
         return len(self.chunks) * sum(planned_passes(self.sampling))
 
     @property
+    def skippable_passes(self) -> int:
+        """The most forward passes of the whole video that the step cache may skip."""
+        return len(self.chunks) * skippable_passes(self.sampling)
+
+    @property
     def grid(self) -> LatentGrid:
         """The sizes of one full chunk."""
         width, height = self.frame_size
@@ -108,6 +113,7 @@ class Resolved:
             "sample_shift": None if self.sampling.sigmas else self.sampling.shift,
             "sigmas": [round(time / TRAINED_TIMESTEPS, 6) for time in schedule_of(self.sampling).tolist()],
             "forward_passes": self.forward_passes,
+            "skippable_passes": self.skippable_passes,
             "guided_by_text": self.sampling.text_is_guided,
             "guided_by_audio": self.sampling.audio_is_guided,
             "device": str(networks.device),
@@ -265,7 +271,6 @@ def checkpoint_files(request: GenerationParams) -> CheckpointFiles:
 
 def sampling_config(request: GenerationParams) -> SamplingConfig:
     """The part of a request that sampling needs."""
-    threshold = request.step_cache_threshold
     return SamplingConfig(
         steps=request.diffusion_steps,
         shift=request.shift,
@@ -279,10 +284,15 @@ def sampling_config(request: GenerationParams) -> SamplingConfig:
         projection=(
             ProjectionConfig(request.apg_momentum, request.apg_norm_threshold) if request.use_apg else None
         ),
-        step_cache=None
-        if threshold is None
-        else StepCacheConfig(threshold, COEFFICIENTS[request.resolution]),
+        step_cache=_step_cache(request),
     )
+
+
+def _step_cache(request: GenerationParams) -> StepCacheConfig | None:
+    if request.step_cache_threshold is None:
+        return None
+    coefficients = COEFFICIENTS[request.resolution] if request.step_cache == "released" else None
+    return StepCacheConfig(request.step_cache_threshold, coefficients, request.max_consecutive_skips)
 
 
 def _is_compiled(request: GenerationParams, files: CheckpointFiles, device: torch.device) -> bool:

@@ -32,7 +32,7 @@ Facts = Mapping[str, str]
 FRAMES = "last_frames"  # tensor [3, motion_frame, H, W] in [−1, 1]
 FACTS_DIGEST = "facts_sha256"
 FP16_OVERFLOWED = "fp16_overflowed"
-FORWARD_PASSES = "forward_passes"
+FORWARD_PASSES, SKIPPED_PASSES = "forward_passes", "skipped_passes"
 LUMA_CHANGES = "luma_changes"  # JSON list, one for each new frame but the first of the video
 RECORDED = ("frames_sha256", "latent_sha256", "decode_type")
 
@@ -140,7 +140,8 @@ class ChunkFiles:
             "last_frames_sha256": _digest(last_frames),
             "seconds": f"{seconds:.3f}",
             "decode_type": str(generated.decode_type).removeprefix("torch."),
-            FORWARD_PASSES: str(generated.forward_passes),
+            FORWARD_PASSES: str(generated.passes.computed),
+            SKIPPED_PASSES: str(generated.passes.skipped),
             FP16_OVERFLOWED: str(generated.fp16_overflowed),
             LUMA_CHANGES: json.dumps([round(change, 4) for change in changes.values]),
             **self._place(chunk),
@@ -192,7 +193,7 @@ class ChunkFiles:
             asdict(chunk)
             | {name: facts[name] for name in RECORDED if name in facts}
             | {"seconds": float(facts["seconds"])}
-            | {name: int(facts[name]) for name in (FORWARD_PASSES,) if name in facts}
+            | {name: int(facts[name]) for name in (FORWARD_PASSES, SKIPPED_PASSES) if name in facts}
             for chunk, facts in zip(chunks, self._facts, strict=True)
         ]
 

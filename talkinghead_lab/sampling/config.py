@@ -26,12 +26,19 @@ class StepCacheConfig:
     """When forward passes are skipped; see `step_cache`.
 
     Args:
-        threshold: estimated change that may accumulate before a forward pass is computed again.
-        coefficients: of the polynomial that estimates the change of the output, highest power first.
+        threshold: change since the last computed step, up to which steps are skipped.
+        coefficients: of the polynomial that estimates the change of the output, highest power first; None:
+            the change of the first block's update is measured instead, as a share of that update.
+        max_consecutive_skips: most steps skipped in a row; None: any number.
     """
 
     threshold: float
-    coefficients: tuple[float, ...]
+    coefficients: tuple[float, ...] | None = None
+    max_consecutive_skips: int | None = None
+
+    def allows(self, skipped: int) -> bool:
+        """Whether one more step may be skipped after so many in a row."""
+        return self.max_consecutive_skips is None or skipped < self.max_consecutive_skips
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,19 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from talkinghead_lab.models.dit.model import AudioContext, CrossAttentionContext, DiT, TimeEmbedding
+from talkinghead_lab.models.dit.model import (
+    AudioContext,
+    CrossAttentionContext,
+    DiT,
+    FirstBlockShortcut,
+    TimeEmbedding,
+)
 from talkinghead_lab.models.kernels.attention import Rotation
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import Branch, Guidance, branches_at
 from talkinghead_lab.sampling.schedule import schedule_of
 from talkinghead_lab.sampling.solvers import solver
-from talkinghead_lab.sampling.step_cache import ResidualCache, steps_to_keep, steps_to_skip
+from talkinghead_lab.sampling.step_cache import PassCache, step_cache_of
 
 
 def noise_generator(seed: int, index: int) -> torch.Generator:
@@ -57,36 +63,37 @@ class ChunkConditions:
 
 @dataclass
 class PassCount:
-    """Counts the forward passes that are computed; those that a step cache skips do not count."""
+    """Counts the forward passes that are computed, and those that a step cache skips."""
 
     computed: int = 0
+    skipped: int = 0
 
 
 @dataclass
 class _Step:
-    """The forward passes of one step, each with the residual cache of its branch.
+    """The forward passes of one step, each with the cache of its branch.
 
     `spread`: processes may compute whole passes of their own; otherwise they share the tokens of each.
     """
 
     model: DiT
     conditions: ChunkConditions
-    caches: Mapping[Branch, ResidualCache]
+    caches: Mapping[Branch, PassCache]
     latent: Tensor
     time: TimeEmbedding
-    skip: bool
-    keep: bool
     spread: bool
     tokens: Tensor = field(init=False)
+    without_residual: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = self.model.patchify(self.latent, self.conditions.picture)
+        self.without_residual = sum(cache.residual is None for cache in self.caches.values())
 
-    def computed(self) -> int:
-        """The number of forward passes that all processes together compute."""
-        if self.spread:  # of other processes' passes, this one has no residuals
-            return 0 if self.skip else len(self.caches)
-        return sum(not (self.skip and cache.residual is not None) for cache in self.caches.values())
+    def computed(self, skip: bool) -> int:
+        """The number of forward passes that all processes together computed."""
+        if not skip:
+            return len(self.caches)
+        return 0 if self.spread else self.without_residual  # others have those of other processes' passes
 
     def velocities(self) -> dict[Branch, Tensor]:
         """Compute the velocity of every branch.
@@ -107,10 +114,12 @@ class _Step:
 
     def velocity(self, branch: Branch, alone: bool) -> Tensor:
         run = partial(self._run_blocks, branch, alone)
-        out = self.caches[branch].run(self.tokens, run, self.skip, self.keep)
+        out = self.caches[branch].run(self.tokens, run)
         return self.model.unpatchify(out, self.time, self.latent.shape)
 
-    def _run_blocks(self, branch: Branch, alone: bool, tokens: Tensor) -> Tensor:
+    def _run_blocks(
+        self, branch: Branch, alone: bool, tokens: Tensor, shortcut: FirstBlockShortcut | None
+    ) -> Tensor:
         conditions = self.conditions
         return self.model.run_blocks(
             tokens,
@@ -121,6 +130,7 @@ class _Step:
             conditions.audios[branch.audio],
             conditions.regions,
             alone,
+            shortcut,
         )
 
 
@@ -142,16 +152,15 @@ def sample_chunk(
         conditions: constant during the chunk.
         config: solver, steps, noise schedule, guidance and step cache.
         on_step: called with the number of finished steps; an exception that it raises ends the sampling.
-        passes: counts the forward passes that are computed.
+        passes: counts the forward passes.
         generator: draws the noise that solvers add on their way.
     """
     passes = passes or PassCount()
     schedule = schedule_of(config).to(noise.device)
     times = model.time_embedding_of(schedule[:-1])
-    skips = steps_to_skip(times.blocks, config.step_cache)
-    keeps = steps_to_keep(skips)
+    cache = step_cache_of(config, times.blocks, model.group)
     guidance, branches = Guidance(config), [branches_at(config, step) for step in range(config.steps)]
-    caches = {branch: ResidualCache() for branch in dict.fromkeys(chain(*branches))}
+    caches: dict[Branch, PassCache] = {branch: cache.new_pass() for branch in dict.fromkeys(chain(*branches))}
     # A process that computed a pass alone has its residual alone. Where the passes change from step to step,
     # another process could need it, and would wait for ever for the one that need not compute.
     spread = config.step_cache is None or len(set(branches)) == 1
@@ -160,14 +169,15 @@ def sample_chunk(
     latent[:, :, :motion_latents] = conditions.motion
     for step in range(config.steps):
         of_step = {branch: caches[branch] for branch in branches[step]}
-        if not skips[step]:  # residuals of passes that this step has not would be of an older one
+        if of_step:
+            cache.begin(step)
+            step_passes = _Step(model, conditions, of_step, latent, times.at(step), spread)
+            latent = path.move(latent, guidance.combine(step_passes.velocities(), step), step)
+            passes.computed += step_passes.computed(cache.skip)
+            passes.skipped += len(of_step) - step_passes.computed(cache.skip)
+        if not cache.skip:  # residuals of passes that this step has not would be of an older one
             for branch in caches.keys() - of_step.keys():
                 caches[branch].residual = None
-        if of_step:
-            turn = skips[step], keeps[step], spread
-            step_passes = _Step(model, conditions, of_step, latent, times.at(step), *turn)
-            passes.computed += step_passes.computed()
-            latent = path.move(latent, guidance.combine(step_passes.velocities(), step), step)
         latent[:, :, :motion_latents] = conditions.motion
         on_step(step + 1)
     return latent

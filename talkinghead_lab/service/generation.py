@@ -86,6 +86,7 @@ class Generator:
                 "chunks": len(resolved.chunks),
                 "steps": steps,
                 "forward_passes": resolved.forward_passes,
+                "skippable_passes": resolved.skippable_passes,
                 "warnings": list(map(without_paths, resolved.warnings)),
             }
 

@@ -31,6 +31,7 @@ class PlanAnswer(BaseModel):
     chunks: int
     steps: int
     forward_passes: int
+    skippable_passes: int
     warnings: list[str]
 
 

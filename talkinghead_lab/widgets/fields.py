@@ -27,6 +27,7 @@ GROUPS = {
     ),
     "Sampling": (
         "sampler", "diffusion_steps", "seed", "sample_shift", "sigmas", "step_cache_threshold",
+        "step_cache", "max_consecutive_skips",
         "chunk_frames", "motion_frame", "loras",
     ),
     "Output": (
@@ -38,6 +39,7 @@ GROUPS = {
 # A field is shown if the other field has one of these values, or without values if it is true or set.
 SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     "zero_init_steps": ("cfg_zero_star", ()),
+    **dict.fromkeys(("step_cache", "max_consecutive_skips"), ("step_cache_threshold", ())),
     "apg_momentum": ("use_apg", ()),
     "apg_norm_threshold": ("use_apg", ()),
     "pad": ("crop", ("none",)),

@@ -26,6 +26,9 @@ def test_measures_have_a_value_and_direction_or_a_reason(tmp_path):
     assert len(found) == 1 + len(run.record["measures"])
 
 
+DIGESTS = {"latent_sha256": "0" * 64, "frames_sha256": "1" * 64}
+
+
 def test_the_record_says_what_the_video_was_made_from(tmp_path):
     run = finished_run(
         tmp_path / "run",
@@ -37,10 +40,12 @@ def test_the_record_says_what_the_video_was_made_from(tmp_path):
             "streams": {"passed": True},
         },
         time_to_first_frame={"seconds": 3.21, "after_loading": 1.0},
+        chunks=[DIGESTS | {"forward_passes": passes, "skipped_passes": 12 - passes} for passes in (9, 12)],
     )
     found = dict(rows(record_table(run.folder)))
     assert found["Video"] == "1.20 s, 30 frames of 160 × 160 pixels"
     assert found["First frames"] == "after 3.2 s"
+    assert found["Forward passes"] == "21 computed, 3 skipped by the step cache"
     assert found["Checks"] == "failed: length (1.00 of 1.20 s)"
     assert (found["Warnings"], found["Model"], found["Seed"]) == ("Look out.", "bundled model", "12345678901")
     assert found["LoRAs"] == "x.safetensors (strength 0.5)"

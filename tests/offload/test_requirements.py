@@ -72,7 +72,9 @@ def test_requirements_grow_with_pixels_frames_and_the_step_cache(request_for):
     unit = tokens * 192 * 4
     more = coefficients("cpu")["stages"]["sampling"]["activations"] * unit
     assert work("sampling", (64, 32)) - work("sampling") == pytest.approx(more, abs=2)
-    assert work("sampling", step_cache_threshold=0.1) - work("sampling") == 3 * unit
+    cached = {"step_cache_threshold": 0.1}
+    assert work("sampling", **cached) - work("sampling") == 3 * unit
+    assert work("sampling", **cached, step_cache="first_block") - work("sampling") == 5 * unit
     frames = 4 * 3 * 32 * 32 * 4  # four more frames, with three floats per pixel
     assert work("decode", chunk_frames=13) - work("decode") == frames
     assert work("decode", (64, 64)) > work("decode")

@@ -52,6 +52,10 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
     made["unipc"] = chunk(model, 5.0, 4.0, speakers=2, sampler="unipc")
     made["lcm"] = chunk(model, 1.0, 2.0, sampler="lcm")
     made["2 speakers, cached steps"] = chunk(model, 1.0, 1.0, speakers=2, steps=7)
+    first_block = {"step_cache": StepCacheConfig(0.05, None, 3), "steps": 12}
+    for name, scales in GUIDANCE_SCALES.items():
+        made[f"first block, {name}"] = chunk(model, *scales, speakers=2, **first_block)
+    made["first block, guided steps"] = chunk(model, 5.0, 4.0, guidance_interval=(0.25, 0.7), **first_block)
     quantize_linears(model.get_submodule("blocks"), FP8)
     multiply_fp8(model)
     return made | {"fp8": chunk(model, 1.0, 1.0)}
@@ -60,10 +64,10 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
 def chunk(
     model: DiT, text_guide_scale: Scale, audio_guide_scale: Scale, speakers: int = 1, steps: int = 2, **more
 ) -> torch.Tensor:
-    """A latent chunk; the step cache skips all steps but the first five."""
-    cache = StepCacheConfig(float("inf"), COEFFICIENTS["infinitetalk-480"])
+    """A latent chunk; unless `more` says otherwise, the step cache skips all steps but the first five."""
+    more = {"step_cache": StepCacheConfig(float("inf"), COEFFICIENTS["infinitetalk-480"])} | more
     config = SamplingConfig(
-        steps, shift=7.0, text_scale=text_guide_scale, audio_scale=audio_guide_scale, step_cache=cache, **more
+        steps, shift=7.0, text_scale=text_guide_scale, audio_scale=audio_guide_scale, **more
     )
     grid = LatentGrid(9, 32, 32)
     generator = noise_generator(0, 0)
@@ -112,6 +116,7 @@ def of_one() -> dict[str, torch.Tensor]:
         "zero star",
         "fp8",
         *("unipc", "lcm", *GUIDANCE_SCALES),
+        *(f"first block, {name}" for name in (*GUIDANCE_SCALES, "guided steps")),
     ],
 )
 def test_two_processes_make_what_one_makes(of_one, of_two, name):
@@ -131,7 +136,7 @@ def test_two_processes_compute_a_forward_each_where_a_step_has_two(monkeypatch):
     model, calls = build(), []
     monkeypatch.setattr(SequenceParallelGroup, "all_gather", lambda share, x: [x, x])
     run_blocks = model.run_blocks
-    monkeypatch.setattr(model, "run_blocks", lambda *given: calls.append(given[-1]) or run_blocks(*given))
+    monkeypatch.setattr(model, "run_blocks", lambda *given: calls.append(given[-2]) or run_blocks(*given))
     model.group = SequenceParallelGroup(0, 2)
     chunk(model, *GUIDANCE_SCALES["two forwards"])
     assert calls == [True] * 2

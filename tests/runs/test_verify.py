@@ -47,6 +47,8 @@ HOW_IT_IS_SAMPLED = [
     {"text_guide_scale": (5.0, 1.0), "guidance_interval": (0.0, 0.7), "use_apg": True},
     {"text_guide_scale": (5.0, 1.0), "cfg_zero_star": True, "zero_init_steps": 1},
     {"sampler": "unipc"},
+    {"step_cache": "first_block", "step_cache_threshold": 0.2, "diffusion_steps": 8},
+    {"step_cache_threshold": 1e6, "max_consecutive_skips": 1, "diffusion_steps": 8},
     {"sampler": "lcm", "sigmas": (1.0, 0.7, 0.3)},
 ]
 
@@ -58,7 +60,10 @@ def test_a_run_resumes_at_any_chunk_and_is_done_again_to_the_byte(changes, reque
     whole = generate(params, tmp_path / "whole", pipeline=pipeline, show_progress=False)
     record = json.loads((whole.run_dir / "run.json").read_text())
     assert len(record["chunks"]) == 3
-    assert sum(chunk["forward_passes"] for chunk in record["chunks"]) == record["resolved"]["forward_passes"]
+    counts = [[chunk[name] for chunk in record["chunks"]] for name in ("forward_passes", "skipped_passes")]
+    assert sum(map(sum, counts)) == record["resolved"]["forward_passes"]
+    assert (sum(counts[1]) > 0) == ("step_cache_threshold" in changes)
+    assert sum(counts[1]) <= record["resolved"]["skippable_passes"]
     for last in (2, 3):
         folder = tmp_path / f"stopped in {last}"
         with pytest.raises(Stopped):

@@ -1,4 +1,4 @@
-"""Guidance in all its cases, the sampler's contract, and the step cache."""
+"""Guidance in all its cases, and the sampler's contract."""
 
 from dataclasses import replace
 
@@ -7,11 +7,11 @@ import torch
 
 from talkinghead_lab.bench.sizes import random_conditions
 from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
-from talkinghead_lab.sampling import euler
 from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig, spread
-from talkinghead_lab.sampling.euler import PassCount, noise_generator, sample_chunk
+from talkinghead_lab.sampling.euler import ChunkConditions, PassCount, noise_generator, sample_chunk
 from talkinghead_lab.sampling.guidance import (
     CONDITIONAL,
     DROP_AUDIO,
@@ -22,13 +22,7 @@ from talkinghead_lab.sampling.guidance import (
     planned_passes,
 )
 from talkinghead_lab.sampling.schedule import timesteps
-from talkinghead_lab.sampling.step_cache import (
-    COEFFICIENTS,
-    FIRST_COMPUTED_STEPS,
-    ResidualCache,
-    steps_to_keep,
-    steps_to_skip,
-)
+from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from tests.parity.test_dit import build
 
 
@@ -96,44 +90,6 @@ def test_timesteps_start_at_1000_and_end_at_0():
     assert (timesteps(8, 7.0)[1:-1] > t[1:-1]).all(), "a larger shift stays longer at high noise"
 
 
-def embeddings(steps: int) -> torch.Tensor:
-    torch.manual_seed(1)
-    return torch.randn(steps, 6, 8).cumsum(0) * 0.01 + 1
-
-
-def test_no_threshold_computes_every_step():
-    assert steps_to_skip(embeddings(9), None) == [False] * 9
-
-
-def test_the_first_steps_are_always_computed():
-    skips = steps_to_skip(embeddings(20), StepCacheConfig(1e6, COEFFICIENTS["infinitetalk-480"]))
-    assert skips == [False] * FIRST_COMPUTED_STEPS + [True] * (20 - FIRST_COMPUTED_STEPS)
-
-
-def test_a_larger_threshold_never_computes_more():
-    computed = [
-        steps_to_skip(embeddings(30), StepCacheConfig(t, COEFFICIENTS["infinitetalk-720"])).count(False)
-        for t in (1e-6, 0.05, 0.5, 50)
-    ]
-    assert computed == sorted(computed, reverse=True)
-    assert computed[0] == 30
-    assert computed[-1] < 30
-
-
-def test_a_skipped_forward_adds_the_last_residual():
-    cache, tokens = ResidualCache(), torch.arange(4.0)
-    assert torch.equal(cache.run(tokens, lambda x: x + 3, skip=False, keep=True), tokens + 3)
-    later = tokens * 10
-    for _ in range(2):
-        assert torch.equal(
-            cache.run(later, lambda x: pytest.fail("computed"), skip=True, keep=True), later + 3
-        )
-
-
-def test_residuals_are_kept_only_where_the_next_step_needs_them():
-    assert steps_to_keep([False, False, True, True, False]) == [False, True, True, False, False]
-
-
 def test_a_list_of_scales_is_spread_over_the_steps():
     assert spread([5, 1], 5) == [5, 4, 3, 2, 1]
     assert spread([4, 1, 2], 5) == [4, 2.5, 1, 1.5, 2]
@@ -183,11 +139,24 @@ PAIRS = ((CONDITIONAL, DROP_TEXT), (DROP_TEXT, UNCONDITIONAL))
 
 def sampled(config: SamplingConfig) -> tuple[torch.Tensor, int]:
     """A chunk of a tiny model, and the passes that were computed for it."""
-    model, grid, passes = build(), LatentGrid(9, 32, 32), PassCount()
-    generator = noise_generator(0, 0)
+    latent, passes = sampled_by(build(), config)
+    return latent, passes.computed
+
+
+def sampled_by(model: DiT, config: SamplingConfig, speakers: int = 1) -> tuple[torch.Tensor, PassCount]:
+    """A chunk of a model, and its passes."""
+    grid, generator, passes = LatentGrid(9, 32, 32), noise_generator(0, 0), PassCount()
     noise = torch.randn((1, *grid.latent_shape(model.config.out_dim)), generator=generator)
-    conditions = random_conditions(model, grid, torch.device("cpu"))
-    return sample_chunk(model, noise, conditions, config, passes=passes, generator=generator), passes.computed
+    conditions = conditions_of(model, speakers)
+    return sample_chunk(model, noise, conditions, config, passes=passes, generator=generator), passes
+
+
+@torch.inference_mode()
+def conditions_of(model: DiT, speakers: int = 1) -> ChunkConditions:
+    """Random conditions, with a prompt and a negative prompt of its own."""
+    conditions = random_conditions(model, LatentGrid(9, 32, 32), torch.device("cpu"), speakers=speakers)
+    negative = torch.randn(3, model.config.text_dim, generator=noise_generator(1, 0))
+    return replace(conditions, texts={True: conditions.texts[True], False: model.text_context([negative])})
 
 
 CACHE = StepCacheConfig(float("inf"), COEFFICIENTS["infinitetalk-480"])
@@ -210,10 +179,3 @@ def test_an_interval_of_all_steps_changes_nothing_and_half_of_them_does():
     assert not torch.equal(half, every)
     own, _ = sampled(replace(guided, text_scale=(1.0, 1.0, 5.0, 5.0), audio_scale=(1.0, 1.0, 4.0, 4.0)))
     assert torch.equal(half, own)
-
-
-def test_a_skipped_step_reuses_no_residual_from_before_the_last_computed_step(monkeypatch):
-    """Of a pass that the step before did not have, there is no residual: it is computed."""
-    monkeypatch.setattr(euler, "steps_to_skip", lambda *_: [False, True, False, True, True, True])
-    scale = (5.0, 5.0, 1.0, 5.0, 5.0, 5.0)  # the third step, which is computed, is not guided
-    assert sampled(SamplingConfig(6, 3.0, scale, 1.0, step_cache=CACHE))[1] == 2 + 0 + 1 + 1 + 0 + 0

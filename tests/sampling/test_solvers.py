@@ -113,6 +113,9 @@ def test_a_list_of_levels_replaces_the_schedule():
         ({"sigmas": [1.0, 0.5, 0.0]}, "leave it out"),
         ({"sigmas": [1.0, 0.5], "diffusion_steps": 4}, "diffusion_steps is 4, but sigmas has 2 levels"),
         ({"sampler": "lcm", "step_cache_threshold": 0.1}, "lcm draws new noise"),
+        ({"step_cache": "first_block"}, "first_block requires a step_cache_threshold"),
+        ({"max_consecutive_skips": 2}, "max_consecutive_skips requires a step_cache_threshold"),
+        ({"max_consecutive_skips": 0, "step_cache_threshold": 0.1}, "max_consecutive_skips"),
         ({"sampler": "heun"}, "'euler', 'unipc', 'dpm\\+\\+2m' or 'lcm'"),
     ],
 )

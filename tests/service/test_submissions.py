@@ -191,13 +191,19 @@ def test_a_repeated_request_gives_the_same_job(server, files):
     assert post(server, headers={"Idempotency-Key": "x" * 201}).status_code == 422
 
 
+GUIDED = {"text_guide_scale": 2.0, "audio_guide_scale": 2.0}
+
+
 def test_a_plan_says_what_would_be_generated(server):
-    plan = post(server, "/api/plan", diffusion_steps=3, text_guide_scale=2.0, audio_guide_scale=2.0).json()
+    plan = post(server, "/api/plan", diffusion_steps=3, **GUIDED).json()
     assert plan["frame_size"] == [32, 32]
     assert plan["picture"] == [320, 320]
     assert plan["crop"] == [0, 0, 320, 320]
     assert (plan["frames"], plan["chunks"], plan["steps"]) == (12, 2, 6)
-    assert plan["forward_passes"] == 18
+    assert (plan["forward_passes"], plan["skippable_passes"]) == (18, 0)
+    cached = {"step_cache": "first_block", "step_cache_threshold": 0.1, "max_consecutive_skips": 1}
+    plan_of_cached = post(server, "/api/plan", diffusion_steps=3, **GUIDED, **cached).json()
+    assert (plan_of_cached["forward_passes"], plan_of_cached["skippable_passes"]) == (18, 6)
     before = {folder.name for folder in server.output.iterdir()}
     assert post(server, "/api/plan").status_code == 200
     assert {folder.name for folder in server.output.iterdir()} == before

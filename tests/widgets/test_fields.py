@@ -89,6 +89,7 @@ CHANGES = [
     {"text_guide_scale": (math.pi, 1.0), "guidance_interval": (0.0, 0.5)},
     {"cfg_zero_star": True, "zero_init_steps": 1, "audio_guide_scale": (4.0, 2.0, 1.0)},
     {"diffusion_steps": 37, "chunk_frames": 1001, "motion_frame": 997},
+    {"step_cache": "first_block", "step_cache_threshold": 0.1, "max_consecutive_skips": 3},
     {"max_frames": 1_000_000, "step_cache_threshold": 0.05, "apg_norm_threshold": 12.5, "use_apg": True},
     {
         "loras": (
@@ -158,11 +159,13 @@ def test_only_applicable_fields_are_shown(project):
     folders = {*WEIGHT_FOLDERS, *RELEASED_ONLY}
     assert hidden() == {
         *("pad", "audio_mix", "speaker_boxes", "zero_init_steps", "apg_momentum", "apg_norm_threshold"),
+        *("step_cache", "max_consecutive_skips"),
         *folders,
     }
     form["use_apg"].widget.value = True
     form["checkpoint"].widget.value = "released"
     form["use_color_correction"].widget.value = False
+    form["step_cache_threshold"].value = 0.1
     assert hidden() == {"pad", "audio_mix", "speaker_boxes", "zero_init_steps", "color_correction_strength"}
 
 

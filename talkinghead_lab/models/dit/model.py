@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,16 @@ class TimeEmbedding:
     def at(self, entry: int) -> "TimeEmbedding":
         """One entry of the batch."""
         return TimeEmbedding(self.head[entry : entry + 1], self.blocks[entry : entry + 1])
+
+
+class FirstBlockShortcut(Protocol):
+    """May replace all blocks after the first one; see `run_blocks`."""
+
+    def after_first(self, before: Tensor, tokens: Tensor, group: SequenceParallelGroup) -> Tensor | None:
+        """What comes out of all blocks, from tokens [B, l, D] before and after the first; None: run them."""
+
+    def after_all(self, tokens: Tensor) -> None:
+        """Called with what comes out of all blocks where they ran."""
 
 
 class ImageProjection(nn.Module):
@@ -293,6 +303,7 @@ class DiT(nn.Module):
         audio: AudioContext,
         regions: Tensor | None = None,
         single_process: bool = False,
+        shortcut: FirstBlockShortcut | None = None,
     ) -> Tensor:
         """Run all blocks, [B, L, D] → [B, L, D].
 
@@ -303,6 +314,7 @@ class DiT(nn.Module):
             text, image, audio: contexts of cross-attention.
             regions: speaker regions [3, S], used if `audio` holds two speakers.
             single_process: compute all tokens in this process.
+            shortcut: may end the pass after the first block.
         """
         frames = audio.tokens.shape[1]
         regions = regions if audio.speakers > 1 else None
@@ -312,7 +324,7 @@ class DiT(nn.Module):
         if group.size > 1:
             tokens = group.split(tokens, frames)
             rotation = group.split_rotation(rotation, frames)
-        update = ResidualUpdate.of_nothing(tokens)
+        before, update = tokens, ResidualUpdate.of_nothing(tokens)
         for i, block in enumerate(self.blocks):
             cross, audio_cross = block.cross_attn, block.audio_cross_attn
             tokens, update = block(
@@ -330,7 +342,16 @@ class DiT(nn.Module):
                 regions,
                 group,
             )
-        return group.merge(self.add_update(update, tokens), frames)
+            if i == 0 and shortcut is not None:
+                tokens = self.add_update(update, tokens)
+                out = shortcut.after_first(before, tokens, group)
+                if out is not None:
+                    return group.merge(out, frames)
+                update = ResidualUpdate.of_nothing(tokens)
+        out = self.add_update(update, tokens)
+        if shortcut is not None:
+            shortcut.after_all(out)
+        return group.merge(out, frames)
 
     def unpatchify(self, tokens: Tensor, time: TimeEmbedding, latent_shape: Sequence[int]) -> Tensor:
         """Tokens [B, L, D] → velocity [B, C, T, h, w], float32."""

@@ -64,7 +64,8 @@ function replan() {
       plan = await (await call('/api/plan', { method: 'POST', body: form() })).json();
       note('error', '');
       note('plan', `${plan.frame_size.join(' × ')} pixels, ${plan.seconds.toFixed(1)} s, ${plan.frames} frames in `
-        + `${plan.chunks} ${plan.chunks === 1 ? 'chunk' : 'chunks'}, ${plan.forward_passes} forward passes`);
+        + `${plan.chunks} ${plan.chunks === 1 ? 'chunk' : 'chunks'}, ${plan.forward_passes} forward passes`
+        + (plan.skippable_passes ? `, of which the step cache may skip up to ${plan.skippable_passes}` : ''));
       $('warnings').replaceChildren(...plan.warnings.map((text) => Object.assign(document.createElement('li'), { textContent: text })));
       await showPicture();
     } catch (error) {
