@@ -202,7 +202,7 @@ class Comparison:
         )
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return (
-            f'<table class="thl-table"><thead><tr><th></th>{head}<th></th></tr></thead>'
+            f'<table class="thl-table"><thead><tr><td></td>{head}<td></td></tr></thead>'
             f"<tbody>{body}</tbody></table>{notes}"
         )
 

@@ -6,7 +6,7 @@ import polars
 from matplotlib.axes import Axes
 
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.figures.runs import INK, STYLE, NotebookFigure
+from talkinghead_lab.figures.runs import AXES_INK, STYLE, NotebookFigure
 from talkinghead_lab.profiling.profile import peak_column
 
 STAGE_COLORS = {
@@ -66,8 +66,10 @@ def predicted_against_measured(peaks: polars.DataFrame) -> NotebookFigure:
         figure = NotebookFigure(figsize=(5.6, 4.6), layout="constrained")
         axes = figure.add_subplot()
         ends = np.array([0, 1.08 * max(measured.max(), predicted.max())])
-        axes.plot(ends, ends, color=INK, lw=0.8)
-        axes.fill_between(ends, 0.9 * ends, 1.1 * ends, color=INK, alpha=0.08, linewidth=0, label="± 10 %")
+        axes.plot(ends, ends, color=AXES_INK, lw=0.8)
+        axes.fill_between(
+            ends, 0.9 * ends, 1.1 * ends, color=AXES_INK, alpha=0.2, linewidth=0, label="± 10 %"
+        )
         axes.plot(measured, predicted, "o", color="#2b6cb0", ms=5, label="runs")
         axes.set(
             xlabel="measured peak (GiB)",

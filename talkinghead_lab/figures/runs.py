@@ -31,15 +31,17 @@ from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.history import growing_video
 from talkinghead_lab.sampling.chunks import plan_chunks
 
-INK = "#1f2933"
+INK = "#1f2933"  # on white
+AXES_INK = "#6e7681"  # read on light and on dark pages: figures have no background of their own
 SPEAKER_COLORS = ("#2b6cb0", "#c05621")
 CROP_COLOR = "#d53f8c"
 STYLE: dict[Any, Any] = {
     "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
-    "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": AXES_INK,
+    "axes.labelcolor": AXES_INK, "axes.titlecolor": AXES_INK, "text.color": AXES_INK,
+    "xtick.color": AXES_INK, "ytick.color": AXES_INK,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "legend.frameon": False,
-    "figure.facecolor": "white", "axes.facecolor": "white", "svg.fonttype": "none",
+    "figure.facecolor": "none", "axes.facecolor": "none", "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar sign in a prompt or a file's name is no formula
 }  # fmt: skip
 SCREEN_DPI = 96
@@ -137,7 +139,7 @@ def frames_with_sound(result: GenerationResult, frames: int = 9) -> NotebookFigu
         above.set_title(f"{result.frame_count} frames, {result.resolution} pixels, {duration:.2f} s")
         _draw_loudness(below, to_mono(audio.read_soundtrack(result.video_path)))
         below.vlines(
-            seconds, 0, 1, transform=below.get_xaxis_transform(), color=INK, alpha=0.4, linewidth=0.8
+            seconds, 0, 1, transform=below.get_xaxis_transform(), color=AXES_INK, alpha=0.6, linewidth=0.8
         )
         below.set(xlim=(0, duration), xlabel="time (s)")
     return figure
@@ -222,10 +224,10 @@ def _mark_chunks(panels: Sequence[Axes], params: GenerationParams, seconds: floa
     chunks = plan_chunks(used, params.chunk_frames, params.motion_frame)
     for axes in panels:
         if used < frames:
-            axes.axvspan(used / FRAMES_PER_SECOND, seconds, color="white", alpha=0.7, linewidth=0, zorder=2)
+            axes.axvspan(used / FRAMES_PER_SECOND, seconds, color=AXES_INK, alpha=0.45, linewidth=0, zorder=2)
         for chunk in chunks[1:]:
             axes.axvline(
-                (chunk.start + chunk.repeated) / FRAMES_PER_SECOND, color=INK, lw=0.8, ls=(0, (4, 3))
+                (chunk.start + chunk.repeated) / FRAMES_PER_SECOND, color=AXES_INK, lw=0.8, ls=(0, (4, 3))
             )
     if len(chunks) > 1:
         panels[0].set_title(f"{len(chunks)} chunks", loc="right", fontweight="normal", fontsize=9.5)

@@ -26,7 +26,7 @@ from talkinghead_lab.figures.labels import (
     value_label,
     value_labels,
 )
-from talkinghead_lab.figures.runs import INK, STYLE, NotebookFigure
+from talkinghead_lab.figures.runs import AXES_INK, INK, STYLE, NotebookFigure
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.sweeps.statistics import Interval, means, pareto_front
@@ -156,7 +156,7 @@ def _draw_curve(axes: Axes, line: polars.DataFrame, x: str, color: str, label: s
     axes.plot(line[x], line["mean"], color=color, marker="o", markersize=3.5, linewidth=1.5, label=label)
     band = line.drop_nulls("low")
     axes.fill_between(band[x], band["low"], band["high"], color=color, alpha=0.13, linewidth=0)
-    axes.grid(axis="y", color="#e2e8f0", linewidth=0.6)
+    axes.grid(axis="y", color=AXES_INK, alpha=0.2, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -198,7 +198,7 @@ def quality_against_time(
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.step(front["cost"], front["mean"], where="post", color=INK, linewidth=0.9, zorder=1)
+        axes.step(front["cost"], front["mean"], where="post", color=AXES_INK, linewidth=0.9, zorder=1)
         for color, value in zip(itertools.cycle(GROUP_COLORS), groups, strict=False):
             inside = points.filter(polars.col(group).eq_missing(value)) if group else points
             _draw_points(axes, inside, color, value_label(value, group) if group else None)
@@ -254,7 +254,7 @@ def differences(found: polars.DataFrame, measure: str, base: Mapping[str, Any]) 
             if row["low"] is not None:
                 axes.hlines(number, row["low"], row["high"], color=color, linewidth=1.6)
             axes.plot(row["mean"], number, "o", color=color, markersize=4)
-        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.axvline(0, color=AXES_INK, linewidth=0.8)
         unit = f" ({unit_of(measure)})" if unit_of(measure) else ""
         axes.set_yticks(range(len(rows)), [cell_label(row, [*base]) for row in rows], fontsize=7.5)
         axes.tick_params(axis="y", length=0)
@@ -263,7 +263,7 @@ def differences(found: polars.DataFrame, measure: str, base: Mapping[str, Any]) 
             xlabel=f"difference from {cell_label(base, [*base])}{unit}",
         )
         axes.set_title(measure_title(measure) + ", paired", x=0, loc="left")
-        axes.grid(axis="x", color="#e2e8f0", linewidth=0.6)
+        axes.grid(axis="x", color=AXES_INK, alpha=0.2, linewidth=0.6)
         axes.set_axisbelow(True)
         _add_note(figure, found, "bar: 95 % interval", "pairs")
     return figure
@@ -288,7 +288,7 @@ def _add_note(figure: Figure, found: polars.DataFrame, meaning: str, counted: st
     text = f"{method}, {counts} {counted}"
     height = 0.17 / figure.get_size_inches()[1]
     figure.get_layout_engine().set(rect=(0, height, 1, 1 - height))  # type: ignore[union-attr, call-arg]
-    figure.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=6.5, color="#718096")
+    figure.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=6.5, color=AXES_INK)
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:

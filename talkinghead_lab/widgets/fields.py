@@ -99,11 +99,16 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self.kind, self.optional = _kind(self.field)
         self._assigned: tuple[Any, Any] | None = None  # (widget's value, exact value)
         self.widget = widget or _widget(name, self.field, self.kind)
-        if not isinstance(self.widget, widgets.Box):  # boxes have no tooltip in the front end
-            self.widget.tooltip = self.tooltip
+        if not isinstance(self.widget, widgets.Box):  # boxes have neither in the front end
+            # The description is for screen readers; the heading shows the same words.
+            self.widget.tooltip, self.widget.description = self.tooltip, title(name)
         self.schedule: Any = None
         if _number(self.field):
-            self.schedule = widgets.Text(continuous_update=False, placeholder="or over the steps: 5, 3, 1")
+            self.schedule = widgets.Text(
+                description=f"{title(name)}, over the steps",
+                placeholder="or over the steps: 5, 3, 1",
+                continuous_update=False,
+            )
             self.schedule.observe(lambda change: on_change(), "value")
         self.switch = widgets.Checkbox(description=title(name), indent=False, tooltip=self.tooltip)
         self.switch.add_class("thl-switch")

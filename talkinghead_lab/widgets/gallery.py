@@ -111,8 +111,8 @@ def card_html(run: PastRun, name: str, running: bool) -> str:
     length = f"{run.result.duration_seconds:.2f} s" if run.finished else chunks(len(run.parts))
     facts = f"{size} · {length} · {moment(run.begun)}"
     return (
-        f'{picture}<div><header><b title="{html.escape(name)}">{html.escape(name)}</b>'
-        f'<span class="thl-chip thl-{state.split()[0]}">{state}</span></header>'
+        f'{picture}<div><div class="thl-heading"><b title="{html.escape(name)}">{html.escape(name)}</b>'
+        f'<span class="thl-chip thl-{state.split()[0]}">{state}</span></div>'
         f"<p>{html.escape(in_a_line(run.params))}<br>{html.escape(facts)}</p>"
         f"{f'<p>{html.escape(run.problem)}</p>' if run.problem else ''}</div>"
     )

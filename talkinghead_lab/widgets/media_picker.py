@@ -36,16 +36,21 @@ class MediaPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     Args:
         kind: picture (portraits and driving videos) or sound.
         folder: folder of the files on offer and of uploads; default: `shared/` of the project.
+        name: what is chosen, for screen readers.
     """
 
     value = Unicode()
 
-    def __init__(self, kind: MediaKind, folder: Path | None = None) -> None:
+    def __init__(self, kind: MediaKind, folder: Path | None = None, name: str = "File") -> None:
         self.kind, self.folder = kind, folder or project_folder() / "shared"
         self.preview = widgets.HTML()
         self.preview.add_class(f"thl-{kind}")
-        self.known = widgets.Dropdown(tooltip="samples of the package and files in shared/")
-        self.path = widgets.Text(placeholder="or the path of another file", continuous_update=False)
+        self.known = widgets.Dropdown(description=name, tooltip="samples of the package and files in shared/")
+        self.path = widgets.Text(
+            description=f"{name}: path",
+            placeholder="or the path of another file",
+            continuous_update=False,
+        )
         self.upload = widgets.FileUpload(accept=ACCEPTED[kind], description="Upload")
         self.upload.tooltip = "saved to shared/; copy files larger than 10 MB there yourself"
         row = widgets.HBox([self.path, self.upload])

@@ -61,17 +61,23 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def _make_widgets(self, params: GenerationParams, media_folder: Path | None) -> None:
         self.status, self.bar = widgets.HTML(), widgets.FloatProgress(max=1.0)
-        self.complaint, self.notice = widgets.HTML(), widgets.HTML()
+        # What is wrong with the form, with the last action, and with a video that should be shown.
+        self.complaint, self.failure, self.unshown = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.notice = widgets.HTML()
         self.saved, self.table = widgets.HTML(), widgets.HTML()
         self.generate_button = widgets.Button(description="Generate", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.generate_button.on_click(lambda button: self.generate())
         self.stop_button.on_click(lambda button: self.stop())
-        self.preset = widgets.Dropdown(options=presets(self.folder), tooltip="load all settings from a file")
+        self.preset = widgets.Dropdown(
+            description="Preset", options=presets(self.folder), tooltip="load all settings from a file"
+        )
         self.preset.observe(self._preset_chosen, "value")
         self.reset_button = widgets.Button(description="Reset", icon="undo", tooltip="discard all changes")
         self.reset_button.on_click(lambda button: self._reset())
-        self.file_name = widgets.Text(value=free_name(self.folder, "tuned"), continuous_update=False)
+        self.file_name = widgets.Text(
+            description="Save as", value=free_name(self.folder, "tuned"), continuous_update=False
+        )
         self.save_button = widgets.Button(description="Save as YAML", icon="save")
         self.save_button.on_click(lambda button: self.save())
         self.player = Player(hint=HINT)
@@ -80,16 +86,15 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def _lay_out(self) -> None:
         title = widgets.HTML("<h2>Tune</h2>")
-        top = widgets.HBox(
-            [title, widgets.Label("Preset"), self.preset, self.reset_button, self.file_name, self.save_button]
-        )
+        top = widgets.HBox([title, self.preset, self.reset_button, self.file_name, self.save_button])
         actions = widgets.HBox([self.generate_button, self.stop_button, self.status, self.saved])
-        messages = [self.complaint, self.notice]
+        messages = [self.complaint, self.failure, self.unshown, self.notice]
         stage = widgets.VBox([actions, self.bar, *messages, self.player, self.gallery, self.table])
         body = widgets.Box([self.form, stage])
         parts = {
             "panel": self, "top": top, "actions": actions, "stage": stage, "body": body, "bar": self.bar,
-            "status": self.status, "complaint": self.complaint, "notice": self.notice,
+            "status": self.status, "complaint": self.complaint, "failure": self.failure,
+            "unshown": self.unshown, "notice": self.notice,
             "generate": self.generate_button, "stop": self.stop_button, "saved": self.saved,
         }  # fmt: skip
         for name, part in parts.items():
@@ -112,7 +117,7 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def generate(self) -> None:
         """Generate the video of the form's request; do nothing while another one is being generated."""
-        with self._errors_shown():
+        with self._acting():
             if not self.thread.busy:
                 self._begin(self.params, self.folder / f"tune_{datetime.now():%Y%m%d_%H%M%S_%f}")
 
@@ -139,11 +144,11 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def save(self) -> Path | None:
         """Write the request to `params/` in the folder of runs; None if it cannot be written."""
-        with self._errors_shown():
+        with self._acting():
             path = save_request(self.params, self.folder, self.file_name.value)
             shown = path.relative_to(project_folder()) if path.is_relative_to(project_folder()) else path
             self.saved.value = f"Saved: <code>{html.escape(str(shown))}</code>"
-            self.preset.options = presets(self.folder)
+            self._offer_presets(str(path))
             self.file_name.value = free_name(self.folder, path.stem)
             return path
         return None
@@ -175,21 +180,30 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self._start_refreshing()
 
     def _continue(self, run: PastRun) -> None:
-        with self._errors_shown():
+        with self._acting():
             self._begin(run.params, run.folder)
 
     def _use(self, run: PastRun) -> None:
-        self.form.load(run.params)
+        with self._acting():
+            self.form.load(run.params)
 
     def _reset(self) -> None:
-        self.form.load(self.form.loaded)
+        with self._acting():
+            self.form.load(self.form.loaded)
+
+    def _offer_presets(self, saved: str) -> None:
+        """List the presets anew and select the file that now holds the form's request."""
+        self.preset.unobserve(self._preset_chosen, "value")  # the form has these values
+        self.preset.options = presets(self.folder)
+        self.preset.value = saved
+        self.preset.observe(self._preset_chosen, "value")
 
     def _show_finished_chunks(self, job: PanelJob) -> None:
         """Show the run up to its newest finished chunk, or its first frames."""
         finished = len(parts_in(job.folder))
         if job.is_done or (self._running_clips and finished <= self._parts_shown):
             return
-        with self._errors_shown():
+        with self._errors_shown(self.unshown):
             clip = clip_of_growing_video(job.folder, job.params, finished)
             if clip is None:
                 return
@@ -215,33 +229,40 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def _show(self) -> None:
         """Play the running video and the selected runs side by side, above the comparison table."""
         shown = [*self.gallery.selected.items()][-(SIDE_BY_SIDE_LIMIT - len(self._running_clips)) :]
-        clips = list(self._running_clips)
+        clips, self.unshown.value = list(self._running_clips), ""
         for name, run in shown:
-            with self._errors_shown():
+            with self._errors_shown(self.unshown):
                 clips.append(clip_of_run(run, name))
         self.player.clips = clips
-        with self._errors_shown():
+        with self._errors_shown(self.unshown):
             comparison = Comparison([run for _, run in shown], [name for name, _ in shown])
             self.table.value = comparison._repr_html_() if shown else ""
 
     def _form_changed(self) -> None:
         message = self.form.mark()
         self.complaint.value = f"<p>{html.escape(message)}</p>" if message else ""
-        self.saved.value = ""
+        self.failure.value = self.saved.value = ""
         self.refresh()
 
     def _preset_chosen(self, change: Any) -> None:
-        with self._errors_shown():
+        with self._acting():
             if change["new"]:
                 self.form.load(GenerationParams.from_yaml(change["new"]))
 
     @contextmanager
-    def _errors_shown(self) -> Iterator[None]:
+    def _acting(self) -> Iterator[None]:
+        """Something that the user asked for: what it says replaces what the action before said."""
+        self.failure.value = self.saved.value = ""
+        with self._errors_shown(self.failure):
+            yield
+
+    @contextmanager
+    def _errors_shown(self, message: widgets.HTML) -> Iterator[None]:
         """Show errors in the panel: an exception in a button's callback appears only in the server's log."""
         try:
             yield
         except (TalkingHeadError, OSError) as error:
-            self.complaint.value = f"<p>{html.escape(str(error))}</p>"
+            message.value = f"<p>{html.escape(str(error))}</p>"
 
     def _start_refreshing(self) -> None:
         """Refresh while a video is being generated, if an event loop is running."""

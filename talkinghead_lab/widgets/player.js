@@ -52,11 +52,11 @@ class Stage {
 
   makeControls() {
     this.toggle = button("play", "Play or pause (space)", () => this.play(this.leader.paused));
-    this.seek = node("input", { type: "range", min: 0, max: 1000, value: 0, title: "Time" });
+    this.seek = node("input", { type: "range", min: 0, max: 1000, value: 0, title: "Time", ariaLabel: "Time" });
     this.seek.oninput = () => this.go((this.seek.value / 1000) * this.duration);
     this.time = node("span", { className: "thl-time" });
     this.loop = node("input", { type: "checkbox", checked: true });
-    this.speed = node("select", { title: "Speed" });
+    this.speed = node("select", { title: "Speed", ariaLabel: "Speed" });
     this.speed.append(...SPEEDS.map((speed) => node("option", { value: speed, textContent: `${speed}×` })));
     this.speed.onchange = () => this.videos.forEach((video) => (video.playbackRate = this.speed.value));
     return node(
@@ -196,12 +196,31 @@ class Stage {
   }
 }
 
+// Sliders of ipywidgets have no accessible name on their handles: they get that of their field.
+function nameSliders(panel) {
+  for (const handle of panel.querySelectorAll(".thl-field .noUi-handle:not([aria-label])")) {
+    const heading = handle.closest(".thl-field").querySelector(".thl-name");
+    if (heading) handle.setAttribute("aria-label", heading.textContent.trim());
+  }
+}
+
+function watchSliders(el) {
+  const watcher = new MutationObserver(() => {
+    const panel = el.closest(".thl-panel");
+    if (panel) nameSliders(panel);
+  });
+  watcher.observe(document.body, { childList: true, subtree: true });
+  return watcher;
+}
+
 function render({ model, el }) {
   const stage = new Stage(model, el);
+  const watcher = watchSliders(el);
   const show = () => stage.show();
   model.on("change:clips", show);
   return () => {
     model.off("change:clips", show);
+    watcher.disconnect();
     stage.release();
   };
 }

@@ -7,6 +7,7 @@ import ipywidgets as widgets
 
 from talkinghead_lab.agreement import RELEASED_ONLY
 from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.figures.labels import title
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets.fields import SHOWN_WITH, Control, OnChange, grouped_fields
 from talkinghead_lab.widgets.frame_preview import FramePreview
@@ -38,14 +39,15 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self.controls: dict[str, Control] = {}
         self.preview = FramePreview()
         sections = []
-        for title, names in grouped_fields().items():
+        for group, names in grouped_fields().items():
             for name in names:
-                picker = MediaPicker(FILE_FIELDS[name], media_folder) if name in FILE_FIELDS else None
+                kind = FILE_FIELDS.get(name)
+                picker = MediaPicker(kind, media_folder, title(name)) if kind else None
                 self.controls[name] = Control(name, self._changed, picker)
             section = widgets.VBox([self.controls[name] for name in names])
             section.add_class("thl-group")
-            opened = 0 if title in OPEN_GROUPS else None
-            sections.append(widgets.Accordion([section], titles=(title,), selected_index=opened))
+            opened = 0 if group in OPEN_GROUPS else None
+            sections.append(widgets.Accordion([section], titles=(group,), selected_index=opened))
         self.controls["image_path"].children += (self.preview,)
         super().__init__(sections)
         self.add_class("thl-settings")

@@ -10,8 +10,11 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Page, expect
 
+from talkinghead_lab.figures.labels import title
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.page import FOLDER
+from tests.accessibility import findings
 from tests.browsers import chromium
 
 FAKE_MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
@@ -107,9 +110,14 @@ def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_serv
     assert "--form 'diffusion_steps=1'" in command
 
     page.fill("#seed", "7")
+    page.fill("#audio_guide_scale", "1, 1")
     page.locator("#seed").press("Tab")
     generate(page)
     expect(page.locator("#runs li")).to_have_count(2, timeout=60_000)
+    page.get_by_role("button", name="Copy as YAML").click()
+    expect(page.locator("#copied")).to_have_text("The request is copied.")
+    request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
+    assert (request["seed"], request["audio_guide_scale"]) == (7, [1, 1])
     page.select_option("#compare", index=2)
     expect(page.locator("#compared-caption")).to_contain_text("seed 42")
     page.wait_for_timeout(500)
@@ -201,6 +209,11 @@ def test_every_control_is_in_reach_and_named(visit, page_server, width, scheme):
         assert control.evaluate(
             "e => e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim()"
         ), control
+    assert findings(page) == []
+    for name in GenerationParams.model_fields.keys() & set(
+        page.evaluate("() => [...document.querySelectorAll('form [id]')].map(e => e.id)")
+    ):
+        assert page.locator(f"label[for={name}]").text_content() == title(name)
     faint, ground = page.locator(".hint").first.evaluate(
         "e => [getComputedStyle(e).color, getComputedStyle(e.closest('form')).backgroundColor]"
     )

@@ -20,12 +20,13 @@ from playwright.sync_api import Browser, Page
 from talkinghead_lab.figures.runs import video_player
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets import player
+from tests.accessibility import findings
 from tests.browsers import chromium
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 MINUTES = 60_000  # milliseconds, the unit of Playwright
-WIDTHS = {1280: 900, 1920: 1080}
+WIDTHS = {1024: 768, 1280: 900, 1920: 1080}
 CHANGING_CLIPS = """async () => {
     const {default: {render}} = await import('/player.js');
     const bytes = async name => new Uint8Array(await (await fetch(name)).arrayBuffer());
@@ -316,6 +317,13 @@ def test_two_videos_play_in_sync_with_the_sound_of_one(opened):
     assert "Sampling steps" in page.locator(".thl-table").inner_text()
 
 
+def test_the_panel_is_accessible_with_all_groups_open(opened):
+    closed = opened.page.locator(".thl-settings .jupyter-widget-Collapse:not(.jupyter-widget-Collapse-open)")
+    while closed.count():
+        closed.first.locator(".jupyter-widget-Collapse-header").click()
+    assert findings(opened.page, ".thl-panel") == []
+
+
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_the_panel_fits_and_follows_the_theme(opened, theme, tmp_path):
     """Screenshots go to the test's folder, or to the folder in the variable SCREENSHOTS."""
@@ -340,6 +348,17 @@ def test_the_panel_fits_and_follows_the_theme(opened, theme, tmp_path):
             }).map(part => part.className)"""
         )
         assert cut == []
+        widths = page.evaluate(
+            """() => {
+                const tiles = document.querySelector('.thl-tiles');
+                const copies = [1, 2].map(() => tiles.firstElementChild.cloneNode(true));
+                tiles.append(...copies);
+                const widths = [...tiles.children].map(tile => tile.getBoundingClientRect().width);
+                copies.forEach(copy => copy.remove());
+                return widths;
+            }"""
+        )
+        assert max(widths) - min(widths) < 1
     card, text = page.evaluate(
         """() => ['backgroundColor', 'color'].map(kind =>
             getComputedStyle(document.querySelector('.thl-card'))[kind].match(/[0-9]+/g)

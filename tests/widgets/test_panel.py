@@ -257,10 +257,36 @@ def test_saving_writes_the_same_request_and_overwrites_nothing(panel_for, projec
     assert panel.file_name.value == "tuned-2"
     panel.file_name.value = "tuned"
     assert panel.save() is None
-    assert "not overwritten" in panel.complaint.value
+    assert "not overwritten" in panel.failure.value
+    assert panel.saved.value == ""
     panel.file_name.value = "../up"
     assert panel.save() is None
+    assert "not overwritten" not in panel.failure.value
     assert not (project / "outputs" / "up.yaml").exists()
+
+
+def test_the_error_of_an_action_goes_with_the_next_and_disables_nothing(panel_for, project):
+    panel = panel_for()
+    panel.form["seed"].widget.value = "7"
+    panel.file_name.value = "my look/../x"
+    panel.save()
+    assert "file name is not allowed" in panel.failure.value
+    assert panel.complaint.value == ""
+    assert not panel.generate_button.disabled
+    panel.file_name.value = "my look"
+    saved = panel.save()
+    assert panel.failure.value == ""
+    assert panel.preset.value == str(saved)
+    assert panel.params.drawn_seed == 7
+    panel.generate()
+    assert panel.wait().frame_count == 25
+    assert (panel.failure.value, panel.unshown.value, panel.preset.value) == ("", "", str(saved))
+    (project / "outputs" / "params" / "broken.yaml").write_text("seed: none\n")
+    panel.preset.options = (*panel.preset.options, ("broken", "broken.yaml"))
+    panel.preset.value = "broken.yaml"
+    assert "broken.yaml" in panel.failure.value
+    panel.form["seed"].widget.value = "8"
+    assert panel.failure.value == ""
 
 
 def test_the_shell_accepts_the_saved_file(panel_for, project):

@@ -9,6 +9,9 @@ const $ = (id) => document.getElementById(id);
 const note = (id, text) => $(id).textContent === text || ($(id).textContent = text);
 const fail = (error) => note('error', error.message);
 
+// Guidance over the steps is written without brackets.
+const asList = (text) => (text.includes(',') ? `[${text}]` : text);
+
 let presets = [];
 let job = null; // the one that is followed, as the API shows it
 let sent = null; // what `Copy as curl` repeats
@@ -44,7 +47,7 @@ async function showPicture() {
 /** The request as form data: preset, settings that were changed, prompt and files. */
 function form() {
   const fields = { ...presets.find(({ name }) => name === $('preset').value)?.fields, prompt: $('prompt').value };
-  for (const name of SETTINGS) if ($(name).value !== '') fields[name] = $(name).value;
+  for (const name of SETTINGS) if ($(name).value !== '') fields[name] = asList($(name).value);
   const data = new FormData();
   for (const [name, value] of Object.entries(fields)) data.append(name, typeof value === 'object' ? JSON.stringify(value) : value);
   image.addTo(data);
@@ -230,7 +233,7 @@ function curl() {
 
 function usePreset() {
   const fields = presets.find(({ name }) => name === $('preset').value)?.fields ?? {};
-  for (const name of SETTINGS) $(name).value = fields[name] ?? (name === 'crop' ? 'center' : '');
+  for (const name of SETTINGS) $(name).value = [fields[name] ?? (name === 'crop' ? 'center' : '')].flat().join(', ');
   replan();
 }
 
