@@ -110,6 +110,7 @@ def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_serv
     assert "--form 'diffusion_steps=1'" in command
 
     page.fill("#seed", "7")
+    page.fill("#diffusion_steps", "2")
     page.fill("#audio_guide_scale", "1, 1")
     page.locator("#seed").press("Tab")
     generate(page)
