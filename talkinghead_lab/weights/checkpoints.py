@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import wraps
-from itertools import chain
+from functools import lru_cache, wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
+from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.encoders import image as image_encoder
@@ -63,8 +64,11 @@ def _build(
 
 def transformer_files(files: CheckpointFiles) -> list[NetworkFile]:
     """The transformer and its adapter, as stored: two files, or one that holds both."""
-    paths = dict.fromkeys(files.of_role(role) for role in ("transformer", "adapter"))
-    return [read_network(*each) for each in paths]
+    return [read_network(*paths) for paths in _transformer_paths(files)]
+
+
+def _transformer_paths(files: CheckpointFiles) -> list[tuple[Path, ...]]:
+    return list(dict.fromkeys(files.of_role(role) for role in ("transformer", "adapter")))
 
 
 def transformer_width(files: CheckpointFiles) -> int | None:
@@ -75,12 +79,19 @@ def transformer_width(files: CheckpointFiles) -> int | None:
 
 def stored_types(files: CheckpointFiles) -> dict[str, int]:
     """How many tensors of the transformer and its adapter are stored in each type; reads no matrix."""
-    tensors = chain.from_iterable(file.tensors.values() for file in transformer_files(files))
-    counts = Counter(
-        tensor.stored_as if isinstance(tensor, QuantizedLinear) else str(tensor.dtype).removeprefix("torch.")
-        for tensor in tensors
-    )
+    counts: Counter[str] = Counter()
+    for paths in _transformer_paths(files):
+        counts.update(_types_in(paths, tuple(map(FileState.of, paths))))
     return dict(sorted(counts.items()))
+
+
+@lru_cache(maxsize=16)  # each time that safetensors opens a file, some memory stays behind
+def _types_in(paths: tuple[Path, ...], states: tuple[FileState, ...]) -> Mapping[str, int]:
+    """How many tensors of a network are stored in each type, as long as its files stay in their state."""
+    return Counter(
+        tensor.stored_as if isinstance(tensor, QuantizedLinear) else str(tensor.dtype).removeprefix("torch.")
+        for tensor in read_network(*paths).tensors.values()
+    )
 
 
 @_explained
