@@ -11,7 +11,7 @@ The protocol:
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from talkinghead_lab.errors import OutputError, TalkingHeadError
+from talkinghead_lab.evaluation.inception_features import inception_digest, inception_features
 from talkinghead_lab.evaluation.manifest import Clip, Manifest, mouth_truth, reference_picture
 from talkinghead_lab.foundation.digests import combined, known_sha256
 from talkinghead_lab.foundation.files import atomic_path
@@ -31,6 +32,7 @@ from talkinghead_lab.measures.measure import Measure
 from talkinghead_lab.media import audio, video
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import DrivingVideo
+from talkinghead_lab.models.judges.inception import CHANNELS
 from talkinghead_lab.models.judges.presenters import presenter_appearance, presenter_components
 
 PROTOCOL = 1  # a change of anything that moves a value raises it
@@ -53,6 +55,8 @@ class Score:
         measures: by name; empty for a failure.
         features: [frames, channels] of sampled frames; empty for a failure, or if no network suits the clips.
         failure: why there are no values.
+        inception: [frames, 2048] of the same frames, for FID and KID; empty without the weights. They are
+            stored in a file of their own, which `stored_inception` reads.
     """
 
     clip: str
@@ -60,6 +64,7 @@ class Score:
     measures: dict[str, Measure]
     features: NDArray[np.float64]
     failure: str | None = None
+    inception: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, CHANNELS), np.float32))
 
     @classmethod
     def failed(cls, clip: Clip, reason: str) -> Self:
@@ -69,7 +74,8 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
         measures = {name: vars(measure) for name, measure in self.measures.items()}
-        return vars(self) | {"measures": measures, "features": self.features.tolist()}
+        stored = {name: value for name, value in vars(self).items() if name != "inception"}
+        return stored | {"measures": measures, "features": self.features.tolist()}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Self:
@@ -110,6 +116,7 @@ class Scores:
                 path = video_of(clip)
             except TalkingHeadError as error:
                 score = Score.failed(clip, str(error))
+                stored.with_suffix(".inception").unlink(missing_ok=True)
                 write_json(stored, {"made_from": None, "score": score.to_json()})
             else:
                 score = _stored_or_scored(stored, clip, heard, path, manifest.cartoon)
@@ -120,11 +127,13 @@ class Scores:
 def _stored_or_scored(stored: Path, clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
     digests = [known_sha256(file) if file and file.is_file() else None for file in (path, heard.truth)]
     spans = [each.model_dump(mode="json", exclude={"video", "truth"}) for each in (clip, heard)]
-    made_from = combined([PROTOCOL, *spans, *digests, cartoon])
+    made_from = combined([PROTOCOL, *spans, *digests, cartoon, inception_digest()])
     known = read_json(stored) if stored.is_file() else {}
     if known.get("made_from") == made_from:
         return Score.from_json(known["score"])
     score = score_clip(clip, heard, path, cartoon)
+    with atomic_path(stored.with_suffix(".inception"), overwrite=True) as temporary:
+        temporary.write_bytes(score.inception.tobytes())
     write_json(stored, {"made_from": made_from, "score": score.to_json()})
     return score
 
@@ -158,7 +167,9 @@ def score_clip(clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
     if frames.count < (1 - LONGEST_GAP) * clip.frames:
         return Score.failed(clip, f"too short: {frames.count} of {clip.frames} frames")
     compared = {measure.name: measure for measure in measures if measure.name in COMPARED}
-    return Score(clip.id, clip.identity, compared, frames.features())
+    return Score(
+        clip.id, clip.identity, compared, frames.features(), inception=inception_features(frames.sampled)
+    )
 
 
 def _subject(clip: Clip, heard: Clip, speech: audio.Wave, cartoon: bool) -> Subject:
@@ -187,10 +198,13 @@ class FrameFeatures:
         self.count, self._cartoon = 0, cartoon
         self._wanted = set(video.evenly_spaced_numbers(frames, SAMPLED_FRAMES))
         self._found: list[Tensor] = []
+        self.sampled: list[video.Frames] = []
 
     def watch(self, frames: Iterable[video.Frames]) -> Iterator[video.Frames]:
         """Hand the frames on."""
         for pixels in frames:
+            if self.count in self._wanted:
+                self.sampled.append(pixels)
             if self._cartoon and self.count in self._wanted:
                 frame = torch.from_numpy(pixels).permute(2, 0, 1)[None]
                 self._found.append(presenter_components(to_unit_range(frame)))
@@ -200,6 +214,18 @@ class FrameFeatures:
     def features(self) -> NDArray[np.float64]:
         """[frames, channels]."""
         return torch.cat(self._found).double().numpy() if self._found else np.zeros((0, 0))
+
+
+def stored_inception(scores: Path, clip: str) -> NDArray[np.float32]:
+    """Inception's features [frames, 2048] of a scored clip; no rows if it failed or the weights were missing.
+
+    Args:
+        scores: folder of a system's scores.
+        clip: id.
+    """
+    stored = scores / f"{clip}.inception"
+    raw = stored.read_bytes() if stored.is_file() else b""
+    return np.frombuffer(raw, np.float32).reshape(-1, CHANNELS)
 
 
 def presenter_features(frames: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ CONFIDENCE_LEVEL = 0.95
 RESAMPLES = 2000
 FEWEST_IDENTITIES = 10  # below, no interval is given
 FEW_IDENTITIES = 50  # below, the Fréchet distance is visibly biased upwards
+# Of FID's 2048 channels; the authors of FID advise no fewer (github.com/bioinf-jku/TTUR).
+FEW_FRAMES = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,12 @@ def _means_with_errors(drawn: Floats, sums: Floats, counts: Floats) -> tuple[Flo
 def paired_difference(values: Floats, base: Floats, identities: Sequence[str]) -> Difference:
     """Mean difference from a base on the same clips, and how likely it is by luck.
 
-    `p` is that of a permutation test, which swaps both systems for all clips of a person at once.
+    `p` is that of a permutation test, which swaps both systems for all clips of a person at once; 1 for one
+    person.
     """
     differences = values - base
     sums, _ = _by_identity(differences, identities)
-    if not sums.any():
+    if len(sums) < 2 or not sums.any():
         return Difference(clip_mean(differences, identities), 1.0)
     test = stats.permutation_test(
         (sums, np.zeros_like(sums)),
@@ -119,8 +122,10 @@ class FrameSets:
         """
         one, other = _Moments.of(self.first), _Moments.of(self.second)
         value = _frechet(one.total(), other.total())
-        without = [_frechet(one.total(i), other.total(i)) for i in range(len(self.first))]
-        return _jackknife(value, without)
+        people = len(self.first)
+        if people < FEWEST_IDENTITIES:  # a set may be left with nobody
+            return Interval(value, None, None, people)
+        return _jackknife(value, [_frechet(one.total(i), other.total(i)) for i in range(people)])
 
     def kernel_distance(self) -> Interval:
         """Squared maximum mean discrepancy under the kernel (x·y / channels + 1)³, without bias.
@@ -160,6 +165,31 @@ class _Moments:
         return mean, (product - count * np.outer(mean, mean)) / (count - 1)
 
 
+class StreamedMoments:
+    """Mean and covariance of features that come in parts, in memory that does not grow with their number."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self._mean, self._scatter = np.zeros(channels), np.zeros((channels, channels))
+
+    def add(self, features: NDArray[np.floating]) -> None:
+        """Add features [N, channels] (Chan, Golub & LeVeque 1979)."""
+        if not len(features):
+            return
+        features = features.astype(np.float64)
+        count, mean = len(features), features.mean(0)
+        away, gap = features - mean, mean - self._mean
+        total = self.count + count
+        self._scatter += away.T @ away + np.outer(gap, gap) * (self.count * count / total)
+        self._mean += gap * (count / total)
+        self.count = total
+
+    def frechet_distance(self, other: "StreamedMoments") -> float:
+        """Squared Fréchet distance, the formula of FID. Each set needs two features or more."""
+        moments = ((each._mean, each._scatter / (each.count - 1)) for each in (self, other))
+        return _frechet(*moments)
+
+
 def _frechet(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> float:
     (mean, covariance), (other_mean, other_covariance) = one, other
     values, vectors = np.linalg.eigh(covariance)
@@ -185,12 +215,16 @@ def _kernel_sums(first: Sequence[Floats], second: Sequence[Floats]) -> tuple[Flo
 
 
 def _mean_kernels(first: Sequence[Floats], second: Sequence[Floats]) -> Floats:
-    """Mean kernel over pairs of different people: of all people, then without each one of them."""
+    """Mean kernel over pairs of different people: of all people, then without each one of them.
+
+    NaN where there is no such pair.
+    """
     totals = []
     for matrix in _kernel_sums(first, second):
         apart = matrix - np.diag(np.diag(matrix))
         totals.append(apart.sum() - np.append(0.0, apart.sum(0) + apart.sum(1)))
-    means: Floats = totals[0] / totals[1]
+    with np.errstate(invalid="ignore"):
+        means: Floats = totals[0] / totals[1]
     return means
 
 

@@ -10,8 +10,11 @@ import numpy as np
 import polars
 
 from talkinghead_lab.errors import InvalidRequest, nearest_name
+from talkinghead_lab.evaluation.distances import inception_distances
+from talkinghead_lab.evaluation.inception_features import FILE, VARIABLE
 from talkinghead_lab.evaluation.scoring import COMPARED, Score
 from talkinghead_lab.evaluation.statistics import (
+    FEW_FRAMES,
     FEW_IDENTITIES,
     FrameSets,
     Interval,
@@ -26,6 +29,7 @@ from talkinghead_lab.measures.measure import KINDS
 Rule = Literal["excluded", "worst"]
 # Distances between sets of frames, of features that ship with the package; never to be called FID or KID.
 DISTANCES = ("drawn_fid", "drawn_kid")
+INCEPTION_DISTANCES = ("fid", "kid")
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 SIGNIFICANT = 0.05
 
@@ -41,6 +45,7 @@ class Row:
         interval: of the mean, or of the distance.
         difference: from the base on the clips that both have; None for distances and the base itself.
         p: of the difference, adjusted for the number of systems (Holm).
+        frames: of the smaller set, for FID and KID.
     """
 
     system: str
@@ -52,6 +57,7 @@ class Row:
     interval: Interval
     difference: Interval | None = None
     p: float | None = None
+    frames: int | None = None
 
 
 def benchmark_table(folder: Path, base: str | None = None) -> list[Row]:
@@ -71,7 +77,26 @@ def benchmark_table(folder: Path, base: str | None = None) -> list[Row]:
     if base not in scores:
         raise InvalidRequest("no such system", received=base, remedy=nearest_name(base, scores))
     rows = [row for name in COMPARED for row in _measure_rows(scores, name, base)]
-    return rows + _distance_rows(scores)
+    return rows + _inception_rows(folder, scores) + _distance_rows(scores)
+
+
+def _inception_rows(folder: Path, scores: Mapping[str, Sequence[Score]]) -> list[Row]:
+    """FID and KID of the systems whose clips have all been scored with Inception's weights."""
+    rows = []
+    for name, made in scores.items():
+        if name == WRONG:  # the same pictures
+            continue
+        folders = [folder / "systems" / one / "scores" for one in (REAL, name)]
+        distances = inception_distances(scores[REAL], folders[0], made, folders[1])
+        if distances is None:
+            continue
+        failed = sum(score.failure is not None for score in made)
+        for measure, value in zip(INCEPTION_DISTANCES, (distances.fid, distances.kid), strict=True):
+            if np.isnan(value.value):  # KID of too few people
+                continue
+            counts = (len(made) - failed, failed)
+            rows.append(Row(name, measure, "lower", "excluded", *counts, value, frames=distances.frames))
+    return rows
 
 
 def _measure_rows(scores: Mapping[str, Sequence[Score]], measure: str, base: str) -> list[Row]:
@@ -138,6 +163,8 @@ def _distance_rows(scores: Mapping[str, Sequence[Score]]) -> list[Row]:
         failed = sum(score.failure is not None for score in found)
         clips = len(found) - failed
         for measure, value in zip(DISTANCES, (sets.frechet_distance(), sets.kernel_distance()), strict=True):
+            if np.isnan(value.value):
+                continue
             rows.append(Row(name, measure, "lower", "excluded", clips, failed, value))
     return rows
 
@@ -164,6 +191,7 @@ def to_frame(rows: Sequence[Row]) -> polars.DataFrame:
                 "clips": row.clips,
                 "failed": row.failed,
                 "people": row.interval.identities,
+                "frames": row.frames,
                 "value": row.interval.value,
                 "low": row.interval.low,
                 "high": row.interval.high,
@@ -249,6 +277,18 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         )
         if people < FEW_IDENTITIES:
             notes.append(f"drawn_fid is biased upwards by fewer than {FEW_IDENTITIES} people; see drawn_kid.")
+    systems = {row.system for row in rows} - {WRONG}
+    if missing := sorted(systems - {row.system for row in rows if row.frames is not None}):
+        notes.append(
+            f"fid, kid: not taken of {', '.join(missing)}: "
+            f"{VARIABLE} must name {FILE} when a system is scored."
+        )
+    frames = [row.frames for row in rows if row.frames is not None]
+    if frames and min(frames) < FEW_FRAMES:
+        notes.append(
+            f"fid is biased upwards by fewer than {FEW_FRAMES} frames, here {min(frames)}, "
+            "and has no interval; see kid, which is not biased."
+        )
     return notes
 
 

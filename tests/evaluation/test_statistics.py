@@ -4,8 +4,15 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import linalg
 
-from talkinghead_lab.evaluation.statistics import FrameSets, clip_mean, holm, paired_difference
+from talkinghead_lab.evaluation.statistics import (
+    FrameSets,
+    StreamedMoments,
+    clip_mean,
+    holm,
+    paired_difference,
+)
 
 PEOPLE = 40
 
@@ -55,6 +62,10 @@ def test_a_difference_by_luck_is_found_as_rarely_as_its_p_value_says():
     assert certain.p < 0.01
     assert certain.interval.value == pytest.approx(1)
     assert paired_difference(base, base, people).p == 1
+
+
+def test_nothing_is_concluded_from_one_person():
+    assert paired_difference(np.array([1.0, 2.0]), np.zeros(2), ["a", "a"]).p == 1
 
 
 def test_holm():
@@ -115,3 +126,17 @@ def test_equal_sets_have_no_distance():
     found = FrameSets(frames, frames)
     assert found.frechet_distance().value == pytest.approx(0, abs=1e-6)
     assert found.kernel_distance().value == pytest.approx(0, abs=1e-12)
+
+
+def test_streamed_moments_give_the_frechet_distance_of_all_features_at_once():
+    """As the original script of FID computes it: NumPy's covariance, SciPy's matrix square root."""
+    rng = np.random.default_rng(0)
+    sets = [rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12)) + shift for shift in (0, 1)]
+    streams = [StreamedMoments(12), StreamedMoments(12)]
+    for stream, features in zip(streams, sets, strict=True):
+        for part in np.split(features, [1, 1, 17, 150]):
+            stream.add(part)
+    (mean, covariance), (other, other_covariance) = ((s.mean(0), np.cov(s, rowvar=False)) for s in sets)
+    root = linalg.sqrtm(covariance @ other_covariance).real
+    expected = np.square(mean - other).sum() + np.trace(covariance + other_covariance - 2 * root)
+    assert streams[0].frechet_distance(streams[1]) == pytest.approx(expected, rel=1e-9)

@@ -1,7 +1,7 @@
 """The Inception network of FID (Szegedy et al. 2016), as TensorFlow released it in 2015.
 
-Layers and names are those of torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`. The release differs
-from the paper: average pooling ignores the padding, and the last block takes the maximum instead.
+Layers and names are those of torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`. The release
+differs from the paper: average pooling ignores the padding, and the last block takes the maximum instead.
 """
 
 import torch
@@ -27,15 +27,15 @@ class Inception(nn.Module):
         for name, channels, pooled in (("b", 192, 32), ("c", 256, 64), ("d", 288, 64)):
             self.add_module(f"Mixed_5{name}", _Mixed(channels, _fine(pooled)))
         self.Mixed_6a = _Halving(
-            288, [("branch3x3", 384, 3)], [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)]
-        )  # fmt: skip
+            288, [[("branch3x3", 384, 3)]], _chain("branch3x3dbl", (64, 1), (96, 3), (96, 3))
+        )
         for name, inner in (("b", 128), ("c", 160), ("d", 160), ("e", 192)):
             self.add_module(f"Mixed_6{name}", _Mixed(768, _middle(inner)))
         self.Mixed_7a = _Halving(
             768,
-            [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)],
-            [("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)), ("branch7x7x3_4", 192, 3)],
-        )  # fmt: skip
+            _chain("branch3x3", (192, 1), (320, 3)),
+            _chain("branch7x7x3", (192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3)),
+        )
         self.Mixed_7b = _Mixed(1280, _coarse())
         self.Mixed_7c = _Mixed(2048, _coarse(), maximum=True)
         self.fc = nn.Linear(CHANNELS, 1008)  # of the classifier; not used, but in the released file
@@ -111,13 +111,13 @@ class _Mixed(nn.Module):
 class _Halving(nn.Module):
     """Chains of convolutions, whose last ones halve the picture, beside pooling that does."""
 
-    def __init__(self, channels: int, *chains: Step) -> None:
+    def __init__(self, channels: int, *chains: list[Step]) -> None:
         super().__init__()
-        self._chains = [[name for name, *_ in chain] for chain in chains]
+        self._chains = [[name for ((name, *_),) in chain] for chain in chains]
         for chain in chains:
             entering = channels
-            for name, leaving, kernel in chain:
-                last = name == chain[-1][0]
+            for ((name, leaving, kernel),) in chain:
+                last = name == chain[-1][0][0]
                 self.add_module(name, _Convolution(entering, leaving, kernel, 2 if last else 1, not last))
                 entering = leaving
 
