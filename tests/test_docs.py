@@ -27,7 +27,7 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service import smoke
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import VideoRequest
-from talkinghead_lab.sweeps.sweep import Sweep
+from talkinghead_lab.sweeps.definition import Sweep, is_sweep
 from talkinghead_lab.training.__main__ import main as training_main
 from tests.doc_tables import parameter_table, table_of
 
@@ -199,7 +199,9 @@ def check_request(options: argparse.Namespace) -> None:
     """The parameter file of a command exists, and is valid with the values given."""
     if "sweep" in options:
         assert Sweep.from_yaml(shown(options.sweep)).cells()
-    if "params" in options:
+    if "params" in options and is_sweep(shown(options.params)):
+        assert Sweep.from_yaml(shown(options.params)).cells()
+    elif "params" in options:
         overrides = {name: Plain(value) for name, value in getattr(options, "overrides", [])}
         assert GenerationParams.from_yaml(shown(options.params), **overrides)
 

@@ -26,10 +26,17 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
     command.set_defaults(run=run_verify)
     command = commands.add_parser(
-        "plan", help="predict the memory a request needs; exit status 1 if it does not fit"
+        "plan",
+        help="predict the memory a request needs, exit status 1 if it does not fit; or what a sweep will see",
     )
     add_parameter_file(command, "params", sweeps=False)
     add_overrides(command, "override a parameter")
+    command.add_argument(
+        "--runs",
+        type=Path,
+        metavar="FOLDER",
+        help="of a finished sweep: predict from its runs which difference the planned sweep will see",
+    )
     command.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     command.set_defaults(run=run_plan)
 
@@ -60,10 +67,20 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Print the memory that a request needs; return 1 if it does not fit, else 0."""
+    """Print the memory that a request needs; return 1 if it does not fit, else 0. Print a sweep's plan."""
+    from talkinghead_lab.errors import InvalidRequest
     from talkinghead_lab.params import GenerationParams
     from talkinghead_lab.pipeline.plan import plan
+    from talkinghead_lab.sweeps import definition
+    from talkinghead_lab.sweeps.plan import plan_sweep
 
+    if definition.is_sweep(options.params):
+        sweep = definition.Sweep.from_yaml(options.params, overrides(options))
+        foreseen = plan_sweep(sweep, options.runs)
+        print(json.dumps(foreseen.to_json()) if options.json else foreseen)
+        return 0
+    if options.runs is not None:
+        raise InvalidRequest("--runs is for a sweep", received=str(options.params))
     planned = plan(GenerationParams.from_yaml(options.params, **overrides(options)))
     print(json.dumps(planned.to_json()) if options.json else planned)
     return 1 if planned.fits is False else 0

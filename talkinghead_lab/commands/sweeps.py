@@ -26,15 +26,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="run on a Ray cluster; auto: the one of this machine; local: start one",
     )
     command.add_argument("--json", action="store_true", help="print the counts as one JSON object")
-    command.set_defaults(run=run_sweep)
+    command.set_defaults(run=run)
 
 
-def run_sweep(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run a sweep and print the path of its table; return 0 if every run finished, else 1."""
-    from talkinghead_lab.sweeps import sweep
+    from talkinghead_lab.sweeps.definition import Sweep
+    from talkinghead_lab.sweeps.sweep import run_sweep
 
-    table = sweep.run_sweep(
-        sweep.Sweep.from_yaml(options.sweep, overrides(options)),
+    table = run_sweep(
+        Sweep.from_yaml(options.sweep, overrides(options)),
         options.out,
         workers=options.workers,
         retry_failed=options.retry_failed,

@@ -23,8 +23,8 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.record import video_of
 from talkinghead_lab.runs.worker import Job
+from talkinghead_lab.sweeps.definition import Cell
 from talkinghead_lab.sweeps.processes import ThisMachine
-from talkinghead_lab.sweeps.sweep import Cell
 
 REAL, WRONG = "real", "real-wrong-recordings"  # the bounds: what any table has
 

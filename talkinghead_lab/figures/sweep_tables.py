@@ -10,10 +10,10 @@ from talkinghead_lab.figures.labels import column_title, measure_title, unit_of,
 from talkinghead_lab.figures.records import machine_facts
 from talkinghead_lab.figures.runs import table
 from talkinghead_lab.foundation import environment
-from talkinghead_lab.sweeps.sweep import Sweep
+from talkinghead_lab.sweeps.definition import Sweep
 
 FIELDS = {"portrait": "image_path", "recording": "audio_path"}  # of columns that are called otherwise
-METHODS = {"t": "Student's t", "bootstrap": "BCa bootstrap"}
+METHODS = {"t": "Student's t", "bootstrap": "BCa bootstrap", "two-stage": "Stein's two stages"}
 
 
 def overview(sweep: Sweep, workers: int) -> HTML:
@@ -28,10 +28,18 @@ def overview(sweep: Sweep, workers: int) -> HTML:
                 if values
             },
             "Runs": len(sweep.cells()),
+            **_target(sweep),
             "Processes": workers or "one per GPU, or a single one",
             **machine_facts(environment.describe(), ("cpu", "cpu_cores", "gpu", "gpu_count")),
         }
     )
+
+
+def _target(sweep: Sweep) -> dict[str, str]:
+    if sweep.target is None:
+        return {}
+    precise = f"seeds are added until differences of {measure_title(sweep.target.measure)} are known to "
+    return {"Adaptive": f"{precise}±{sweep.target.precision:g}, or to {sweep.target.max_runs} runs"}
 
 
 def progress(results: polars.DataFrame) -> HTML:

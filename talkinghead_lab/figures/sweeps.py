@@ -280,7 +280,12 @@ def _means(
 
 def _add_note(figure: Figure, found: polars.DataFrame, meaning: str, counted: str = "runs each") -> None:
     """Write the method of the intervals and the number of runs below a figure."""
-    methods = {"t": "Student's t", "fisher": "Fisher's z", "bootstrap": "BCa bootstrap"}
+    methods = {
+        "t": "Student's t",
+        "fisher": "Fisher's z",
+        "bootstrap": "BCa bootstrap",
+        "two-stage": "Stein's two stages",
+    }
     fewest, most = np.quantile(found["count"], (0, 1)).astype(int)
     counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     known = found["low"].drop_nulls()

@@ -4,7 +4,7 @@ Runs with the same seed, portrait and recording form pairs. A paired difference 
 seed is, so an effect shows with far fewer runs than in a comparison of two means.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ RESAMPLES = 9999
 
 FEWEST_VALUES = 3  # two give an interval of 12 times their distance
 
-Interval = Literal["t", "fisher", "bootstrap"]
+Interval = Literal["t", "fisher", "bootstrap", "two-stage"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Estimate:
     `interval` is the method. `t`: Student's t, exact for normally distributed values. `fisher`: the same of
     Fisher's z, for means of correlations, whose intervals it keeps between −1 and 1. `bootstrap`: 9999
     resamples with a fixed seed, corrected for bias and skew (BCa, Efron 1987); it assumes no distribution,
-    but is too narrow for fewer than about ten values.
+    but is too narrow for fewer than about ten values. `two-stage`: Stein's, of an adaptive sweep; see
+    `two_stage`.
     """
 
     mean: float | None
@@ -95,6 +96,7 @@ def paired_differences(
     measure: str,
     base: Mapping[str, Any],
     interval: Interval = "t",
+    first_stage: Collection[int] = (),
 ) -> polars.DataFrame:
     """Paired difference of a measure from the base, for each combination of the axes.
 
@@ -104,6 +106,7 @@ def paired_differences(
         measure: the column to compare.
         base: a value for each axis; all other combinations are compared with this one.
         interval: method of the intervals; see `Estimate`.
+        first_stage: `Sweep.first_stage`; if there is one, intervals are by `two-stage`.
 
     Returns:
         A row per combination except the base: mean difference, ends of the 95 % interval, number of pairs,
@@ -113,6 +116,59 @@ def paired_differences(
     Raises:
         InvalidRequest: a column does not exist, or no run at the base is finished.
     """
+    rows = []
+    for values, pairs in compared(table, axes, measure, base):
+        pairs = whole_seeds(pairs) if first_stage else pairs
+        differences = pairs["difference"].to_numpy()
+        spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+        effect = float(differences.mean()) / spread if spread > 0 else None
+        estimate = _two_stage(pairs, first_stage) if first_stage else Estimate.of(differences, interval)
+        rows.append(dict(zip(axes, values, strict=True)) | vars(estimate) | {"effect": effect})
+    return polars.DataFrame(rows, infer_schema_length=None)
+
+
+def _two_stage(pairs: polars.DataFrame, first_stage: Collection[int]) -> Estimate:
+    """Stein's interval from the pairs of whole seeds."""
+    found, first = by_seed(pairs), by_seed(pairs.filter(polars.col("seed").is_in(list(first_stage))))
+    estimate = Estimate.of(found)
+    if estimate.mean is None or len(first) < FEWEST_VALUES:
+        return Estimate(estimate.mean, None, None, len(pairs), "two-stage")
+    half = half_width(float(np.std(first, ddof=1)), len(first), len(found))
+    return Estimate(estimate.mean, estimate.mean - half, estimate.mean + half, len(pairs), "two-stage")
+
+
+def half_width(spread: float, first: int, count: int) -> float:
+    """Half the width of Stein's 95 % interval of a mean.
+
+    Args:
+        spread: standard deviation of the first stage's values.
+        first: number of the first stage's values, at least two.
+        count: number of all values.
+    """
+    return float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, first - 1)) * spread / float(np.sqrt(count))
+
+
+def whole_seeds(pairs: polars.DataFrame) -> polars.DataFrame:
+    """The pairs, from `compared`, of the seeds that have all portraits and recordings."""
+    counts = pairs.with_columns(polars.len().over("seed").alias("repeats"))
+    return counts.filter(polars.col("repeats") == polars.col("repeats").max()).drop("repeats")
+
+
+def by_seed(pairs: polars.DataFrame) -> NDArray[np.float64]:
+    """The mean difference of each seed: [seeds]."""
+    found: NDArray[np.float64] = (
+        pairs.group_by("seed", maintain_order=True).agg(polars.col("difference").mean())["difference"]
+    ).to_numpy()
+    return found
+
+
+def compared(
+    table: polars.DataFrame, axes: Sequence[str], measure: str, base: Mapping[str, Any]
+) -> Iterator[tuple[tuple[Any, ...], polars.DataFrame]]:
+    """The pairs of each combination but the base, with the column `difference`.
+
+    Arguments and errors are those of `paired_differences`.
+    """
     finished = _finished(table, axes, measure)
     at_base = finished
     for axis in axes:
@@ -121,17 +177,10 @@ def paired_differences(
         raise InvalidRequest("no finished run at the base", received=dict(base))
     keys = [key for key in PAIRED_BY if key in table.columns]
     reference = at_base.select(*keys, polars.col(measure).alias("reference"))
-    rows = []
     for values, group in finished.group_by(list(axes), maintain_order=True):
-        if values == tuple(base[axis] for axis in axes):
-            continue
-        pairs = group.join(reference, on=keys, nulls_equal=True)
-        differences = (pairs[measure] - pairs["reference"]).to_numpy()
-        spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
-        effect = float(differences.mean()) / spread if spread > 0 else None
-        estimate = Estimate.of(differences, interval)
-        rows.append(dict(zip(axes, values, strict=True)) | vars(estimate) | {"effect": effect})
-    return polars.DataFrame(rows, infer_schema_length=None)
+        if values != tuple(base[axis] for axis in axes):
+            pairs = group.join(reference, on=keys, nulls_equal=True)
+            yield values, pairs.with_columns(difference=polars.col(measure) - polars.col("reference"))
 
 
 def pareto_front(

@@ -1,198 +1,34 @@
-"""Many runs from one file: every combination of the axes, for every seed, portrait and recording.
-
-    base: {…}                                  # fields of a request
-    axes:
-      diffusion_steps: [4, 8]                  # a list of values
-      sample_shift: {from: 1, to: 7, step: 2}
-      model:                                   # a linked axis, freely named: each value sets several fields
-        guided: {}
-        fast LoRA: {loras: [{path: sample:fast-lora}], text_guide_scale: 1, audio_guide_scale: 1}
-    seeds: [1, 2, 3]
-    portraits: [sample:portrait]               # default: that of the base
-    recordings: [sample:recording]
+"""Runs the cells of a sweep and writes the table of results.
 
 The folder of a sweep contains `sweep.yaml`, `cells/` with a run folder per cell, and the table of results.
 """
 
-import itertools
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars
-import yaml
 from tqdm.auto import tqdm
 
-from talkinghead_lab.errors import InvalidRequest, OutputError, TalkingHeadError, nearest_name
-from talkinghead_lab.foundation import digests
-from talkinghead_lab.foundation.file_kinds import check_is_sweep
+from talkinghead_lab.errors import OutputError, TalkingHeadError
 from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
 from talkinghead_lab.foundation.paths import project_folder
-from talkinghead_lab.foundation.schema import versioned
-from talkinghead_lab.params import GenerationParams, read_yaml, typed_value
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import NETWORK_FIELDS
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.runs.record import video_of
 from talkinghead_lab.runs.worker import Job
+from talkinghead_lab.sweeps import two_stage
+from talkinghead_lab.sweeps.definition import Cell, Sweep
 from talkinghead_lab.sweeps.processes import ThisMachine
 from talkinghead_lab.sweeps.ray_cluster import run_on_ray
-from talkinghead_lab.sweeps.statistics import PAIRED_BY
 
-REPLICATED = {"seeds": "seed", "portraits": "image_path", "recordings": "audio_path"}  # section: field
-SECTIONS = ("base", "axes", *REPLICATED)
-MAX_CELLS = 100_000
 BEGUN, NOT_BEGUN = "unfinished: the same sweep resumes it", "not begun: the same sweep runs it"
 logger = logging.getLogger(__name__)
-
-Axis = tuple[Any, ...] | dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a sweep: its request and its position on the axes."""
-
-    params: GenerationParams
-    position: Mapping[str, Any]
-
-    def key(self, show_progress: bool = False) -> str:
-        """Digest of the request and of the content of weights and media; names the cell's folder.
-
-        A missing file changes the key, so that the cell runs again once the file exists.
-        """
-        try:
-            inputs = InputDigests.of(self.params, show_progress=show_progress).digest
-        except TalkingHeadError as error:
-            inputs = str(error)
-        return digests.combined([self.params.model_dump(mode="json"), inputs])[:20]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A base request and the axes along which it varies.
-
-    Args:
-        base: fields of the request that all cells share.
-        axes: values by field name; or a linked axis: a name that is not a field, with named values that set
-            several fields each.
-        seeds, portraits, recordings: every combination of the axes runs for each of them, so that
-            combinations can be compared in pairs. Empty: those of the base.
-    """
-
-    base: Mapping[str, Any]
-    axes: Mapping[str, Axis]
-    seeds: tuple[int, ...] = ()
-    portraits: tuple[str, ...] = ()
-    recordings: tuple[str, ...] = ()
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, base: Mapping[str, Any] | None = None) -> "Sweep":
-        """Read a sweep's file, or the preset of that name; fields of `base` override those of its base.
-
-        Raises:
-            InvalidRequest: a section, a field or a range is not valid.
-        """
-        sections = read_yaml(path, sweep=True)
-        check_is_sweep(sections, SECTIONS, GenerationParams.model_fields)
-        return cls.from_sections(sections | {"base": {**_section(sections, "base", dict), **(base or {})}})
-
-    def reduced(self, frames: int = 25) -> "Sweep":
-        """A small version as a quick check.
-
-        It has the ends of each axis, one portrait and recording, at most two seeds, and one chunk of one
-        second.
-        """
-        ends = {name: _first_and_last(axis) for name, axis in self.axes.items()}
-        base = {**self.base, "max_frames": frames, "chunk_frames": frames}
-        return Sweep(base, ends, self.seeds[:2], self.portraits[:1], self.recordings[:1])
-
-    @classmethod
-    def from_sections(cls, sections: Mapping[str, Any]) -> "Sweep":
-        """Build a sweep from the sections of its file and check the requests of all cells."""
-        for name in sections:
-            if name not in SECTIONS:
-                raise InvalidRequest(
-                    "unknown section of a sweep", received=name, remedy=nearest_name(name, SECTIONS)
-                )
-        axes = {name: _parsed_axis(name, axis) for name, axis in _section(sections, "axes", dict).items()}
-        replicates = {
-            name: tuple(typed_value(field, value) for value in _section(sections, name, list))
-            for name, field in REPLICATED.items()
-        }
-        sweep = cls(_typed(_section(sections, "base", dict)), axes, **replicates)
-        sweep.cells()
-        return sweep
-
-    def cells(self) -> list[Cell]:
-        """Every run; the runs of one combination follow each other.
-
-        Raises:
-            InvalidRequest: a value is not valid, or there are too many runs.
-        """
-        replicates = {
-            "seed": self.seeds or (self.base.get("seed", 42),),
-            "image_path": self.portraits or (self.base.get("image_path"),),
-            "audio_path": self.recordings or (self.base.get("audio_path"),),
-        }
-        self._check_fields_are_set_once(replicates)
-        count = int(
-            np.prod([len(values) for values in (*self.axes.values(), *replicates.values())], dtype=float)
-        )
-        if not 0 < count <= MAX_CELLS:
-            raise InvalidRequest("too many or no runs", received=count, allowed=f"1 to {MAX_CELLS}")
-        return list(self._cells(replicates))
-
-    def _check_fields_are_set_once(self, replicates: Mapping[str, object]) -> None:
-        for name, axis in self.axes.items():
-            if isinstance(axis, dict) and name in (*GenerationParams.model_fields, *PAIRED_BY):
-                raise InvalidRequest(
-                    "an axis that sets several fields has a name of its own",
-                    received=name,
-                    remedy="Choose a name that is not a parameter, for example `model`.",
-                )
-        fields = [_fields(name, axis) for name, axis in self.axes.items()]
-        repeated = set[str]().union(*fields) & replicates.keys()
-        if repeated:
-            raise InvalidRequest(
-                "seeds, portraits and recordings are not axes",
-                received=", ".join(sorted(repeated)),
-                remedy="List them under seeds, portraits and recordings.",
-            )
-        for one, other in itertools.combinations(fields, 2):
-            if one & other:
-                raise InvalidRequest("two axes set the same field", received=", ".join(sorted(one & other)))
-
-    def _cells(self, replicates: Mapping[str, tuple[Any, ...]]) -> Iterator[Cell]:
-        for values in itertools.product(*self.axes.values()):
-            fields, position = dict(self.base), {}
-            for (name, axis), value in zip(self.axes.items(), values, strict=True):
-                fields |= axis[value] if isinstance(axis, dict) else {name: value}
-                position[name] = _table_value(value)
-            for repeat in itertools.product(*replicates.values()):
-                given = dict(zip(replicates, repeat, strict=True))
-                known = {name: value for name, value in given.items() if value is not None}
-                params = GenerationParams(**{**fields, **known})
-                if params.seed == "random":
-                    remedy = "List numbers under seeds: by them, finished runs are found again."
-                    raise InvalidRequest("a sweep needs its seeds", received="random", remedy=remedy)
-                yield Cell(params, position | dict(zip(PAIRED_BY, repeat, strict=True)))
-
-    def values(self) -> dict[str, list[Any]]:
-        """The values on each axis as they appear in the table of results."""
-        return {name: [_table_value(value) for value in axis] for name, axis in self.axes.items()}
-
-    def to_yaml(self) -> str:
-        """YAML that `from_yaml` reads back."""
-        axes = {name: axis if isinstance(axis, dict) else list(axis) for name, axis in self.axes.items()}
-        sections = {"base": dict(self.base), "axes": axes}
-        listed = {name: list(getattr(self, name)) for name in REPLICATED if getattr(self, name)}
-        content = json.loads(json.dumps(versioned(sections | listed)))
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def run_sweep(
@@ -207,7 +43,7 @@ def run_sweep(
     """Run every unfinished cell and write the table of results.
 
     An interrupt leaves the running cells unfinished; the next call resumes them after their last finished
-    chunk.
+    chunk. An adaptive sweep runs the seeds that it lists, then those that `two_stage` adds.
 
     Args:
         sweep: what to run.
@@ -229,20 +65,30 @@ def run_sweep(
     with output_errors("the folder of the sweep cannot be created", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder), nullcontext() if ray_address else _machine(sweep, workers) as machine:
+        run = machine.run if machine else partial(run_on_ray, address=str(ray_address))
         jobs = _jobs(sweep, folder, show_progress)
-        waiting = _unfinished([job for _, job in jobs], retry_failed)
         _replace_file(folder / "sweep.yaml", sweep.to_yaml().encode())
         try:
-            with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
-                if machine is not None:
-                    machine.run(waiting, bar.update)
-                elif waiting:
-                    run_on_ray(waiting, str(ray_address), bar.update)
+            _run_stage([job for _, job in jobs], run, retry_failed, show_progress)
+            if sweep.target:
+                before = {job.run_dir for _, job in jobs}
+                jobs = _jobs(sweep, folder, show_progress)
+                added = [job for _, job in jobs if job.run_dir not in before]
+                _run_stage(added, run, retry_failed, show_progress)
         except BaseException:
             with suppress(TalkingHeadError):
                 _write_table(folder, jobs)
             raise
-        return _write_table(folder, jobs)
+        table = _write_table(folder, jobs)
+        two_stage.warn_of_wide_intervals(sweep, table)
+        return table
+
+
+def _run_stage(jobs: list[Job], run: Callable[..., None], retry_failed: bool, show_progress: bool) -> None:
+    waiting = _unfinished(jobs, retry_failed)
+    if waiting:
+        with tqdm(total=len(waiting), unit="run", disable=not show_progress) as bar:
+            run(waiting, on_done=bar.update)
 
 
 @contextmanager
@@ -264,8 +110,17 @@ def _networks(request: GenerationParams) -> str:
 
 
 def _jobs(sweep: Sweep, folder: Path, show_progress: bool = False) -> list[tuple[Cell, Job]]:
-    cells = folder / "cells"
-    return [(cell, Job(cell.params, cells / cell.key(show_progress))) for cell in sweep.cells()]
+    """The jobs of a sweep; those of an adaptive sweep's second stage once no run of its first is missing."""
+
+    def jobs_of(cells: list[Cell]) -> list[tuple[Cell, Job]]:
+        return [(cell, Job(cell.params, folder / "cells" / cell.key(show_progress))) for cell in cells]
+
+    jobs = jobs_of(sweep.cells())
+    if sweep.target:
+        table = _table(folder, jobs)
+        if "missing" not in table["state"]:
+            return jobs_of(sweep.cells(two_stage.seeds_of_each(sweep, table)))
+    return jobs
 
 
 def _unfinished(jobs: list[Job], retry_failed: bool) -> list[Job]:
@@ -335,63 +190,6 @@ def _damage(job: Job) -> OutputError | None:
     except OutputError as error:
         return error
     return None
-
-
-def _parsed_axis(name: str, values: Any) -> Axis:
-    """Parse an axis: a list of values, a range including its end, or named sets of fields."""
-    if isinstance(values, list) and values:
-        return tuple(typed_value(name, value) for value in values)
-    if (
-        isinstance(values, Mapping)
-        and values
-        and all(isinstance(value, Mapping) for value in values.values())
-    ):
-        return {str(label): _typed(fields) for label, fields in values.items()}
-    if isinstance(values, Mapping) and values.keys() == {"from", "to", "step"}:
-        first, last, step = (typed_value(name, values[key]) for key in ("from", "to", "step"))
-        if (
-            all(isinstance(number, int | float) for number in (first, last, step))
-            and step > 0 <= last - first
-        ):
-            count = int((last - first) / step + 1e-9) + 1
-            integers = all(isinstance(number, int) for number in (first, step))
-            return tuple(first + k * step if integers else round(first + k * step, 10) for k in range(count))
-    raise InvalidRequest(
-        f"the axis `{name}` is not valid",
-        received=values,
-        allowed="a list of values; {from: 1, to: 5, step: 0.5}, which includes its end; or names, each with "
-        "a mapping of the fields it sets",
-    )
-
-
-def _section(sections: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
-    """A section of the file, empty if it is left out."""
-    found = sections.get(name) or kind()
-    if not isinstance(found, kind):
-        allowed = "a list" if kind is list else "a mapping of names to values"
-        raise InvalidRequest(f"the section `{name}` is not valid", received=found, allowed=allowed)
-    return found
-
-
-def _typed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name): typed_value(str(name), value) for name, value in fields.items()}
-
-
-def _fields(name: str, axis: Axis) -> set[str]:
-    """The fields of the request that an axis sets."""
-    return set().union(*axis.values()) if isinstance(axis, dict) else {name}
-
-
-def _first_and_last(axis: Axis) -> Axis:
-    """An axis reduced to its first and last value."""
-    if isinstance(axis, dict):
-        return {label: axis[label] for label in _first_and_last(tuple(axis))}
-    return axis[:1] + axis[1:][-1:]
-
-
-def _table_value(value: Any) -> Any:
-    """A value in the table: lists and mappings become JSON."""
-    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
 
 
 def _replace_file(path: Path, content: bytes) -> None:

@@ -6,8 +6,8 @@ import polars
 import pytest
 
 from talkinghead_lab.figures.sweep_tables import differences_table, failures, overview, progress
+from talkinghead_lab.sweeps.definition import Sweep
 from talkinghead_lab.sweeps.statistics import paired_differences
-from talkinghead_lab.sweeps.sweep import Sweep
 
 LORA = '[{"path": "/w/fast.safetensors", "scale": 1.0}]'
 

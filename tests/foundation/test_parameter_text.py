@@ -9,7 +9,7 @@ from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation import parameter_text
 from talkinghead_lab.foundation.parameter_text import Plain
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.sweeps.sweep import Sweep
+from talkinghead_lab.sweeps.definition import Sweep
 
 MEDIA = "audio_path: sample:recording\nimage_path: sample:portrait\n"
 TEXTS = [

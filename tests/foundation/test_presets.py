@@ -10,7 +10,7 @@ from talkinghead_lab.foundation import presets
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import RECORD
 from talkinghead_lab.runs.generate import generate
-from talkinghead_lab.sweeps.sweep import Sweep
+from talkinghead_lab.sweeps.definition import Sweep
 
 SHIPPED = presets.presets()
 

@@ -15,7 +15,7 @@ from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import GenerationResult, generate
 from talkinghead_lab.runs.history import find_runs
 from talkinghead_lab.runs.verify import verify
-from talkinghead_lab.sweeps.sweep import Sweep
+from talkinghead_lab.sweeps.definition import Sweep
 
 OLD = Path(__file__).parent / "files-0.1.0"
 

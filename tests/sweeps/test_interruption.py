@@ -24,8 +24,9 @@ from talkinghead_lab.media import video
 from talkinghead_lab.runs import generate
 from talkinghead_lab.runs.folder import RunFolder
 from talkinghead_lab.runs.worker import Failure, Job
+from talkinghead_lab.sweeps.definition import Sweep
 from talkinghead_lab.sweeps.ray_cluster import _save
-from talkinghead_lab.sweeps.sweep import Sweep, results, run_sweep
+from talkinghead_lab.sweeps.sweep import results, run_sweep
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from talkinghead_lab.errors import MissingExtra
+from talkinghead_lab.sweeps.definition import Sweep
 from talkinghead_lab.sweeps.ray_cluster import run_on_ray
-from talkinghead_lab.sweeps.sweep import Sweep, run_sweep
+from talkinghead_lab.sweeps.sweep import run_sweep
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,8 @@ from talkinghead_lab.foundation.files import locked
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.runs.worker import Failure, Job, Worker
 from talkinghead_lab.sweeps import processes
-from talkinghead_lab.sweeps.sweep import Sweep, results, run_sweep
+from talkinghead_lab.sweeps.definition import Sweep
+from talkinghead_lab.sweeps.sweep import results, run_sweep
 
 FAST = {"loras": [{"path": "sample:fast-lora"}], "text_guide_scale": 1.0, "audio_guide_scale": 1.0}
 
