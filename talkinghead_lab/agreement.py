@@ -21,7 +21,7 @@ def check_agreement(request: "GenerationParams") -> None:
     Raises:
         Contradiction: two of them do not go together; it names the one to change.
     """
-    for check in (_frames, _weights, _speakers, _picture, _guidance, _solver, _step_cache):
+    for check in (_frames, _weights, _speakers, _picture, _guidance, _solver, _loras, _step_cache):
         check(request)
 
 
@@ -82,6 +82,16 @@ def _guidance(request: "GenerationParams") -> None:
         raise Contradiction(message, "zero_init_steps")
 
 
+def _loras(request: "GenerationParams") -> None:
+    for lora in request.loras:
+        if isinstance(lora.scale, tuple) and len(lora.scale) > request.diffusion_steps:
+            message = (
+                f"loras has a scale of {len(lora.scale)} values, but there are {request.diffusion_steps} "
+                "diffusion_steps"
+            )
+            raise Contradiction(message, "loras")
+
+
 def _step_cache(request: "GenerationParams") -> None:
     if request.step_cache_threshold is None:
         for name, given in {
@@ -90,6 +100,12 @@ def _step_cache(request: "GenerationParams") -> None:
         }.items():
             if given:
                 raise Contradiction(f"{name} requires a step_cache_threshold", "step_cache_threshold")
+    elif request.step_cache == "released" and any(isinstance(lora.scale, tuple) for lora in request.loras):
+        message = (
+            "step_cache released estimates from the timesteps, which do not tell how a LoRA of changing "
+            "strength changes the video: use first_block, or one number as scale"
+        )
+        raise Contradiction(message, "step_cache")
     elif request.sampler == "lcm":
         message = (
             "step_cache_threshold reuses results of the step before, but lcm draws new noise in every step"

@@ -172,9 +172,7 @@ class GenerationParams(BaseModel):
         None, ge=1, le=999, description="step cache: most steps skipped in a row; unset: any number"
     )
 
-    loras: tuple[Lora, ...] = Field(
-        (), max_length=16, description="LoRAs to merge into the transformer, in order"
-    )
+    loras: tuple[Lora, ...] = Field((), max_length=16, description="LoRAs of the transformer, in order")
     second_audio_path: MediaPath | None = Field(None, description="recording of the second speaker")
     speaker_boxes: Boxes = Field(
         None,

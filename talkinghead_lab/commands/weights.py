@@ -115,6 +115,14 @@ def run_convert(options: argparse.Namespace) -> None:
 
     fields = {"audio_path": "-", "image_path": "-", "weights": options.source, **overrides(options)}
     request = GenerationParams(**fields)
+    scheduled = [lora.path for lora in request.loras if isinstance(lora.scale, tuple)]
+    if scheduled:
+        raise InvalidRequest(
+            "a weight file holds merged LoRAs, each of one strength",
+            received=f"a list as the scale of {scheduled[0]}",
+            remedy="Give one number, or leave the LoRA to the request.",
+            field="loras",
+        )
     roles = ("transformer", "adapter")
     files = locate("released", options.speakers, request.weight_sources, roles)
     convert_transformer(files, lora_files(request), options.precision, options.target)

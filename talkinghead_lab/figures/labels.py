@@ -192,7 +192,9 @@ def _structure(value: Any, name: str) -> Any:
 def _mapping_label(value: Mapping[str, Any], parts: int) -> str:
     if "path" in value and value.keys() <= {"path", "scale"}:  # a LoRA
         name, strength = _path_label(value["path"], parts), value.get("scale", 1.0)
-        return name if strength == 1 else f"{name} (strength {value_label(strength)})"
+        steps = strength if isinstance(strength, Sequence) else [strength]
+        words = ", ".join(map(value_label, steps))
+        return name if strength == 1 else f"{name} (strength {words})"
     return ", ".join(setting_label(name, part) for name, part in value.items())
 
 

@@ -59,10 +59,17 @@ Sigmas = Annotated[tuple[float, ...], Field(min_length=1, max_length=1000), Afte
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+LoraScale = Annotated[float, Field(ge=-10, le=10)]
+# A strength, or its schedule over the steps.
+LoraScales = LoraScale | Annotated[tuple[LoraScale, ...], Field(min_length=1, max_length=1000)]
+
+
 class Lora(BaseModel):
     """A LoRA file and its strength."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     path: MediaPath = Field(description="LoRA file, .safetensors, or sample:NAME for a bundled one")
-    scale: float = Field(1.0, ge=-10, le=10, description="strength; 1.0: as trained")
+    scale: LoraScales = Field(
+        1.0, description="strength; 1.0: as trained; a list is spread evenly over the steps"
+    )

@@ -230,7 +230,7 @@ def requirements(
             dequantized = 0 if FP8 in traits else _largest_dequantized(networks[name])
             holds = {TWO_SPEAKERS: voices > 1, DEQUANTIZED: dequantized > 0}
             kinds = _kinds({*traits, *(trait for trait in holds if holds[trait])})
-            extra = dequantized + kept_tensors * unit
+            extra = dequantized + kept_tensors * unit + _beside_loras(networks[name], device, unit)
         if stage == "decode" and device.type == "cpu":
             extra = chunk_bytes(grid)
         activations = model["activations"] + sum(model.get("traits", {}).get(kind, 0.0) for kind in kinds)
@@ -284,6 +284,13 @@ def _largest_dequantized(transformer: Any) -> int:
     quantized: list[Any] = [layer for layer in blocks.modules() if hasattr(layer, "dequantized")]
     elements = max((layer.shape[0] * layer.shape[1] for layer in quantized), default=0)
     return int(elements * transformer.dtype.itemsize)
+
+
+def _beside_loras(transformer: Any, device: torch.device, unit: int) -> int:
+    """Bytes of the feed-forward activation that GPUs hold twice where a LoRA is kept beside the weights."""
+    attached = any(hasattr(layer, "strength") for layer in transformer.modules())
+    config = transformer.config
+    return round(unit * config.ffn_dim / config.dim) if attached and device.type == "cuda" else 0
 
 
 def _keys_and_values(transformer: Any, grid: LatentGrid, voices: int) -> int:

@@ -1,7 +1,8 @@
 """Generates the chunks of one request."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,13 +75,15 @@ class EncodedPicture:
     Args:
         pixels: uint8 [3, H, W].
         frames: of the longest chunk that `condition` serves.
-        context: image-encoder features.
+        features: of the image encoder.
+        context: the features as the transformer embeds them.
         condition: mask and latent, [1, 4 + C, T, h, w].
         motion: latent of the frame alone, [1, C, 1, h, w].
     """
 
     pixels: Tensor
     frames: int
+    features: Tensor
     context: CrossAttentionContext
     condition: Tensor
     motion: Tensor
@@ -112,7 +115,8 @@ class ChunkGenerator:
         self.colors = to_unit_range(self._fit(0.0)).to(pipeline.device)
         self.regions = self._speaker_regions()
         # Keys and values of all blocks take much memory: within a budget they are recomputed at every step.
-        self.precompute = pipeline.budget is None
+        # So they are where they depend on a step's strengths of LoRAs.
+        self.precompute = pipeline.budget is None and not resolved.sampling.lora_scales
         self.texts: dict[bool, CrossAttentionContext] = {}
         # For the rest of the run; a run that is resumed sets it from its last chunk, so that both give the
         # same frames.
@@ -177,7 +181,8 @@ class ChunkGenerator:
             fixed = self._chunk_conditions(chunk, grid, motion)
             start, passes = noise[None].to(networks.device), PassCount()
             config = self.resolved.sampling
-            latent = sample_chunk(networks.dit, start, fixed, config, on_step, passes, generator)
+            again = partial(self._embed_again, chunk, grid, motion)
+            latent = sample_chunk(networks.dit, start, fixed, config, on_step, passes, generator, again)
             del fixed
         finish = self._finishing(chunk, previous)
         frames, decode_type = self._decode(latent, finish, _NewFrames(chunk, on_frames))
@@ -236,7 +241,8 @@ class ChunkGenerator:
             key = [picture, dtype_name(networks.image_encoder)]
             (features,) = self.cache("image", key, lambda: (networks.image_features(picture),))
             with networks.use(networks.dit):
-                context = networks.dit.image_context(features.to(networks.device), self.precompute)
+                features = features.to(networks.device)
+                context = networks.dit.image_context(features, self.precompute)
         with self.stage("vae_encode"), networks.use(networks.vae):
             key = [picture, frames, dtype_name(networks.vae)]
             encode = networks.vae.encode_first_frame_then_zeros
@@ -247,7 +253,13 @@ class ChunkGenerator:
         mask[:, :, 0] = 1
         # The autoencoder is causal, so the first latent frame is that of the picture alone.
         condition, motion = torch.cat([mask, encoded], dim=1), encoded[:, :, :1]
-        return EncodedPicture(pixels, frames, context, condition, motion)
+        return EncodedPicture(pixels, frames, features, context, condition, motion)
+
+    def _embed_again(self, chunk: Chunk, grid: LatentGrid, motion: Tensor) -> ChunkConditions:
+        assert self.picture is not None
+        context = self.networks.dit.image_context(self.picture.features, self.precompute)
+        self.texts, self.picture = {}, replace(self.picture, context=context)
+        return self._chunk_conditions(chunk, grid, motion)
 
     def _chunk_conditions(self, chunk: Chunk, grid: LatentGrid, motion: Tensor) -> ChunkConditions:
         assert self.picture is not None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from talkinghead_lab.foundation.devices import GIB, available_bytes, capability, compute_type, decode_type
+from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.kernels.attention import EXACT_KERNELS
 from talkinghead_lab.models.kernels.optional_kernels import OPTIONAL_KERNELS
 from talkinghead_lab.models.vae.model import VAE
@@ -27,6 +28,7 @@ from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.locating import has_files
 from talkinghead_lab.weights.quantization import quantize_linears
 from talkinghead_lab.weights.released_sizes import released_network
+from talkinghead_lab.weights.transformer import attached_loras
 
 ABSENT = (
     "There are no weights yet: these are the sizes of the released ones, in 16 or 32 bits. "
@@ -39,7 +41,7 @@ ON_GPU = (
 
 
 def networks_without_weights(settings: LoadSettings) -> dict[str, nn.Module]:
-    """Build the networks as they would be loaded, on the meta device: no weight is read.
+    """Build the networks as they would be loaded, on the meta device: no weight is read, but LoRAs are.
 
     Without a checkpoint, they have the released sizes.
 
@@ -55,6 +57,9 @@ def networks_without_weights(settings: LoadSettings) -> dict[str, nn.Module]:
     cast(VAE, networks["video autoencoder"]).set_decoder_dtype(settings.decode)
     if settings.storage is not None:
         quantize_linears(networks["transformer"].get_submodule("blocks"), settings.storage)
+    attached_loras(
+        cast(DiT, networks["transformer"]), replace(settings, device=torch.device("meta"))
+    ).attach_all()
     return networks
 
 

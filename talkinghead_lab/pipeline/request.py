@@ -104,6 +104,7 @@ class Resolved:
         layers among them are quantised to while loading.
         """
         networks = self.networks
+        by_step = map(self.sampling.lora_scales_at, range(self.sampling.steps))
         return {
             "frame_size": "{}x{}".format(*self.frame_size),
             "crop": None if self.kept is None else list(self.kept),
@@ -114,6 +115,7 @@ class Resolved:
             "sigmas": [round(time / TRAINED_TIMESTEPS, 6) for time in schedule_of(self.sampling).tolist()],
             "forward_passes": self.forward_passes,
             "skippable_passes": self.skippable_passes,
+            "lora_strengths": [list(each) for each in zip(*by_step, strict=True)],
             "guided_by_text": self.sampling.text_is_guided,
             "guided_by_audio": self.sampling.audio_is_guided,
             "device": str(networks.device),
@@ -249,7 +251,7 @@ def lora_files(request: GenerationParams) -> tuple[LoraFile, ...]:
     """The LoRAs of a request, with the present states of their files."""
     paths = [local_file(lora.path) for lora in request.loras]
     return tuple(
-        LoraFile(path, lora.scale, FileState.of(path))
+        LoraFile(path, None if isinstance(lora.scale, tuple) else lora.scale, FileState.of(path))
         for path, lora in zip(paths, request.loras, strict=True)
     )
 
@@ -285,6 +287,7 @@ def sampling_config(request: GenerationParams) -> SamplingConfig:
             ProjectionConfig(request.apg_momentum, request.apg_norm_threshold) if request.use_apg else None
         ),
         step_cache=_step_cache(request),
+        lora_scales=tuple(lora.scale for lora in request.loras if isinstance(lora.scale, tuple)),
     )
 
 

@@ -57,6 +57,7 @@ class SamplingConfig:
         zero_star: CFG-Zero* (arXiv 2503.18886): scale what is subtracted by its projection.
         zero_init_steps: first steps in which the velocity is 0, without a forward pass (likewise).
         step_cache: None computes every forward pass.
+        lora_scales: strengths of the LoRAs that are kept beside the weights, in order.
     """
 
     steps: int
@@ -70,6 +71,7 @@ class SamplingConfig:
     sigmas: tuple[float, ...] | None = None
     zero_star: bool = False
     zero_init_steps: int = 0
+    lora_scales: tuple[Scale, ...] = ()
 
     def text_scale_at(self, step: int) -> float:
         """The guidance scale of the prompt in a step."""
@@ -79,10 +81,14 @@ class SamplingConfig:
         """The guidance scale of the recording in a step."""
         return self._scale_at(self.audio_scale, step)
 
+    def lora_scales_at(self, step: int) -> list[float]:
+        """The strengths in a step of the LoRAs that are kept beside the weights."""
+        return [_of_step(scale, step, self.steps) for scale in self.lora_scales]
+
     def _scale_at(self, scale: Scale, step: int) -> float:
         if step not in guided_steps(self.guidance_interval, self.steps):
             return 1.0
-        return scale if isinstance(scale, int | float) else spread(scale, self.steps)[step]
+        return _of_step(scale, step, self.steps)
 
     @property
     def text_is_guided(self) -> bool:
@@ -93,6 +99,10 @@ class SamplingConfig:
     def audio_is_guided(self) -> bool:
         """Whether any step needs a forward pass without the recording."""
         return any(is_guiding(self.audio_scale_at(step)) for step in range(self.steps))
+
+
+def _of_step(scale: Scale, step: int, steps: int) -> float:
+    return scale if isinstance(scale, int | float) else spread(scale, steps)[step]
 
 
 def guided_steps(interval: tuple[float, float], steps: int) -> range:

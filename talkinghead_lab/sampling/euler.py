@@ -134,6 +134,17 @@ class _Step:
         )
 
 
+def _time_embeddings(model: DiT, timesteps: Tensor, config: SamplingConfig) -> TimeEmbedding:
+    """The embeddings of all steps, each with the LoRA strengths of its step."""
+    if not config.lora_scales:
+        return model.time_embedding_of(timesteps)
+    of_steps = []
+    for step, timestep in enumerate(timesteps.split(1)):
+        model.lora_strengths.set(config.lora_scales_at(step))
+        of_steps.append(model.time_embedding_of(timestep))
+    return TimeEmbedding(*(torch.cat([getattr(e, part) for e in of_steps]) for part in ("head", "blocks")))
+
+
 @torch.inference_mode()
 def sample_chunk(
     model: DiT,
@@ -143,6 +154,7 @@ def sample_chunk(
     on_step: Callable[[int], None] = lambda step: None,
     passes: PassCount | None = None,
     generator: torch.Generator | None = None,
+    embed_again: Callable[[], ChunkConditions] | None = None,
 ) -> Tensor:
     """Integrate from noise to a latent chunk, both [1, C, T, h, w] in float32.
 
@@ -154,10 +166,11 @@ def sample_chunk(
         on_step: called with the number of finished steps; an exception that it raises ends the sampling.
         passes: counts the forward passes.
         generator: draws the noise that solvers add on their way.
+        embed_again: makes the conditions again with the LoRA strengths of a step.
     """
     passes = passes or PassCount()
     schedule = schedule_of(config).to(noise.device)
-    times = model.time_embedding_of(schedule[:-1])
+    times = _time_embeddings(model, schedule[:-1], config)
     cache = step_cache_of(config, times.blocks, model.group)
     guidance, branches = Guidance(config), [branches_at(config, step) for step in range(config.steps)]
     caches: dict[Branch, PassCache] = {branch: cache.new_pass() for branch in dict.fromkeys(chain(*branches))}
@@ -170,6 +183,9 @@ def sample_chunk(
     for step in range(config.steps):
         of_step = {branch: caches[branch] for branch in branches[step]}
         if of_step:
+            if config.lora_scales:
+                model.lora_strengths.set(config.lora_scales_at(step))
+                conditions = conditions if embed_again is None else embed_again()
             cache.begin(step)
             step_passes = _Step(model, conditions, of_step, latent, times.at(step), spread)
             latent = path.move(latent, guidance.combine(step_passes.velocities(), step), step)

@@ -38,7 +38,7 @@ def convert_transformer(
 
     Args:
         files: a transformer and its adapter.
-        loras: merged in order.
+        loras: merged in order; each has a strength.
         precision: `bf16`; or `fp8`, which quantises the linear layers of blocks as the `precision` of a
             request does.
         target: the file; it must not exist.
@@ -97,6 +97,7 @@ def _converted(
         convert(part, COMPUTE)
         for lora, of_lora in changes:
             for change in of_lora:
+                assert lora.scale is not None, "merged LoRAs have one strength"
                 if f"{change.module}.".startswith(f"{name}."):
                     apply_change(dit, change, lora.scale, lora.path)
         if stored:

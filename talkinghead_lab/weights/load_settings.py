@@ -13,14 +13,17 @@ from talkinghead_lab.weights.locating import CheckpointFiles
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A low-rank adapter that is merged into the transformer, its strength, and the state of its file."""
+    """A low-rank adapter of the transformer, its strength, and the state of its file.
+
+    It is merged into the weights; without a strength, it is kept beside them, and sampling sets its strength.
+    """
 
     path: Path
-    scale: float
+    scale: float | None
     state: FileState | None = None
 
     def __str__(self) -> str:
-        return f"{self.path} × {self.scale:g}"
+        return f"{self.path} × {'a schedule' if self.scale is None else format(self.scale, 'g')}"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class LoadSettings:
 
     Args:
         files: the checkpoint.
-        loras: merged into the transformer, in order.
+        loras: of the transformer, in order.
         device: where the networks run.
         compute: type that the transformer computes in.
         storage: 8-bit type that the transformer's plain linear layers are quantised to; None: none are.

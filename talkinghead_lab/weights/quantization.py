@@ -26,7 +26,7 @@ FIRST_FP8_CAPABILITY = (8, 9)
 # Layers of a block whose quantisation costs the most precision, because their branches have no gate. They
 # store int8, which is more precise, and compute in the input's type. That slows down only one of them, the
 # output layer of the cross-attention to text and image: the others run once per chunk, or are folded into it.
-INT8_LAYERS = re.compile(r"cross_attn\.(?!q$)")
+INT8_LAYERS = re.compile(r"cross_attn\.(?!q(?:\.base)*$)")
 
 
 def quantize_linears(module: nn.Module, stored: torch.dtype) -> None:

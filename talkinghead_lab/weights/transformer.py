@@ -1,4 +1,4 @@
-"""Loads the transformer: LoRAs merged, quantised, resident on the device or ready to stream."""
+"""Loads the transformer: LoRAs merged or attached, quantised, resident on the device or ready to stream."""
 
 import importlib
 import sys
@@ -19,6 +19,7 @@ from talkinghead_lab.offload.streamed_blocks import StreamedBlocks, stream
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.lora import merge_lora
+from talkinghead_lab.weights.lora.attach import AttachedLoras
 from talkinghead_lab.weights.quantization import fp8_types, multiply_fp8, quantize_linears
 from talkinghead_lab.weights.reading import convert
 
@@ -82,19 +83,38 @@ def load_transformer(settings: LoadSettings) -> DiT:
     dtype = None if settings.offloaded and not settings.loras else compute
     dit = checkpoints.load_dit(settings.files, dtype, torch.device("cpu") if settings.offloaded else device)
     for lora in settings.loras:
-        merge_lora(dit, lora.path, lora.scale)
+        if lora.scale is not None:
+            merge_lora(dit, lora.path, lora.scale)
+    attached = attached_loras(dit, settings)
     if settings.offloaded:
-        stream(dit, BLOCKS, device, lambda block: _finish(block, compute, stored, device))
+        names = {id(block): f"{BLOCKS}.{name}" for name, block in dit.get_submodule(BLOCKS).named_children()}
+
+        def finish(block: nn.Module) -> None:
+            _finish(block, compute, stored, device)
+            attached.attach(names[id(block)])
+
+        stream(dit, BLOCKS, device, finish)
         convert(dit, compute)
+        for part, _ in dit.named_children():
+            if part != BLOCKS:
+                attached.attach(part)
         _let_go_of_files(dit)
-    elif stored is not None:
-        quantize_linears(dit.get_submodule(BLOCKS), stored)
+    else:
+        if stored is not None:
+            quantize_linears(dit.get_submodule(BLOCKS), stored)
+        attached.attach_all()
     dit.use_attention(settings.attention, device)
     if settings.fp8_matmuls:
         multiply_fp8(dit.get_submodule(BLOCKS), fp8_types(device))
     if settings.compiled:
         dit.compile_blocks()
     return dit
+
+
+def attached_loras(dit: DiT, settings: LoadSettings) -> AttachedLoras:
+    """The LoRAs that are kept beside the weights; errors as `AttachedLoras`."""
+    paths = [lora.path for lora in settings.loras if lora.scale is None]
+    return AttachedLoras(dit, paths, settings.device, settings.compute)
 
 
 def _let_go_of_files(dit: DiT) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
@@ -173,7 +173,7 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def _displayed(self, value: Any) -> Any:
         if self.name == "loras":
-            return "\n".join(f"{lora['path']} {lora['scale']:g}" for lora in value)
+            return "\n".join(f"{lora['path']} {_scales_text(lora['scale'])}" for lora in value)
         if isinstance(value, list | tuple):
             return json.dumps(value)
         return str(value) if isinstance(self.widget, widgets.Text) else value
@@ -252,21 +252,30 @@ def _snapped(name: str, value: float) -> int:
 
 
 def _parsed_loras(text: str) -> list[dict[str, Any]]:
-    """One LoRA per line: a path, optionally followed by a scale."""
+    """One LoRA per line: a path, optionally followed by a scale, or by scales with commas between them."""
     found = []
     for line in filter(None, map(str.strip, text.splitlines())):
         path, _, scale = line.rpartition(" ")
         try:
-            found.append({"path": path.strip(), "scale": float(scale)} if path else {"path": line})
+            scales = [float(part) for part in scale.rstrip(",").split(",")]
+            strength = scales if "," in scale else scales[0]
+            found.append({"path": path.strip(), "scale": strength} if path else {"path": line})
         except ValueError:
             found.append({"path": line})
     return found
 
 
+def _scales_text(scale: float | Sequence[float]) -> str:
+    """A scale, or a list of them, as `_parsed_loras` reads it; a list of one ends in a comma."""
+    if isinstance(scale, int | float):
+        return f"{scale:g}"
+    return ",".join(f"{each:g}" for each in scale) + ("," if len(scale) == 1 else "")
+
+
 def _placeholder(name: str) -> str:
     """An example of the text in a free-form field."""
     return {
-        "loras": "one path per line, optionally followed by a scale",
+        "loras": "one path per line, optionally followed by a scale, or by scales of the steps: 1,0.5",
         "speaker_boxes": "[[30, 30, 130, 150], [190, 20, 290, 150]]",
         "guidance_interval": "[0, 0.5]",
         "sigmas": "[1.0, 0.9, 0.7, 0.4]",

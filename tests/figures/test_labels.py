@@ -60,6 +60,8 @@ def test_every_field_that_may_be_unset_says_what_that_means():
             "fast.safetensors, b.pt (strength 0.5)",
         ),
         ("loras", '[{"path": "/w/fast.safetensors", "scale": 0.25}]', "fast.safetensors (strength 0.25)"),
+        ("loras", (Lora(path="/w/b.pt", scale=(1, 0, 1, 0)),), "b.pt (strength 1, 0, 1, 0)"),
+        ("loras", '[{"path": "/w/b.pt", "scale": [1, 0]}]', "b.pt (strength 1, 0)"),
         ("loras", "[]", "none"),
         ("speaker_boxes", ((0, 1, 2, 3), (4, 5, 6, 7)), "0,1 to 2,3 and 4,5 to 6,7"),
         ("speaker_boxes", "[[0, 1, 2, 3], [4, 5, 6, 7]]", "0,1 to 2,3 and 4,5 to 6,7"),

@@ -67,6 +67,11 @@ def fast(path="sample:fast-lora", scale=1.0) -> dict:
         ({}, {"loras": [fast()]}, "loras .*fast-lora.* × 1; allowed: loras none"),
         ({"loras": [fast()]}, {}, "loras none; allowed: loras .*fast-lora"),
         ({"loras": [fast()]}, {"loras": [fast(scale=0.5)]}, "loras .* × 0.5; allowed: loras .* × 1"),
+        (
+            {"loras": [fast()]},
+            {"loras": [fast(scale=[0.5])]},
+            "loras .* × a schedule; allowed: loras .* × 1",
+        ),
         ({}, {"precision": "int8"}, "storage torch.int8; allowed: storage None"),
         ({}, {"precision": "bf16"}, "compute torch.bfloat16; allowed: compute torch.float32"),
         ({"compile_blocks": True}, {}, "compiled False; allowed: compiled True"),
@@ -79,6 +84,23 @@ def test_other_networks_are_refused_and_named(request_for, tmp_path, loaded, wan
     with pytest.raises(InvalidRequest, match=f"are not those of this request: received {named}"):
         generate(request_for(**wanted), tmp_path / "run", pipeline=pipeline, show_progress=False)
     assert not list((tmp_path / "run").glob("*.mp4"))
+
+
+def test_schedules_of_a_lora_share_their_networks(request_for, tmp_path):
+    """One run leaves nothing to the next."""
+    wanted = request_for(loras=[fast(scale=[1, 0])], diffusion_steps=2, max_frames=5)
+    pipeline = Pipeline.load(wanted.replace(loras=[fast(scale=[0.5])]))
+    other = wanted.replace(loras=[fast(scale=[-1])])
+    first, _, third = (
+        generate(request, tmp_path / str(n), pipeline=pipeline, show_progress=False)
+        for n, request in enumerate([wanted, other, wanted])
+    )
+    assert first.video_path.read_bytes() == third.video_path.read_bytes()
+    record = record_of(tmp_path / "0")
+    assert record["resolved"]["lora_strengths"] == [[1.0, 0.0]]
+    assert [(lora["scale"], lora["sha256"]) for lora in record["loras"]] == [
+        ([1.0, 0.0], sha256(local_file("sample:fast-lora")))
+    ]
 
 
 def test_the_order_of_loras_and_the_folder_of_the_checkpoint_count(

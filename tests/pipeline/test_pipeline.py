@@ -10,6 +10,7 @@ from talkinghead_lab.errors import InvalidRequest, OutOfMemory
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.pipeline.plan import planned
 from talkinghead_lab.runs.stage_clock import StageClock
 from tests.offload.test_streamed_blocks import DEVICES
 from tests.pipeline.start import resolved_for, start
@@ -64,6 +65,38 @@ def test_a_lora_is_merged_before_blocks_stream(request_for):
     plain = frames(Pipeline.load(params), params)
     offloaded = params.replace(vram_budget_gib=smallest_budget(params))
     assert torch.equal(frames(Pipeline.load(offloaded), offloaded), plain)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_lora_of_changing_strength_streams_with_its_blocks(request_for, precision):
+    """At one strength, it gives what a merged one gives, but for what quantising the sum again changes."""
+    lora = {"path": "sample:fast-lora", "scale": [1.0]}
+    params = request_for(loras=[lora], diffusion_steps=2, precision=precision)
+    plain = frames(Pipeline.load(params), params)
+    offloaded = params.replace(vram_budget_gib=smallest_budget(params))
+    assert torch.equal(frames(Pipeline.load(offloaded), offloaded), plain)
+    merged, without = (params.replace(loras=loras) for loras in ([lora | {"scale": 1.0}], []))
+    near, far = ((frames(Pipeline.load(each), each) - plain).square().mean() for each in (merged, without))
+    assert near < 1e-8 if precision == "fp32" else near < far / 10
+    schedule = params.replace(loras=[lora | {"scale": [1.0, 0.0]}])
+    assert not torch.equal(frames(Pipeline.load(schedule), schedule), plain)
+
+
+def test_the_plan_counts_loras_beside_the_weights(request_for):
+    plain, merged, beside = (
+        request_for(device="cpu", loras=loras, diffusion_steps=2)
+        for loras in ([], *([{"path": "sample:fast-lora", "scale": scale}] for scale in (1.0, [1.0, 0.5])))
+    )
+    weights = [
+        Pipeline.load(each).requirements(resolved_for(each)).weights["transformer"]
+        for each in (plain, merged, beside)
+    ]
+    assert weights[0] == weights[1]
+    loaded = Pipeline.load(beside)
+    names = [name for name, _ in loaded.dit.named_parameters() if name.endswith((".up", ".down"))]
+    matrices = sum(loaded.dit.get_parameter(name).nbytes for name in names)
+    assert weights[2] - weights[0] == matrices > 0
+    assert loaded.requirements(resolved_for(beside)) == planned(resolved_for(beside))
 
 
 def test_a_budget_that_cannot_hold_two_blocks_is_refused(request_for):

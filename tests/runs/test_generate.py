@@ -88,7 +88,7 @@ def test_record(run, request_for):
     assert record["resolved"] == {
         "frame_size": "32x32", "crop": [0, 0, 320, 320], "frames": 25, "chunks": 5, "seconds": 1.0,
         "sample_shift": 7.0, "sigmas": [1.0, 0.0], "forward_passes": 15,
-        "skippable_passes": 0,
+        "skippable_passes": 0, "lora_strengths": [],
         "guided_by_text": True, "guided_by_audio": True, "device": "cpu", "compute_type": "float32",
         "stored": {"float16": 353}, "storage_type": None, "decode_type": "float32", "attention": "sdpa",
         "compiled": False, "offloaded": False, "vram_budget_gib": None, "warnings": [],

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from talkinghead_lab.media.video import read_frames
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.models.lora import LoraLinear, LoraStrengths
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs import parallel
 from talkinghead_lab.runs.generate import generate
@@ -33,6 +35,7 @@ from talkinghead_lab.sampling.config import SamplingConfig, Scale, StepCacheConf
 from talkinghead_lab.sampling.euler import noise_generator, sample_chunk
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
+from talkinghead_lab.weights.reading import replace_module
 from tests.models.vae.test_model import TINY, latent
 from tests.models.vae.test_model import build as build_vae
 from tests.parity.test_dit import build, inputs
@@ -56,9 +59,28 @@ def outcomes(model: DiT) -> dict[str, torch.Tensor]:
     for name, scales in GUIDANCE_SCALES.items():
         made[f"first block, {name}"] = chunk(model, *scales, speakers=2, **first_block)
     made["first block, guided steps"] = chunk(model, 5.0, 4.0, guidance_interval=(0.25, 0.7), **first_block)
+    made["lora"] = chunk(
+        with_lora(build(), model.group), 1.0, 1.0, 2, lora_scales=((1.0, -1.0),), step_cache=None
+    )
     quantize_linears(model.get_submodule("blocks"), FP8)
     multiply_fp8(model)
-    return made | {"fp8": chunk(model, 1.0, 1.0)}
+    made["fp8"] = chunk(model, 1.0, 1.0)
+    return made | {"fp8, lora": chunk(with_lora(model), 1.0, 1.0, lora_scales=((0.5,),), step_cache=None)}
+
+
+def with_lora(model: DiT, group: SequenceParallelGroup | None = None) -> DiT:
+    """A model with low-rank pairs beside the weights of all attention and feed-forward layers."""
+    model.group, model.lora_strengths = group or model.group, LoraStrengths(1, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in list(model.get_submodule("blocks").named_modules()):
+        if re.search(r"(self_attn|cross_attn)\.[qkvo]$|ffn\.[02]$", name):
+            (out, inputs), width = layer.weight.shape, 4
+            up, down = (
+                0.2 * torch.randn(*size, generator=generator) for size in ((out, width), (width, inputs))
+            )
+            beside = LoraLinear(layer, up, down, model.lora_strengths.values[0])
+            replace_module(model.get_submodule("blocks"), name, beside)
+    return model
 
 
 def chunk(
@@ -115,6 +137,8 @@ def of_one() -> dict[str, torch.Tensor]:
         "guided steps, cached",
         "zero star",
         "fp8",
+        "lora",
+        "fp8, lora",
         *("unipc", "lcm", *GUIDANCE_SCALES),
         *(f"first block, {name}" for name in (*GUIDANCE_SCALES, "guided steps")),
     ],

@@ -47,6 +47,7 @@ HOW_IT_IS_SAMPLED = [
     {"text_guide_scale": (5.0, 1.0), "guidance_interval": (0.0, 0.7), "use_apg": True},
     {"text_guide_scale": (5.0, 1.0), "cfg_zero_star": True, "zero_init_steps": 1},
     {"sampler": "unipc"},
+    {"loras": ({"path": "sample:fast-lora", "scale": (1.0, 0.25)},)},
     {"step_cache": "first_block", "step_cache_threshold": 0.2, "diffusion_steps": 8},
     {"step_cache_threshold": 1e6, "max_consecutive_skips": 1, "diffusion_steps": 8},
     {"sampler": "lcm", "sigmas": (1.0, 0.7, 0.3)},
@@ -57,6 +58,7 @@ HOW_IT_IS_SAMPLED = [
 def test_a_run_resumes_at_any_chunk_and_is_done_again_to_the_byte(changes, request_for, pipeline, tmp_path):
     params = request_for(**{"diffusion_steps": 3} | changes, max_frames=17)
     assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
+    pipeline = Pipeline.load(params) if params.loras else pipeline
     whole = generate(params, tmp_path / "whole", pipeline=pipeline, show_progress=False)
     record = json.loads((whole.run_dir / "run.json").read_text())
     assert len(record["chunks"]) == 3

@@ -113,6 +113,13 @@ def test_a_list_of_levels_replaces_the_schedule():
         ({"sigmas": [1.0, 0.5, 0.0]}, "leave it out"),
         ({"sigmas": [1.0, 0.5], "diffusion_steps": 4}, "diffusion_steps is 4, but sigmas has 2 levels"),
         ({"sampler": "lcm", "step_cache_threshold": 0.1}, "lcm draws new noise"),
+        (
+            {"loras": [{"path": "a", "scale": [1, 0.5]}], "step_cache_threshold": 0.1},
+            "step_cache released estimates.*use first_block",
+        ),
+        ({"loras": [{"path": "a", "scale": [1, 2, 3]}], "diffusion_steps": 2}, "3 values, but there are 2"),
+        ({"loras": [{"path": "a", "scale": []}]}, "loras.0.scale"),
+        ({"loras": [{"path": "a", "scale": [1, 11]}]}, "loras.0.scale"),
         ({"step_cache": "first_block"}, "first_block requires a step_cache_threshold"),
         ({"max_consecutive_skips": 2}, "max_consecutive_skips requires a step_cache_threshold"),
         ({"max_consecutive_skips": 0, "step_cache_threshold": 0.1}, "max_consecutive_skips"),

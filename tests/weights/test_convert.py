@@ -107,3 +107,5 @@ def test_the_command(tmp_path, capsys):
     assert capsys.readouterr().out == f"{target}\n"
     assert main(arguments) == 1
     assert "exists" in capsys.readouterr().err
+    assert main([*arguments, "-p", "loras", "[{path: sample:fast-lora, scale: [1, 0]}]"]) == 2
+    assert "merged LoRAs, each of one strength" in capsys.readouterr().err

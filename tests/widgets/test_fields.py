@@ -98,6 +98,12 @@ CHANGES = [
         )
     },
     {"loras": (Lora(path="/weights/version 2"),)},
+    {
+        "loras": (
+            Lora(path="/weights/version 2", scale=(1.0, 0.25)),
+            Lora(path="sample:fast-lora", scale=(0.5,)),
+        )
+    },
     {"second_audio_path": "sample:recording-2", "speaker_boxes": ((0, 1, 2, 3), (4, 5, 6, 7))},
     {"audio_track": 2, "audio_start": 12.5},
     {"background": "#1020C0"},
@@ -117,7 +123,13 @@ def test_a_loaded_request_is_returned_unchanged(changes, project):
 
 def test_typed_text_reaches_the_request(project):
     form = RequestForm(REQUEST, lambda: None)
-    form["loras"].widget.value = "sample:fast-lora\n/my weights/one.safetensors 0.5\n"
+    lines = (
+        "sample:fast-lora",
+        "/my weights/one.safetensors 0.5",
+        "/w/two.safetensors 1,-0.5",
+        "/w/three.safetensors 2,",
+    )
+    form["loras"].widget.value = "\n".join(lines)
     form["second_audio_path"].switch.value = True
     form["second_audio_path"].widget.value = "sample:recording-2"
     form["speaker_boxes"].switch.value = True
@@ -128,6 +140,8 @@ def test_typed_text_reaches_the_request(project):
     assert params.loras == (
         Lora(path="sample:fast-lora"),
         Lora(path="/my weights/one.safetensors", scale=0.5),
+        Lora(path="/w/two.safetensors", scale=(1.0, -0.5)),
+        Lora(path="/w/three.safetensors", scale=(2.0,)),
     )
     assert params.speaker_boxes == ((0, 0, 9, 9), (10, 0, 19, 9))
     assert (params.second_audio_path, params.max_frames) == ("sample:recording-2", 50)

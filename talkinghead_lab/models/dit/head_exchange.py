@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from talkinghead_lab.models.lora import LoraLinear
+
 logger = logging.getLogger(__name__)
 
 # Tensors of one self-attention, by their place in the memory that others write to.
@@ -225,6 +227,8 @@ def _problem_of(attempt: Callable[[], None]) -> str | None:
 
 def of_rows(layer: nn.Module, rows: slice) -> nn.Module:
     """A linear layer of any stored type with some of its output channels; it shares their memory."""
+    if isinstance(layer, LoraLinear):
+        return layer.of_rows(of_rows(layer.base, rows), rows)
     part = copy.copy(layer)
     for name in ("_parameters", "_buffers"):
         tensors = {key: each if each is None else each[rows] for key, each in vars(layer)[name].items()}

@@ -33,6 +33,7 @@ from talkinghead_lab.models.kernels.attention import (
 from talkinghead_lab.models.kernels.fp8 import uses_fp8_matmul
 from talkinghead_lab.models.kernels.fused_ops import ResidualUpdate
 from talkinghead_lab.models.kernels.optional_kernels import Status, kernels_of
+from talkinghead_lab.models.lora import LoraStrengths
 from talkinghead_lab.models.quantized.blocks import BlockQuantizedLinear
 
 # The released head width; the Triton kernels of the blocks are tuned for it.
@@ -157,6 +158,7 @@ class DiT(nn.Module):
         # With several processes, all must run the same forward passes.
         self.group = SequenceParallelGroup()
         self.add_update = ResidualUpdate.added_to
+        self.lora_strengths = LoraStrengths(0, "cpu")
         # Of the optional kernels that `use_attention` considered.
         self.kernel_statuses: dict[str, Status] = {}
 
@@ -316,8 +318,7 @@ class DiT(nn.Module):
             single_process: compute all tokens in this process.
             shortcut: may end the pass after the first block.
         """
-        frames = audio.tokens.shape[1]
-        regions = regions if audio.speakers > 1 else None
+        frames, regions = audio.tokens.shape[1], regions if audio.speakers > 1 else None
         group = SequenceParallelGroup()
         if not single_process:
             group = self.group.if_divides(self.config.num_heads, tokens.shape[1] // frames)

@@ -24,11 +24,15 @@ HADA_CORES = {"hada_t1", "hada_t2"}
 
 @dataclass(frozen=True)
 class Delta:
-    """A change that is added to a weight: `compute` of the factors, the first of them times `scale`."""
+    """A change that is added to a weight: `compute` of the factors, the first of them times `scale`.
+
+    `is_pair`: they are a low-rank pair, up and down.
+    """
 
     compute: Compute
     factors: Sequence[Tensor]
     scale: float = 1.0
+    is_pair: bool = False
 
     def on(self, device: torch.device, shape: Sequence[int]) -> Tensor:
         """The change in float32, computed on `device`."""
@@ -71,7 +75,8 @@ def product(update: LayerUpdate, shape: Shape, scaling: Scaling) -> tuple[Delta,
         raise update.error("holds only half of a low-rank pair", sorted(parts))
     compute, names, rank = kind(update, shape)
     scale = _scale(update, rank, scaling)
-    return Delta(compute, [update.parts[name] for name in names], scale), scale
+    factors = [update.parts[name] for name in names]
+    return Delta(compute, factors, scale, is_pair=names == ["up", "down"]), scale
 
 
 def _scale(update: LayerUpdate, rank: int | None, scaling: Scaling) -> float:
