@@ -35,13 +35,13 @@ from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.models.judges.inception import CHANNELS
 from talkinghead_lab.models.judges.presenters import presenter_appearance, presenter_components
 
-PROTOCOL = 1  # a change of anything that moves a value raises it
+PROTOCOL = 2  # a change of anything that moves a value raises it
 LONGEST_GAP = 0.1  # of the clip's frames
 SAMPLED_FRAMES = 16  # of each clip, evenly spaced, for the distances between sets of frames
 # Of the measures of a run, those that compare systems; the others are about one run.
 COMPARED = (
-    "lip_correlation", "lip_error", "mouth_follows_sound", "lse_c", "lse_d",
-    "identity", "flicker", "color_drift", "motion", "sharpness",
+    "lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion", "lse_c", "lse_d",
+    "identity", "identity_drift", "flicker", "color_drift", "motion", "sharpness",
 )  # fmt: skip
 
 

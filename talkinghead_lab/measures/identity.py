@@ -14,23 +14,34 @@ from talkinghead_lab.media.pixels import to_unit_range
 Features = Callable[[Tensor], Tensor]
 
 
-def identity(portrait: Image.Image, frames: Sequence[Image.Image], features: Features | None) -> Measure:
-    """Mean cosine similarity of image features of the portrait and of frames (unit 1, higher is better).
+def identity_measures(
+    portrait: Image.Image, frames: Sequence[Image.Image], features: Features | None
+) -> list[Measure]:
+    """`identity` and `identity_drift` from cosine similarities of image features (unit 1).
 
-    CLIP-I of DreamBooth (arXiv 2208.12242), with the mean over the encoder's tokens in place of its
-    projection, which the released file lacks.
+    `identity` is the mean similarity of the portrait and the frames, higher is better: CLIP-I of DreamBooth
+    (arXiv 2208.12242), with the mean over the encoder's tokens in place of its projection, which the released
+    file lacks. `identity_drift` is how much less the last quarter of the frames resembles the portrait than
+    the first quarter does, lower is better. This package's own measure.
 
     Args:
         portrait: the reference image.
-        frames: spread over the video.
+        frames: spread over the video, in order.
         features: an image encoder, [1, 3, H, W] in [−1, 1] → [1, tokens, channels].
     """
     if features is None:
-        return Measure.of("identity", None, "no image encoder was given")
+        reason = "no image encoder was given"
+        return [Measure.of(name, None, reason) for name in ("identity", "identity_drift")]
     with torch.inference_mode():
         means = [_mean_token(features, fit(picture, *frames[0].size)) for picture in (portrait, *frames)]
         similarity = functional.cosine_similarity(means[0], torch.stack(means[1:]), dim=-1)
-    return Measure.of("identity", similarity.mean().item())
+    quarter = len(frames) // 4
+    drift = (
+        Measure.of("identity_drift", (similarity[:quarter].mean() - similarity[-quarter:].mean()).item())
+        if quarter
+        else Measure.of("identity_drift", None, "the video has fewer than 4 frames")
+    )
+    return [Measure.of("identity", similarity.mean().item()), drift]
 
 
 def _mean_token(features: Features, pixels: Tensor) -> Tensor:

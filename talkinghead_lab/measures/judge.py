@@ -13,7 +13,7 @@ from talkinghead_lab.measures import lips
 from talkinghead_lab.measures.cartoon_faces import MouthReader
 from talkinghead_lab.measures.checks import StillnessMeter, check_video
 from talkinghead_lab.measures.frames import FrameStatistics, frame_measures, seam_jump
-from talkinghead_lab.measures.identity import Features, identity
+from talkinghead_lab.measures.identity import Features, identity_measures
 from talkinghead_lab.measures.loudness import loudness
 from talkinghead_lab.measures.measure import Measure
 from talkinghead_lab.measures.photographed_faces import Faces, FaceTracker
@@ -150,7 +150,7 @@ def _measures(
     pictures = [viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept]
     return [
         *_lip_measures(path, subject, viewing, cartoon, soundtrack),
-        identity(subject.portrait, pictures, features),
+        *identity_measures(subject.portrait, pictures, features),
         seam_jump(subject.changes, subject.seams),
         *frame_measures(viewing.statistics),
         Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
@@ -202,7 +202,7 @@ def _lip_measures(
     faces = viewing.faces()
     openings = cartoon if cartoon is not None else faces.opening if faces else None
     if openings is None:
-        names = ("lip_correlation", "lip_error", "mouth_follows_sound")
+        names = ("lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion")
         found = [Measure.of(name, None, viewing.no_faces) for name in names]
     else:
         openings = openings[:LONGEST_READ]
@@ -212,9 +212,14 @@ def _lip_measures(
             lips.lip_error(openings, subject.truth)
             if cartoon is not None
             else Measure.of("lip_error", None, no_size),
-            Measure.of("mouth_follows_sound", None, NO_SOUND)
-            if soundtrack is None
-            else lips.mouth_follows_sound(openings, soundtrack),
+            *(
+                [Measure.of(name, None, NO_SOUND) for name in ("mouth_follows_sound", "silent_lip_motion")]
+                if soundtrack is None
+                else [
+                    lips.mouth_follows_sound(openings, soundtrack),
+                    lips.silent_lip_motion(openings, soundtrack),
+                ]
+            ),
         ]
     return [*found, *_sync_measures(path, faces, soundtrack, viewing.no_faces)]
 

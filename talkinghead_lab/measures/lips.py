@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
 
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.measure import Measure
@@ -9,6 +10,9 @@ from talkinghead_lab.media import audio
 from talkinghead_lab.media.resampled_track import to_mono
 
 LARGEST_LAG = 3  # frames; beyond an eighth of a second, viewers notice that lips and sound part
+
+SILENCE = 0.03  # of the loudest frame's level, 30 dB below it
+AROUND_SPEECH = 5  # frames, 0.2 s: lips part before a word and close after it
 
 Openings = NDArray[np.float64]
 NO_TRUTH = "the true opening of the mouth is known only for the recordings that ship with the package"
@@ -48,17 +52,39 @@ def mouth_follows_sound(openings: Openings, soundtrack: audio.Wave) -> Measure:
     return Measure.of("mouth_follows_sound", value, reason)
 
 
+def silent_lip_motion(openings: Openings, soundtrack: audio.Wave) -> Measure:
+    """Mean absolute change of the mouth's opening from frame to frame while nobody speaks (lower is better).
+
+    Silent are frames 30 dB below the loudest one, at least 0.2 s away from others. After THEval's stability
+    of silent lips (arXiv 2511.04520), which takes another reader of lips. Unit: opening, as its reader's.
+    """
+    level = _level(to_mono(soundtrack), audio.SOUNDTRACK_RATE, len(openings))
+    heard = level > SILENCE * level.max(initial=0.0)
+    silent = ~binary_dilation(heard, np.ones(2 * AROUND_SPEECH + 1)) if heard.any() else ~heard
+    changes = np.abs(np.diff(openings))[silent[1:] & silent[:-1]]
+    value = float(changes.mean()) if len(changes) else None
+    return Measure.of("silent_lip_motion", value, "the sound has no silence" if value is None else None)
+
+
 def correlation_with_loudness(openings: Openings, wave: NDArray[np.float32], rate: int) -> float | None:
     """Correlate a mouth's opening [F] with the loudness of a mono sound, at the best lag.
 
     None where one of them does not change.
     """
-    samples = rate // FRAMES_PER_SECOND
-    padded = np.pad(wave, (0, max(0, len(openings) * samples - len(wave))))[: len(openings) * samples]
-    loudness = np.sqrt(np.square(padded.reshape(-1, samples), dtype=np.float64).mean(axis=1))
+    loudness = _level(wave, rate, len(openings))
     lags = range(-LARGEST_LAG, LARGEST_LAG + 1)
     found = [_correlation(openings[max(lag, 0) :], loudness[max(-lag, 0) :]) for lag in lags]
     return max((value for value in found if value is not None), default=None)
+
+
+def _level(wave: NDArray[np.float32], rate: int, frames: int) -> NDArray[np.float64]:
+    """Root mean square of a mono sound in each video frame, [F]."""
+    samples = rate // FRAMES_PER_SECOND
+    padded = np.pad(wave, (0, max(0, frames * samples - len(wave))))[: frames * samples]
+    level: NDArray[np.float64] = np.sqrt(
+        np.square(padded.reshape(-1, samples), dtype=np.float64).mean(axis=1)
+    )
+    return level
 
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:

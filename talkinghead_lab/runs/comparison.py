@@ -11,7 +11,9 @@ TOTAL_SECONDS = "seconds"  # of generating a video; the other figures of a run a
 TIMES = ("time_to_first_frame", "seconds_per_frame", TOTAL_SECONDS)
 COSTS = (*TIMES, "peak_host_gib", "peak_gpu_gib")
 # Taken by networks or readers that the bundled model and the released weights do not share.
-READER_DEPENDENT = ("lip_correlation", "lip_error", "mouth_follows_sound", "identity")
+READER_DEPENDENT = (
+    "lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion", "identity", "identity_drift",
+)  # fmt: skip
 FOLLOW_THE_SIZE = ("sharpness", *COSTS)  # depend on the number of pixels
 
 

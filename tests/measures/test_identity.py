@@ -1,11 +1,12 @@
 """Identity similarity is 1 for the portrait itself."""
 
+import pytest
 import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
 from talkinghead_lab.foundation.paths import local_file
-from talkinghead_lab.measures.identity import identity
+from talkinghead_lab.measures.identity import identity_measures
 from talkinghead_lab.media.reference import open_reference
 
 
@@ -15,12 +16,26 @@ def features(picture: torch.Tensor) -> torch.Tensor:
 
 def test_identity_is_one_for_the_portrait_itself():
     portrait = open_reference(local_file("sample:portrait")).frame_at(0.0)
-    same = identity(portrait, [portrait] * 3, features)
-    other = identity(portrait, [ImageOps.invert(portrait)] * 3, features)
+    same, _ = identity_measures(portrait, [portrait] * 3, features)
+    other, _ = identity_measures(portrait, [ImageOps.invert(portrait)] * 3, features)
     assert same.value > 0.99 > other.value
 
 
+def test_drift_is_the_similarity_that_the_end_lacks():
+    portrait = open_reference(local_file("sample:portrait")).frame_at(0.0)
+    frames = [portrait] * 6 + [ImageOps.invert(portrait)] * 2
+    other, _ = identity_measures(portrait, frames[-1:], features)
+    _, away = identity_measures(portrait, frames, features)
+    _, back = identity_measures(portrait, frames[::-1], features)
+    _, steady = identity_measures(portrait, frames[:4], features)
+    _, short = identity_measures(portrait, frames[:3], features)
+    assert away.value == pytest.approx(1 - other.value, abs=1e-4)
+    assert back.value == pytest.approx(-away.value, abs=1e-6)
+    assert steady.value == 0
+    assert short.why_not == "the video has fewer than 4 frames"
+
+
 def test_without_an_encoder_there_is_a_reason():
-    measure = identity(Image.new("RGB", (32, 32)), [], None)
-    assert measure.value is None
-    assert measure.why_not == "no image encoder was given"
+    for measure in identity_measures(Image.new("RGB", (32, 32)), [], None):
+        assert measure.value is None
+        assert measure.why_not == "no image encoder was given"

@@ -1,6 +1,7 @@
 """Measures of lips give known figures for rendered mouths."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Generator
 
@@ -36,3 +37,16 @@ def test_a_mouth_is_held_against_the_loudness_at_the_best_small_lag():
         assert lips.correlation_with_loudness(np.roll(opening, lag), wave, 16_000) > 0.9
     assert lips.correlation_with_loudness(np.roll(opening, 12), wave, 16_000) < 0.6
     assert lips.correlation_with_loudness(opening, 0 * wave, 16_000) is None
+
+
+def test_lips_are_watched_only_in_silence():
+    """Speech for one second, then silence for two; lips come to rest within 0.2 s."""
+    sound = np.zeros((1, 75 * 1920), np.float32)
+    sound[:, : 25 * 1920] = np.random.default_rng(0).normal(0, 0.1, 25 * 1920)
+    opening = np.zeros(75)
+    opening[:29] = np.random.default_rng(1).random(29)
+    assert lips.silent_lip_motion(opening, sound).value == 0
+    opening[40::2] = 0.1
+    assert lips.silent_lip_motion(opening, sound).value == pytest.approx(0.1 * 35 / 44)
+    assert lips.silent_lip_motion(opening[:25], sound).why_not == "the sound has no silence"
+    assert lips.silent_lip_motion(opening[40:], 0 * sound).value == pytest.approx(0.1)
