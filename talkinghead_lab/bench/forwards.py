@@ -13,8 +13,8 @@ from talkinghead_lab.bench.rows import Results, Row, measure, seconds_of
 from talkinghead_lab.bench.sizes import Size, random_conditions, random_dit
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.kernels.fp8 import FP8
+from talkinghead_lab.sampling.chunk_sampling import ChunkConditions, sample_chunk
 from talkinghead_lab.sampling.config import SamplingConfig
-from talkinghead_lab.sampling.euler import ChunkConditions, sample_chunk
 from talkinghead_lab.sampling.step_cache import EstimatedCache
 from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears
 

@@ -19,8 +19,8 @@ from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.offload import requirements as model
 from talkinghead_lab.runs.stage_clock import StageClock
+from talkinghead_lab.sampling.chunk_sampling import sample_chunk
 from talkinghead_lab.sampling.config import SamplingConfig
-from talkinghead_lab.sampling.euler import sample_chunk
 from talkinghead_lab.weights.quantization import has_fp8, multiply_fp8, quantize_linears
 
 BLOCKS = 2

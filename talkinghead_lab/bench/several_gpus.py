@@ -20,9 +20,9 @@ from talkinghead_lab.bench.rows import Results, Row, seconds_of
 from talkinghead_lab.bench.sizes import Size, random_conditions, random_vae
 from talkinghead_lab.foundation.devices import decode_type
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
+from talkinghead_lab.sampling.chunk_sampling import sample_chunk
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.decoding import decode_chunk
-from talkinghead_lab.sampling.euler import sample_chunk
 from talkinghead_lab.weights.quantization import has_fp8
 
 STEPS = {

@@ -12,7 +12,7 @@ from talkinghead_lab.models.encoders.image import ImageEncoderConfig
 from talkinghead_lab.models.encoders.speech import SpeechEncoderConfig
 from talkinghead_lab.models.encoders.text import TextEncoderConfig
 from talkinghead_lab.models.vae.model import VAE, VAEConfig
-from talkinghead_lab.sampling.euler import ChunkConditions
+from talkinghead_lab.sampling.chunk_sampling import ChunkConditions
 from talkinghead_lab.weights.released_sizes import (
     RELEASED_DIT,
     RELEASED_IMAGE,

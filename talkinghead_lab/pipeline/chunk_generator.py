@@ -20,9 +20,9 @@ from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline, dtype_name
 from talkinghead_lab.pipeline.request import Resolved
 from talkinghead_lab.pipeline.stages import Stage, no_stage
+from talkinghead_lab.sampling.chunk_sampling import ChunkConditions, PassCount, noise_generator, sample_chunk
 from talkinghead_lab.sampling.chunks import Chunk, audio_windows
 from talkinghead_lab.sampling.decoding import Finish, decode_chunk
-from talkinghead_lab.sampling.euler import ChunkConditions, PassCount, noise_generator, sample_chunk
 from talkinghead_lab.sampling.seams import SeamBlend
 
 

@@ -19,8 +19,8 @@ from talkinghead_lab.models.encoders.text import Tokenizer
 from talkinghead_lab.models.judges.face_reader import HeadPose, head_pose, mouth_opening
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
+from talkinghead_lab.sampling.chunk_sampling import ChunkConditions, chunk_noise, sample_chunk
 from talkinghead_lab.sampling.chunks import audio_windows, plan_chunks
-from talkinghead_lab.sampling.euler import ChunkConditions, chunk_noise, sample_chunk
 from talkinghead_lab.sampling.seams import SeamBlend
 from talkinghead_lab.training.avatar import Identity, Motion, render
 from talkinghead_lab.training.corpus import build_corpus, load_corpus

@@ -31,8 +31,8 @@ from talkinghead_lab.models.lora import LoraLinear, LoraStrengths
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs import parallel
 from talkinghead_lab.runs.generate import generate
+from talkinghead_lab.sampling.chunk_sampling import noise_generator, sample_chunk
 from talkinghead_lab.sampling.config import SamplingConfig, Scale, StepCacheConfig
-from talkinghead_lab.sampling.euler import noise_generator, sample_chunk
 from talkinghead_lab.sampling.step_cache import COEFFICIENTS
 from talkinghead_lab.weights.quantization import multiply_fp8, quantize_linears
 from talkinghead_lab.weights.reading import replace_module

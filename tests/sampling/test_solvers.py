@@ -10,12 +10,12 @@ import torch
 from talkinghead_lab.errors import InvalidRequest, MissingExtra
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
-from talkinghead_lab.sampling import euler
+from talkinghead_lab.sampling import chunk_sampling
+from talkinghead_lab.sampling.chunk_sampling import noise_generator
 from talkinghead_lab.sampling.config import SamplingConfig
-from talkinghead_lab.sampling.euler import noise_generator
 from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS, flow_timesteps, schedule_of, timesteps
 from talkinghead_lab.sampling.solvers import DiffusersSolver, Euler, check_solver, solver
-from tests.sampling.test_euler import sampled
+from tests.sampling.test_chunk_sampling import sampled
 
 MEDIA = {"audio_path": "a.wav", "image_path": "b.png"}
 GUIDED = SamplingConfig(6, 3.0, 5.0, 4.0)
@@ -31,7 +31,7 @@ def test_euler_through_diffusers_gives_the_released_numbers(monkeypatch):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
         return DiffusersSolver(scheduler, schedule, None, first_step)
 
-    monkeypatch.setattr(euler, "solver", through_diffusers)
+    monkeypatch.setattr(chunk_sampling, "solver", through_diffusers)
     theirs, _ = sampled(GUIDED)
     assert taken == ["euler"]
     assert (ours - theirs).abs().max() < 1e-6 * ours.abs().max()

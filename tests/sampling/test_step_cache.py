@@ -11,8 +11,8 @@ from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.offload.residency import on_device
 from talkinghead_lab.offload.streamed_blocks import StreamedBlocks
 from talkinghead_lab.sampling import step_cache
+from talkinghead_lab.sampling.chunk_sampling import chunk_noise
 from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig
-from talkinghead_lab.sampling.euler import chunk_noise
 from talkinghead_lab.sampling.guidance import CONDITIONAL, Guidance, branches_at, planned_passes
 from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS, timesteps
 from talkinghead_lab.sampling.step_cache import (
@@ -24,7 +24,7 @@ from talkinghead_lab.sampling.step_cache import (
     steps_to_skip,
 )
 from tests.parity.test_dit import build
-from tests.sampling.test_euler import CACHE, conditions_of, sampled, sampled_by
+from tests.sampling.test_chunk_sampling import CACHE, conditions_of, sampled, sampled_by
 
 ALWAYS = StepCacheConfig(float("inf"))
 BRANCHES = {"one": (1.0, 1.0), "two": (1.0, 2.0), "two, text": (2.0, 1.0), "three": (5.0, 4.0)}

@@ -204,6 +204,9 @@ def test_a_plan_says_what_would_be_generated(server):
     cached = {"step_cache": "first_block", "step_cache_threshold": 0.1, "max_consecutive_skips": 1}
     plan_of_cached = post(server, "/api/plan", diffusion_steps=3, **GUIDED, **cached).json()
     assert (plan_of_cached["forward_passes"], plan_of_cached["skippable_passes"]) == (18, 6)
+    for scales, status in (([1.0, 0.0], 200), ([1.0, 0.5, 0.2, 0.0], 422)):
+        loras = [{"path": "sample:fast-lora", "scale": scales}]
+        assert post(server, "/api/plan", diffusion_steps=3, loras=loras).status_code == status
     before = {folder.name for folder in server.output.iterdir()}
     assert post(server, "/api/plan").status_code == 200
     assert {folder.name for folder in server.output.iterdir()} == before

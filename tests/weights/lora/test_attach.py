@@ -19,8 +19,8 @@ from talkinghead_lab.models.quantized.blocks import BlockQuantizedLinear
 from talkinghead_lab.offload.requirements import NetworkSize
 from talkinghead_lab.offload.residency import on_device
 from talkinghead_lab.offload.streamed_blocks import StreamedBlocks
+from talkinghead_lab.sampling.chunk_sampling import chunk_noise, sample_chunk
 from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig, spread
-from talkinghead_lab.sampling.euler import chunk_noise, sample_chunk
 from talkinghead_lab.sampling.guidance import Guidance, branches_at
 from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS, timesteps
 from talkinghead_lab.weights.lora import merge_lora

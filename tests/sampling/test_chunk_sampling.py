@@ -10,8 +10,8 @@ from talkinghead_lab.foundation.latent_grid import LatentGrid
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
+from talkinghead_lab.sampling.chunk_sampling import ChunkConditions, PassCount, noise_generator, sample_chunk
 from talkinghead_lab.sampling.config import SamplingConfig, StepCacheConfig, spread
-from talkinghead_lab.sampling.euler import ChunkConditions, PassCount, noise_generator, sample_chunk
 from talkinghead_lab.sampling.guidance import (
     CONDITIONAL,
     DROP_AUDIO,
