@@ -38,7 +38,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = actions.add_parser("manifest", help="list the clips of a folder, or draw presenters into it")
-    command.add_argument("kind", choices=("folder", "drawn"), help="what makes the clips")
+    command.add_argument(
+        "kind", choices=("folder", "hdtf", "celebv-hq", "emtd", "drawn"),
+        help="a folder of videos, one of a dataset, whose names tell the person, or drawn presenters",
+    )  # fmt: skip
     command.add_argument("folder", type=Path, help="folder of the videos")
     command.add_argument("--out", type=Path, required=True, help="the YAML file to write; in FOLDER or above")
     command.add_argument("--name", help="of the benchmark; unset: the folder's")
@@ -46,7 +49,7 @@ def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--identity",
         help="folder: regular expression whose first group in a file's name is the person; unset: all but a "
-        "number at the end, as HDTF names its clips",
+        "number at the end",
     )
     command.add_argument("--identities", type=int, default=40, help="drawn: number of presenters (40)")
     command.add_argument("--clips-each", type=int, default=1, help="drawn: clips of each presenter (1)")
@@ -56,16 +59,23 @@ def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run_manifest(options: argparse.Namespace) -> None:
     """Write a manifest and print its path."""
+    from talkinghead_lab.errors import InvalidRequest
     from talkinghead_lab.evaluation.drawn import draw_clips
-    from talkinghead_lab.evaluation.manifest import IDENTITY, from_folder
+    from talkinghead_lab.evaluation.manifest import DATASETS, IDENTITY, from_folder
+
+    if options.identity and options.kind != "folder":
+        raise InvalidRequest(
+            "--identity is for the kind `folder`", received=f"{options.identity} for {options.kind}"
+        )
 
     if options.kind == "drawn":
         manifest = draw_clips(
             options.folder, options.identities, options.clips_each, options.seconds, options.seed
         )
     else:
+        identity = DATASETS.get(options.kind) or options.identity or IDENTITY
         name = options.name or options.folder.resolve().name
-        manifest = from_folder(options.folder, name, options.seconds, options.identity or IDENTITY)
+        manifest = from_folder(options.folder, name, options.seconds, identity)
     manifest.write(options.out)
     print(options.out)
 

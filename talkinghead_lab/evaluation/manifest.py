@@ -23,8 +23,13 @@ from talkinghead_lab.media.video import probe
 
 VERSION = 1
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
-# HDTF names its clips after the speaker and counts them: WDA_BarackObama_000.mp4, WDA_BarackObama_001.mp4.
-IDENTITY = r"(.+?)(?:_\d+)?"
+IDENTITY = r"(.+?)(?:_\d+)?"  # a name without the number at its end
+# How datasets name their clips; the first group is the person, or the source video where no more is known.
+DATASETS = {
+    "hdtf": r"((?:RD|WDA|WRA)_.+)_\d+",  # by speaker, counted: WDA_BarackObama_000 (github.com/MRzzm/HDTF)
+    "celebv-hq": r"(.{11})_\d+",  # by YouTube's id, counted: M2Ohb0FAaJU_1 (github.com/CelebV-HQ/CelebV-HQ)
+    "emtd": r"(.{11})-Scene-\d+",  # by YouTube's id, as PySceneDetect splits it (antgroup/echomimic_v2)
+}
 
 
 class Clip(BaseModel):
@@ -153,7 +158,7 @@ def from_folder(
         name: of the benchmark.
         seconds: length of the spans.
         identity: regular expression that matches a file's whole name, without its suffix; its first group is
-            the person. The default leaves out a number at the end, as HDTF counts the clips of a speaker.
+            the person. DATASETS has those of published datasets.
         cartoon: whether the presenters are those of the bundled model.
 
     Raises:

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import yaml
 
+from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError
-from talkinghead_lab.evaluation.manifest import Manifest, from_folder, mouth_truth, reference_picture
+from talkinghead_lab.evaluation.manifest import (
+    DATASETS,
+    Manifest,
+    from_folder,
+    mouth_truth,
+    reference_picture,
+)
 from talkinghead_lab.media.video import read_frames, write_video
 
 NAMES = ("WDA_Ann_000", "WDA_Ann_001", "RD_Bob7_000", "RD_Bob7_001", "Cleo")
@@ -40,6 +47,32 @@ def test_a_wrong_recording_is_another_persons(folder):
 def test_identities_by_a_regular_expression_of_ones_own(folder):
     clips = from_folder(folder, "ours", 0.5, identity="(?:WDA_|RD_)?([A-Za-z]+).*").clips
     assert {clip.identity for clip in clips} == {"Ann", "Bob", "Cleo"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names", "people"),
+    [
+        ("hdtf", ("WDA_Ann_000", "WDA_Ann_001", "RD_Radio1_000"), {"WDA_Ann", "RD_Radio1"}),
+        ("celebv-hq", ("M2Ohb0FAaJU_1", "M2Ohb0FAaJU_12", "-a_1b_2c_34_0"), {"M2Ohb0FAaJU", "-a_1b_2c_34"}),
+        ("emtd", ("R7jm0-R9N_o-Scene-001", "a-Scene-1_x-Scene-002"), {"R7jm0-R9N_o", "a-Scene-1_x"}),
+    ],
+)
+def test_datasets_are_listed_as_they_name_their_clips(folder, tmp_path, dataset, names, people):
+    (tmp_path / "set").mkdir()
+    for name in names:
+        shutil.copy(folder / "Cleo.mp4", tmp_path / "set" / f"{name}.mp4")
+    manifest, written = tmp_path / "set", tmp_path / "set.yaml"
+    main(["benchmark", "manifest", dataset, str(manifest), "--seconds", "0.5", "--out", str(written)])
+    assert {clip.identity for clip in Manifest.from_yaml(written).clips} == people
+    assert {clip.id for clip in Manifest.from_yaml(written).clips} == set(names)
+    with pytest.raises(InvalidRequest, match="does not tell who is seen"):
+        from_folder(folder, "ours", 0.5, identity=DATASETS[dataset])  # Cleo
+
+
+def test_a_dataset_tells_the_person_itself(folder, tmp_path, capsys):
+    command = ["benchmark", "manifest", "hdtf", str(folder), "--out", str(tmp_path / "x.yaml")]
+    assert main([*command, "--identity", "(.+)"]) == 2
+    assert "--identity is for the kind `folder`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
