@@ -122,12 +122,13 @@ class OutputFolder:
         """
         if not self._claims.is_dir():
             return []
+        known = set(self._sizes)  # these had ended when the clock was read last
         now, jump = self._clock.read()
         self._remove_abandoned_claims(now)
         runs = [run for name in self._owned_names() if (run := self._inspect(name))]
         if jump:
             LOG.warning("the clock has jumped: runs keep their age", extra={"seconds": round(jump)})
-            runs = [self._shifted(run, now, jump) for run in runs]
+            runs = [self._shifted(run, now, jump, run.name in known) for run in runs]
         finished = sorted((run for run in runs if run.finished), key=lambda run: run.ended, reverse=True)
         surplus = [run for run in runs if not run.finished]
         total = 0.0
@@ -219,10 +220,13 @@ class OutputFolder:
             return KeptRun(name, self._sizes[name], marker.lstat().st_mtime, finished=True)
         return None
 
-    def _shifted(self, run: KeptRun, now: float, jump: float) -> KeptRun:
-        """Give a run that ended before a jump of the clock the age that it had."""
+    def _shifted(self, run: KeptRun, now: float, jump: float, known: bool) -> KeptRun:
+        """Give a run that ended before a jump of the clock, or is known to have done so, the age it had.
+
+        A clock set back leaves other runs in doubt: those that do not end in the future are taken for new.
+        """
         before = now - jump
-        from_before = run.ended <= before if jump > 0 else run.ended > now
+        from_before = known or (run.ended <= before if jump > 0 else run.ended > now)
         if not (run.finished and from_before):
             return run
         ended = min(run.ended + jump, now)

@@ -164,6 +164,17 @@ def test_runs_keep_their_age_when_the_clock_jumps(output, clock, jump, restarted
     assert OutputFolder(output.path).tidy(24 * HOUR, 1e9) == [], "set right again"
 
 
+def test_a_clock_set_back_by_less_than_their_age_makes_no_run_younger(output, clock):
+    old, fresh = run_of(output, hours=23), run_of(output, hours=1)
+    output.tidy(24 * HOUR, 1e9)
+    clock(-2 * HOUR)
+    later = run_of(output, hours=2.5)  # half an hour ago by the new clock
+    assert output.tidy(24 * HOUR, 1e9) == []
+    now = time.time() - 2 * HOUR
+    ages = [(now - (run / "checks.json").stat().st_mtime) / HOUR for run in (old, fresh, later)]
+    assert ages == pytest.approx([23, 1, 0.5], abs=0.01)
+
+
 def test_the_clock_of_this_process_does_not_count(output, monkeypatch):
     run = run_of(output)
     monkeypatch.setattr(time, "time", lambda: YEAR * 100)
