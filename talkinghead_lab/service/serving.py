@@ -44,7 +44,7 @@ class Service:
             settings.stuck_seconds,
         )
         self.callbacks = Callbacks(settings)
-        self._repeated = RepeatedRequests()
+        self._repeated = RepeatedRequests(self.jobs.get)
         # One request is checked at a time: with the running job, at most two processes decode.
         self._checks = ThreadPoolExecutor(1, "checks")
         self._resumed = 0.0
@@ -134,7 +134,7 @@ class Service:
         try:
             sent = await read_submission(request, output.uploads(name))
             self.callbacks.check(sent.callback_url)
-            async with self._repeated.lock:
+            async with self._repeated.lock(key):
                 job = self._repeated.job(key, sent.digest)
                 if job is None:
                     job = await self.submit(sent.fields, name, sent.callback_url)

@@ -4,11 +4,11 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -17,7 +17,7 @@ from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.foundation.digests import sha256_of_file
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import MEDIA_FIELDS, SUFFIX
-from talkinghead_lab.service.jobs import MAX_ENDED_JOBS, QueuedJob
+from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.problems import Problem
 
 # The service is started with its weights and its device; a client does not choose them.
@@ -46,36 +46,46 @@ class Submission:
 
 
 class RepeatedRequests:
-    """Jobs by the `Idempotency-Key` of their requests, so that a client can safely send a request again."""
+    """Jobs by the `Idempotency-Key` of their requests, so that a client can safely send a request again.
 
-    def __init__(self) -> None:
-        # Held from the question to the answer: two equal requests may arrive at once.
-        self.lock = asyncio.Lock()
-        self._known: OrderedDict[str, tuple[str, QueuedJob]] = OrderedDict()
+    Args:
+        find: the job of an id; None: it is no longer known, and its key is forgotten with it.
+    """
+
+    def __init__(self, find: Callable[[str], QueuedJob | None]) -> None:
+        self._find = find
+        self._known: dict[str, tuple[str, str]] = {}  # digest of the content, id of the job
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, key: str | None) -> asyncio.Lock:
+        """What to hold from the question to the answer: two requests with one key may arrive at once.
+
+        Raises:
+            Problem: 422, the key is not valid.
+        """
+        if key is None:
+            return asyncio.Lock()
+        if not (1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
+            raise Problem(422, f"`Idempotency-Key`: 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
+        return self._locks.setdefault(key, asyncio.Lock())
 
     def job(self, key: str | None, digest: str) -> QueuedJob | None:
         """The job of an earlier request with this key.
 
         Raises:
-            Problem: 422, the key is not valid, or that request had other content.
+            Problem: 422, that request had other content.
         """
-        if key is None:
-            return None
-        if not (1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
-            raise Problem(422, f"`Idempotency-Key`: 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
-        earlier = self._known.get(key)
-        if earlier is None:
-            return None
-        if earlier[0] != digest:
+        known, name = self._known.get(key or "", ("", ""))
+        job = self._find(name)
+        if job is not None and known != digest:
             raise Problem(422, "`Idempotency-Key`: an earlier request with this key had other content.")
-        return earlier[1]
+        return job
 
     def remember(self, key: str | None, digest: str, job: QueuedJob) -> None:
-        """Remember a job; the oldest are forgotten with the jobs themselves."""
+        """Remember a job."""
         if key is not None:
-            self._known[key] = (digest, job)
-            while len(self._known) > MAX_ENDED_JOBS:
-                self._known.popitem(last=False)
+            self._known = {old: entry for old, entry in self._known.items() if self._find(entry[1])}
+            self._known[key] = (digest, job.id)
 
 
 async def read_submission(request: Request, uploads: Path) -> Submission:

@@ -1,5 +1,6 @@
 """`POST /api/jobs` and its neighbours: any field of the request, uploads, repeated requests, callbacks."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -16,9 +17,13 @@ import httpx
 import pytest
 
 from talkinghead_lab import GenerationParams
-from talkinghead_lab.service.submissions import FIELDS, SERVICE_FIELDS
+from talkinghead_lab.service.app import create_app
+from talkinghead_lab.service.jobs import QueuedJob
+from talkinghead_lab.service.settings import ServiceSettings
+from talkinghead_lab.service.submissions import FIELDS, SERVICE_FIELDS, RepeatedRequests
 
 SECRET = "a secret of both"
+PARAMS = GenerationParams(image_path="/i", audio_path="/a")
 SHORT = {"diffusion_steps": 1, "text_guide_scale": 1.0, "audio_guide_scale": 1.0}
 
 
@@ -189,6 +194,44 @@ def test_a_repeated_request_gives_the_same_job(server, files):
     changed = {**files, "audio_path": ("me.wav", files["audio_path"][1] + b"\0")}
     assert server.client.post("/api/jobs", files=changed, headers=key).status_code == 422
     assert post(server, headers={"Idempotency-Key": "x" * 201}).status_code == 422
+
+
+def test_a_key_is_forgotten_with_its_job():
+    """Otherwise the answer would lead to a job that is unknown."""
+    jobs: dict[str, QueuedJob] = {}
+    repeated = RepeatedRequests(jobs.get)
+    for name in ("first", "second"):
+        assert repeated.job("key", "content") is None
+        jobs[name] = QueuedJob(id=name, params=PARAMS)
+        repeated.remember("key", "content", jobs[name])
+        assert repeated.job("key", "content") is jobs[name]
+        del jobs[name]
+    assert repeated.job("key", "other content") is None
+
+
+@pytest.mark.parametrize("key", [None, "one", "each"])
+def test_no_more_requests_wait_to_be_checked_than_have_a_place(tmp_path, monkeypatch, shared, key):
+    """While the media of one are read, the others are refused at once."""
+    settings = ServiceSettings(output_dir=tmp_path, shared_dir=shared, queue_length=1)
+    app, gate = create_app(settings), threading.Event()
+    monkeypatch.setattr(app.state.service.generator, "check", lambda *_: gate.wait(60))
+
+    async def send_all() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            body = {"image_path": "portrait.png", "audio_path": "recording.wav"}
+            keys = [key if key != "each" else f"key-{number}" for number in range(6)]
+            headers = [{"Idempotency-Key": name} if name else None for name in keys]
+            sent = [asyncio.create_task(client.post("/api/jobs", json=body, headers=h)) for h in headers]
+            if key != "one":
+                refused, _ = await asyncio.wait(sent, timeout=5)
+                assert [task.result().status_code for task in refused] == [503] * 4
+            gate.set()
+            return sorted([answer.status_code for answer in await asyncio.gather(*sent)])
+
+    statuses = asyncio.run(send_all())
+    assert statuses == ([202] * 6 if key == "one" else [202] * 2 + [503] * 4)
+    assert len(app.state.service.jobs.all()) == (1 if key == "one" else 2)
 
 
 GUIDED = {"text_guide_scale": 2.0, "audio_guide_scale": 2.0}
