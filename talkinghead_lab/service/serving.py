@@ -186,7 +186,8 @@ class Service:
                 if self.jobs.is_closed and not done.done():
                     raise busy(RESTARTS)
                 if await request.is_disconnected():
-                    self.jobs.stop(job.id)
+                    # Many may leave at once, and the event loop answers others meanwhile.
+                    await asyncio.to_thread(self.jobs.stop, job.id)
         finally:  # the server may cancel this task at shutdown
             if not job.ended:
                 self.jobs.stop(job.id)
