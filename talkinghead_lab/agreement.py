@@ -118,3 +118,6 @@ def _solver(request: "GenerationParams") -> None:
     if request.sigmas and len(request.sigmas) != steps:
         message = f"diffusion_steps is {steps}, but sigmas has {len(request.sigmas)} levels: leave it out"
         raise Contradiction(message, "diffusion_steps")
+    if request.sigmas and request.denoise_strength < 1:
+        message = "denoise_strength shortens the shifted schedule, which sigmas replace: leave one out"
+        raise Contradiction(message, "denoise_strength")

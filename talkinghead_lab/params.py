@@ -136,6 +136,13 @@ class GenerationParams(BaseModel):
         description="noise levels of the steps, for distilled LoRAs, without the last, 0; they replace "
         "sample_shift; unset: shifted",
     )
+    denoise_strength: float = Field(
+        1.0,
+        ge=0.01,
+        le=1,
+        description="restyling a driving video: share of the noise levels that its frames are sampled from; "
+        "1.0: from noise alone, as released",
+    )
     chunk_frames: WholeChunk = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
     motion_frame: WholeChunk = Field(
         9, ge=1, le=997, description="overlap: frames shared with the previous chunk, 4n + 1"

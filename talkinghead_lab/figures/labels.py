@@ -44,6 +44,7 @@ NAMES = {
     "use_apg": "adaptive projected guidance (APG)",
     "apg_momentum": "APG momentum",
     "apg_norm_threshold": "APG norm threshold",
+    "denoise_strength": "denoising strength",
     "step_cache_threshold": "step cache threshold",
     "step_cache": "step cache",
     "max_consecutive_skips": "skipped steps in a row",

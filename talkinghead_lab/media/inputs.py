@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
+from torch import Tensor
 
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.foundation.snapshot import Snapshot
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
-from talkinghead_lab.media.frame_size import CENTER, Framing, nearest_size
+from talkinghead_lab.media.frame_size import CENTER, Framing, Size, fit, nearest_size
 from talkinghead_lab.media.isolated import Call, call_here
 from talkinghead_lab.media.reference import DrivingVideo, Portrait, ReferenceMedia, open_reference
 
@@ -37,6 +40,25 @@ class CopiedVideo:
         """The frame shown at a time; see `DrivingVideo.frame_at`."""
         with self.copy.named_as_original():
             return self.call(self.video.frame_at, seconds)
+
+    def fitted_frames(self, start: float, count: int, frame: Size, framing: Framing) -> Tensor:
+        """See `reference_frames`."""
+        with self.copy.named_as_original():
+            return self.call(reference_frames, self.video, start, count, frame, framing)
+
+
+def reference_frames(video: DrivingVideo, start: float, count: int, frame: Size, framing: Framing) -> Tensor:
+    """Frames of a driving video, 1/25 s apart, brought into a frame of (W, H): uint8 [count, 3, H, W].
+
+    After the end of the video, the last one.
+
+    Raises:
+        MediaError: the file cannot be decoded any more.
+    """
+    fitted = [fit(picture, *frame, framing) for picture in video.frames(start, count)]
+    if missing := count - len(fitted):
+        fitted += missing * [fit(video.frame_at(start + count / FRAMES_PER_SECOND), *frame, framing)]
+    return torch.stack(fitted)
 
 
 @dataclass(frozen=True)

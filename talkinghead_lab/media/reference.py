@@ -117,9 +117,18 @@ class DrivingVideo:
         Raises:
             MediaError: the file cannot be decoded any more.
         """
+        yield from self._frames(start, count, seek=start > 0)
+
+    def _frames(self, start: float, count: int, *, seek: bool) -> Iterator[Image.Image]:
+        target = self._time(start, 0, 1)
         with open_video(self.path) as (container, stream):
+            if seek:
+                _seek(container, stream, target)
             shown, number = None, 0
             for time, frame in timed_frames(container, stream):
+                if seek and shown is None and time > target:  # the index is missing or wrong
+                    yield from self._frames(start, count, seek=False)
+                    return
                 while shown is not None and self._time(start, number, count) < time:
                     yield shown
                     number += 1
@@ -137,9 +146,8 @@ class DrivingVideo:
 
     def _shown(self, target: float, *, seek: bool) -> Image.Image | None:
         with open_video(self.path) as (container, stream):
-            if seek and stream.time_base is not None:
-                with suppress(av.error.FFmpegError):
-                    container.seek(int(target / stream.time_base), stream=stream)
+            if seek:
+                _seek(container, stream, target)
             frame = _last_until(target, timed_frames(container, stream))
             return self._upright(frame, stream) if frame else None
 
@@ -153,6 +161,13 @@ class DrivingVideo:
         for turn in _turns(frame):
             picture = picture.transpose(turn)
         return picture
+
+
+def _seek(container: InputContainer, stream: VideoStream, target: float) -> None:
+    """Go to the key frame before a time of the file, if its index is good."""
+    if stream.time_base is not None:
+        with suppress(av.error.FFmpegError):
+            container.seek(int(target / stream.time_base), stream=stream)
 
 
 def open_reference(

@@ -12,6 +12,7 @@ from talkinghead_lab.foundation.devices import empty_cache
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT, LatentGrid
 from talkinghead_lab.media.colors import match_colors
 from talkinghead_lab.media.frame_size import fit
+from talkinghead_lab.media.inputs import CopiedVideo
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.dit.model import CrossAttentionContext, speaker_regions
@@ -23,6 +24,7 @@ from talkinghead_lab.pipeline.stages import Stage, no_stage
 from talkinghead_lab.sampling.chunk_sampling import ChunkConditions, PassCount, noise_generator, sample_chunk
 from talkinghead_lab.sampling.chunks import Chunk, audio_windows
 from talkinghead_lab.sampling.decoding import Finish, decode_chunk
+from talkinghead_lab.sampling.schedule import noised
 from talkinghead_lab.sampling.seams import SeamBlend
 
 
@@ -174,13 +176,16 @@ class ChunkGenerator:
             assert previous is not None, "chunks after the first need the previous frames"
             with self.stage("vae_encode"), networks.use(networks.vae):
                 motion = networks.vae.encode(previous[None, :, -chunk.repeated :].to(networks.device))
+        config = self.resolved.sampling
+        source = self._encode_source(chunk) if config.strength < 1 else None
         generator = noise_generator(request.drawn_seed, chunk.index)
         drawn = torch.randn(grid.latent_shape(networks.vae.config.z_dim), generator=generator)
         noise = drawn if noise is None else noise
         with self.stage("sampling"), networks.use(networks.dit, self.plan.needs["sampling"]):
             fixed = self._chunk_conditions(chunk, grid, motion)
             start, passes = noise[None].to(networks.device), PassCount()
-            config = self.resolved.sampling
+            if source is not None:
+                start = noised(source, start, config)
             again = partial(self._embed_again, chunk, grid, motion)
             latent = sample_chunk(networks.dit, start, fixed, config, on_step, passes, generator, again)
             del fixed
@@ -260,6 +265,16 @@ class ChunkGenerator:
         context = self.networks.dit.image_context(self.picture.features, self.precompute)
         self.texts, self.picture = {}, replace(self.picture, context=context)
         return self._chunk_conditions(chunk, grid, motion)
+
+    def _encode_source(self, chunk: Chunk) -> Tensor:
+        """The latent of the driving video during a chunk, [1, C, T, h, w]."""
+        reference, networks = self.conditions.reference, self.networks
+        assert isinstance(reference, CopiedVideo), "resolve refuses a portrait"
+        size, framing = (self.width, self.height), self.resolved.framing
+        frames = to_unit_range(reference.fitted_frames(chunk.seconds, chunk.frames, size, framing))
+        with self.stage("vae_encode"), networks.use(networks.vae):
+            # From host memory: the autoencoder moves one frame after another to its device.
+            return networks.vae.encode(frames.transpose(0, 1)[None]).to(networks.device)
 
     def _chunk_conditions(self, chunk: Chunk, grid: LatentGrid, motion: Tensor) -> ChunkConditions:
         assert self.picture is not None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
-from talkinghead_lab.errors import MediaError
+from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.latent_grid import LatentGrid
@@ -20,6 +20,7 @@ from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
 from talkinghead_lab.media.frame_size import CENTER, Box, Framing, place
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.isolated import Call, call_here
+from talkinghead_lab.media.reference import Portrait
 from talkinghead_lab.models.kernels.attention import choose_attention
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import frame_picture
@@ -140,12 +141,19 @@ def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | 
         networks: how the networks are loaded; unset: from the checkpoint of the request.
 
     Raises:
-        InvalidRequest: the device, or the attention kernel on it, is not available; or `precision` asks to
-            quantise weights that are stored quantised in another type.
+        InvalidRequest: the device, or the attention kernel on it, is not available; `precision` asks to
+            quantise weights that are stored quantised in another type; or a picture is to be restyled.
         CheckpointError: the checkpoint is missing, or of a kind that cannot be used.
         MissingExtra: the sampler is not installed.
     """
     check_solver(request.sampler)
+    if request.denoise_strength < 1 and isinstance(inputs.reference, Portrait):
+        raise InvalidRequest(
+            "denoise_strength restyles a driving video, and image_path is a picture",
+            received=request.denoise_strength,
+            remedy="Set image_path to a video, or leave denoise_strength out.",
+            field="denoise_strength",
+        )
     frames = audio.frame_count(inputs.voices[0])
     return Resolved(
         request=request,
@@ -281,6 +289,7 @@ def sampling_config(request: GenerationParams) -> SamplingConfig:
         guidance_interval=request.guidance_interval or (0.0, 1.0),
         sampler=request.sampler,
         sigmas=request.sigmas,
+        strength=request.denoise_strength,
         zero_star=request.cfg_zero_star,
         zero_init_steps=request.zero_init_steps,
         projection=(

@@ -54,6 +54,7 @@ class SamplingConfig:
         projection: adaptive projected guidance; None: plain classifier-free guidance.
         sampler: the solver; see `solvers`.
         sigmas: noise levels of the steps, without the last 0, instead of a shifted schedule.
+        strength: where the schedule begins, before the shift; below 1, sampling starts from a noised source.
         zero_star: CFG-Zero* (arXiv 2503.18886): scale what is subtracted by its projection.
         zero_init_steps: first steps in which the velocity is 0, without a forward pass (likewise).
         step_cache: None computes every forward pass.
@@ -69,6 +70,7 @@ class SamplingConfig:
     step_cache: StepCacheConfig | None = None
     sampler: str = "euler"
     sigmas: tuple[float, ...] | None = None
+    strength: float = 1.0
     zero_star: bool = False
     zero_init_steps: int = 0
     lora_scales: tuple[Scale, ...] = ()

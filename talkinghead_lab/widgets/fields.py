@@ -26,8 +26,8 @@ GROUPS = {
         "apg_norm_threshold",
     ),
     "Sampling": (
-        "sampler", "diffusion_steps", "seed", "sample_shift", "sigmas", "step_cache_threshold",
-        "step_cache", "max_consecutive_skips",
+        "sampler", "diffusion_steps", "seed", "sample_shift", "sigmas", "denoise_strength",
+        "step_cache_threshold", "step_cache", "max_consecutive_skips",
         "chunk_frames", "motion_frame", "loras",
     ),
     "Output": (

@@ -86,6 +86,15 @@ def test_streams_without_an_index_are_read_from_the_start(tmp_path, name, codec)
     assert [number_at(video, n / 25) for n in (0, 3, 7, 19)] == [0, 3, 7, 19]
 
 
+@pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "libx264"), ("a.ts", "mpeg2video")])
+def test_frames_from_a_time_on_are_those_that_decoding_from_the_start_gives(tmp_path, name, codec):
+    write_numbered(tmp_path / name, codec=codec)
+    video = DrivingVideo(tmp_path / name)
+    whole = [np.array(frame) for frame in video.frames(0.0, 20)]
+    later = [np.array(frame) for frame in video.frames(0.52, 5)]
+    assert np.array_equal(later, whole[13:18])
+
+
 def test_time_counts_from_the_first_frame(tmp_path):
     times = [3320 + 40 * n for n in range(20)]
     assert any(3.32 + n / 25 < (3320 + 40 * n) / 1000 for n in range(20)), "no sum is rounded down"

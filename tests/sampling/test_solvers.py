@@ -13,7 +13,13 @@ from talkinghead_lab.pipeline.request import sampling_config
 from talkinghead_lab.sampling import chunk_sampling
 from talkinghead_lab.sampling.chunk_sampling import noise_generator
 from talkinghead_lab.sampling.config import SamplingConfig
-from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS, flow_timesteps, schedule_of, timesteps
+from talkinghead_lab.sampling.schedule import (
+    TRAINED_TIMESTEPS,
+    flow_timesteps,
+    noised,
+    schedule_of,
+    timesteps,
+)
 from talkinghead_lab.sampling.solvers import DiffusersSolver, Euler, check_solver, solver
 from tests.sampling.test_chunk_sampling import sampled
 
@@ -136,3 +142,21 @@ def test_without_diffusers_the_extra_is_named_and_euler_serves(monkeypatch):
     with pytest.raises(MissingExtra, match=r"unipc needs the extra `samplers`.*talkinghead_lab\[samplers\]"):
         check_solver("unipc")
     assert isinstance(solver("euler", timesteps(2, 3.0)), Euler)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "unipc"])
+def test_a_strength_begins_the_same_number_of_steps_at_a_lower_level(sampler):
+    whole = SamplingConfig(4, shift=3.0, sampler=sampler)
+    half = replace(whole, strength=0.5)
+    assert len(schedule_of(half)) == len(schedule_of(whole)) == 5
+    level = 3 * 0.5 / (1 + 2 * 0.5)  # the shift of 0.5
+    assert schedule_of(half)[0].item() == pytest.approx(level * TRAINED_TIMESTEPS)
+    assert (schedule_of(half).diff() < 0).all()
+    source, noise = torch.full((2, 2), 4.0), torch.full((2, 2), -1.0)
+    assert torch.allclose(noised(source, noise, half), torch.full((2, 2), level * -1 + (1 - level) * 4))
+    assert torch.equal(noised(source, noise, whole), noise)
+
+
+def test_explicit_levels_and_a_strength_contradict_each_other():
+    with pytest.raises(InvalidRequest, match="leave one out"):
+        GenerationParams(**MEDIA, sigmas=[1.0, 0.5], denoise_strength=0.5)
