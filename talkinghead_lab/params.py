@@ -137,11 +137,7 @@ class GenerationParams(BaseModel):
         "sample_shift; unset: shifted",
     )
     denoise_strength: float = Field(
-        1.0,
-        ge=0.01,
-        le=1,
-        description="restyling a driving video: share of the noise levels that its frames are sampled from; "
-        "1.0: from noise alone, as released",
+        1.0, ge=0.01, le=1, description="how much noise a driving video is restyled from; 1.0: only noise"
     )
     chunk_frames: WholeChunk = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
     motion_frame: WholeChunk = Field(
