@@ -73,10 +73,10 @@ notebooks: setup ## run every notebook with the bundled model; executed copies g
 	  $(THREADS) $(BIN)/papermill --no-progress-bar $$notebook outputs/notebooks/$$name.ipynb $$given || exit 1; \
 	done
 
-published: setup ## run both sweeps in full (20 minutes on two cores); results go to outputs/published/
+published: setup ## run both published sweeps again (336 runs); results go to outputs/published/
 	@for name in 02_cfg_sweep 03_step_sweep; do echo "$$name"; mkdir -p outputs/published/$$name; \
 	  $(THREADS) $(BIN)/papermill --no-progress-bar notebooks/$$name.ipynb outputs/published/$$name/$$name.ipynb \
-	    -p folder outputs/published/$$name -p workers $(WORKERS) || exit 1; \
+	    -p sweep_file outputs/published/$$name/sweep.yaml -p folder outputs/published/$$name -p workers $(WORKERS) || exit 1; \
 	done
 
 # The service's defaults, /data/shared and /output, suit a container; these folders need no special permissions.

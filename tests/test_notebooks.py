@@ -181,7 +181,7 @@ def test_only_parameters_are_checked_in_a_kernel(tmp_path, given):
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", ["02_cfg_sweep", "03_step_sweep"])
 def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, tmp_path):
-    base = request_for().model_dump(mode="json", exclude_defaults=True)
+    base = request_for(diffusion_steps=2).model_dump(mode="json", exclude_defaults=True)
     base |= {"audio_path": "sample:recording-2"}
     parameters = {
         "sweep_file": str(ROOT / "params" / f"sweep-{notebook[3:].split('_')[0]}.yaml"),
@@ -201,7 +201,7 @@ def test_a_sweep_shows_its_figures_and_writes_its_table(notebook, request_for, t
     assert str(ROOT) not in published
     assert "cells/" in published, "paths are relative to the sweep's folder"
     table = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
-    assert len(table) == 1 + (8 if notebook == "02_cfg_sweep" else 16)
+    assert len(table) == 1 + (16 if notebook == "02_cfg_sweep" else 32)
 
 
 @pytest.mark.slow
