@@ -125,13 +125,14 @@ def seen_files(inputs: Inputs, networks: LoadSettings) -> str:
 def _hashed(states: list[FileState], show_progress: bool) -> dict[FileState, str]:
     """The digest of each file."""
     found = {}
+    known = all(cached_sha256(state) is not None for state in states)
     with tqdm(
         total=sum(state.size for state in states),
         unit="B",
         unit_scale=True,
         desc="hashing weights",
         delay=SECONDS_WITHOUT_BAR,
-        disable=not show_progress,
+        disable=not show_progress or known,  # a notebook keeps a widget of every bar, also of unseen ones
         leave=False,
     ) as bar:
         for state in states:
