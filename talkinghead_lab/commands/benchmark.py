@@ -29,6 +29,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("--videos", type=Path, required=True, help="folder of the videos")
     command.add_argument("--name", required=True, help="name of the system in the table")
     command.add_argument("--out", type=Path, required=True, help="folder of the benchmark")
+    command.add_argument(
+        "--codec-check", action="store_true",
+        help="also score every video encoded once more, as NAME-reencoded, and print how far measures move",
+    )  # fmt: skip
     command.set_defaults(run=run_score)
     command = actions.add_parser("table", help="print the table; write Markdown, LaTeX, CSV and Parquet")
     command.add_argument("folder", type=Path, help="folder of the benchmark")
@@ -100,9 +104,13 @@ def run_score(options: argparse.Namespace) -> int:
     """Score videos; print the folder; return 1 if a video failed, else 0."""
     from talkinghead_lab.evaluation.manifest import Manifest
     from talkinghead_lab.evaluation.systems import Benchmark
+    from talkinghead_lab.evaluation.table import codec_effect
 
     benchmark = Benchmark(Manifest.from_yaml(options.manifest), options.out)
     scores = benchmark.score(options.name, options.videos)
+    if options.codec_check:
+        scores += benchmark.codec_check(options.name, options.videos)
+        print(codec_effect(options.out, options.name))
     print(options.out)
     return int(any(score.failure for score in scores))
 

@@ -9,16 +9,20 @@ FOLDER/table.*
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError
+from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, TalkingHeadError
 from talkinghead_lab.evaluation.manifest import VIDEO_SUFFIXES, Clip, Manifest, reference_picture
 from talkinghead_lab.evaluation.scoring import Score, Scores, read_json, write_json
 from talkinghead_lab.foundation.digests import combined
 from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
+from talkinghead_lab.media.reference import DrivingVideo
+from talkinghead_lab.media.video import write_video
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.record import video_of
@@ -26,6 +30,7 @@ from talkinghead_lab.runs.worker import Job
 from talkinghead_lab.sweeps.definition import Cell
 from talkinghead_lab.sweeps.processes import ThisMachine
 
+REENCODED = "-reencoded"
 REAL, WRONG = "real", "real-wrong-recordings"  # the bounds: what any table has
 
 
@@ -71,6 +76,26 @@ class Benchmark:
                 allowed=f"names such as {self.manifest.clips[0].id}.mp4",
             )
         return self._scored(name, lambda clip: files.get(clip.id, videos / f"{clip.id}.mp4"))
+
+    def codec_check(self, name: str, videos: Path) -> list[Score]:
+        """Score videos as `score` does, after encoding each once more, as the system NAME-reencoded.
+
+        Compared with the system NAME, it says how far an encoding moves each measure.
+
+        Raises:
+            InvalidRequest, MediaError: as for `score`.
+        """
+        name = f"{name}{REENCODED}"
+        copies = self._system(name) / "videos"
+        copies.mkdir(exist_ok=True)
+        for clip in tqdm(self.manifest.clips, desc="re-encode", unit="clip", disable=not self.show_progress):
+            source = next((p for s in VIDEO_SUFFIXES if (p := videos / f"{clip.id}{s}").is_file()), None)
+            copy = copies / f"{clip.id}.mp4"
+            copy.unlink(missing_ok=True)
+            with suppress(TalkingHeadError):  # a clip without a copy counts as failed
+                if source:
+                    _encode_again(source, copy, clip.frames)
+        return self.score(name, copies)
 
     def generate(self, name: str, fields: Mapping[str, Any], workers: int = 0) -> list[Score]:
         """Generate the videos of a request and score them, and the bounds; what is finished is not repeated.
@@ -135,6 +160,16 @@ class Benchmark:
         with output_errors("the folder of the system cannot be created", folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _encode_again(source: Path, copy: Path, frames: int) -> None:
+    """Write a video's frames as this package encodes its own: H.264 at CRF 17, 25 frames per second."""
+    video = DrivingVideo(source)
+    sizes = [picture.size for picture in video.frames(0.0, frames)]
+    if not sizes or any(side % 2 for side in sizes[0]):
+        raise MediaError("H.264 takes frames of even size", received=f"{source}: {sizes[:1]}")
+    pixels = (np.array(picture)[None] for picture in video.frames(0.0, frames))
+    write_video(copy, pixels, None, len(sizes), {})
 
 
 def stored_scores(folder: Path) -> dict[str, list[Score]]:

@@ -22,7 +22,7 @@ from talkinghead_lab.evaluation.statistics import (
     holm,
     paired_difference,
 )
-from talkinghead_lab.evaluation.systems import REAL, WRONG, stored_scores
+from talkinghead_lab.evaluation.systems import REAL, REENCODED, WRONG, stored_scores
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.measures.measure import KINDS
 
@@ -290,6 +290,20 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             "and has no interval; see kid, which is not biased."
         )
     return notes
+
+
+def codec_effect(folder: Path, name: str) -> str:
+    """How far one more encoding moved each measure of a system, a line for each, after `codec_check`."""
+    moved = [
+        (row.measure, row.difference)
+        for row in benchmark_table(folder, name)
+        if row.system == name + REENCODED and row.rule == "excluded" and row.difference
+    ]
+    lines = ["One more encoding moves, in the mean:"]
+    for measure, found in moved:
+        ends = "" if found.low is None else f" [{_number(found.low)}, {_number(found.high or 0)}]"
+        lines.append(f"{measure} {_number(found.value)}{ends}, {found.identities} people")
+    return "\n".join(lines)
 
 
 def write_table(rows: Sequence[Row], folder: Path) -> list[Path]:

@@ -202,3 +202,23 @@ def test_a_run_that_fails_is_a_failed_clip(manifest, tmp_path):
     assert len(scores) == len(manifest.clips)
     assert all("none.safetensors" in (score.failure or "") for score in scores)
     assert all(score.failure for score in stored_scores(tmp_path / "out")["broken"])
+
+
+def test_codec_check_says_how_far_one_more_encoding_moves_each_measure(tmp_path, capsys):
+    clips(tmp_path / "clips", 4, 8)
+    manifest, videos, out = (str(tmp_path / name) for name in ("clips/clips.yaml", "videos", "out"))
+    Path(videos).mkdir()
+    for number in range(3):  # the fourth one is damaged
+        shutil.copy(tmp_path / f"clips/clip{number}.mp4", videos)
+    (tmp_path / "videos/clip3.mp4").write_bytes(b"damaged")
+    command = ["benchmark", "score", manifest, "--videos", videos, "--name", "x", "--out", out]
+    assert main([*command, "--codec-check"]) == 1
+    lines = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines() if " " in line)
+    value, people = lines["sharpness"].split(", ")
+    assert people == "3 people"
+    sharpness = [s.measures["sharpness"].value for s in stored_scores(Path(out))["x-reencoded"][:3]]
+    original = [s.measures["sharpness"].value for s in stored_scores(Path(out))["x"][:3]]
+    assert sharpness != original
+    expected = np.mean(sharpness) - np.mean(original)
+    assert float(value.replace("−", "-")) == pytest.approx(expected, rel=0.02)
+    assert stored_scores(Path(out))["x-reencoded"][3].failure == "no file clip3.mp4"
