@@ -235,7 +235,12 @@ def test_cells_that_have_not_run_are_missing(sweep, tmp_path):
 
 def test_a_sweep_file_without_a_version_is_read():
     old = Sweep.from_yaml(Path(__file__).parent / "files-0.1.0" / "sweep.yaml")
-    now = Sweep.from_yaml(Path(__file__).parents[2] / "params" / "sweep-step.yaml")
+    media = {"image_path": "sample:portrait", "audio_path": "sample:recording-2"}
+    base = media | {"prompt": "a calm presenter speaks to the camera", "max_frames": 49, "chunk_frames": 49}
+    methods = {"guided": {}, "guided, step cache": {"step_cache_threshold": 0.5}, "fast LoRA": FAST}
+    axes = {"method": methods, "diffusion_steps": [4, 8, 16], "sample_shift": [3.0, 7.0]}
+    repeated = {"seeds": [1, 2], "portraits": ["sample:portrait", "sample:portrait-2"]}
+    now = Sweep.from_sections({"base": base, "axes": axes} | repeated)
     assert [cell.params for cell in old.cells()] == [cell.params for cell in now.cells()]
     assert old.to_yaml().startswith("schema_version: 2\n")
 
