@@ -15,6 +15,7 @@ from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.settings import ServiceSettings
 
 MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path")
+UNUSABLE_PATH = (OSError, ValueError, RuntimeError)  # a name too long, a null byte, a loop of links
 SUFFIX = re.compile(r"\.\w{1,10}", re.ASCII)
 
 
@@ -27,18 +28,23 @@ def in_allowed_folders(settings: ServiceSettings, fields: dict[str, Any]) -> dic
     """The fields of a request with absolute paths.
 
     Raises:
-        Problem: 403, a LoRA outside the shared folder; other files are checked as they are opened.
+        Problem: 403 a LoRA outside the shared folder, 404 a path that names nothing; other files are checked
+            as they are opened.
     """
     located = dict(fields)
     for name in MEDIA_FIELDS:
         if isinstance(value := fields.get(name), str):
             located[name] = in_shared(settings, value)
-    for lora in fields.get("loras") or ():
+    loras = fields.get("loras")
+    for lora in loras if isinstance(loras, list) else ():
         path = lora.get("path") if isinstance(lora, dict) else None
         if not isinstance(path, str):
             continue  # not valid: the request says why
         lora["path"] = in_shared(settings, path)
-        inside = Path(lora["path"]).resolve().is_relative_to(settings.shared_dir.resolve())
+        try:
+            inside = Path(lora["path"]).resolve().is_relative_to(settings.shared_dir.resolve())
+        except UNUSABLE_PATH:
+            raise Problem(404, "`loras`: no such file.") from None
         if not (inside or path.startswith(SAMPLE_PREFIX)):
             raise Problem(403, "`loras`: a file is outside the shared folder.")
     return located
@@ -64,7 +70,7 @@ def _opened(settings: ServiceSettings, field: str, value: str) -> Iterator[int]:
         descriptor = _open(settings, field, value)
     except MediaError as error:
         raise Problem(404, f"`{field}`: {error.problem.split(' (')[0]}.") from None
-    except (OSError, ValueError, RuntimeError):  # a loop of links, a null byte, a name too long
+    except UNUSABLE_PATH:
         raise Problem(404, f"`{field}`: no such file.") from None
     try:
         facts = os.fstat(descriptor)

@@ -102,7 +102,7 @@ async def read_submission(request: Request, uploads: Path) -> Submission:
         given = _read_json(await request.body())
     else:
         raise Problem(415, f"The body must be application/json or {FORM}.")
-    callback = given.pop(CALLBACK, None) or None
+    callback = given.pop(CALLBACK, None)
     if not isinstance(callback, str | None):
         raise Problem(422, f"`{CALLBACK}`: text is needed.")
     fields = {name: value for name, value in given.items() if not _is_unset(name, value)}
@@ -112,8 +112,8 @@ async def read_submission(request: Request, uploads: Path) -> Submission:
         raise Problem(422, f"`{min(refused)}` is set by the service.")
     # Uploads have a folder of their own in each request; their content was hashed.
     plain = {name: value for name, value in fields.items() if not _is_below(uploads, value)}
-    digest.update(json.dumps([plain, callback], sort_keys=True).encode())
-    return Submission(fields, callback, digest.hexdigest())
+    digest.update(json.dumps([plain, callback or None], sort_keys=True).encode())
+    return Submission(fields, callback or None, digest.hexdigest())
 
 
 def _read_json(body: bytes) -> dict[str, Any]:

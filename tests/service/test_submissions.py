@@ -18,7 +18,9 @@ import pytest
 
 from talkinghead_lab import GenerationParams
 from talkinghead_lab.service.app import create_app
+from talkinghead_lab.service.inputs import in_allowed_folders
 from talkinghead_lab.service.jobs import QueuedJob
+from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.settings import ServiceSettings
 from talkinghead_lab.service.submissions import FIELDS, SERVICE_FIELDS, RepeatedRequests
 
@@ -95,9 +97,13 @@ def test_the_contract_takes_numbers_as_numbers_only(server):
         ({"second_audio_path": "/etc/passwd"}, 403, "outside"),
         ({"loras": [{"path": "/etc/passwd"}]}, 403, "outside the shared folder"),
         ({"loras": [{"path": "../portrait"}]}, 403, "outside the shared folder"),
+        ({"loras": 5}, 422, "`loras` is not valid"),
+        ({"loras": True}, 422, "`loras` is not valid"),
+        ({"loras": [{"path": "a\0.safetensors"}]}, 404, "no such file"),
         ({"callback_url": "http://example.com/"}, 422, "CALLBACK_HOSTS"),
         ({"callback_url": "ftp://localhost/"}, 422, "http or https"),
         ({"callback_url": 3}, 422, "text is needed"),
+        ({"callback_url": []}, 422, "text is needed"),
     ],
 )
 def test_what_is_refused(server, fields, status, detail):
@@ -106,6 +112,15 @@ def test_what_is_refused(server, fields, status, detail):
         assert answer.status_code == status, answer.text
         assert answer.headers["content-type"] == "application/problem+json"
         assert detail in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["loop", "loop/inside", "\ud800.safetensors"])
+def test_a_path_of_a_lora_that_names_nothing_is_not_found(tmp_path, path):
+    (tmp_path / "loop").symlink_to("loop")
+    settings = ServiceSettings(shared_dir=tmp_path)
+    with pytest.raises(Problem, match="no such file") as refused:
+        in_allowed_folders(settings, {"loras": [{"path": path}]})
+    assert refused.value.status == 404
 
 
 def test_every_field_is_either_offered_or_set_by_the_service(server):
