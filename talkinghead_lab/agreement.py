@@ -54,6 +54,10 @@ def _speakers(request: "GenerationParams") -> None:
 
 
 def _picture(request: "GenerationParams") -> None:
+    if request.lips_only and request.second_audio_path:
+        raise Contradiction(
+            "lips_only follows one face, and second_audio_path is set: leave one out", "lips_only"
+        )
     if request.pad is not None and request.crop != "none":
         raise Contradiction("pad requires crop none; otherwise the picture fills the frame", "pad")
     if request.crop == "face" and request.second_audio_path:

@@ -18,10 +18,17 @@ from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.dit.model import CrossAttentionContext, speaker_regions
 from talkinghead_lab.offload.residency import handle_out_of_memory
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
+from talkinghead_lab.pipeline.lips_only import KeptFrames, keep
 from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline, dtype_name
 from talkinghead_lab.pipeline.request import Resolved
 from talkinghead_lab.pipeline.stages import Stage, no_stage
-from talkinghead_lab.sampling.chunk_sampling import ChunkConditions, PassCount, noise_generator, sample_chunk
+from talkinghead_lab.sampling.chunk_sampling import (
+    ChunkConditions,
+    KeptLatent,
+    PassCount,
+    noise_generator,
+    sample_chunk,
+)
 from talkinghead_lab.sampling.chunks import Chunk, audio_windows
 from talkinghead_lab.sampling.decoding import Finish, decode_chunk
 from talkinghead_lab.sampling.schedule import noised
@@ -177,30 +184,42 @@ class ChunkGenerator:
             with self.stage("vae_encode"), networks.use(networks.vae):
                 motion = networks.vae.encode(previous[None, :, -chunk.repeated :].to(networks.device))
         config = self.resolved.sampling
-        source = self._encode_source(chunk) if config.strength < 1 else None
+        video = self._source_frames(chunk) if request.lips_only or config.strength < 1 else None
+        source = None if video is None else self._encode_source(video)
+        kept = keep(video, request.lips_border) if request.lips_only and video is not None else None
         generator = noise_generator(request.drawn_seed, chunk.index)
         drawn = torch.randn(grid.latent_shape(networks.vae.config.z_dim), generator=generator)
         noise = drawn if noise is None else noise
         with self.stage("sampling"), networks.use(networks.dit, self.plan.needs["sampling"]):
-            fixed = self._chunk_conditions(chunk, grid, motion)
             start, passes = noise[None].to(networks.device), PassCount()
-            if source is not None:
+            kept_latent = None
+            if kept is not None and source is not None:
+                sampled = kept.latent_mask(networks.vae.config.pixels_per_latent).to(networks.device)
+                kept_latent = KeptLatent(source, start, sampled)
+            fixed = self._chunk_conditions(chunk, grid, motion, kept_latent)
+            if source is not None and config.strength < 1:
                 start = noised(source, start, config)
-            again = partial(self._embed_again, chunk, grid, motion)
+            again = partial(self._embed_again, chunk, grid, motion, kept_latent)
             latent = sample_chunk(networks.dit, start, fixed, config, on_step, passes, generator, again)
             del fixed
-        finish = self._finishing(chunk, previous)
+        finish = self._finishing(chunk, previous, kept)
         frames, decode_type = self._decode(latent, finish, _NewFrames(chunk, on_frames))
         latent = latent[0].cpu()
         return GeneratedChunk(chunk, latent, frames, decode_type, self.fp16_overflowed, passes)
 
-    def _finishing(self, chunk: Chunk, previous: Tensor | None) -> Finish:
-        """What is done to each decoded piece: colours, then the seam."""
+    def _finishing(self, chunk: Chunk, previous: Tensor | None, kept: KeptFrames | None) -> Finish:
+        """What is done to each decoded piece: colours, then the seam, then what stays of the video."""
         over = self.resolved.request.seam_frames
-        if previous is None or not over:
-            return lambda piece, start: self._match_colors(piece)
-        blend = SeamBlend(previous[:, -1:].to(self.networks.device), chunk.repeated, over)
-        return lambda piece, start: blend(self._match_colors(piece), start)
+        blend = None
+        if previous is not None and over:
+            blend = SeamBlend(previous[:, -1:].to(self.networks.device), chunk.repeated, over)
+
+        def finish(piece: Tensor, start: int) -> Tensor:
+            piece = self._match_colors(piece, start, kept)
+            piece = piece if blend is None else blend(piece, start)
+            return piece if kept is None else kept.compose(piece, start)
+
+        return finish
 
     def _decode(
         self, latent: Tensor, finish: Finish, on_frames: Callable[[Tensor], None]
@@ -218,11 +237,17 @@ class ChunkGenerator:
         self.fp16_overflowed |= used != first
         return frames, used
 
-    def _match_colors(self, frames: Tensor) -> Tensor:
+    def _match_colors(self, frames: Tensor, start: int, kept: KeptFrames | None) -> Tensor:
+        """Match a piece to the picture, or each frame of it to the video's that surrounds it."""
         request = self.resolved.request
         if not request.use_color_correction:
             return frames
-        return match_colors(frames, self.colors, request.color_correction_strength)
+        strength = request.color_correction_strength
+        if kept is None:
+            return match_colors(frames, self.colors, strength)
+        around = kept.frames[:, start : start + frames.shape[1]].to(frames)
+        pairs = zip(frames.split(1, dim=1), around.unbind(1), strict=True)
+        return torch.cat([match_colors(frame, reference, strength) for frame, reference in pairs], dim=1)
 
     def _fit(self, seconds: float) -> Tensor:
         picture = self.conditions.reference.frame_at(seconds)
@@ -260,23 +285,31 @@ class ChunkGenerator:
         condition, motion = torch.cat([mask, encoded], dim=1), encoded[:, :, :1]
         return EncodedPicture(pixels, frames, features, context, condition, motion)
 
-    def _embed_again(self, chunk: Chunk, grid: LatentGrid, motion: Tensor) -> ChunkConditions:
+    def _embed_again(
+        self, chunk: Chunk, grid: LatentGrid, motion: Tensor, kept: KeptLatent | None
+    ) -> ChunkConditions:
         assert self.picture is not None
         context = self.networks.dit.image_context(self.picture.features, self.precompute)
         self.texts, self.picture = {}, replace(self.picture, context=context)
-        return self._chunk_conditions(chunk, grid, motion)
+        return self._chunk_conditions(chunk, grid, motion, kept)
 
-    def _encode_source(self, chunk: Chunk) -> Tensor:
-        """The latent of the driving video during a chunk, [1, C, T, h, w]."""
-        reference, networks = self.conditions.reference, self.networks
+    def _source_frames(self, chunk: Chunk) -> Tensor:
+        """The driving video during a chunk, uint8 [F, 3, H, W]."""
+        reference = self.conditions.reference
         assert isinstance(reference, CopiedVideo), "resolve refuses a portrait"
         size, framing = (self.width, self.height), self.resolved.framing
-        frames = to_unit_range(reference.fitted_frames(chunk.seconds, chunk.frames, size, framing))
+        return reference.fitted_frames(chunk.seconds, chunk.frames, size, framing)
+
+    def _encode_source(self, frames: Tensor) -> Tensor:
+        """The latent of frames uint8 [F, 3, H, W], [1, C, T, h, w]."""
+        networks, frames = self.networks, to_unit_range(frames)
         with self.stage("vae_encode"), networks.use(networks.vae):
             # From host memory: the autoencoder moves one frame after another to its device.
             return networks.vae.encode(frames.transpose(0, 1)[None]).to(networks.device)
 
-    def _chunk_conditions(self, chunk: Chunk, grid: LatentGrid, motion: Tensor) -> ChunkConditions:
+    def _chunk_conditions(
+        self, chunk: Chunk, grid: LatentGrid, motion: Tensor, kept: KeptLatent | None
+    ) -> ChunkConditions:
         assert self.picture is not None
         dit, device, keep = self.networks.dit, self.networks.device, self.precompute
         if not self.texts:
@@ -294,4 +327,5 @@ class ChunkGenerator:
             motion=motion,
             rotation=dit.rotation(grid.latent_shape(1), device),
             regions=self.regions,
+            kept=kept,
         )

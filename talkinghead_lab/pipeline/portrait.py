@@ -12,10 +12,11 @@ from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.measures.photographed_faces import find_face
 from talkinghead_lab.media.frame_size import Framing, Placement, Size, fit, nearest_size, place
 from talkinghead_lab.media.pixels import to_unit_range
-from talkinghead_lab.media.reference import ReferenceMedia, open_reference
+from talkinghead_lab.media.reference import Portrait, ReferenceMedia, open_reference
 from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.judges.presenters import LARGEST_DIFFERENCE, presenter_difference
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.lips_only import find_lower_faces
 
 SEARCH_STEP = 1 / 16  # of the window; the reader knows presenters that far from their place
 SEARCH_SIDE = 160  # pixels of a window; the reader takes 128
@@ -58,6 +59,8 @@ def frame_picture(request: GenerationParams, reference: ReferenceMedia | None = 
     place(reference.size, size, framing)
     if request.speakers > 1:
         speaker_masks(reference.size, request.speaker_boxes, size, framing)
+    if request.lips_only and not isinstance(reference, Portrait):  # whose refusal names the picture
+        find_lower_faces(fit(first, *size, framing)[None])
     warnings = picture_warnings(request, fit(first, *size, framing))
     return FramedPicture(reference, size, framing, warnings + _box_warnings(request, reference.size))
 

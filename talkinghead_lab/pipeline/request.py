@@ -147,13 +147,8 @@ def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | 
         MissingExtra: the sampler is not installed.
     """
     check_solver(request.sampler)
-    if request.denoise_strength < 1 and isinstance(inputs.reference, Portrait):
-        raise InvalidRequest(
-            "denoise_strength restyles a driving video, and image_path is a picture",
-            received=request.denoise_strength,
-            remedy="Set image_path to a video, or leave denoise_strength out.",
-            field="denoise_strength",
-        )
+    if isinstance(inputs.reference, Portrait):
+        _check_needs_no_video(request)
     frames = audio.frame_count(inputs.voices[0])
     return Resolved(
         request=request,
@@ -167,6 +162,22 @@ def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | 
         framing=inputs.framing,
         kept=place(inputs.reference.size, inputs.frame_size, inputs.framing).kept,
     )
+
+
+def _check_needs_no_video(request: GenerationParams) -> None:
+    """Refuse for a portrait what is done to driving videos."""
+    wanted = {
+        "denoise_strength": request.denoise_strength < 1 and "restyles a driving video",
+        "lips_only": request.lips_only and "keeps a driving video",
+    }
+    for field, does in wanted.items():
+        if does:
+            raise InvalidRequest(
+                f"{field} {does}, and image_path is a picture",
+                received=getattr(request, field),
+                remedy=f"Set image_path to a video, or leave {field} out.",
+                field=field,
+            )
 
 
 def copied(field: str, value: str) -> Snapshot:

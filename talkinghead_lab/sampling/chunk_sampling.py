@@ -19,7 +19,7 @@ from talkinghead_lab.models.dit.model import (
 from talkinghead_lab.models.kernels.attention import Rotation
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import Branch, Guidance, branches_at
-from talkinghead_lab.sampling.schedule import schedule_of
+from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS, schedule_of
 from talkinghead_lab.sampling.solvers import solver
 from talkinghead_lab.sampling.step_cache import PassCache, step_cache_of
 
@@ -38,6 +38,25 @@ def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=noise_generator(seed, index))
 
 
+@dataclass(frozen=True)
+class KeptLatent:
+    """What stays of a source latent; all [1, C or 1, T, h, w].
+
+    Args:
+        source: the latent.
+        noise: that the chunk starts from.
+        sampled: 1 where the chunk is sampled, 0 where the source is kept.
+    """
+
+    source: Tensor
+    noise: Tensor
+    sampled: Tensor
+
+    def apply(self, latent: Tensor, level: float) -> Tensor:
+        """Put the source, at a noise level from 0 to 1, where it is kept."""
+        return torch.where(self.sampled > 0, latent, torch.lerp(self.source, self.noise, level))
+
+
 @dataclass
 class ChunkConditions:
     """Everything that stays constant while a chunk is sampled.
@@ -50,6 +69,7 @@ class ChunkConditions:
         motion: latents of the overlap frames, [1, C, motion latents, h, w], or of the picture.
         rotation: rotary positions of the chunk.
         regions: speaker regions [3, S], or None for one speaker.
+        kept: what stays of a source latent at every step.
     """
 
     picture: Tensor
@@ -59,6 +79,7 @@ class ChunkConditions:
     motion: Tensor
     rotation: Rotation
     regions: Tensor | None
+    kept: KeptLatent | None = None
 
 
 @dataclass
@@ -179,6 +200,9 @@ def sample_chunk(
     spread = config.step_cache is None or len(set(branches)) == 1
     path = solver(config.sampler, schedule, generator, config.zero_init_steps)
     latent, motion_latents = noise.clone(), conditions.motion.shape[2]
+    levels = (schedule / TRAINED_TIMESTEPS).tolist()
+    if conditions.kept is not None:
+        latent = conditions.kept.apply(latent, levels[0])
     latent[:, :, :motion_latents] = conditions.motion
     for step in range(config.steps):
         of_step = {branch: caches[branch] for branch in branches[step]}
@@ -194,6 +218,8 @@ def sample_chunk(
         if not cache.skip:  # residuals of passes that this step has not would be of an older one
             for branch in caches.keys() - of_step.keys():
                 caches[branch].residual = None
+        if conditions.kept is not None:
+            latent = conditions.kept.apply(latent, levels[step + 1])
         latent[:, :, :motion_latents] = conditions.motion
         on_step(step + 1)
     return latent

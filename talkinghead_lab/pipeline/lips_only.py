@@ -1,0 +1,105 @@
+"""Lips only: a driving video stays as it is but for the lower face, which is followed from frame to frame."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
+from talkinghead_lab.measures.photographed_faces import FaceTracker
+from talkinghead_lab.media.pixels import to_unit_range
+from talkinghead_lab.models.judges.lower_face import lower_faces
+from talkinghead_lab.models.judges.presenters import LARGEST_DIFFERENCE, presenter_difference
+
+
+@dataclass(frozen=True)
+class KeptFrames:
+    """The frames of a driving video during a chunk, and what of them is sampled anew.
+
+    Args:
+        frames: [3, F, H, W] in [−1, 1], on the CPU.
+        weights: of the sampled frames, [1, F, H, W]: 1 on the lower face, falling to 0 across the border.
+    """
+
+    frames: Tensor
+    weights: Tensor
+
+    def latent_mask(self, pixels_per_latent: int) -> Tensor:
+        """1 where a latent pixel reaches into the lower face or its border, [1, 1, T, h, w]."""
+        sampled = (self.weights > 0).float()
+        # The first latent frame is of one video frame; each other one of several.
+        first = sampled[:, :1].expand(-1, FRAMES_PER_LATENT - 1, -1, -1)
+        of_latents = torch.cat([first, sampled], dim=1).unflatten(1, (-1, FRAMES_PER_LATENT)).amax(2)
+        return max_pool2d(of_latents, pixels_per_latent)[None]
+
+    def compose(self, piece: Tensor, start: int) -> Tensor:
+        """Lay sampled frames [3, f, H, W], the first of which has the number `start`, into the video's."""
+        part = slice(start, start + piece.shape[1])
+        weights, frames = (whole[:, part].to(piece) for whole in (self.weights, self.frames))
+        return torch.lerp(frames, piece, weights)
+
+
+def keep(frames: Tensor, border: int) -> KeptFrames:
+    """Follow the lower face through a chunk.
+
+    Args:
+        frames: uint8 [F, 3, H, W] of the driving video.
+        border: pixels over which the sampled frames go over into the video's, outside of the lower face.
+
+    Raises:
+        InvalidRequest: there is no face, or photographs cannot be searched on this machine.
+    """
+    weights = ellipses(find_lower_faces(frames), (frames.shape[-2], frames.shape[-1]), border)
+    return KeptFrames(to_unit_range(frames).transpose(0, 1), weights.transpose(0, 1))
+
+
+def find_lower_faces(frames: Tensor) -> Tensor:
+    """The ellipse around mouth and chin in each frame, uint8 [F, 3, H, W]: see `lower_faces`.
+
+    Raises:
+        InvalidRequest: there is no face, or photographs cannot be searched on this machine.
+    """
+    height, width = frames.shape[-2:]
+    if height == width:
+        drawn = to_unit_range(frames)
+        if presenter_difference(drawn).median() <= LARGEST_DIFFERENCE:
+            return lower_faces(drawn)
+    try:
+        tracker = FaceTracker(len(frames))
+        for frame in frames:
+            tracker.add(frame.permute(1, 2, 0).numpy())
+        boxes = tracker.faces().boxes
+    except TalkingHeadError as error:
+        raise InvalidRequest(
+            f"lips_only found no face: no cartoon presenter, and no photographed one ({error.problem})",
+            received=f"frames of {width}x{height} pixels",
+            remedy=f"{error.remedy or ''} Or leave lips_only out.".strip(),
+            field="lips_only",
+        ) from None
+    return torch.from_numpy(_lower_parts(boxes, width, height)).float()
+
+
+def _lower_parts(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The lower half of each face from chin to forehead, in pixels [F, 4], as `lower_faces` has it."""
+    left, top, right, bottom = boxes.T
+    centre_y, half_height = (top + 3 * bottom) / 4, (bottom - top) / 4
+    columns = (left + right) / width - 1, 2 * centre_y / height - 1, (right - left) / width
+    return np.stack([*columns, 2 * half_height / height, np.zeros(len(boxes))], axis=1)
+
+
+def ellipses(found: Tensor, size: tuple[int, int], border: int) -> Tensor:
+    """Weights [F, 1, H, W] of ellipses [F, 5] in frames of (H, W): 1 inside, 0 beyond the border."""
+    height, width = size
+    y, x = (((torch.arange(side) + 0.5) * 2 / side - 1) * side / 2 for side in size)
+    scale = found.new_tensor([width, height, width, height, 2.0]) / 2
+    across, down, half_width, half_height, tilt = (found * scale)[..., None, None].unbind(1)
+    dx, dy = x[None, None, :] - across, y[None, :, None] - down
+    u = (tilt.cos() * dx + tilt.sin() * dy) / half_width
+    v = (tilt.cos() * dy - tilt.sin() * dx) / half_height
+    radius = torch.hypot(u, v).clamp(min=1e-6)
+    # To the edge along the line to the centre.
+    outside = torch.hypot(dx, dy) * (1 - 1 / radius)
+    return (1 - outside / border).clamp(0, 1)[:, None]
