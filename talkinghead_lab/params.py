@@ -139,12 +139,8 @@ class GenerationParams(BaseModel):
     denoise_strength: float = Field(
         1.0, ge=0.01, le=1, description="how much noise a driving video is restyled from; 1.0: only noise"
     )
-    lips_only: bool = Field(
-        False, description="keep a driving video as it is, but for the lower face, which is sampled anew"
-    )
-    lips_border: int = Field(
-        6, ge=1, le=256, description="lips_only: pixels of the frame across which the lower face is blended"
-    )
+    lips_only: bool = Field(False, description="keep a driving video; only its lower face is sampled anew")
+    lips_border: int = Field(6, ge=1, le=256, description="lips_only: pixels of the blend around the face")
     chunk_frames: WholeChunk = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
     motion_frame: WholeChunk = Field(
         9, ge=1, le=997, description="overlap: frames shared with the previous chunk, 4n + 1"
@@ -156,10 +152,7 @@ class GenerationParams(BaseModel):
         1.0, ge=0, le=1, description="strength of colour matching; 0: none, 1: full"
     )
     seam_frames: int = Field(
-        0,
-        ge=0,
-        le=40,
-        description="frames over which each chunk seam is blended; 0: no blending, as released",
+        0, ge=0, le=40, description="frames over which each seam is blended; 0: no blending, as released"
     )
     use_apg: bool = Field(False, description="adaptive projected guidance (APG)")
     apg_momentum: float = Field(-0.75, ge=-1, le=1, description="APG: momentum of the averaged updates")

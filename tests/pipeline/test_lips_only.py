@@ -30,7 +30,10 @@ def driving_frames(start, count, size):
 @pytest.mark.parametrize("sigmas", [None, [1.0, 0.7, 0.2]])
 def test_outside_of_the_border_every_chunk_is_the_video(request_for, sampler, sigmas):
     changes = {"sampler": sampler, "diffusion_steps": 3} | ({"sigmas": sigmas} if sigmas else {})
-    generator, previous = start(request_for(image_path=DRIVING, lips_only=True, **changes)), None
+    generator, previous = (
+        start(request_for(image_path=DRIVING, lips_only=True, lips_border=2, **changes)),
+        None,
+    )
     assert len(generator.resolved.chunks) > 1
     for chunk in generator.resolved.chunks:
         made = generator.generate(chunk, previous)

@@ -13,8 +13,8 @@ DEPTH = 0.52
 # The middle between the mouth, which a turn moves by the depth of the skin, and the jaw, which hardly moves.
 DEPTH_ACROSS = 0.3
 # The ellipse around mouth, chin and jaw, which a wide open mouth moves down.
-MOUTH = 0.36
-HALF_WIDTH, HALF_HEIGHT = 0.47, 0.34
+MOUTH = 0.40
+HALF_WIDTH, HALF_HEIGHT = 0.50, 0.37
 
 
 def lower_faces(frames: Tensor) -> Tensor:
