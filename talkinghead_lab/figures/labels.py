@@ -45,6 +45,7 @@ NAMES = {
     "apg_momentum": "APG momentum",
     "apg_norm_threshold": "APG norm threshold",
     "denoise_strength": "denoising strength",
+    "lips_only": "lips only",
     "lips_border": "border of the lower face (pixels)",
     "step_cache_threshold": "step cache threshold",
     "step_cache": "step cache",
