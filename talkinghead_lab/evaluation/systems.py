@@ -65,10 +65,7 @@ class Benchmark:
             InvalidRequest: `name` is not a file name, or that of a bound.
             MediaError: the folder has a video of no clip.
         """
-        files = {}
-        for path in sorted(videos.iterdir()) if videos.is_dir() else []:
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                files[path.stem] = path
+        files = _videos_in(videos)
         if not files.keys() & {clip.id for clip in self.manifest.clips}:
             raise MediaError(
                 "no video in the folder has a clip's name",
@@ -88,13 +85,13 @@ class Benchmark:
         name = f"{name}{REENCODED}"
         copies = self._system(name) / "videos"
         copies.mkdir(exist_ok=True)
+        sources = _videos_in(videos)
         for clip in tqdm(self.manifest.clips, desc="re-encode", unit="clip", disable=not self.show_progress):
-            source = next((p for s in VIDEO_SUFFIXES if (p := videos / f"{clip.id}{s}").is_file()), None)
             copy = copies / f"{clip.id}.mp4"
             copy.unlink(missing_ok=True)
             with suppress(TalkingHeadError):  # a clip without a copy counts as failed
-                if source:
-                    _encode_again(source, copy, clip.frames)
+                if clip.id in sources:
+                    _encode_again(sources[clip.id], copy, clip.frames)
         return self.score(name, copies)
 
     def generate(self, name: str, fields: Mapping[str, Any], workers: int = 0) -> list[Score]:
@@ -160,6 +157,12 @@ class Benchmark:
         with output_errors("the folder of the system cannot be created", folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _videos_in(folder: Path) -> dict[str, Path]:
+    """The videos in a folder, by the name of their clip."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.stem: path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
 
 
 def _encode_again(source: Path, copy: Path, frames: int) -> None:
