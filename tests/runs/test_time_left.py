@@ -4,6 +4,7 @@
 clock plays them again, also as other machines would have run them.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -191,10 +192,10 @@ def test_panel_and_service_show_it():
 
 
 class Told(TimeLeft):
-    """Remembers what it was told, and what it knew then."""
+    """Remembers what it was told, and what it knew then; a second passes between two looks at its clock."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(now=itertools.count(1.0).__next__)
         self.seen = []
         self.listeners.append(lambda: self.seen.append((self.place, self.seconds(), self.fraction())))
 
@@ -228,4 +229,7 @@ def test_a_run_tells_how_far_it_is(request_for, tmp_path, capsys):
         show_progress=False,
     )
     assert again.seen[-1][0] == "measuring the video"
-    assert job.fraction > 0.5
+    shares = [fraction for *_, fraction in again.seen]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert 0.95 < job.fraction == shares[-1] < 1.0
