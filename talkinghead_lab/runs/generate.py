@@ -29,11 +29,12 @@ from talkinghead_lab.media import video
 from talkinghead_lab.media.frame_size import fit_image
 from talkinghead_lab.media.growing_video import GrowingVideo
 from talkinghead_lab.media.inputs import Inputs
-from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
+from talkinghead_lab.request_text import VIDEO_METADATA_KEY
 from talkinghead_lab.runs.chunk_files import ArrivingChunk, ChunkFiles
 from talkinghead_lab.runs.chunk_writer import ChunkWriter
 from talkinghead_lab.runs.folder import RunFolder, read_record, with_drawn_seed

@@ -13,8 +13,9 @@ import yaml
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.media import audio, video
-from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.request_text import VIDEO_METADATA_KEY
 from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.record import video_of

@@ -22,7 +22,8 @@ from talkinghead_lab.media.video import (
     read_frames,
     write_video,
 )
-from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.request_text import VIDEO_METADATA_KEY
 
 WIDTH, HEIGHT = 64, 48
 

@@ -10,7 +10,8 @@ import yaml
 
 from talkinghead_lab.errors import InvalidRequest, OutputError
 from talkinghead_lab.media import video
-from talkinghead_lab.params import VIDEO_METADATA_KEY, GenerationParams
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.request_text import VIDEO_METADATA_KEY
 from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.generate import GenerationResult, generate
 from talkinghead_lab.runs.history import find_runs
