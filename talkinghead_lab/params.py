@@ -56,6 +56,9 @@ class GenerationParams(BaseModel):
     )
     audio_start: float = Field(0.0, ge=0, le=7200, description="seconds to skip at the start of `audio_path`")
     image_path: MediaPath = Field(description="portrait image, or a driving video to dub")
+    continue_video: MediaPath | None = Field(
+        None, description="video to go on from: the first chunk repeats its last motion_frame frames"
+    )
     background: str = Field(
         "white",
         description="colour behind transparent pixels of `image_path`: #rrggbb or a CSS colour name",

@@ -25,6 +25,7 @@ from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.lips_only import keep
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.sampling.chunks import seams
 
 MEASURES = ("outside_psnr", "lip_correlation", "own_correlation", "seam_jump", "seam_jump_of_the_video")
 
@@ -52,14 +53,13 @@ def measure_clip(request: GenerationParams, pipeline: Pipeline, own: Clip, other
         sources.append(source[new].permute(0, 2, 3, 1))
         weights.append(keep(source, request.lips_border).weights[0, new])
     frames, source, weight = torch.cat(made), torch.cat(sources), torch.cat(weights)
-    seams = [chunk.start + chunk.repeated for chunk in resolved.chunks[1:]]
     openings = mouth_opening(to_unit_range(frames.permute(0, 3, 1, 2))).double().numpy()
     found = {
         "outside_psnr": _psnr(frames[weight == 0], source[weight == 0]),
         "lip_correlation": lip_correlation(openings, _truth(other)).value,
         "own_correlation": lip_correlation(openings, _truth(own)).value,
-        "seam_jump": _jump(frames, seams),
-        "seam_jump_of_the_video": _jump(source, seams),
+        "seam_jump": _jump(frames, seams(resolved.chunks)),
+        "seam_jump_of_the_video": _jump(source, seams(resolved.chunks)),
     }
     return {name: float("nan") if value is None else float(value) for name, value in found.items()}
 
@@ -74,11 +74,11 @@ def _truth(clip: Clip) -> np.ndarray:
     return np.asarray(json.loads(clip.truth.read_text("utf-8")))
 
 
-def _jump(frames: Tensor, seams: Sequence[int]) -> float | None:
+def _jump(frames: Tensor, numbers: Sequence[int]) -> float | None:
     changes = LumaChanges()
     for frame in frames:
         changes.add(frame.numpy())
-    return seam_jump(changes.values, seams).value
+    return seam_jump(changes.values, numbers).value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

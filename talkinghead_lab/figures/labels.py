@@ -18,6 +18,7 @@ NAMES = {
     "audio_start": "start in the recording",
     "image_path": "portrait or video",
     "background": "background colour",
+    "continue_video": "video to continue",
     "prompt": "prompt",
     "negative_prompt": "negative prompt",
     "resolution": "resolution",
@@ -110,6 +111,7 @@ UNSET = {
     "step_cache_threshold": "off",
     "max_consecutive_skips": "any number",
     "second_audio_path": "none",
+    "continue_video": "none",
     "speaker_boxes": "left and right half",
     "compile_blocks": "by device and size",
     "vram_budget_gib": "no limit",
@@ -118,7 +120,11 @@ UNSET = {
 }
 COLUMN_UNITS = {"gib": "GiB", "seconds": "s", "percent": "%"}  # by the end of a column's name
 TEXT_FIELDS = ("prompt", "negative_prompt")  # which may look like a list
-PATH_FIELDS = ("audio_path", "image_path", "second_audio_path", *WEIGHT_FOLDERS, *RELEASED_ONLY)
+PATH_FIELDS = (
+    *("audio_path", "image_path", "second_audio_path", "continue_video"),
+    *WEIGHT_FOLDERS,
+    *RELEASED_ONLY,
+)
 MAX_PATH_PARTS = 64
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
 

@@ -27,9 +27,9 @@ from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.media.resampled_track import to_mono
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import FramedPicture, frame_picture
+from talkinghead_lab.pipeline.request import chunks_of
 from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.history import growing_video
-from talkinghead_lab.sampling.chunks import plan_chunks
 
 INK = "#1f2933"  # on white
 AXES_INK = "#6e7681"  # read on light and on dark pages: figures have no background of their own
@@ -221,7 +221,7 @@ def _mark_chunks(panels: Sequence[Axes], params: GenerationParams, seconds: floa
     """Mark the first new frame of every chunk after the first; fade the audio beyond `max_frames`."""
     frames = max(1, math.floor(seconds * FRAMES_PER_SECOND))
     used = min(frames, params.max_frames or frames)
-    chunks = plan_chunks(used, params.chunk_frames, params.motion_frame)
+    chunks = chunks_of(params, used)
     for axes in panels:
         if used < frames:
             axes.axvspan(used / FRAMES_PER_SECOND, seconds, color=AXES_INK, alpha=0.45, linewidth=0, zorder=2)

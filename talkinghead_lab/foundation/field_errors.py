@@ -1,14 +1,18 @@
 """Errors of a request's fields: which field, what it received, what it takes."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.errors import InvalidRequest, nearest_name
 
 # pydantic names the alternative of a union behind its field
 OF_UNIONS = ("constrained-int", "constrained-float", "constrained-tuple", "tuple[", "literal[")
+
+# Names of other programs for a frame that the video should end with, without `_path` and the like.
+LAST_FRAME = re.compile(r"(end|last|tail|final)_?(image|frame|img|picture)")
 
 
 class Contradiction(ValueError):
@@ -35,6 +39,15 @@ def first_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> Inva
     remedy = "Give text: in quotes, or with papermill by `-r`." if finding["type"] == "string_type" else None
     allowed = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return not_valid(name, finding["input"], allowed, fields, remedy)
+
+
+def unknown_parameter(name: str, known: Iterable[str]) -> InvalidRequest:
+    """The error of a field that no request has."""
+    if LAST_FRAME.match(name):
+        problem = "a video cannot be given its last frame: the weights were trained with a first frame only"
+        remedy = "Leave it out. `image_path` gives the first frame, `continue_video` the frames before it."
+        return InvalidRequest(problem, received=name, remedy=remedy, field=name)
+    return InvalidRequest("unknown parameter", received=name, remedy=nearest_name(name, known), field=name)
 
 
 def not_valid(

@@ -26,13 +26,14 @@ class MediaLimits:
 NO_FURTHER_LIMITS = MediaLimits()
 
 
-def check_media(picture: Path, recordings: Sequence[Path], limits: MediaLimits) -> None:
+def check_media(pictures: Sequence[Path], recordings: Sequence[Path], limits: MediaLimits) -> None:
     """Read files as a run does, and keep nothing.
 
     Raises:
         MediaTooLarge: a picture or a recording exceeds a limit.
         MediaError: a file cannot be used.
     """
-    open_reference(picture, max_pixels=limits.pixels)
+    for picture in pictures:
+        open_reference(picture, max_pixels=limits.pixels)
     for recording in recordings:
         read_recording(recording, max_seconds=limits.seconds)

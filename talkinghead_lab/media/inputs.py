@@ -41,10 +41,27 @@ class CopiedVideo:
         with self.copy.named_as_original():
             return self.call(self.video.frame_at, seconds)
 
+    def last_time(self) -> float:
+        """See `DrivingVideo.last_time`."""
+        with self.copy.named_as_original():
+            return self.call(self.video.last_time)
+
     def fitted_frames(self, start: float, count: int, frame: Size, framing: Framing) -> Tensor:
         """See `reference_frames`."""
         with self.copy.named_as_original():
             return self.call(reference_frames, self.video, start, count, frame, framing)
+
+
+def open_copy(
+    copy: Snapshot,
+    background: str = "white",
+    call: Call = call_here,
+    limits: MediaLimits = NO_FURTHER_LIMITS,
+) -> ReferenceMedia:
+    """Open a copy of a portrait or video; arguments and errors as for `Inputs.read`."""
+    with copy.named_as_original():
+        reference = call(open_reference, copy.path, background, limits.pixels)
+    return CopiedVideo(reference, copy, call) if isinstance(reference, DrivingVideo) else reference
 
 
 def reference_frames(video: DrivingVideo, start: float, count: int, frame: Size, framing: Framing) -> Tensor:
@@ -70,9 +87,10 @@ class Inputs:
         frame_size: (W, H) of the frames.
         voices: a 16 kHz mono wave per speaker, equally long.
         soundtrack: of the video, [1 or 2 channels, samples] at 48 kHz.
-        sha256: digests of the files: the picture's, then each recording's.
+        sha256: digests of the files: the picture's, each recording's, that of the video that is continued.
         warnings: what the user should know about the media before anything is generated.
         framing: how the picture is brought into the frame.
+        continued: the last frames of the video that the run goes on from, uint8 [motion_frame, 3, H, W].
     """
 
     reference: ReferenceMedia
@@ -82,6 +100,7 @@ class Inputs:
     sha256: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     framing: Framing = CENTER
+    continued: Tensor | None = None
 
     @classmethod
     def read(
@@ -119,9 +138,7 @@ class Inputs:
         with ExitStack() as names:
             for copy in (picture, *recordings):
                 names.enter_context(copy.named_as_original())
-            reference = call(open_reference, picture.path, background, limits.pixels)
-            if isinstance(reference, DrivingVideo):
-                reference = CopiedVideo(reference, picture, call)
+            reference = open_copy(picture, background, call, limits)
             parts = [(audio_track, audio_start), (None, 0.0)]
             first, *others = [
                 call(audio.read_recording, copy.path, *part, limits.seconds)

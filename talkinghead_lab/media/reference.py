@@ -111,6 +111,27 @@ class DrivingVideo:
             raise _unreadable(self.path, f"no frame at {seconds:.2f} s")
         return picture
 
+    def last_time(self) -> float:
+        """When the last frame is first shown, in seconds after the first one.
+
+        Raises:
+            MediaError: the file cannot be decoded any more.
+        """
+        times = list(self._last_times(seek=True)) or list(self._last_times(seek=False))
+        if not times:
+            raise _unreadable(self.path, "no frames")
+        return max(0.0, times[-1] - self._start)
+
+    def _last_times(self, *, seek: bool) -> Iterator[float]:
+        """The times of the file's frames; to begin with, seek to the last key frame if its end is known."""
+        with open_video(self.path) as (container, stream):
+            if seek:
+                if container.duration is None:
+                    return
+                _seek(container, stream, ((container.start_time or 0) + container.duration) / av.time_base)
+            for time, _ in timed_frames(container, stream):
+                yield time
+
     def frames(self, start: float, count: int) -> Iterator[Image.Image]:
         """The frames shown at up to `count` times, 1/25 s apart, from `start` on; ends with the video.
 

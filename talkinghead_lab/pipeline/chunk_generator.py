@@ -145,7 +145,7 @@ class ChunkGenerator:
         Args:
             chunk: one of `resolved.chunks`.
             previous: frames of the previous chunk, [3, ≥ motion_frame, H, W], the last of which are the
-                overlap. All chunks but the first need it.
+                overlap; the first chunk's are those of `conditions`. Chunks with overlap frames need it.
             noise: [C, T, h, w], instead of the seed's.
             on_step: called with the number of finished steps; an exception that it raises ends the sampling.
             on_frames: called with pieces of the new frames, [3, f, H, W] on the CPU, as they are decoded.
@@ -177,10 +177,11 @@ class ChunkGenerator:
     ) -> GeneratedChunk:
         networks, request = self.networks, self.resolved.request
         grid = LatentGrid(chunk.frames, self.height, self.width)
+        previous = previous if chunk.index else self.conditions.continued
         self.picture = self._encode_picture(self._fit(chunk.seconds), chunk.frames)
         motion = self.picture.motion
         if chunk.repeated:
-            assert previous is not None, "chunks after the first need the previous frames"
+            assert previous is not None, "chunks with overlap frames need the previous frames"
             with self.stage("vae_encode"), networks.use(networks.vae):
                 motion = networks.vae.encode(previous[None, :, -chunk.repeated :].to(networks.device))
         config = self.resolved.sampling
@@ -211,7 +212,7 @@ class ChunkGenerator:
         """What is done to each decoded piece: colours, then the seam, then what stays of the video."""
         over = self.resolved.request.seam_frames
         blend = None
-        if previous is not None and over:
+        if previous is not None and chunk.repeated and over:
             blend = SeamBlend(previous[:, -1:].to(self.networks.device), chunk.repeated, over)
 
         def finish(piece: Tensor, start: int) -> Tensor:

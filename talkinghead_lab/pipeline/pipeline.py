@@ -14,6 +14,7 @@ from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.devices import empty_cache
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.inputs import Inputs
+from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import ReferenceMedia
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.encoders.image import ImageEncoder
@@ -43,6 +44,8 @@ class Conditions:
         audio: a wav2vec2 embedding [frames, layers, channels] per speaker, equally long, in host memory.
         reference: portrait or driving video.
         frame_size: (W, H).
+        continued: overlap frames of the first chunk, [3, motion_frame, H, W] in [−1, 1], from the end of an
+            earlier video.
     """
 
     prompt: Tensor
@@ -50,6 +53,7 @@ class Conditions:
     audio: tuple[Tensor, ...]
     reference: ReferenceMedia
     frame_size: tuple[int, int]
+    continued: Tensor | None = None
 
 
 @dataclass
@@ -229,7 +233,10 @@ class Pipeline:
                 voices = [self._encode_voice(torch.from_numpy(voice), cache) for voice in inputs.voices]
         prompt, negative = (text.to(self.device) for text in group.broadcast_rows(texts))
         voices = group.broadcast_rows(voices)
-        return Conditions(prompt, negative, tuple(voices), inputs.reference, inputs.frame_size)
+        continued = None if inputs.continued is None else to_unit_range(inputs.continued).transpose(0, 1)
+        return Conditions(
+            prompt, negative, tuple(voices), inputs.reference, inputs.frame_size, continued
+        )
 
     def _encode_prompts(
         self, request: GenerationParams, plan: Requirements, stage: Stage, cache: EncodingStore

@@ -55,7 +55,7 @@ def frame_picture(request: GenerationParams, reference: ReferenceMedia | None = 
     reference = reference or open_reference(local_file(request.image_path), request.background)
     size = request.forced_size or nearest_size(*reference.size, request.resolution)
     first = reference.frame_at(0.0)
-    framing = Framing(request.crop, request.pad, face_centre(first) if request.crop == "face" else None)
+    framing = framing_of(request, first)
     place(reference.size, size, framing)
     if request.speakers > 1:
         speaker_masks(reference.size, request.speaker_boxes, size, framing)
@@ -63,6 +63,11 @@ def frame_picture(request: GenerationParams, reference: ReferenceMedia | None = 
         find_lower_faces(fit(first, *size, framing)[None])
     warnings = picture_warnings(request, fit(first, *size, framing))
     return FramedPicture(reference, size, framing, warnings + _box_warnings(request, reference.size))
+
+
+def framing_of(request: GenerationParams, picture: Image.Image) -> Framing:
+    """How a picture is brought into the frame; errors as for `face_centre`."""
+    return Framing(request.crop, request.pad, face_centre(picture) if request.crop == "face" else None)
 
 
 def _box_warnings(request: GenerationParams, size: Size) -> tuple[str, ...]:

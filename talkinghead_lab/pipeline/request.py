@@ -18,11 +18,12 @@ from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
 from talkinghead_lab.media.frame_size import CENTER, Box, Framing, place
-from talkinghead_lab.media.inputs import Inputs
+from talkinghead_lab.media.inputs import Inputs, open_copy
 from talkinghead_lab.media.isolated import Call, call_here
 from talkinghead_lab.media.reference import Portrait
 from talkinghead_lab.models.kernels.attention import choose_attention
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.continuation import last_frames
 from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
@@ -79,8 +80,7 @@ class Resolved:
     @cached_property
     def chunks(self) -> list[Chunk]:
         """The chunks that make up the video."""
-        request = self.request
-        return plan_chunks(self.frames, request.chunk_frames, request.motion_frame, request.trim_last_chunk)
+        return chunks_of(self.request, self.frames)
 
     @property
     def forward_passes(self) -> int:
@@ -130,6 +130,17 @@ class Resolved:
             "vram_budget_gib": None if self.budget is None else self.budget / GIB,
             "warnings": list(self.warnings),
         }
+
+
+def chunks_of(request: GenerationParams, frames: int) -> list[Chunk]:
+    """The chunks of a request's video of so many frames."""
+    return plan_chunks(
+        frames,
+        request.chunk_frames,
+        request.motion_frame,
+        request.trim_last_chunk,
+        continues=request.continue_video is not None,
+    )
 
 
 def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | None = None) -> Resolved:
@@ -210,7 +221,8 @@ def read_inputs(
     Raises:
         MediaError: a file is missing or cannot be used.
         OutputError: there is no space for a copy.
-        InvalidRequest: the request's crop, padding or speaker boxes cannot be used with this picture.
+        InvalidRequest: the request's crop, padding or speaker boxes cannot be used with this picture, or
+            `continue_video` is too short.
     """
     recordings = {name: getattr(request, name) for name in ("audio_path", "second_audio_path")}
     inputs = Inputs.read(
@@ -226,7 +238,13 @@ def read_inputs(
         limits=limits,
     )
     picture = frame_picture(request, inputs.reference)
-    return replace(inputs, framing=picture.framing, warnings=inputs.warnings + picture.warnings)
+    inputs = replace(inputs, framing=picture.framing, warnings=inputs.warnings + picture.warnings)
+    if request.continue_video is None:
+        return inputs
+    earlier = copy("continue_video", request.continue_video)
+    video = open_copy(earlier, request.background, call, limits)
+    continued = last_frames(request, video, inputs.frame_size)
+    return replace(inputs, sha256=(*inputs.sha256, earlier.sha256), continued=continued)
 
 
 def load_settings(request: GenerationParams) -> LoadSettings:

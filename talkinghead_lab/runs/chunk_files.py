@@ -132,7 +132,8 @@ class ChunkFiles:
         video.write_video(self.picture(chunk), frames, None, chunk.new, {}, growing.add)
         growing.end_chunk()
         generated, seconds = arriving.generated.result()
-        last_frames = generated.frames[:, -self.overlap :].contiguous()
+        delivered = generated.frames[:, : chunk.repeated + chunk.new]
+        last_frames = delivered[:, -self.overlap :].contiguous()
         facts = {
             "frames_sha256": frames_digest.hexdigest(),
             "latent_sha256": hashlib.sha256(generated.latent.numpy().data).hexdigest(),
@@ -158,7 +159,7 @@ class ChunkFiles:
         Raises:
             OutputError: they were damaged since they were checked.
         """
-        if not chunk.repeated:
+        if not chunk.repeated or not chunk.index:  # the first goes on from another video, if from any
             return None
         found = _read(self._rest(chunk.index - 1))
         if found is None:

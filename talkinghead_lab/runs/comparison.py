@@ -38,7 +38,10 @@ def why_unlike(runs: Sequence[PastRun], measure: str) -> str | None:
     """
     reasons: list[tuple[str, Callable[[PastRun], Hashable]]] = [
         ("different recordings", _sound),
-        ("different portraits or videos", lambda run: run.record["inputs"].get("image_path")),
+        (
+            "different portraits or videos",
+            lambda run: tuple(run.record["inputs"].get(name) for name in ("image_path", "continue_video")),
+        ),
         ("different lengths: {} frames", lambda run: run.result.frame_count),
     ]
     if measure in READER_DEPENDENT:

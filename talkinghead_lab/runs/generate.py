@@ -44,7 +44,7 @@ from talkinghead_lab.runs.progress_bar import ProgressBar
 from talkinghead_lab.runs.record import read_own_file, size_of_own_file, video_of
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.runs.time_left import TimeLeft, Work
-from talkinghead_lab.sampling.chunks import Chunk
+from talkinghead_lab.sampling.chunks import Chunk, seams
 from talkinghead_lab.sampling.guidance import planned_passes
 
 LOG = logging.getLogger(__name__)
@@ -344,7 +344,7 @@ def _subject(
         frame_count=resolved.frames,
         truth=mouth_truth(origin.media["audio_path"]),
         seconds=resolved.frames / FRAMES_PER_SECOND if cut else inputs.seconds,
-        seams=[chunk.start + chunk.repeated for chunk in resolved.chunks[1:]],
+        seams=seams(resolved.chunks),
         changes=changes,
         speakers=request.speakers,
         cartoon=request.checkpoint == "embedded",

@@ -18,7 +18,7 @@ from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights.digests import weight_states
 from talkinghead_lab.weights.load_settings import LoadSettings
 
-MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path")
+MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video")
 SECONDS_WITHOUT_BAR = 2
 
 

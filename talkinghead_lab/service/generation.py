@@ -58,11 +58,13 @@ class Generator:
             Problem, MediaError, OutputError: a file cannot be used or copied.
         """
         with self._copies(job_id) as copy:
-            picture = copy("image_path", params.image_path)
-            named = {name: getattr(params, name) for name in ("audio_path", "second_audio_path")}
-            voices = [copy(name, path) for name, path in named.items() if path is not None]
-            self._call(check_media, picture.path, [voice.path for voice in voices], self._limits)
-            del picture, voices
+            pictures, voices = (
+                [copy(name, path) for name in names if (path := getattr(params, name)) is not None]
+                for names in (("image_path", "continue_video"), ("audio_path", "second_audio_path"))
+            )
+            paths = ([file.path for file in files] for files in (pictures, voices))
+            self._call(check_media, *paths, self._limits)
+            del pictures, voices
 
     def plan(self, job_id: str, params: GenerationParams) -> dict[str, Any]:
         """What a request would do, with the fields of `PlanAnswer`; its files are copied, read and removed.

@@ -14,7 +14,7 @@ from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot, open_beneat
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.settings import ServiceSettings
 
-MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path")
+MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video")
 UNUSABLE_PATH = (OSError, ValueError, RuntimeError)  # a name too long, a null byte, a loop of links
 SUFFIX = re.compile(r"\.\w{1,10}", re.ASCII)
 

@@ -19,6 +19,7 @@ GROUPS = {
     "Inputs": (
         "image_path", "crop", "pad", "audio_path", "audio_track", "audio_start", "prompt",
         "second_audio_path", "audio_mix", "speaker_boxes", "background",
+        "continue_video",
     ),
     "Guidance": (
         "audio_guide_scale", "text_guide_scale", "negative_prompt",

@@ -17,6 +17,7 @@ FILE_FIELDS: dict[str, MediaKind] = {
     "image_path": "picture",
     "audio_path": "sound",
     "second_audio_path": "sound",
+    "continue_video": "picture",
 }
 OPEN_GROUPS = ("Inputs", "Guidance", "Sampling")
 
