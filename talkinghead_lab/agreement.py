@@ -58,7 +58,8 @@ def _picture(request: "GenerationParams") -> None:
         raise Contradiction(
             "lips_only follows one face, and second_audio_path is set: leave one out", "lips_only"
         )
-    for name, kept in {"lips_only": request.lips_only, "denoise_strength": request.denoise_strength < 1}.items():
+    kept_fields = {"lips_only": request.lips_only, "denoise_strength": request.denoise_strength < 1}
+    for name, kept in kept_fields.items():
         if request.continue_video and kept:
             message = f"{name} keeps frames of image_path, continue_video goes on from another: leave one out"
             raise Contradiction(message, name)

@@ -13,9 +13,9 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from talkinghead_lab import defaults
-from talkinghead_lab.errors import InvalidRequest, MediaError, nearest_name
+from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation import notebook_cells, parameter_text, schema
-from talkinghead_lab.foundation.field_errors import not_valid
+from talkinghead_lab.foundation.field_errors import not_valid, unknown_parameter
 from talkinghead_lab.foundation.presets import parameter_file
 
 VIDEO_METADATA_KEY = "comment"
@@ -29,8 +29,7 @@ def typed_value(name: str, value: Any, known: Fields) -> Any:
         InvalidRequest: there is no such field, or the text is no value of its type.
     """
     if name not in known:
-        nearest = nearest_name(name, known)
-        raise InvalidRequest("unknown parameter", received=name, remedy=nearest, field=name)
+        raise unknown_parameter(name, known)
     try:
         return parameter_text.typed(known[name].annotation, value)
     except ValueError as error:

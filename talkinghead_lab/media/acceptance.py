@@ -1,6 +1,6 @@
 """Whether a service accepts files. Does not import torch, so that a process of its own starts quickly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +26,15 @@ class MediaLimits:
 NO_FURTHER_LIMITS = MediaLimits()
 
 
-def check_media(pictures: Sequence[Path], recordings: Sequence[Path], limits: MediaLimits) -> None:
-    """Read files as a run does, and keep nothing.
+def check_media(files: Mapping[str, Path], limits: MediaLimits) -> None:
+    """Read files, by their fields of the request, as a run does, and keep nothing.
 
     Raises:
         MediaTooLarge: a picture or a recording exceeds a limit.
         MediaError: a file cannot be used.
     """
-    for picture in pictures:
-        open_reference(picture, max_pixels=limits.pixels)
-    for recording in recordings:
-        read_recording(recording, max_seconds=limits.seconds)
+    for field, path in files.items():
+        if field.endswith("audio_path"):
+            read_recording(path, max_seconds=limits.seconds)
+        else:
+            open_reference(path, max_pixels=limits.pixels)

@@ -234,9 +234,7 @@ class Pipeline:
         prompt, negative = (text.to(self.device) for text in group.broadcast_rows(texts))
         voices = group.broadcast_rows(voices)
         continued = None if inputs.continued is None else to_unit_range(inputs.continued).transpose(0, 1)
-        return Conditions(
-            prompt, negative, tuple(voices), inputs.reference, inputs.frame_size, continued
-        )
+        return Conditions(prompt, negative, tuple(voices), inputs.reference, inputs.frame_size, continued)
 
     def _encode_prompts(
         self, request: GenerationParams, plan: Requirements, stage: Stage, cache: EncodingStore

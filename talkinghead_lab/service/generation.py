@@ -17,7 +17,7 @@ from talkinghead_lab.media.acceptance import MediaLimits, check_media
 from talkinghead_lab.media.isolated import IsolatedCall
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.jobs import INPUTS
-from talkinghead_lab.service.inputs import copy_allowed
+from talkinghead_lab.service.inputs import MEDIA_FIELDS, copy_allowed
 from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.problems import without_paths
 from talkinghead_lab.service.retention import FINISHED, OutputFolder
@@ -58,13 +58,11 @@ class Generator:
             Problem, MediaError, OutputError: a file cannot be used or copied.
         """
         with self._copies(job_id) as copy:
-            pictures, voices = (
-                [copy(name, path) for name in names if (path := getattr(params, name)) is not None]
-                for names in (("image_path", "continue_video"), ("audio_path", "second_audio_path"))
-            )
-            paths = ([file.path for file in files] for files in (pictures, voices))
-            self._call(check_media, *paths, self._limits)
-            del pictures, voices
+            named = {name: getattr(params, name) for name in MEDIA_FIELDS}
+            copies = {name: copy(name, path) for name, path in named.items() if path is not None}
+            files = {name: file.path for name, file in copies.items()}
+            self._call(check_media, files, self._limits)
+            del copies
 
     def plan(self, job_id: str, params: GenerationParams) -> dict[str, Any]:
         """What a request would do, with the fields of `PlanAnswer`; its files are copied, read and removed.

@@ -65,7 +65,8 @@ def test_the_first_chunk_goes_on_as_a_run_does_from_chunk_to_chunk(request_for):
     assert (second.start, second.repeated, second.new) == (-1, 5, 4)
     overlap = to_unit_range(read_inputs(generator.resolved.request).continued).transpose(0, 1)
     assert torch.equal(generator.conditions.continued, overlap)
-    noise = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    channels = generator.networks.vae.config.z_dim
+    noise = torch.randn(channels, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     (voice,) = generator.conditions.audio
     generator.conditions = replace(generator.conditions, audio=(torch.full_like(voice, 0.5),))
     made = generator.generate(first, noise=noise)
@@ -125,3 +126,10 @@ def test_the_plan_counts_the_shorter_first_chunk(request_for):
     assert sum(chunk.new for chunk in resolved.chunks) == resolved.frames == 25
     assert resolved.to_json()["chunks"] == 7
     assert resolve(request_for(), read_inputs(request_for())).to_json()["chunks"] == 5
+
+
+@pytest.mark.parametrize("name", ["end_image", "last_image", "last_frame", "end_frame_path", "tail_image"])
+def test_a_last_frame_is_refused_with_the_reason(request_for, name):
+    with pytest.raises(InvalidRequest, match="trained with a first frame only") as caught:
+        request_for(**{name: "a.png"})
+    assert caught.value.field == name
