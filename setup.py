@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = {"params": "*.yaml", "notebooks": "*.ipynb"}
+SHIPPED = {"params": "**/*.yaml", "notebooks": "*.ipynb"}
 
 
 class BuildWithShippedFiles(build_py):
@@ -17,10 +17,10 @@ class BuildWithShippedFiles(build_py):
         super().run()
         if not self.editable_mode:
             for folder, pattern in SHIPPED.items():
-                target = Path(self.build_lib) / "talkinghead_lab" / "shipped" / folder
-                target.mkdir(parents=True, exist_ok=True)
+                shipped = Path(self.build_lib) / "talkinghead_lab" / "shipped"
                 for file in sorted(Path(folder).glob(pattern)):
-                    shutil.copy(file, target)
+                    (shipped / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, shipped / file)
 
 
 setup(cmdclass={"build_py": BuildWithShippedFiles})

@@ -191,9 +191,9 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
         if path.is_file()
     }
     shipped = {
-        f"talkinghead_lab/shipped/{folder}/{file.name}"
+        f"talkinghead_lab/shipped/{file.relative_to(ROOT)}"
         for folder in SHIPPED
-        for file in (ROOT / folder).iterdir()
+        for file in (ROOT / folder).rglob("*")
         if file.suffix in (".yaml", ".ipynb")
     }
     assert len(shipped) > 10

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from talkinghead_lab.evaluation.manifest import Clip, Manifest
+from talkinghead_lab.evaluation.drawn import open_manifest
+from talkinghead_lab.evaluation.manifest import Clip
 from talkinghead_lab.measures.frames import LumaChanges, seam_jump
 from talkinghead_lab.measures.lips import lip_correlation
 from talkinghead_lab.media.inputs import CopiedVideo
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("manifest", type=Path, help="of drawn clips")
     parser.add_argument("--whole", action="store_true", help="dub without lips_only, for comparison")
     options = parser.parse_args(arguments)
-    manifest = Manifest.from_yaml(options.manifest)
+    manifest = open_manifest(options.manifest)
     clips, rows, pipeline = {clip.id: clip for clip in manifest.clips}, [], None
     for clip in tqdm(manifest.clips, unit="clip"):
         other = clips[clip.other]

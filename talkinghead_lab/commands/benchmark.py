@@ -14,21 +14,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     actions = benchmark.add_subparsers(required=True, metavar="ACTION")
     _add_manifest(actions)
     command = actions.add_parser("run", help="generate the videos of a request for every clip and score them")
-    command.add_argument("manifest", type=Path, help="YAML file of the clips")
+    _add_clips(command)
     method = command.add_argument(
         "--method", type=Path, action="append", required=True, metavar="PARAMS",
         help="YAML file of a request, or a preset's name; can be repeated",
     )  # fmt: skip
     method.completer = partial(complete_preset, sweeps=False)  # type: ignore[attr-defined]  # argcomplete's
     add_overrides(command, "override a parameter of every request")
-    command.add_argument("--workers", type=int, default=0, help="number of processes, as of `sweep`")
-    command.add_argument("--out", type=Path, required=True, help="folder of the benchmark")
+    _add_out(command)
     command.set_defaults(run=run_methods)
     command = actions.add_parser("score", help="score videos made elsewhere, named after the clips")
-    command.add_argument("manifest", type=Path, help="YAML file of the clips")
+    _add_clips(command)
     command.add_argument("--videos", type=Path, required=True, help="folder of the videos")
     command.add_argument("--name", required=True, help="name of the system in the table")
-    command.add_argument("--out", type=Path, required=True, help="folder of the benchmark")
+    _add_out(command)
     command.add_argument(
         "--codec-check", action="store_true",
         help="also score every video encoded once more, as NAME-reencoded, and print how far measures move",
@@ -40,6 +39,22 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.set_defaults(run=run_table)
 
 
+def _add_clips(command: argparse.ArgumentParser) -> None:
+    command.add_argument("manifest", type=Path, help="YAML file of the clips")
+    command.add_argument(
+        "--clips", type=Path, metavar="FOLDER",
+        help="what paths in the manifest are relative to, or where its clips are drawn; unset: as it says",
+    )  # fmt: skip
+
+
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, required=True, help="folder of the benchmark")
+    command.add_argument(
+        "--workers", type=int, default=0,
+        help="number of processes that generate and score; unset: one per GPU, or a single one",
+    )  # fmt: skip
+
+
 def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = actions.add_parser("manifest", help="list the clips of a folder, or draw presenters into it")
     command.add_argument(
@@ -47,7 +62,7 @@ def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="a folder of videos, one of a dataset, whose names tell the person, or drawn presenters",
     )  # fmt: skip
     command.add_argument("folder", type=Path, help="folder of the videos")
-    command.add_argument("--out", type=Path, required=True, help="the YAML file to write; in FOLDER or above")
+    command.add_argument("--out", type=Path, required=True, help="the YAML file to write")
     command.add_argument("--name", help="of the benchmark; unset: the folder's")
     command.add_argument("--seconds", type=float, default=4.0, help="length of every clip (4)")
     command.add_argument(
@@ -65,7 +80,7 @@ def run_manifest(options: argparse.Namespace) -> None:
     """Write a manifest and print its path."""
     from talkinghead_lab.errors import InvalidRequest
     from talkinghead_lab.evaluation.drawn import draw_clips
-    from talkinghead_lab.evaluation.manifest import DATASETS, IDENTITY, from_folder
+    from talkinghead_lab.evaluation.manifest import DATASETS, IDENTITY, Maker, from_folder
 
     if options.identity and options.kind != "folder":
         raise InvalidRequest(
@@ -73,9 +88,8 @@ def run_manifest(options: argparse.Namespace) -> None:
         )
 
     if options.kind == "drawn":
-        manifest = draw_clips(
-            options.folder, options.identities, options.clips_each, options.seconds, options.seed
-        )
+        seeds = {name: getattr(options, name) for name in ("identities", "clips_each", "seconds", "seed")}
+        manifest = draw_clips(options.folder, Maker(kind="drawn", **seeds))
     else:
         identity = DATASETS.get(options.kind) or options.identity or IDENTITY
         name = options.name or options.folder.resolve().name
@@ -86,15 +100,16 @@ def run_manifest(options: argparse.Namespace) -> None:
 
 def run_methods(options: argparse.Namespace) -> int:
     """Generate and score; print the folder; return 1 if a video failed, else 0."""
-    from talkinghead_lab.evaluation.manifest import Manifest
+    from talkinghead_lab.evaluation.drawn import open_manifest
     from talkinghead_lab.evaluation.systems import Benchmark
     from talkinghead_lab.params import read_yaml
 
-    benchmark = Benchmark(Manifest.from_yaml(options.manifest), options.out)
+    manifest = open_manifest(options.manifest, options.clips)
+    benchmark = Benchmark(manifest, options.out, workers=options.workers)
     scores = [
         score
         for method in options.method
-        for score in benchmark.generate(method.stem, read_yaml(method) | overrides(options), options.workers)
+        for score in benchmark.generate(method.stem, read_yaml(method) | overrides(options))
     ]
     print(options.out)
     return int(any(score.failure for score in scores))
@@ -102,11 +117,12 @@ def run_methods(options: argparse.Namespace) -> int:
 
 def run_score(options: argparse.Namespace) -> int:
     """Score videos; print the folder; return 1 if a video failed, else 0."""
-    from talkinghead_lab.evaluation.manifest import Manifest
+    from talkinghead_lab.evaluation.drawn import open_manifest
     from talkinghead_lab.evaluation.systems import Benchmark
     from talkinghead_lab.evaluation.table import codec_effect
 
-    benchmark = Benchmark(Manifest.from_yaml(options.manifest), options.out)
+    manifest = open_manifest(options.manifest, options.clips)
+    benchmark = Benchmark(manifest, options.out, workers=options.workers)
     scores = benchmark.score(options.name, options.videos)
     if options.codec_check:
         scores += benchmark.codec_check(options.name, options.videos)

@@ -34,7 +34,8 @@ def copy_notebooks(folder: Path, *, overwrite: bool = False) -> list[Path]:
     from talkinghead_lab.foundation.presets import FOLDER, NOTEBOOKS, shipped_folder
 
     notebooks = {folder / file.name: file for file in sorted(shipped_folder(NOTEBOOKS).glob("*.ipynb"))}
-    presets = {folder / FOLDER / file.name: file for file in sorted(shipped_folder(FOLDER).glob("*.yaml"))}
+    shipped = shipped_folder(FOLDER)
+    presets = {folder / FOLDER / file.relative_to(shipped): file for file in sorted(shipped.rglob("*.yaml"))}
     copies = notebooks | presets
     copies = {target: source for target, source in copies.items() if not _is_copy(target, source)}
     changed = [target for target in copies if target.is_symlink() or target.exists()]

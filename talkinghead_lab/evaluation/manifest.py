@@ -1,10 +1,11 @@
 """The list of clips that a benchmark scores: which files, which part of each, and who is seen in them."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import yaml
@@ -21,7 +22,7 @@ from talkinghead_lab.foundation.parameter_text import read_mapping
 from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.media.video import probe
 
-VERSION = 1
+VERSION = 2  # 2 added `folder` and `maker`
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 IDENTITY = r"(.+?)(?:_\d+)?"  # a name without the number at its end
 # How datasets name their clips; the first group is the person, or the source video where no more is known.
@@ -42,7 +43,7 @@ class Clip(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     id: str = Field(pattern=r"^[\w.-]+$", description="name of the clip, and of every system's video of it")
-    video: Path = Field(description="file of the real video; relative to the manifest")
+    video: Path = Field(description="file of the real video")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="digest of the file")
     start: float = Field(0.0, ge=0, description="first second of the span")
     seconds: float = Field(gt=0, le=600, description="length of the span")
@@ -58,6 +59,25 @@ class Clip(BaseModel):
         return max(1, round(self.seconds * FRAMES_PER_SECOND))
 
 
+class Maker(BaseModel):
+    """Clips that a manifest does not list, because anyone draws the same ones from these seeds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["drawn"] = Field(
+        description="drawn presenters of the test split, with the truth of every mouth"
+    )
+    identities: int = Field(40, ge=2, le=100_000, description="presenters, from number 0 on")
+    clips_each: int = Field(1, ge=1, le=1000, description="clips of each presenter")
+    seconds: float = Field(4.0, ge=0.04, le=10, description="length of every clip")
+    seed: int = Field(1, ge=0, description="of sentences, voices and motion")
+    digest: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="of the clips as its author drew them; a warning tells others",
+    )
+
+
 class Manifest(BaseModel):
     """A named list of clips.
 
@@ -70,7 +90,9 @@ class Manifest(BaseModel):
     version: int = Field(VERSION, ge=1, le=VERSION, description="version of the format")
     name: str = Field(min_length=1, description="of the benchmark")
     cartoon: bool = Field(False, description="cartoon presenters, as the bundled model draws them")
-    clips: tuple[Clip, ...] = Field(min_length=2, description="the clips, in order")
+    folder: Path | None = Field(None, description="what paths are relative to; unset: the manifest's folder")
+    maker: Maker | None = Field(None, description="makes the clips on first use")
+    clips: tuple[Clip, ...] = Field((), description="the clips, in order")
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -80,6 +102,8 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _clips_are_known(self) -> Self:
+        if (self.maker is None) != (len(self.clips) >= 2) or (self.maker and self.clips):
+            raise Contradiction("a manifest has two clips or more, or a `maker` and no clips", "clips")
         identities = {clip.id: clip.identity for clip in self.clips}
         if len(identities) < len(self.clips):
             raise Contradiction("two clips have the same id", "clips")
@@ -91,34 +115,42 @@ class Manifest(BaseModel):
         return self
 
     @classmethod
-    def from_yaml(cls, path: Path) -> Self:
-        """Read a manifest; its files are relative to it.
+    def from_yaml(cls, path: Path, folder: Path | None = None) -> Self:
+        """Read a manifest.
+
+        Args:
+            path: YAML file.
+            folder: what its paths are relative to; None: its own `folder`, otherwise the one it lies in.
 
         Raises:
             InvalidRequest: the file or a field is not valid.
         """
         manifest = cls(**read_mapping(path))
-        folder = path.resolve().parent
+        folder = path.resolve().parent / (folder.resolve() if folder else manifest.folder or "")
         clips = [
             clip.model_copy(
                 update={"video": folder / clip.video, "truth": clip.truth and folder / clip.truth}
             )
             for clip in manifest.clips
         ]
-        return manifest.model_copy(update={"clips": tuple(clips)})
+        return manifest.model_copy(update={"clips": tuple(clips), "folder": None})
 
     def write(self, path: Path) -> None:
-        """Write a manifest whose files are below its folder, relative to it.
+        """Write a manifest. Paths are relative to its folder, or to `folder` where clips lie elsewhere.
 
         Raises:
             OutputError: the file cannot be written, or exists.
         """
         folder = path.resolve().parent
-        content = self.model_dump(mode="json", exclude_defaults=True) | {"version": self.version}
-        for clip in content["clips"]:
+        content = self.model_dump(mode="json", exclude_defaults=True) | {"version": VERSION}
+        videos = [clip.video.resolve() for clip in self.clips]
+        if not all(video.is_relative_to(folder) for video in videos):
+            folder = Path(os.path.commonpath([video.parent for video in videos]))
+            content["folder"] = str(folder)
+        for clip in content.get("clips", ()):
             for name in ("video", "truth"):
                 if clip.get(name):
-                    clip[name] = _relative(Path(clip[name]).resolve(), folder)
+                    clip[name] = Path(clip[name]).resolve().relative_to(folder).as_posix()
         ordered = {name: content[name] for name in type(self).model_fields if name in content}
         with atomic_path(path) as temporary:
             temporary.write_text(yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True), "utf-8")
@@ -166,7 +198,8 @@ def from_folder(
         MediaError: there are no videos, or one is shorter than `seconds`.
     """
     found = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
+    videos = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    for path in sorted(path for path in videos if not path.name.startswith(".")):
         facts = probe(path)
         if min(facts.duration_seconds, facts.audio_seconds) < seconds - 1 / FRAMES_PER_SECOND:
             raise MediaError(
@@ -218,15 +251,6 @@ def _others(identities: list[str]) -> Iterator[int]:
     for number, identity in enumerate(identities):
         further = ((number + count // 2 + step) % count for step in range(count))
         yield next(other for other in further if identities[other] != identity)
-
-
-def _relative(path: Path, folder: Path) -> str:
-    if not path.is_relative_to(folder):
-        raise InvalidRequest(
-            "the manifest must lie in the folder of its clips or above it",
-            received=f"{path}, with the manifest in {folder}",
-        )
-    return path.relative_to(folder).as_posix()
 
 
 def _problem(clip: Clip) -> str | None:

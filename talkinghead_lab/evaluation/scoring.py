@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from talkinghead_lab.errors import OutputError, TalkingHeadError
 from talkinghead_lab.evaluation.inception_features import inception_digest, inception_features
 from talkinghead_lab.evaluation.manifest import Clip, Manifest, mouth_truth, reference_picture
 from talkinghead_lab.foundation.digests import combined, known_sha256
-from talkinghead_lab.foundation.files import atomic_path
+from talkinghead_lab.foundation.files import atomic_path, output_errors
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.judge import Subject, judge_frames
 from talkinghead_lab.measures.measure import Measure
@@ -34,6 +33,7 @@ from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.models.judges.inception import CHANNELS
 from talkinghead_lab.models.judges.presenters import presenter_appearance, presenter_components
+from talkinghead_lab.runs.worker import Failure, Worker
 
 PROTOCOL = 2  # a change of anything that moves a value raises it
 LONGEST_GAP = 0.1  # of the clip's frames
@@ -85,57 +85,103 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """All scores of one system, stored in a folder, a file for each clip."""
+class ScoreTask:
+    """One video to score, which a worker process may do.
 
-    system: str
-    folder: Path
+    Args:
+        stored: the file of its score; features lie beside it.
+        clip, heard, path, cartoon: as of `score_clip`.
+    """
 
-    def of(
-        self, manifest: Manifest, video_of: Callable[[Clip], Path], wrong: bool = False, progress: bool = True
-    ) -> list[Score]:
-        """Score the videos of all clips; what an earlier call scored is read, if its files are the same.
+    stored: Path
+    clip: Clip
+    heard: Clip
+    path: Path
+    cartoon: bool
 
-        Args:
-            manifest: the clips.
-            video_of: the system's video of a clip; it may be missing. An error of the package is a failure of
-                this clip.
-            wrong: give every clip the recording of another one, as a bound for measures of lips and sound.
-            progress: draw a progress bar.
+    @property
+    def name(self) -> str:
+        """System and clip."""
+        return f"{self.stored.parents[1].name}/{self.clip.id}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the score of these very files is stored.
+
+        Raises:
+            OutputError: the stored score is damaged.
+        """
+        known = read_json(self.stored) if self.stored.is_file() else {}
+        return bool(known.get("made_from") == self._made_from())
+
+    def run(self, worker: Worker) -> None:
+        """Score the video and store the score.
+
+        One thread computes, since sums depend on their number, and as many videos as there are workers are
+        scored at once.
 
         Raises:
             OutputError: the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        clips = {clip.id: clip for clip in manifest.clips}
-        found = []
-        for clip in tqdm(manifest.clips, desc=self.system, unit="clip", disable=not progress):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            score = score_clip(self.clip, self.heard, self.path, self.cartoon)
+        finally:
+            torch.set_num_threads(threads)
+        with atomic_path(self.stored.with_suffix(".inception"), overwrite=True) as temporary:
+            temporary.write_bytes(score.inception.tobytes())
+        write_json(self.stored, {"made_from": self._made_from(), "score": score.to_json()})
+
+    def record_failure(self, failure: Failure) -> None:
+        """End the scoring: what is no fault of the video is no failure of its system.
+
+        Raises:
+            OutputError: always.
+        """
+        raise OutputError(
+            f"a video could not be scored ({failure.error})",
+            received=f"{self.name}, {self.path}",
+            remedy="Run the same command again, with fewer --workers if memory ran out. Scores stay.",
+        )
+
+    def _made_from(self) -> str:
+        files = (self.path, self.heard.truth)
+        digests = [known_sha256(file) if file and file.is_file() else None for file in files]
+        spans = [each.model_dump(mode="json", exclude={"video", "truth"}) for each in (self.clip, self.heard)]
+        return combined([PROTOCOL, *spans, *digests, self.cartoon, inception_digest()])
+
+
+def score_tasks(
+    folder: Path, manifest: Manifest, video_of: Callable[[Clip], Path], wrong: bool = False
+) -> list[ScoreTask]:
+    """The videos of a system, to be scored into a folder; a clip without a video gets its failure at once.
+
+    Args:
+        folder: of the system's scores.
+        manifest: the clips.
+        video_of: the system's video of a clip; it may be missing. An error of the package is a failure of
+            this clip.
+        wrong: give every clip the recording of another one, as a bound for measures of lips and sound.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    with output_errors("the folder of the scores cannot be created", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    clips = {clip.id: clip for clip in manifest.clips}
+    tasks = []
+    for clip in manifest.clips:
+        stored = folder / f"{clip.id}.json"
+        try:
+            path = video_of(clip)
+        except TalkingHeadError as error:
+            stored.with_suffix(".inception").unlink(missing_ok=True)
+            write_json(stored, {"made_from": None, "score": Score.failed(clip, str(error)).to_json()})
+        else:
             heard = clips[clip.other] if wrong else clip
-            stored = self.folder / f"{clip.id}.json"
-            try:
-                path = video_of(clip)
-            except TalkingHeadError as error:
-                score = Score.failed(clip, str(error))
-                stored.with_suffix(".inception").unlink(missing_ok=True)
-                write_json(stored, {"made_from": None, "score": score.to_json()})
-            else:
-                score = _stored_or_scored(stored, clip, heard, path, manifest.cartoon)
-            found.append(score)
-        return found
-
-
-def _stored_or_scored(stored: Path, clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
-    digests = [known_sha256(file) if file and file.is_file() else None for file in (path, heard.truth)]
-    spans = [each.model_dump(mode="json", exclude={"video", "truth"}) for each in (clip, heard)]
-    made_from = combined([PROTOCOL, *spans, *digests, cartoon, inception_digest()])
-    known = read_json(stored) if stored.is_file() else {}
-    if known.get("made_from") == made_from:
-        return Score.from_json(known["score"])
-    score = score_clip(clip, heard, path, cartoon)
-    with atomic_path(stored.with_suffix(".inception"), overwrite=True) as temporary:
-        temporary.write_bytes(score.inception.tobytes())
-    write_json(stored, {"made_from": made_from, "score": score.to_json()})
-    return score
+            tasks.append(ScoreTask(stored, clip, heard, path, manifest.cartoon))
+    return tasks
 
 
 def score_clip(clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:

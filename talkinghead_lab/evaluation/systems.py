@@ -8,7 +8,7 @@ FOLDER/table.*
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, TalkingHeadError
 from talkinghead_lab.evaluation.manifest import VIDEO_SUFFIXES, Clip, Manifest, reference_picture
-from talkinghead_lab.evaluation.scoring import Score, Scores, read_json, write_json
+from talkinghead_lab.evaluation.scoring import Score, read_json, score_tasks, write_json
 from talkinghead_lab.foundation.digests import combined
 from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
 from talkinghead_lab.media.reference import DrivingVideo
@@ -26,7 +26,7 @@ from talkinghead_lab.media.video import write_video
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.record import video_of
-from talkinghead_lab.runs.worker import Job
+from talkinghead_lab.runs.worker import Job, Task
 from talkinghead_lab.sweeps.definition import Cell
 from talkinghead_lab.sweeps.processes import ThisMachine
 
@@ -37,13 +37,22 @@ REAL, WRONG = "real", "real-wrong-recordings"  # the bounds: what any table has
 class Benchmark:
     """A folder of scores, which belongs to one manifest.
 
+    Args:
+        manifest: the clips.
+        folder: of the benchmark; it need not exist.
+        show_progress: draw progress bars.
+        workers: processes that generate and score. 0: one per GPU, or this process if there is no GPU.
+
     Raises:
         OutputError: the folder belongs to another manifest, or cannot be written.
         MediaError: a clip is missing or differs from the manifest.
     """
 
-    def __init__(self, manifest: Manifest, folder: Path, show_progress: bool = True) -> None:
+    def __init__(
+        self, manifest: Manifest, folder: Path, show_progress: bool = True, workers: int = 0
+    ) -> None:
         self.manifest, self.folder, self.show_progress = manifest, folder, show_progress
+        self.workers = workers
         manifest.check()
         with output_errors("the folder of the benchmark cannot be created", folder):
             (folder / "inputs").mkdir(parents=True, exist_ok=True)
@@ -94,13 +103,12 @@ class Benchmark:
                     _encode_again(sources[clip.id], copy, clip.frames)
         return self.score(name, copies)
 
-    def generate(self, name: str, fields: Mapping[str, Any], workers: int = 0) -> list[Score]:
+    def generate(self, name: str, fields: Mapping[str, Any]) -> list[Score]:
         """Generate the videos of a request and score them, and the bounds; what is finished is not repeated.
 
         Args:
             name: of the system.
             fields: of the request; portrait, recording and length come from the clips.
-            workers: as for a sweep.
 
         Raises:
             InvalidRequest: a field is not valid, or `name` as for `score`.
@@ -108,14 +116,8 @@ class Benchmark:
         folder = self._system(name)
         jobs = {clip.id: self._job(clip, folder, fields) for clip in self.manifest.clips}
         waiting = [job for job in jobs.values() if not (job.run_dir / RECORD).is_file()]
-        if waiting:
-            machine = ThisMachine(workers, len(waiting))
-            bar = tqdm(total=len(waiting), desc=name, unit="run", disable=not self.show_progress)
-            with locked(folder), bar:
-                try:
-                    machine.run(waiting, bar.update)
-                finally:
-                    machine.end()
+        with locked(folder):
+            self._work(waiting, f"generate {name}", "run")
 
         def video(clip: Clip) -> Path:
             job = jobs[clip.id]
@@ -140,11 +142,24 @@ class Benchmark:
         return Job(cell.params, folder / "runs" / f"{clip.id}-{cell.key()}")
 
     def _scored(self, name: str, video: Callable[[Clip], Path]) -> list[Score]:
+        folder = self._system(name) / "scores"
+        tasks = score_tasks(folder, self.manifest, video)
         for bound in (REAL, WRONG):
-            scores = Scores(bound, self._system(bound, bound=True) / "scores")
-            scores.of(self.manifest, lambda clip: clip.video, bound == WRONG, self.show_progress)
-        scores = Scores(name, self._system(name) / "scores")
-        return scores.of(self.manifest, video, progress=self.show_progress)
+            bound_folder = self._system(bound, bound=True) / "scores"
+            tasks += score_tasks(bound_folder, self.manifest, lambda clip: clip.video, bound == WRONG)
+        self._work([task for task in tasks if not task.is_done], f"score {name}", "video")
+        return [stored_score(folder, clip.id) for clip in self.manifest.clips]
+
+    def _work(self, tasks: Sequence[Task], description: str, unit: str) -> None:
+        """Let the workers do tasks; an interrupt leaves what is finished."""
+        if not tasks:
+            return
+        machine = ThisMachine(self.workers, len(tasks))
+        with tqdm(total=len(tasks), desc=description, unit=unit, disable=not self.show_progress) as bar:
+            try:
+                machine.run(tasks, bar.update)
+            finally:
+                machine.end()
 
     def _system(self, name: str, bound: bool = False) -> Path:
         if not re.fullmatch(r"[\w.-]+", name) or (name in (REAL, WRONG) and not bound):
@@ -189,11 +204,20 @@ def stored_scores(folder: Path) -> dict[str, list[Score]]:
     ordered = sorted(names, key=lambda name: (name not in (REAL, WRONG), name != REAL, name))
     return {
         name: [
-            Score.from_json(read_json(path)["score"])
+            stored_score(path.parent, path.stem)
             for path in sorted((folder / "systems" / name / "scores").glob("*.json"))
         ]
         for name in ordered
     }
+
+
+def stored_score(folder: Path, clip: str) -> Score:
+    """The score of a clip in the folder of a system's scores.
+
+    Raises:
+        OutputError: it is missing or damaged.
+    """
+    return Score.from_json(read_json(folder / f"{clip}.json")["score"])
 
 
 def _digest(manifest: Manifest) -> str:

@@ -7,6 +7,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from talkinghead_lab.errors import FolderLocked, NoSpaceLeft
 from talkinghead_lab.foundation.files import atomic_path, is_no_space
@@ -25,12 +26,38 @@ class Failure:
     details: str = ""
 
 
+class Task(Protocol):
+    """What a worker can do; it travels to the worker's process."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        ...
+
+    def run(self, worker: "Worker") -> None:
+        """Do it. A failure of this task alone is recorded; `OutputError` ends the whole work."""
+        ...
+
+    def record_failure(self, failure: Failure) -> None:
+        """Record that the worker died."""
+        ...
+
+
 @dataclass(frozen=True)
 class Job:
     """A request to run, and its folder."""
 
     params: GenerationParams
     run_dir: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.run_dir.name
+
+    def run(self, worker: "Worker") -> None:
+        """Generate the video, with the networks of a worker."""
+        worker.run(self)
 
     @property
     def failure(self) -> Path:

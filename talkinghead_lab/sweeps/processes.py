@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep on this machine: in this process, or in one worker process per GPU.
+"""Runs the tasks of a sweep or a benchmark on this machine: in this process, or in one process per GPU.
 
 The pools of `concurrent.futures` and `pebble` fail every waiting job, without an exit status, if a worker
 dies before it took one. Here a dead worker fails its own job only, and its replacement gets the same GPU.
@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -18,7 +18,7 @@ import torch
 
 from talkinghead_lab.errors import FolderLocked, OutputError
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs.worker import Failure, Job, Worker
+from talkinghead_lab.runs.worker import Failure, Task, Worker
 from talkinghead_lab.sweeps.worker_process import PARENT_SIGNALS, serve
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class ThisMachine:
             process.send(request)
         return None
 
-    def run(self, jobs: list[Job], on_done: Callable[[], object]) -> None:
+    def run(self, jobs: Sequence[Task], on_done: Callable[[], object]) -> None:
         """Run jobs and call `on_done` after each, however it ended.
 
         A job whose folder another process writes is left unfinished. An interrupt leaves all running jobs
@@ -58,7 +58,7 @@ class ThisMachine:
             return _run_in_processes(jobs, self.processes, on_done)
         for job in jobs:
             try:
-                self.worker.run(job)
+                job.run(self.worker)
             except FolderLocked as error:
                 leave_unfinished(job, error)
             on_done()
@@ -73,17 +73,17 @@ class ThisMachine:
             process.join()
 
 
-def leave_unfinished(job: Job, error: FolderLocked) -> None:
+def leave_unfinished(job: Task, error: FolderLocked) -> None:
     """Say that another process writes a job's folder."""
-    logger.warning("%s is left unfinished: %s", job.run_dir.name, error)
+    logger.warning("%s is left unfinished: %s", job.name, error)
 
 
 def _run_in_processes(
-    jobs: list[Job], workers: list["_WorkerProcess"], on_done: Callable[[], object]
+    jobs: Sequence[Task], workers: list["_WorkerProcess"], on_done: Callable[[], object]
 ) -> None:
     """Give each idle worker the next job."""
     waiting, idle = list(reversed(jobs)), list(reversed(workers))
-    busy: dict[Connection, tuple[_WorkerProcess, Job]] = {}
+    busy: dict[Connection, tuple[_WorkerProcess, Task]] = {}
     while waiting or busy:
         while waiting and idle:
             worker, job = idle.pop(), waiting.pop()
@@ -115,12 +115,12 @@ class _WorkerProcess:
         self.process: SpawnProcess | None = None
         self.connection: Connection
 
-    def begin(self, job: Job) -> Connection:
+    def begin(self, job: Task) -> Connection:
         """Send a job; the connection is readable once the job has ended or the process has died."""
         self.send(job)
         return self.connection
 
-    def send(self, work: Job | GenerationParams) -> None:
+    def send(self, work: Task | GenerationParams) -> None:
         """Send a job, or a request whose networks to load."""
         if self.process is None:
             context = multiprocessing.get_context("spawn")

@@ -36,7 +36,8 @@ def serve(connection: Connection, gpu: str | None, workers: int) -> None:
     import torch
     from tqdm import tqdm
 
-    from talkinghead_lab.runs.worker import Job, Worker
+    from talkinghead_lab.params import GenerationParams
+    from talkinghead_lab.runs.worker import Worker
 
     tqdm.set_lock(threading.RLock())  # a killed process would leak the semaphore of the default lock
     if gpu is None:
@@ -47,11 +48,11 @@ def serve(connection: Connection, gpu: str | None, workers: int) -> None:
             job = connection.recv()
         except EOFError:
             return
-        if not isinstance(job, Job):
+        if isinstance(job, GenerationParams):
             worker.begin_to_load(job)
             continue
         try:
-            worker.run(job)
+            job.run(worker)
         except OutputError as error:
             connection.send(error)
         else:

@@ -26,7 +26,7 @@ def test_notebooks_and_presets_are_copied_and_their_paths_printed(folder, capsys
     assert printed == [f"some/where/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     copies = contents(folder / "some" / "where")
     assert copies.keys() == {Path(path).name for path in printed} | {
-        f"params/{path.name}" for path in (ROOT / "params").glob("*.yaml")
+        str(path.relative_to(ROOT)) for path in (ROOT / "params").rglob("*.yaml")
     }
     assert copies["01_generate.ipynb"] == (ROOT / "notebooks" / "01_generate.ipynb").read_bytes()
     assert main(["notebooks", "some/where"]) == 0, "copies that were not changed are no obstacle"

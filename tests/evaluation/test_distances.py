@@ -9,6 +9,7 @@ from talkinghead_lab.evaluation import inception_features, scoring
 from talkinghead_lab.evaluation.systems import REAL, WRONG
 from talkinghead_lab.evaluation.table import INCEPTION_DISTANCES, benchmark_table, to_markdown
 from talkinghead_lab.foundation.digests import sha256_of_file
+from talkinghead_lab.runs.worker import Worker
 from tests.evaluation.faults import clips, scored
 from tests.models.judges.test_inception import seeded_inception
 
@@ -37,9 +38,9 @@ def test_fid_and_kid_are_taken_with_the_weights_and_said_to_be_missing_without(
     assert "fewer than 10000 frames, here 2" in to_markdown(rows)
 
     monkeypatch.delenv(inception_features.VARIABLE)
-    (tmp_path / "out/systems/blurred/scores/clip1.json").unlink()
-    benchmark = scoring.Scores("blurred", tmp_path / "out/systems/blurred/scores")
-    benchmark.of(manifest, lambda clip: tmp_path / f"blurred/{clip.id}.mp4", progress=False)
+    scores = tmp_path / "out/systems/blurred/scores"
+    for task in scoring.score_tasks(scores, manifest, lambda clip: tmp_path / f"blurred/{clip.id}.mp4"):
+        task.run(Worker())
     rows = benchmark_table(tmp_path / "out", "a-copy")
     systems = {row.system for row in rows if row.measure == "fid"}
     assert systems == {REAL, "a-copy"}

@@ -1,0 +1,103 @@
+"""Scoring in processes: the same table, finished scores stay, and a dead worker is no failed clip."""
+
+import json
+import multiprocessing
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from talkinghead_lab.errors import OutputError
+from talkinghead_lab.evaluation import systems
+from talkinghead_lab.evaluation.scoring import ScoreTask, score_tasks
+from talkinghead_lab.evaluation.systems import REAL, WRONG, Benchmark
+from talkinghead_lab.evaluation.table import benchmark_table, write_table
+from talkinghead_lab.runs.worker import Worker
+from talkinghead_lab.sweeps.processes import ThisMachine
+from tests.evaluation.faults import clips
+
+
+def scored_files(folder: Path) -> dict[str, bytes]:
+    """All scores and features of a benchmark."""
+    found = (folder / "systems").rglob("scores/*")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def table_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in write_table(benchmark_table(folder), folder)}
+
+
+class Interrupted(systems.tqdm):
+    """A bar during which the user presses Ctrl-C."""
+
+    def update(self, n=1):
+        super().update(n)
+        if self.n == 3:
+            raise KeyboardInterrupt
+
+
+def test_two_processes_give_the_table_of_one_also_after_an_interrupt(tmp_path, monkeypatch):
+    manifest = clips(tmp_path / "clips", 4, 8)
+    threads = torch.get_num_threads()
+    Benchmark(manifest, tmp_path / "one", False, workers=1).score("copy", tmp_path / "clips")
+    assert torch.get_num_threads() == threads
+    two = Benchmark(manifest, tmp_path / "two", workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(systems, "tqdm", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            two.score("copy", tmp_path / "clips")
+    assert multiprocessing.active_children() == []
+    finished = scored_files(tmp_path / "two")
+    assert 3 <= len([name for name in finished if name.endswith(".json")]) < 12
+    two.score("copy", tmp_path / "clips")
+    assert {name: scored_files(tmp_path / "two")[name] for name in finished} == finished
+    assert scored_files(tmp_path / "two") == scored_files(tmp_path / "one")
+    assert table_files(tmp_path / "two") == table_files(tmp_path / "one")
+
+
+def test_one_batch_holds_the_system_and_its_bounds(tmp_path, monkeypatch):
+    manifest = clips(tmp_path / "clips", 3, 4)
+    batches = []
+    monkeypatch.setattr(ThisMachine, "run", lambda self, tasks, done: batches.append(tasks))
+    with pytest.raises(OutputError, match="cannot be read"):  # as nothing was scored
+        Benchmark(manifest, tmp_path / "out", False).score("copy", tmp_path / "clips")
+    (batch,) = batches
+    assert [task.name for task in batch] == [
+        f"{system}/clip{number}" for system in ("copy", REAL, WRONG) for number in range(3)
+    ]
+    assert [task.heard.id for task in batch if task.name.startswith(WRONG)] == ["clip1", "clip2", "clip0"]
+
+
+@dataclass(frozen=True)
+class Dying(ScoreTask):
+    """A video that takes all memory."""
+
+    def run(self, worker: Worker) -> None:
+        os._exit(9)
+
+
+def test_a_worker_that_dies_ends_the_scoring_and_fails_no_clip(tmp_path):
+    manifest = clips(tmp_path / "clips", 2, 4)
+    tasks = score_tasks(tmp_path / "scores", manifest, lambda clip: clip.video)
+    machine = ThisMachine(2, 2)
+    try:
+        with pytest.raises(OutputError, match=r"could not be scored.*status 9.*fewer --workers"):
+            machine.run([Dying(**vars(task)) for task in tasks], lambda: None)
+    finally:
+        machine.end()
+    assert list((tmp_path / "scores").iterdir()) == []
+
+
+def test_scores_of_other_files_are_not_done(tmp_path):
+    manifest = clips(tmp_path / "clips", 2, 4)
+    (task, _) = score_tasks(tmp_path / "scores", manifest, lambda clip: clip.video)
+    assert not task.is_done
+    task.run(Worker())
+    assert task.is_done
+    stored = json.loads(task.stored.read_text())
+    task.path.write_bytes((tmp_path / "clips" / "clip1.mp4").read_bytes())
+    assert not task.is_done
+    task.run(Worker())
+    assert json.loads(task.stored.read_text())["made_from"] != stored["made_from"]
