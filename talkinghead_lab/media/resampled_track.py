@@ -103,11 +103,10 @@ class ResampledTrack:
 
     def _layout(self, layout: AudioLayout) -> str | None:
         """What FFmpeg mixes a layout to; None: all channels are kept, for `_mixed`."""
-        # A layout that only counts its channels has the usual positions up to 7.1. More are separate
-        # microphones, and FFmpeg would drop the one in the place of the bass channel.
+        # FFmpeg would guess the positions of a layout that only counts its channels, and drop the one in the
+        # place of the bass channel.
         count = layout.nb_channels
-        positions = count <= 8 or layout.name != f"{count} channels"
-        return "stereo" if count > 2 and positions else None
+        return "stereo" if count > 2 and layout.name != f"{count} channels" else None
 
     def _mixed(self, block: Wave) -> Wave:
         return block if len(block) <= 2 else np.stack([block.mean(axis=0)] * 2)

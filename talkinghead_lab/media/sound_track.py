@@ -86,6 +86,8 @@ def choose(container: InputContainer, path: Path, number: int | None = None) -> 
     streams = container.streams.audio
     if not streams:
         raise _no_sound(path)
+    for stream in streams:
+        _use_plain_layout(stream)
     if number is None:
         return max(streams, key=_rank)
     if number > len(streams):
@@ -103,7 +105,9 @@ class Timeline:
 
     Time starts with the first of all streams: sound that starts later than the picture is preceded by
     silence, and gaps are filled with silence. No sound is cut: where timestamps overlap or step back, it goes
-    on without a break. A step ahead counts only if the next frame does not step back again.
+    on without a break. A step ahead counts only if the next frame does not step back again. Formats of bare
+    frames, as AAC in ADTS, have no timestamps: FFmpeg counts them at the first sample rate. Such a count only
+    tells how much a damaged packet lacks.
 
     Args:
         container: the open file.
@@ -125,7 +129,9 @@ class Timeline:
     ) -> None:
         self.seconds, self._max_seconds = seconds, max_seconds
         self._path, self._tracks = path, tracks
-        self._clock_restarts = bool(container.format.flags & cast(int, Flags.ts_discont.value))
+        flags = container.format.flags
+        self._clock_restarts = bool(flags & cast(int, Flags.ts_discont.value))
+        self._counted = not self._clock_restarts and bool(flags & cast(int, Flags.generic_index.value))
         self._others = _start_of_others(container, stream)
         self._origin: float | None = None  # timestamp of time 0
         self._waiting: tuple[AudioFrame, bool] | None = None
@@ -152,6 +158,8 @@ class Timeline:
         duration, time = frame.samples / frame.sample_rate, frame.time
         if time is not None and following is not None:
             step = duration if following.time is None else following.time - time
+            if self._counted and not after_loss:
+                self._origin = time - float(self.seconds)
             self._follow(time, duration, step, duration / 2 if after_loss else GAP_TOLERANCE)
         for track in self._tracks:
             track.add(frame, self.seconds, self._path)
@@ -224,6 +232,27 @@ def _start_of_others(container: InputContainer, chosen: AudioStream) -> float | 
             # Sound before 0 is the delay of its encoder, which decoders drop.
             starts.append(max(start, 0.0) if isinstance(stream, AudioStream) else start)
     return min(starts, default=None)
+
+
+def _use_plain_layout(stream: AudioStream) -> None:
+    """Replace a layout that lists its channels one by one, as of 7.1 in AIFF and CAF, before it is decoded.
+
+    PyAV shares the list between the stream, its frames and their layouts, and frees it for each of them: the
+    process ends. The order in the list is given up. A layout that only counts its channels becomes the usual
+    one up to 7.1; more channels are separate microphones.
+    """
+    context = stream.codec_context
+    if not context or context.is_open:
+        return
+    layout = context.layout  # only once: the list is freed with it
+    count, name = layout.nb_channels, layout.name
+    counted = f"{count} channels"
+    if name == counted and count <= 8:
+        context.layout = f"{count}c"
+    elif name.startswith(counted):
+        context.layout = counted
+    elif count:
+        context.layout = name  # a list in the usual order has the usual name
 
 
 def _rank(stream: AudioStream) -> tuple[bool, bool, int]:
