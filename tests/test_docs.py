@@ -21,7 +21,9 @@ from talkinghead_lab import __version__
 from talkinghead_lab.bench.__main__ import main as bench_main
 from talkinghead_lab.commands.parser import parse
 from talkinghead_lab.evaluation.manifest import Manifest
+from talkinghead_lab.evaluation.set_features import DISTANCES, FEATURE_KINDS
 from talkinghead_lab.foundation.parameter_text import Plain
+from talkinghead_lab.measures.given_weights import GIVEN_WEIGHTS
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service import smoke
@@ -47,7 +49,8 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "talkinghead_lab.training": training_main,
 }
 VARIABLES = {
-    *("WEIGHTS_DIR", "CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR", "FACE_LANDMARKER", "SYNCNET_MODEL"),
+    *("WEIGHTS_DIR", "CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR"),
+    *(weights.variable for weights in GIVEN_WEIGHTS),
     *("INFINITETALK_CHECKOUT", "LIGHTX2V_CHECKOUT", "TALKINGHEAD_CAPABILITY"),
 }
 # Commands whose arguments are the reader's own, or checked by what follows them.
@@ -294,8 +297,42 @@ def test_the_table_of_parameters_equals_the_code():
 def test_the_table_of_measures_equals_the_code():
     text = (ROOT / "docs" / "measures.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (\w+) \| (.+) \| (.+) \|$", text, re.M)
-    assert [(name, (unit, better)) for name, unit, better, _, _ in rows] == list(KINDS.items())
+    assert [(name, unit, better, source) for name, unit, better, _, source in rows] == [
+        (name, kind.unit, kind.better, kind.source) for name, kind in KINDS.items()
+    ]
     assert f"{len(KINDS)} measures" in README.read_text()
+
+
+def test_the_table_of_distances_equals_the_code():
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\d+) \| (\w+) \| (.+) \| (.+) \|$", text, re.M)
+    assert rows == [
+        (
+            name,
+            DISTANCES[name].better,
+            str(kind.channels),
+            kind.sample,
+            DISTANCES[name].source,
+            f"`{kind.weights.variable}`" if kind.weights else "cartoon presenters",
+        )
+        for kind in FEATURE_KINDS
+        for name in (kind.frechet, kind.kernel)
+    ]
+
+
+def test_the_table_of_given_weights_equals_the_code():
+    text = (ROOT / "docs" / "measures.md").read_text()
+    rows = re.findall(r"^\| `([A-Z_0-9]+)` \| \[(.+)\]\(.+\) \| (.+) \| (.+) \|$", text, re.M)
+    kinds = KINDS | DISTANCES
+    assert rows == [
+        (
+            weights.variable,
+            weights.file,
+            "<br>".join(f"`{digest}`" for digest in weights.digests) or "any",
+            ", ".join(f"`{name}`" for name, kind in kinds.items() if weights in kind.weights),
+        )
+        for weights in GIVEN_WEIGHTS
+    ]
 
 
 def test_the_table_of_folders_equals_the_package():

@@ -1,4 +1,4 @@
-"""FID and KID of a system's frames from the real ones, clip by clip, so that large sets fit into memory."""
+"""Distances of a system's frames and windows from the real ones, in memory that does not grow with sets."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,80 +7,91 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from talkinghead_lab.evaluation.scoring import Score, stored_inception
+from talkinghead_lab.evaluation.scoring import Score
+from talkinghead_lab.evaluation.set_features import FeatureKind, Features, stored_features
 from talkinghead_lab.evaluation.statistics import FrameSets, Interval, StreamedMoments
-from talkinghead_lab.models.judges.inception import CHANNELS
 
-KERNEL_FRAMES = 10_000  # of a set that is larger, KID takes as many: its time grows with their square
+KERNEL_SAMPLES = 10_000  # of a set that is larger, the kernel takes as many: its time grows with their square
 
 
 @dataclass(frozen=True)
-class InceptionDistances:
-    """How far a system's frames lie from the real ones.
+class SetDistances:
+    """How far a system's features of one kind lie from the real ones.
 
     Args:
-        fid: without an interval: no resampling of people corrects the bias of small sets.
-        kid: with the jackknife's interval over people.
-        frames: number of frames in the smaller set.
+        frechet: Fréchet distance; of networks whose weights users supply, without an interval, as no
+            resampling of people corrects the bias of small sets.
+        kernel: kernel distance, with the jackknife's interval over people; NaN if a set has one person.
+        samples: number in the smaller set.
     """
 
-    fid: Interval
-    kid: Interval
-    frames: int
+    frechet: Interval
+    kernel: Interval
+    samples: int
 
 
-def inception_distances(
-    real: Sequence[Score], real_folder: Path, made: Sequence[Score], made_folder: Path
-) -> InceptionDistances | None:
-    """Distances of a system's frames from the real ones, or of one half of the real people from the rest.
+def set_distances(
+    kind: FeatureKind, real: Sequence[Score], real_folder: Path, made: Sequence[Score], made_folder: Path
+) -> SetDistances | None:
+    """Distances of a system's features from the real ones, or of one half of the real people from the rest.
 
     Args:
+        kind: of the features.
         real, made: scores of the real videos and of the system's; the same ones to compare two halves.
         real_folder, made_folder: where they are stored.
 
     Returns:
-        None if clips were scored without Inception's weights, or a set has fewer than two frames.
+        None if a clip was scored without this kind, or a set has fewer than two features.
     """
-    for scores, folder in ((real, real_folder), (made, made_folder)):
-        if any(score.failure is None and not len(stored_inception(folder, score.clip)) for score in scores):
-            return None
     people = sorted({score.identity for score in real})
     halves = {person: number % 2 for number, person in enumerate(people)}
     split = real_folder == made_folder
-
-    first, second = (
-        _read([score for score in scores if not split or halves[score.identity] == half], folder)
-        for half, (scores, folder) in enumerate(((real, real_folder), (made, made_folder)))
-    )
+    sets = []
+    for half, (scores, folder) in enumerate(((real, real_folder), (made, made_folder))):
+        chosen = [score for score in scores if not split or halves[score.identity] == half]
+        read = _read(kind, chosen, folder)
+        if read is None:
+            return None
+        sets.append(read)
+    first, second = sets
     smaller = min(first.moments.count, second.moments.count)
     if smaller < 2:
         return None
-    none = np.zeros((0, CHANNELS))
-    sets = FrameSets(*([side.frames.get(person, none) for person in people] for side in (first, second)))
-    fid = Interval(first.moments.frechet_distance(second.moments), None, None, len(people))
-    return InceptionDistances(fid, sets.kernel_distance(), smaller)
+    none = np.zeros((0, kind.channels))
+    by_person = FrameSets(*([side.samples.get(person, none) for person in people] for side in sets))
+    if kind.weights is None:
+        frechet = by_person.frechet_distance()
+    else:
+        frechet = Interval(first.moments.frechet_distance(second.moments), None, None, len(people))
+    return SetDistances(frechet, by_person.kernel_distance(), smaller)
 
 
 @dataclass(frozen=True)
 class _Set:
-    """All frames' moments, and for KID the features of some, by person."""
+    """The moments of all features, and for the kernel some of them, by person."""
 
     moments: StreamedMoments
-    frames: dict[str, NDArray[np.float64]]
+    samples: dict[str, NDArray[np.float64]]
 
 
-def _read(scores: Sequence[Score], folder: Path) -> _Set:
-    moments, kept = StreamedMoments(CHANNELS), dict[str, list[NDArray[np.float64]]]()
-    count = sum(len(features) for _, features in _features(scores, folder))
-    step = max(1, -(-count // KERNEL_FRAMES))
-    for score, features in _features(scores, folder):
+def _read(kind: FeatureKind, scores: Sequence[Score], folder: Path) -> _Set | None:
+    """None if a clip that did not fail lacks this kind."""
+    moments, kept, count = StreamedMoments(kind.channels), dict[str, list[NDArray[np.float64]]](), 0
+    for _, features in _features(kind, scores, folder):
+        if features is None:
+            return None
+        count += len(features)
+    step = max(1, -(-count // KERNEL_SAMPLES)) if kind.weights else 1
+    for person, features in _features(kind, scores, folder):
+        assert features is not None
+        kept.setdefault(person, []).append(features[-moments.count % step :: step].astype(np.float64))
         moments.add(features)
-        kept.setdefault(score.identity, []).append(features[::step].astype(np.float64))
     return _Set(moments, {person: np.concatenate(parts) for person, parts in kept.items()})
 
 
-def _features(scores: Sequence[Score], folder: Path) -> Iterator[tuple[Score, NDArray[np.float32]]]:
+def _features(
+    kind: FeatureKind, scores: Sequence[Score], folder: Path
+) -> Iterator[tuple[str, Features | None]]:
     for score in scores:
-        features = stored_inception(folder, score.clip)
-        if len(features):
-            yield score, features
+        if score.failure is None:
+            yield score.identity, stored_features(folder, score.clip).get(kind.name)

@@ -10,34 +10,31 @@ The protocol:
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from talkinghead_lab.errors import OutputError, TalkingHeadError
-from talkinghead_lab.evaluation.inception_features import inception_digest, inception_features
 from talkinghead_lab.evaluation.manifest import Clip, Manifest, mouth_truth, reference_picture
+from talkinghead_lab.evaluation.set_features import Features, FeatureTaker, write_features
 from talkinghead_lab.foundation.digests import combined, known_sha256
 from talkinghead_lab.foundation.files import atomic_path, output_errors
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures.given_weights import given_digests
 from talkinghead_lab.measures.judge import Subject, judge_frames
 from talkinghead_lab.measures.measure import Measure
 from talkinghead_lab.media import audio, video
-from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import DrivingVideo
-from talkinghead_lab.models.judges.inception import CHANNELS
-from talkinghead_lab.models.judges.presenters import presenter_appearance, presenter_components
+from talkinghead_lab.models.judges.presenters import presenter_appearance
 from talkinghead_lab.runs.worker import Failure, Worker
 
-PROTOCOL = 2  # a change of anything that moves a value raises it
+PROTOCOL = 3  # a change of anything that moves a value raises it
 LONGEST_GAP = 0.1  # of the clip's frames
-SAMPLED_FRAMES = 16  # of each clip, evenly spaced, for the distances between sets of frames
 # Of the measures of a run, those that compare systems; the others are about one run.
 COMPARED = (
     "lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion", "lse_c", "lse_d",
@@ -53,35 +50,35 @@ class Score:
         clip: id.
         identity: who is seen.
         measures: by name; empty for a failure.
-        features: [frames, channels] of sampled frames; empty for a failure, or if no network suits the clips.
         failure: why there are no values.
-        inception: [frames, 2048] of the same frames, for FID and KID; empty without the weights. They are
-            stored in a file of their own, which `stored_inception` reads.
+        weights: SHA-256 of the files that the user supplied, by variable.
+        features: for distances between sets, by kind. They are stored in a file of their own, which
+            `set_features.stored_features` reads.
     """
 
     clip: str
     identity: str
     measures: dict[str, Measure]
-    features: NDArray[np.float64]
     failure: str | None = None
-    inception: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, CHANNELS), np.float32))
+    weights: dict[str, str] = field(default_factory=dict)
+    features: dict[str, Features] = field(default_factory=dict)
 
     @classmethod
     def failed(cls, clip: Clip, reason: str) -> Self:
         """The score of a video that has no values."""
-        return cls(clip.id, clip.identity, {}, np.zeros((0, 0)), reason)
+        return cls(clip.id, clip.identity, {}, reason)
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
         measures = {name: vars(measure) for name, measure in self.measures.items()}
-        stored = {name: value for name, value in vars(self).items() if name != "inception"}
-        return stored | {"measures": measures, "features": self.features.tolist()}
+        stored = {name: value for name, value in vars(self).items() if name != "features"}
+        return stored | {"measures": measures}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         measures = {name: Measure(**fields) for name, fields in stored["measures"].items()}
-        return cls(**stored | {"measures": measures, "features": np.asarray(stored["features"], float)})
+        return cls(**stored | {"measures": measures})
 
 
 @dataclass(frozen=True)
@@ -129,8 +126,7 @@ class ScoreTask:
             score = score_clip(self.clip, self.heard, self.path, self.cartoon)
         finally:
             torch.set_num_threads(threads)
-        with atomic_path(self.stored.with_suffix(".inception"), overwrite=True) as temporary:
-            temporary.write_bytes(score.inception.tobytes())
+        write_features(self.stored.with_suffix(".safetensors"), score.features)
         write_json(self.stored, {"made_from": self._made_from(), "score": score.to_json()})
 
     def record_failure(self, failure: Failure) -> None:
@@ -149,7 +145,7 @@ class ScoreTask:
         files = (self.path, self.heard.truth)
         digests = [known_sha256(file) if file and file.is_file() else None for file in files]
         spans = [each.model_dump(mode="json", exclude={"video", "truth"}) for each in (self.clip, self.heard)]
-        return combined([PROTOCOL, *spans, *digests, self.cartoon, inception_digest()])
+        return combined([PROTOCOL, *spans, *digests, self.cartoon, given_digests()])
 
 
 def score_tasks(
@@ -176,7 +172,7 @@ def score_tasks(
         try:
             path = video_of(clip)
         except TalkingHeadError as error:
-            stored.with_suffix(".inception").unlink(missing_ok=True)
+            stored.with_suffix(".safetensors").unlink(missing_ok=True)
             write_json(stored, {"made_from": None, "score": Score.failed(clip, str(error)).to_json()})
         else:
             heard = clips[clip.other] if wrong else clip
@@ -197,7 +193,7 @@ def score_clip(clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
         return Score.failed(clip, f"no file {path.name}")
     try:
         is_real = path == clip.video
-        frames = FrameFeatures(clip.frames, cartoon)
+        frames = FeatureTaker(clip.frames, cartoon)
         shown = DrivingVideo(path).frames(clip.start if is_real else 0.0, clip.frames)
         recording = audio.read_recording(heard.video, start=heard.start)
         length = round(clip.seconds * audio.SOUNDTRACK_RATE)
@@ -213,9 +209,7 @@ def score_clip(clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
     if frames.count < (1 - LONGEST_GAP) * clip.frames:
         return Score.failed(clip, f"too short: {frames.count} of {clip.frames} frames")
     compared = {measure.name: measure for measure in measures if measure.name in COMPARED}
-    return Score(
-        clip.id, clip.identity, compared, frames.features(), inception=inception_features(frames.sampled)
-    )
+    return Score(clip.id, clip.identity, compared, None, given_digests(), frames.features())
 
 
 def _subject(clip: Clip, heard: Clip, speech: audio.Wave, cartoon: bool) -> Subject:
@@ -235,43 +229,6 @@ def _is_whole(path: Path, clip: Clip, is_real: bool) -> bool:
     return not (is_real and clip.start) and facts.frame_count == round(
         facts.duration_seconds * FRAMES_PER_SECOND
     )
-
-
-class FrameFeatures:
-    """Features of a few frames, taken while others look at all of them."""
-
-    def __init__(self, frames: int, cartoon: bool) -> None:
-        self.count, self._cartoon = 0, cartoon
-        self._wanted = set(video.evenly_spaced_numbers(frames, SAMPLED_FRAMES))
-        self._found: list[Tensor] = []
-        self.sampled: list[video.Frames] = []
-
-    def watch(self, frames: Iterable[video.Frames]) -> Iterator[video.Frames]:
-        """Hand the frames on."""
-        for pixels in frames:
-            if self.count in self._wanted:
-                self.sampled.append(pixels)
-            if self._cartoon and self.count in self._wanted:
-                frame = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-                self._found.append(presenter_components(to_unit_range(frame)))
-            self.count += 1
-            yield pixels
-
-    def features(self) -> NDArray[np.float64]:
-        """[frames, channels]."""
-        return torch.cat(self._found).double().numpy() if self._found else np.zeros((0, 0))
-
-
-def stored_inception(scores: Path, clip: str) -> NDArray[np.float32]:
-    """Inception's features [frames, 2048] of a scored clip; no rows if it failed or the weights were missing.
-
-    Args:
-        scores: folder of a system's scores.
-        clip: id.
-    """
-    stored = scores / f"{clip}.inception"
-    raw = stored.read_bytes() if stored.is_file() else b""
-    return np.frombuffer(raw, np.float32).reshape(-1, CHANNELS)
 
 
 def presenter_features(frames: Tensor) -> Tensor:

@@ -16,8 +16,6 @@ CONFIDENCE_LEVEL = 0.95
 RESAMPLES = 2000
 FEWEST_IDENTITIES = 10  # below, no interval is given
 FEW_IDENTITIES = 50  # below, the Fréchet distance is visibly biased upwards
-# Of FID's 2048 channels; the authors of FID advise no fewer (github.com/bioinf-jku/TTUR).
-FEW_FRAMES = 10_000
 
 
 @dataclass(frozen=True)

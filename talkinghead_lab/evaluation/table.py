@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,13 +10,11 @@ import numpy as np
 import polars
 
 from talkinghead_lab.errors import InvalidRequest, nearest_name
-from talkinghead_lab.evaluation.distances import inception_distances
-from talkinghead_lab.evaluation.inception_features import FILE, VARIABLE
+from talkinghead_lab.evaluation.distances import set_distances
 from talkinghead_lab.evaluation.scoring import COMPARED, Score
+from talkinghead_lab.evaluation.set_features import DISTANCES, FEATURE_KINDS
 from talkinghead_lab.evaluation.statistics import (
-    FEW_FRAMES,
     FEW_IDENTITIES,
-    FrameSets,
     Interval,
     clip_mean,
     holm,
@@ -27,9 +25,7 @@ from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.measures.measure import KINDS
 
 Rule = Literal["excluded", "worst"]
-# Distances between sets of frames, of features that ship with the package; never to be called FID or KID.
-DISTANCES = ("drawn_fid", "drawn_kid")
-INCEPTION_DISTANCES = ("fid", "kid")
+ALL_KINDS = KINDS | DISTANCES
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 SIGNIFICANT = 0.05
 
@@ -45,7 +41,8 @@ class Row:
         interval: of the mean, or of the distance.
         difference: from the base on the clips that both have; None for distances and the base itself.
         p: of the difference, adjusted for the number of systems (Holm).
-        frames: of the smaller set, for FID and KID.
+        samples: frames or windows in the smaller set, for distances.
+        weights: SHA-256 of the files that users supplied for it, by variable, as the scores have them.
     """
 
     system: str
@@ -57,7 +54,8 @@ class Row:
     interval: Interval
     difference: Interval | None = None
     p: float | None = None
-    frames: int | None = None
+    samples: int | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 def benchmark_table(folder: Path, base: str | None = None) -> list[Row]:
@@ -77,30 +75,39 @@ def benchmark_table(folder: Path, base: str | None = None) -> list[Row]:
     if base not in scores:
         raise InvalidRequest("no such system", received=base, remedy=nearest_name(base, scores))
     rows = [row for name in COMPARED for row in _measure_rows(scores, name, base)]
-    return rows + _inception_rows(folder, scores) + _distance_rows(scores)
+    return rows + _distance_rows(folder, scores)
 
 
-def _inception_rows(folder: Path, scores: Mapping[str, Sequence[Score]]) -> list[Row]:
-    """FID and KID of the systems whose clips have all been scored with Inception's weights."""
+def _distance_rows(folder: Path, scores: Mapping[str, Sequence[Score]]) -> list[Row]:
+    """Each system's distances from the real clips; of the real ones: half of the people from the rest."""
     rows = []
-    for name, made in scores.items():
-        if name == WRONG:  # the same pictures
-            continue
-        folders = [folder / "systems" / one / "scores" for one in (REAL, name)]
-        distances = inception_distances(scores[REAL], folders[0], made, folders[1])
-        if distances is None:
-            continue
-        failed = sum(score.failure is not None for score in made)
-        for measure, value in zip(INCEPTION_DISTANCES, (distances.fid, distances.kid), strict=True):
-            if np.isnan(value.value):  # KID of too few people
+    for kind in FEATURE_KINDS:
+        for name, made in scores.items():
+            if name == WRONG:  # the same pictures
                 continue
+            folders = [folder / "systems" / one / "scores" for one in (REAL, name)]
+            found = set_distances(kind, scores[REAL], folders[0], made, folders[1])
+            if found is None:
+                continue
+            failed = sum(score.failure is not None for score in made)
             counts = (len(made) - failed, failed)
-            rows.append(Row(name, measure, "lower", "excluded", *counts, value, frames=distances.frames))
+            for measure, value in ((kind.frechet, found.frechet), (kind.kernel, found.kernel)):
+                if not np.isnan(value.value):  # the kernel distance of too few people
+                    given = _weights(made, measure)
+                    row = Row(name, measure, "lower", "excluded", *counts, value, samples=found.samples)
+                    rows.append(replace(row, weights=given))
     return rows
 
 
+def _weights(scores: Sequence[Score], measure: str) -> dict[str, str]:
+    """The given files that a measure of these clips was taken with."""
+    variables = [weights.variable for weights in ALL_KINDS[measure].weights]
+    found = {name: digest for score in scores for name, digest in score.weights.items()}
+    return {name: found[name] for name in variables if name in found}
+
+
 def _measure_rows(scores: Mapping[str, Sequence[Score]], measure: str, base: str) -> list[Row]:
-    better = KINDS[measure][1]
+    better = KINDS[measure].better
     values = {name: _values(found, measure) for name, found in scores.items()}
     taken = [value for found in values.values() for value in found.values()]
     worst = (max if better == "lower" else min)(taken, default=None)
@@ -116,6 +123,7 @@ def _measure_rows(scores: Mapping[str, Sequence[Score]], measure: str, base: str
                 continue
             interval = clip_mean(np.array(list(counted.values())), [people[clip] for clip in counted])
             row = Row(name, measure, better, rule, len(counted), len(failed), interval)
+            row = replace(row, weights=_weights(found, measure))
             rows.append(_compared(row, counted, values[base], people) if name != base else row)
     p_values = [row.p for row in rows if row.p is not None]
     adjusted = iter(holm(p_values))
@@ -139,45 +147,6 @@ def _compared(
     return Row(**vars(row) | {"difference": found.interval, "p": found.p})
 
 
-def _distance_rows(scores: Mapping[str, Sequence[Score]]) -> list[Row]:
-    """Each system's distances from the real frames; of the real ones: half of the people from the rest."""
-    real = _features(scores[REAL])
-    if not real:
-        return []
-    rows = []
-    for name, found in scores.items():
-        if name == WRONG:  # the same pictures
-            continue
-        made = _features(found)
-        people = sorted(real)
-        none = np.zeros((0, next(iter(real.values())).shape[1]))
-        if name == REAL:
-            sets = FrameSets(
-                [real[one] if i % 2 else none for i, one in enumerate(people)],
-                [none if i % 2 else real[one] for i, one in enumerate(people)],
-            )
-        else:
-            sets = FrameSets([real[one] for one in people], [made.get(one, none) for one in people])
-        if min(sum(map(len, sets.first)), sum(map(len, sets.second))) < 2:
-            continue
-        failed = sum(score.failure is not None for score in found)
-        clips = len(found) - failed
-        for measure, value in zip(DISTANCES, (sets.frechet_distance(), sets.kernel_distance()), strict=True):
-            if np.isnan(value.value):
-                continue
-            rows.append(Row(name, measure, "lower", "excluded", clips, failed, value))
-    return rows
-
-
-def _features(scores: Sequence[Score]) -> dict[str, np.ndarray]:
-    """Features of sampled frames, by person."""
-    found: dict[str, list[np.ndarray]] = {}
-    for score in scores:
-        if score.features.size:
-            found.setdefault(score.identity, []).append(score.features)
-    return {person: np.concatenate(parts) for person, parts in found.items()}
-
-
 def to_frame(rows: Sequence[Row]) -> polars.DataFrame:
     """A row for each system, measure and rule."""
     return polars.DataFrame(
@@ -185,13 +154,13 @@ def to_frame(rows: Sequence[Row]) -> polars.DataFrame:
             {
                 "system": row.system,
                 "measure": row.measure,
-                "unit": KINDS[row.measure][0] if row.measure in KINDS else "1",
+                "unit": ALL_KINDS[row.measure].unit,
                 "better": row.better,
                 "rule": row.rule,
                 "clips": row.clips,
                 "failed": row.failed,
                 "people": row.interval.identities,
-                "frames": row.frames,
+                "samples": row.samples,
                 "value": row.interval.value,
                 "low": row.interval.low,
                 "high": row.interval.high,
@@ -199,6 +168,7 @@ def to_frame(rows: Sequence[Row]) -> polars.DataFrame:
                 "difference_low": row.difference and row.difference.low,
                 "difference_high": row.difference and row.difference.high,
                 "p_holm": row.p,
+                "weights": " ".join(f"{name}={digest}" for name, digest in row.weights.items()),
             }
             for row in rows
         ],
@@ -270,26 +240,57 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         f"{REAL}: the real videos; their distance is that of one half of the people from the other half. "
         f"{WRONG}: the same, each with the recording of another clip.",
     ]
-    if any(row.measure in DISTANCES for row in rows):
-        notes.append(
-            "drawn_fid, drawn_kid: the formulas of FID and KID on features of the bundled face reader; "
-            "not comparable with figures of other features."
-        )
-        if people < FEW_IDENTITIES:
-            notes.append(f"drawn_fid is biased upwards by fewer than {FEW_IDENTITIES} people; see drawn_kid.")
-    systems = {row.system for row in rows} - {WRONG}
-    if missing := sorted(systems - {row.system for row in rows if row.frames is not None}):
-        notes.append(
-            f"fid, kid: not taken of {', '.join(missing)}: "
-            f"{VARIABLE} must name {FILE} when a system is scored."
-        )
-    frames = [row.frames for row in rows if row.frames is not None]
-    if frames and min(frames) < FEW_FRAMES:
-        notes.append(
-            f"fid is biased upwards by fewer than {FEW_FRAMES} frames, here {min(frames)}, "
-            "and has no interval; see kid, which is not biased."
-        )
+    return notes + _distance_notes(rows, people) + _weights_notes(rows)
+
+
+def _distance_notes(rows: Sequence[Row], people: int) -> list[str]:
+    notes = []
+    for kind in FEATURE_KINDS:
+        samples = [row.samples for row in rows if row.measure == kind.frechet and row.samples is not None]
+        if not samples:
+            continue
+        few = min(samples) < kind.few or (kind.weights is None and people < FEW_IDENTITIES)
+        wanted = f"{kind.few} {kind.sample}" if kind.weights else f"{FEW_IDENTITIES} people"
+        if kind.weights is None:
+            notes.append(f"{kind.frechet}, {kind.kernel}: not comparable with figures of other features.")
+        if few:
+            notes.append(
+                f"{kind.frechet} of {min(samples)} {kind.sample} of {people} people is biased upwards: "
+                f"it needs {wanted}; {kind.kernel} is not biased."
+            )
     return notes
+
+
+def _weights_notes(rows: Sequence[Row]) -> list[str]:
+    """Which weights were given, and what was not taken for want of some."""
+    given: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for found in row.weights.items():
+            given.setdefault(found, []).append(row.measure)
+    notes = [
+        f"{', '.join(dict.fromkeys(measures))}: {variable} {digest}"
+        for (variable, digest), measures in given.items()
+    ]
+    taken = {(row.system, row.measure) for row in rows}
+    systems = list(dict.fromkeys(row.system for row in rows))
+    missing: dict[tuple[str, str], list[str]] = {}
+    # A kernel distance may be lacking for another reason: one person.
+    tells = {kind.kernel: kind.frechet for kind in FEATURE_KINDS}
+    for measure in (*COMPARED, *DISTANCES):
+        without = [
+            name
+            for name in systems
+            if (name, tells.get(measure, measure)) not in taken
+            and not (name == WRONG and measure in DISTANCES)
+        ]
+        needed = ALL_KINDS[measure].weights
+        if without and needed:
+            files = ", ".join(f"{weights.variable} ({weights.file})" for weights in needed)
+            missing.setdefault((", ".join(without), files), []).append(measure)
+    return notes + [
+        f"{', '.join(measures)}: not taken of {without}; needs {files} when a system is scored."
+        for (without, files), measures in missing.items()
+    ]
 
 
 def codec_effect(folder: Path, name: str) -> str:

@@ -227,7 +227,7 @@ def short_name(name: str) -> str:
 
 def unit_of(name: str) -> str:
     """The unit of a measure or field; empty for plain numbers."""
-    unit = KINDS[name][0] if name in KINDS else FIELD_UNITS.get(name, "")
+    unit = KINDS[name].unit if name in KINDS else FIELD_UNITS.get(name, "")
     return "" if unit == "1" else unit
 
 
@@ -255,7 +255,7 @@ def column_title(name: str) -> str:
 
 def measure_title(measure: str) -> str:
     """A measure's name, unit and better direction, capitalised."""
-    direction = DIRECTIONS.get(KINDS[measure][1], "") if measure in KINDS else ""
+    direction = DIRECTIONS.get(KINDS[measure].better, "") if measure in KINDS else ""
     return capitalised(_with_notes(readable_name(measure), unit_of(measure), direction))
 
 

@@ -68,7 +68,7 @@ class RunList:
         keys = {run.folder: _sort_key(run, column) for run in self.runs}
         having = [run for run in self.runs if keys[run.folder] is not None]
         lacking = [run for run in self.runs if keys[run.folder] is None]
-        down = column == "begun" or (column in KINDS and KINDS[column][1] == "higher")
+        down = column == "begun" or (column in KINDS and KINDS[column].better == "higher")
         having.sort(key=lambda run: keys[run.folder], reverse=down != reverse)
         return RunList([*having, *lacking], self.hidden)
 
@@ -188,7 +188,7 @@ def _value(run: PastRun, name: str) -> float | None:
 
 
 def _measure(run: PastRun, name: str) -> str:
-    value, unit = _value(run, name), KINDS[name][0]
+    value, unit = _value(run, name), KINDS[name].unit
     return NONE if value is None else f"{value:.3g}{'' if unit == '1' else f' {unit}'}"
 
 

@@ -193,7 +193,7 @@ def quality_against_time(
     """
     costs = means(table, axes_of_sweep, cost).select(*axes_of_sweep, polars.col("mean").alias("cost"))
     points = _means(table, axes_of_sweep, quality, interval).join(costs, on=axes_of_sweep, nulls_equal=True)
-    front = pareto_front(points, "mean", "cost", KINDS.get(quality, ("", "higher"))[1] != "lower")
+    front = pareto_front(points, "mean", "cost", quality not in KINDS or KINDS[quality].better != "lower")
     groups = axis_values(points, group) if group else [None]
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(7.2, 3.6), layout="constrained")

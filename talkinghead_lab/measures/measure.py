@@ -1,30 +1,50 @@
 """A measure: name, unit and direction, and a value or the reason why there is none."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from talkinghead_lab.measures.given_weights import LANDMARKER, SYNCNET, GivenWeights
 
 Better = Literal["higher", "lower", "neither"]
 
-# Unit and better direction of every measure; the functions that take them name their sources.
-KINDS: dict[str, tuple[str, Better]] = {
-    "lip_correlation": ("1", "higher"),
-    "lip_error": ("opening", "lower"),
-    "mouth_follows_sound": ("1", "higher"),
-    "silent_lip_motion": ("opening", "lower"),
-    "lse_c": ("1", "higher"),
-    "lse_d": ("1", "lower"),
-    "identity": ("1", "higher"),
-    "identity_drift": ("1", "lower"),
-    "seam_jump": ("1", "lower"),
-    "flicker": ("levels", "lower"),
-    "color_drift": ("ΔE", "lower"),
-    "motion": ("levels", "neither"),
-    "sharpness": ("levels²", "higher"),
-    "loudness": ("LUFS", "neither"),
-    "time_to_first_frame": ("s", "lower"),
-    "seconds_per_frame": ("s", "lower"),
-    "peak_host_gib": ("GiB", "lower"),
-    "peak_gpu_gib": ("GiB", "lower"),
+OWN = "our own"
+
+
+class Kind(NamedTuple):
+    """What a measure is.
+
+    Args:
+        unit: `1` for plain ratios.
+        better: which direction is better.
+        source: where it is defined.
+        weights: files that the user supplies, without which it is not taken, or only of cartoon presenters.
+    """
+
+    unit: str
+    better: Better
+    source: str = OWN
+    weights: tuple[GivenWeights, ...] = ()
+
+
+KINDS: dict[str, Kind] = {
+    "lip_correlation": Kind("1", "higher"),
+    "lip_error": Kind("opening", "lower"),
+    "mouth_follows_sound": Kind("1", "higher", "after Chandrasekaran et al. 2009", (LANDMARKER,)),
+    "silent_lip_motion": Kind("opening", "lower", "after THEval, arXiv 2511.04520", (LANDMARKER,)),
+    "lse_c": Kind("1", "higher", "Chung & Zisserman 2016, LSE-C", (SYNCNET, LANDMARKER)),
+    "lse_d": Kind("1", "lower", "Chung & Zisserman 2016, LSE-D", (SYNCNET, LANDMARKER)),
+    "identity": Kind("1", "higher", "CLIP-I of DreamBooth, arXiv 2208.12242"),
+    "identity_drift": Kind("1", "lower"),
+    "seam_jump": Kind("1", "lower"),
+    "flicker": Kind("levels", "lower"),
+    "color_drift": Kind("ΔE", "lower", "CIE 1976 ΔE*ab; Mahy et al. 1994"),
+    "motion": Kind("levels", "neither", "after ITU-T P.910, temporal information"),
+    "sharpness": Kind("levels²", "higher", "Pech-Pacheco et al. 2000"),
+    "loudness": Kind("LUFS", "neither", "ITU-R BS.1770-4"),
+    "time_to_first_frame": Kind("s", "lower"),
+    "seconds_per_frame": Kind("s", "lower"),
+    "peak_host_gib": Kind("GiB", "lower", "operating system"),
+    "peak_gpu_gib": Kind("GiB", "lower", "PyTorch"),
 }
 CORRELATIONS = ("lip_correlation", "mouth_follows_sound")  # between −1 and 1, as their intervals must be
 
@@ -52,4 +72,5 @@ class Measure:
         """Make a measure with the unit and direction of its kind, and either a value or a reason."""
         if (value is None) == (why_not is None):
             raise ValueError(f"{name}: give either a value or the reason why there is none")
-        return cls(name, value, *KINDS[name], why_not)
+        kind = KINDS[name]
+        return cls(name, value, kind.unit, kind.better, why_not)

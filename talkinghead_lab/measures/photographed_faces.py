@@ -1,6 +1,5 @@
 """Faces of photographed people, found by MediaPipe's FaceLandmarker, whose model file the user supplies."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from numpy.typing import NDArray
 
 from talkinghead_lab.errors import CheckpointError, MediaError, MissingExtra
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures.given_weights import LANDMARKER
 from talkinghead_lab.media.video import Frames
 
-VARIABLE = "FACE_LANDMARKER"
 # Of MediaPipe's canonical face mesh; the irises follow after its 468 points.
 MESH_POINTS = 468
 INNER_LIPS = (13, 14)  # middle of the upper and of the lower one
@@ -48,9 +47,7 @@ class FaceTracker:
     def __init__(self, most_frames: int):
         self._most_frames = most_frames
         self._rows: list[NDArray[np.float64] | None] = []
-        self._landmarker = _landmarker(
-            model_file(VARIABLE, "face_landmarker.task of MediaPipe's FaceLandmarker")
-        )
+        self._landmarker = _landmarker(LANDMARKER.path())
 
     def add(self, pixels: Frames) -> None:
         """Add the next frame, uint8 [H, W, 3]."""
@@ -86,22 +83,6 @@ def find_face(pixels: Frames) -> NDArray[np.float64]:
     tracker.add(pixels)
     box: NDArray[np.float64] = tracker.faces().boxes[0]
     return box
-
-
-def model_file(variable: str, kind: str) -> Path:
-    """Find the file that an environment variable names.
-
-    Raises:
-        CheckpointError: it is not set, or names no file.
-    """
-    named = os.environ.get(variable)
-    if not named or not Path(named).is_file():
-        raise CheckpointError(
-            f"the variable {variable} is not set" if not named else f"{variable} names no file",
-            received=named or None,
-            remedy=f"Set it to {kind}.",
-        )
-    return Path(named)
 
 
 def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] | None:

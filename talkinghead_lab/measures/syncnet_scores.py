@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from talkinghead_lab.errors import MediaError, MissingExtra
-from talkinghead_lab.measures.photographed_faces import Faces, model_file
+from talkinghead_lab.measures.given_weights import SYNCNET
+from talkinghead_lab.measures.photographed_faces import Faces
 from talkinghead_lab.media import audio, video
 from talkinghead_lab.media.resampled_track import to_mono
 from talkinghead_lab.models.judges.syncnet import COLUMNS, PICTURE_SIZE, WINDOW, SyncNet
 from talkinghead_lab.weights.formats.containers import read_tensors
 from talkinghead_lab.weights.reading import load_strict
 
-VARIABLE = "SYNCNET_MODEL"
 LARGEST_SHIFT = 15  # video frames, each way
 SMOOTHED_FRAMES = 13
 MARGIN = 0.4  # of half a face on each side, and twice that below
@@ -63,7 +63,7 @@ def sync_scores(path: str | Path, faces: Faces, soundtrack: audio.Wave) -> SyncS
         MissingExtra: python_speech_features is not installed.
         MediaError: the video is shorter than a window of 0.2 s.
     """
-    network = load_syncnet(model_file(VARIABLE, "SyncNet's released syncnet_v2.model"))
+    network = load_syncnet(SYNCNET.path())
     pictures = face_crops(path, faces)
     cepstrum = sound_cepstrum(soundtrack)
     windows = min(len(pictures), (cepstrum.shape[1] + 1) // 4) - WINDOW  # the last column is padded away

@@ -9,20 +9,21 @@ from torch import Generator
 
 from talkinghead_lab.errors import CheckpointError, MediaError
 from talkinghead_lab.measures import photographed_faces
+from talkinghead_lab.measures.given_weights import LANDMARKER
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from tests.measures.videos import grey, shown_to, write
 
 needs_model = pytest.mark.skipif(
-    photographed_faces.VARIABLE not in os.environ,
-    reason=f"{photographed_faces.VARIABLE} names no face landmarker",
+    LANDMARKER.variable not in os.environ,
+    reason=f"{LANDMARKER.variable} names no face landmarker",
 )
 
 
 def test_without_a_model_file_the_variable_is_named(tmp_path, monkeypatch):
-    monkeypatch.delenv(photographed_faces.VARIABLE, raising=False)
+    monkeypatch.delenv(LANDMARKER.variable, raising=False)
     with pytest.raises(CheckpointError, match=r"FACE_LANDMARKER is not set.*face_landmarker.task"):
         photographed_faces.FaceTracker(10)
-    monkeypatch.setenv(photographed_faces.VARIABLE, str(tmp_path / "gone.task"))
+    monkeypatch.setenv(LANDMARKER.variable, str(tmp_path / "gone.task"))
     with pytest.raises(CheckpointError, match=r"names no file.*gone.task"):
         photographed_faces.FaceTracker(10)
 
@@ -31,7 +32,7 @@ def test_a_wrong_model_file_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("mediapipe")
     wrong = tmp_path / "wrong.task"
     wrong.write_bytes(b"no landmarker")
-    monkeypatch.setenv(photographed_faces.VARIABLE, str(wrong))
+    monkeypatch.setenv(LANDMARKER.variable, str(wrong))
     with pytest.raises(CheckpointError, match="not a face landmarker"):
         photographed_faces.FaceTracker(10)
 

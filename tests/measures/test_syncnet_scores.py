@@ -6,9 +6,11 @@ import torch
 
 from talkinghead_lab.errors import CheckpointError, MediaError
 from talkinghead_lab.measures import syncnet_scores
+from talkinghead_lab.measures.given_weights import SYNCNET
 from talkinghead_lab.measures.photographed_faces import Faces
 from talkinghead_lab.media.audio import read_soundtrack
 from talkinghead_lab.models.judges.syncnet import SyncNet
+from tests.measures.given import give
 from tests.measures.videos import grey, write
 
 
@@ -78,7 +80,7 @@ def test_weights_of_another_network_are_refused(weights_file, tmp_path, change, 
 
 
 def test_without_weights_the_variable_is_named(monkeypatch, tmp_path):
-    monkeypatch.delenv(syncnet_scores.VARIABLE, raising=False)
+    monkeypatch.delenv(SYNCNET.variable, raising=False)
     faces = Faces(np.zeros(10), np.tile([10.0, 10, 30, 30], (10, 1)))
     with pytest.raises(CheckpointError, match=r"SYNCNET_MODEL is not set.*syncnet_v2.model"):
         syncnet_scores.sync_scores(tmp_path / "a.mp4", faces, np.zeros((1, 48_000), np.float32))
@@ -103,7 +105,7 @@ def test_a_crop_is_the_square_about_the_face(tmp_path):
 
 def test_a_video_is_scored(weights_file, tmp_path, monkeypatch):
     pytest.importorskip("python_speech_features")
-    monkeypatch.setenv(syncnet_scores.VARIABLE, str(weights_file))
+    give(monkeypatch, SYNCNET, weights_file)
     sound = np.random.default_rng(0).normal(0, 0.1, (1, 20 * 1920)).astype(np.float32)
     path = write(tmp_path / "noise.mp4", grey(np.arange(60, 80)), sound)
     soundtrack = read_soundtrack(path)

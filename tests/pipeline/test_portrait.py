@@ -10,7 +10,7 @@ from PIL import Image
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.paths import local_file
-from talkinghead_lab.measures import photographed_faces
+from talkinghead_lab.measures.given_weights import LANDMARKER
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import portrait
 from talkinghead_lab.pipeline.portrait import frame_picture
@@ -85,7 +85,7 @@ def test_a_photographed_face_is_the_centre_of_the_crop(request_of, monkeypatch):
 
 @pytest.mark.parametrize("picture", [PHOTOGRAPH, "grey.png"])
 def test_without_a_face_the_crop_is_refused(request_of, tmp_path, monkeypatch, picture):
-    monkeypatch.delenv(photographed_faces.VARIABLE, raising=False)
+    monkeypatch.delenv(LANDMARKER.variable, raising=False)
     Image.new("RGB", (300, 200), "grey").save(tmp_path / "grey.png")
     with pytest.raises(
         InvalidRequest, match=r"found no face.*FACE_LANDMARKER.*`crop: center` or `top`"
