@@ -37,6 +37,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("folder", type=Path, help="folder of the benchmark")
     command.add_argument("--base", help="system that others are compared with; unset: the first by name")
     command.set_defaults(run=run_table)
+    command = actions.add_parser("report", help="write the table with pictures and videos as one HTML file")
+    command.add_argument("folder", type=Path, help="folder of the benchmark")
+    command.add_argument(
+        "--base", help="system whose worst and best clips are shown; unset: the first by name"
+    )
+    command.add_argument("--measure", help="by which clips are worst and best; unset: one of lips and sound")
+    command.add_argument("--against", help="measure beside it in the scatter plot; unset: identity")
+    command.set_defaults(run=run_report)
 
 
 def _add_clips(command: argparse.ArgumentParser) -> None:
@@ -134,7 +142,17 @@ def run_score(options: argparse.Namespace) -> int:
 def run_table(options: argparse.Namespace) -> None:
     """Print the table and write its files."""
     from talkinghead_lab.evaluation import table
+    from talkinghead_lab.evaluation.published import published
+    from talkinghead_lab.evaluation.systems import benchmark_name
 
     rows = table.benchmark_table(options.folder, options.base)
-    table.write_table(rows, options.folder)
-    print(table.to_markdown(rows), end="")
+    others = published(benchmark_name(options.folder))
+    table.write_table(rows, options.folder, others)
+    print(table.to_markdown(rows, others), end="")
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Write the report and print its path."""
+    from talkinghead_lab.figures.benchmark_report import write_report
+
+    print(write_report(options.folder, options.base, options.measure, options.against))

@@ -127,7 +127,13 @@ class ScoreTask:
         finally:
             torch.set_num_threads(threads)
         write_features(self.stored.with_suffix(".safetensors"), score.features)
-        write_json(self.stored, {"made_from": self._made_from(), "score": score.to_json()})
+        shown = {
+            "video": str(self.path),
+            "start": self.clip.start if self.path == self.clip.video else 0.0,
+            "frames": self.clip.frames,
+        }
+        content = {"made_from": self._made_from(), "shown": shown, "score": score.to_json()}
+        write_json(self.stored, content)
 
     def record_failure(self, failure: Failure) -> None:
         """End the scoring: what is no fault of the video is no failure of its system.

@@ -10,6 +10,7 @@ FOLDER/table.*
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,40 @@ def stored_scores(folder: Path) -> dict[str, list[Score]]:
         ]
         for name in ordered
     }
+
+
+@dataclass(frozen=True)
+class ShownVideo:
+    """The span of a file that was scored: `frames` pictures, 25 per second, from `start` on, in seconds."""
+
+    video: Path
+    start: float
+    frames: int
+
+
+def shown_video(folder: Path, system: str, clip: str) -> ShownVideo | None:
+    """Which video a system's score of a clip is of; None: it had none, or it is no longer there.
+
+    Args:
+        folder: of the benchmark.
+        system, clip: their names.
+
+    Raises:
+        OutputError: the score is missing or damaged.
+    """
+    shown = read_json(folder / "systems" / system / "scores" / f"{clip}.json").get("shown")
+    if shown is None or not Path(shown["video"]).is_file():
+        return None
+    return ShownVideo(**shown | {"video": Path(shown["video"])})
+
+
+def benchmark_name(folder: Path) -> str:
+    """Name of the manifest that a benchmark's folder belongs to.
+
+    Raises:
+        OutputError: the folder is not one of a benchmark.
+    """
+    return str(read_json(folder / "manifest.json")["name"])
 
 
 def stored_score(folder: Path, clip: str) -> Score:

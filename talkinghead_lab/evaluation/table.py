@@ -11,6 +11,7 @@ import polars
 
 from talkinghead_lab.errors import InvalidRequest, nearest_name
 from talkinghead_lab.evaluation.distances import set_distances
+from talkinghead_lab.evaluation.published import MARK, Published, published_notes
 from talkinghead_lab.evaluation.scoring import COMPARED, Score
 from talkinghead_lab.evaluation.set_features import DISTANCES, FEATURE_KINDS
 from talkinghead_lab.evaluation.statistics import (
@@ -176,30 +177,36 @@ def to_frame(rows: Sequence[Row]) -> polars.DataFrame:
     )
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The table as people read it, with notes below it."""
-    header, body = _cells(rows)
+def to_markdown(rows: Sequence[Row], others: Sequence[Published] = ()) -> str:
+    """The table as people read it, with notes below it.
+
+    Args:
+        rows: of `benchmark_table`.
+        others: published figures of the same dataset, as marked rows at the end.
+    """
+    header, body = table_cells(rows, others)
     lines = [header, ["---"] * len(header), *body]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return table + "\n\n" + "\n".join(_notes(rows)) + "\n"
+    return table + "\n\n" + "\n".join(table_notes(rows, others)) + "\n"
 
 
-def to_latex(rows: Sequence[Row]) -> str:
-    """The table for a paper; needs the package booktabs."""
+def to_latex(rows: Sequence[Row], others: Sequence[Published] = ()) -> str:
+    """The table for a paper; needs the package booktabs. Arguments are those of `to_markdown`."""
     escapes = {"↑": "$\\uparrow$", "↓": "$\\downarrow$", "_": "\\_", "%": "\\%", "−": "$-$"}
-    header, body = _cells(rows)
+    escapes[MARK] = "$\\dagger$"
+    header, body = table_cells(rows, others)
     lines = [
         " & ".join("".join(escapes.get(sign, sign) for sign in cell) for cell in line) + r" \\"
         for line in [header, *body]
     ]
     columns = "l" * len(header)
-    notes = "\n".join(f"% {note}" for note in _notes(rows))
+    notes = "\n".join(f"% {note}" for note in table_notes(rows, others))
     inside = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
     return f"{notes}\n\\begin{{tabular}}{{{columns}}}\n{inside}\n\\end{{tabular}}\n"
 
 
-def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: systems down, measures across."""
+def table_cells(rows: Sequence[Row], others: Sequence[Published] = ()) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: systems down, measures across; published figures last, of measures that rows have."""
     measures = list(dict.fromkeys(row.measure for row in rows))
     better = {row.measure: row.better for row in rows}
     found = {(row.system, row.rule, row.measure): row for row in rows}
@@ -211,6 +218,9 @@ def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         name = system if rule == "excluded" else f"{system}, failures as worst"
         clips = f"{first.clips}" + (f", {first.failed} failed" if first.failed else "")
         body.append([name, clips, *(_cell(row) for row in across)])
+    for other in others:
+        shown = [_number(other.figures[name]) if name in other.figures else "" for name in measures]
+        body.append([f"{other.system} {MARK}", "", *shown])
     return header, body
 
 
@@ -230,6 +240,11 @@ def _number(value: float) -> str:
     size = int(np.floor(np.log10(abs(value)))) if value else 0
     shown = f"{value:.{min(max(2 - size, 0), 4)}f}"
     return (shown if float(shown) else "0.00").replace("-", "−")
+
+
+def table_notes(rows: Sequence[Row], others: Sequence[Published] = ()) -> list[str]:
+    """What the table's rows, marks and intervals are."""
+    return _notes(rows) + published_notes(others)
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
@@ -307,8 +322,13 @@ def codec_effect(folder: Path, name: str) -> str:
     return "\n".join(lines)
 
 
-def write_table(rows: Sequence[Row], folder: Path) -> list[Path]:
+def write_table(rows: Sequence[Row], folder: Path, others: Sequence[Published] = ()) -> list[Path]:
     """Write Markdown, LaTeX, CSV and Parquet; return their paths.
+
+    Args:
+        rows: of `benchmark_table`.
+        folder: for the files.
+        others: published figures, which Markdown and LaTeX show.
 
     Raises:
         OutputError: a file cannot be written.
@@ -316,8 +336,8 @@ def write_table(rows: Sequence[Row], folder: Path) -> list[Path]:
     frame, binary = to_frame(rows), io.BytesIO()
     frame.write_parquet(binary)
     contents = {
-        "table.md": to_markdown(rows).encode(),
-        "table.tex": to_latex(rows).encode(),
+        "table.md": to_markdown(rows, others).encode(),
+        "table.tex": to_latex(rows, others).encode(),
         "table.csv": frame.write_csv().encode(),
         "table.parquet": binary.getvalue(),
     }
