@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 WEIGHT_FOLDERS = ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")
 WEIGHT_FILES = ("transformer", "adapter", "vae", "text_encoder", "image_encoder", "speech_encoder")
 RELEASED_ONLY = ("weights", *WEIGHT_FILES)
+# Fields that name one media file each, or none.
+MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video")
+SEVERAL_PEOPLE = ("second_audio_path", "speaker_boxes", "speaker_masks")  # each tells of more than one
 
 
 def check_agreement(request: "GenerationParams") -> None:
@@ -48,16 +51,20 @@ def _weights(request: "GenerationParams") -> None:
 
 
 def _speakers(request: "GenerationParams") -> None:
-    if request.speaker_boxes and not request.second_audio_path:
-        message = "speaker_boxes requires a second recording: set second_audio_path"
-        raise Contradiction(message, "second_audio_path")
+    if request.speaker_boxes and request.speaker_masks:
+        raise Contradiction(
+            "speaker_boxes and speaker_masks both draw the speakers: use one", "speaker_masks"
+        )
+    boxes = request.speaker_boxes
+    if boxes and request.second_audio_path and len(boxes) != 2:
+        message = f"speaker_boxes needs one box per recording: 2, and has {len(boxes)}"
+        raise Contradiction(message, "speaker_boxes")
 
 
 def _picture(request: "GenerationParams") -> None:
-    if request.lips_only and request.second_audio_path:
-        raise Contradiction(
-            "lips_only follows one face, and second_audio_path is set: leave one out", "lips_only"
-        )
+    if request.lips_only and request.speakers > 1:
+        several = next(name for name in SEVERAL_PEOPLE if getattr(request, name))
+        raise Contradiction(f"lips_only follows one face, and {several} is set: leave one out", "lips_only")
     kept_fields = {"lips_only": request.lips_only, "denoise_strength": request.denoise_strength < 1}
     for name, kept in kept_fields.items():
         if request.continue_video and kept:
@@ -65,8 +72,8 @@ def _picture(request: "GenerationParams") -> None:
             raise Contradiction(message, name)
     if request.pad is not None and request.crop != "none":
         raise Contradiction("pad requires crop none; otherwise the picture fills the frame", "pad")
-    if request.crop == "face" and request.second_audio_path:
-        raise Contradiction("crop face follows one face; for two speakers, choose another crop", "crop")
+    if request.crop == "face" and request.speakers > 1:
+        raise Contradiction("crop face follows one face; for several people, choose another crop", "crop")
 
 
 def _guidance(request: "GenerationParams") -> None:

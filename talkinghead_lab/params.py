@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from talkinghead_lab import defaults, request_text
-from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS, check_agreement
+from talkinghead_lab.agreement import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FOLDERS, check_agreement
 from talkinghead_lab.defaults import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.colors import checked_color
@@ -26,6 +26,7 @@ from talkinghead_lab.foundation.field_types import (
     GuidanceScales,
     Interval,
     Lora,
+    MaskPaths,
     MediaPath,
     Seed,
     Sigmas,
@@ -172,9 +173,15 @@ class GenerationParams(BaseModel):
 
     loras: tuple[Lora, ...] = Field((), max_length=16, description="LoRAs of the transformer, in order")
     second_audio_path: MediaPath | None = Field(None, description="recording of the second speaker")
-    speaker_boxes: Boxes = Field(
+    speaker_boxes: Boxes | None = Field(
         None,
-        description="[left, top, right, bottom] in portrait pixels per speaker; unset: left and right half",
+        description="[left, top, right, bottom] in portrait pixels per speaker; people without a recording "
+        "are silent; unset: left and right half",
+    )
+    speaker_masks: MaskPaths | None = Field(
+        None,
+        description="instead of boxes, pictures of the portrait's size: one per speaker, white where they "
+        "are, or one for all in red, green, blue, …",
     )
     audio_mix: Literal["para", "add"] = Field(
         "para", description="para: both speak at once; add: the second speaker follows the first"
@@ -267,8 +274,15 @@ class GenerationParams(BaseModel):
 
     @property
     def speakers(self) -> int:
-        """Number of speakers, 1 or 2."""
-        return 2 if self.second_audio_path else 1
+        """People whom the audio adapter tells apart: 2 with a second recording, or with silent people."""
+        return 2 if self.second_audio_path or self.speaker_boxes or self.speaker_masks else 1
+
+    @property
+    def media(self) -> dict[str, str]:
+        """Every media file by its field; one of a list, by field and place: `speaker_masks.0`."""
+        named = {name: getattr(self, name) for name in MEDIA_FIELDS}
+        named |= {f"speaker_masks.{number}": path for number, path in enumerate(self.speaker_masks or ())}
+        return {name: path for name, path in named.items() if path is not None}
 
     @property
     def forced_size(self) -> tuple[int, int] | None:

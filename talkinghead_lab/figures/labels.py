@@ -8,7 +8,7 @@ from typing import Any
 import polars
 from pydantic import BaseModel
 
-from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FILES, WEIGHT_FOLDERS
+from talkinghead_lab.agreement import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FILES, WEIGHT_FOLDERS
 from talkinghead_lab.measures.measure import KINDS
 
 # Every field of the request and every measure, as it appears within a sentence.
@@ -54,6 +54,7 @@ NAMES = {
     "loras": "LoRAs",
     "second_audio_path": "second speaker's recording",
     "speaker_boxes": "speaker boxes",
+    "speaker_masks": "speaker masks",
     "audio_mix": "speaker timing",
     "checkpoint": "model",
     "ckpt_dir": "Wan2.1 folder",
@@ -113,6 +114,7 @@ UNSET = {
     "second_audio_path": "none",
     "continue_video": "none",
     "speaker_boxes": "left and right half",
+    "speaker_masks": "none",
     "compile_blocks": "by device and size",
     "vram_budget_gib": "no limit",
     **dict.fromkeys((*WEIGHT_FOLDERS, "weights"), "by environment variable"),
@@ -120,11 +122,8 @@ UNSET = {
 }
 COLUMN_UNITS = {"gib": "GiB", "seconds": "s", "percent": "%"}  # by the end of a column's name
 TEXT_FIELDS = ("prompt", "negative_prompt")  # which may look like a list
-PATH_FIELDS = (
-    *("audio_path", "image_path", "second_audio_path", "continue_video"),
-    *WEIGHT_FOLDERS,
-    *RELEASED_ONLY,
-)
+PATHS = (*MEDIA_FIELDS, *WEIGHT_FOLDERS, *RELEASED_ONLY)  # of one file or folder
+PATH_FIELDS = (*PATHS, "speaker_masks")
 MAX_PATH_PARTS = 64
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
 
@@ -159,7 +158,7 @@ def value_labels(values: Sequence[Any], name: str = "") -> list[str]:
 
 def path_labels(paths: Sequence[str]) -> list[str]:
     """The end of each path, as long as it takes to tell them apart."""
-    return value_labels(paths, PATH_FIELDS[0])
+    return value_labels(paths, PATHS[0])
 
 
 def value_label(value: Any, name: str = "", parts: int = 1) -> str:
@@ -180,7 +179,7 @@ def value_label(value: Any, name: str = "", parts: int = 1) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) == 4 and all(isinstance(number, int) for number in value):
             return "{},{} to {},{}".format(*value)  # a speaker's box
-        words = [value_label(part, parts=parts) for part in value]
+        words = [value_label(part, name if name in PATH_FIELDS else "", parts) for part in value]
         comma = "; " if any(", " in word for word in words) else ", "
         return (" and " if name == "speaker_boxes" else comma).join(words)
     if name in PATH_FIELDS:
@@ -192,7 +191,7 @@ def _structure(value: Any, name: str) -> Any:
     """Plain lists and mappings of a value that a table or a model holds."""
     if isinstance(value, BaseModel):
         return value.model_dump()
-    if isinstance(value, str) and value[:1] in ("[", "{") and name not in (*TEXT_FIELDS, *PATH_FIELDS):
+    if isinstance(value, str) and value[:1] in ("[", "{") and name not in (*TEXT_FIELDS, *PATHS):
         try:
             return json.loads(value)
         except ValueError:
@@ -216,6 +215,9 @@ def _path_label(path: object, parts: int) -> str:
 
 def readable_name(name: str) -> str:
     """The name of a field, a measure or an axis, as it appears within a sentence."""
+    field, _, place = name.partition(".")
+    if place.isdecimal():  # of a file in a list
+        return f"{readable_name(field)}, number {int(place) + 1}"
     return NAMES.get(name, name.replace("_", " "))
 
 

@@ -109,7 +109,7 @@ def portrait_and_waveform(params: GenerationParams) -> NotebookFigure:
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(10, 2.9), layout="constrained")
         columns = figure.add_gridspec(1, 3, width_ratios=(1, 1, 2.6))
-        _draw_picture(figure.add_subplot(columns[0]), picture, params.speaker_boxes)
+        _draw_picture(figure.add_subplot(columns[0]), picture, params.speaker_boxes or ())
         _draw_frame(figure.add_subplot(columns[1]), picture)
         rows = columns[2].subgridspec(len(voices), 1)
         first = None
@@ -181,16 +181,23 @@ def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
     return list(audio.mix_speakers(first, second, params.audio_mix))
 
 
-def _draw_picture(axes: Axes, picture: FramedPicture, boxes: tuple[Box, Box] | None) -> None:
-    """Draw the whole picture, the part of it that the frame shows, and the speakers' boxes."""
+def region_colors(count: int) -> tuple[str, ...]:
+    """The colours of the speakers' regions; those after the first two belong to silent people."""
+    return (SPEAKER_COLORS + SPEAKER_COLORS[1:] * count)[:count]
+
+
+def _draw_picture(axes: Axes, picture: FramedPicture, boxes: Sequence[Box]) -> None:
+    """Draw the whole picture, the part of it that the frame shows, and the speakers' boxes or masks."""
     width, height = picture.reference.size
     axes.imshow(picture.reference.frame_at(0.0))
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    marked = [(picture.placement.kept, CROP_COLOR), *zip(boxes or (), SPEAKER_COLORS, strict=False)]
+    marked = [(picture.placement.kept, CROP_COLOR), *zip(boxes, region_colors(len(boxes)), strict=True)]
     for (left, top, right, bottom), color in marked:
         corner = left - 0.5, top - 0.5
         axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=color, lw=2))
-    axes.set_title("Picture and speakers" if boxes else "Picture")
+    for mask, color in zip(picture.masks, region_colors(len(picture.masks)), strict=True):
+        axes.contour(mask, levels=[0.5], colors=[color], linewidths=2)
+    axes.set_title("Picture and speakers" if len(boxes) or picture.masks else "Picture")
     _without_ticks(axes, (width, height))
 
 

@@ -26,8 +26,8 @@ def _fills_its_latent_frames(value: int) -> int:
     return value
 
 
-def _enclose_something(boxes: "tuple[Box, Box] | None") -> "tuple[Box, Box] | None":
-    for left, top, right, bottom in boxes or ():
+def _enclose_something(boxes: "tuple[Box, ...]") -> "tuple[Box, ...]":
+    for left, top, right, bottom in boxes:
         if not (0 <= left < right and 0 <= top < bottom):
             raise ValueError("must be [left, top, right, bottom], 0 <= left < right and 0 <= top < bottom")
     return boxes
@@ -50,7 +50,11 @@ WeightPath = MediaPath | None
 FrameSize = Annotated[str, AfterValidator(_auto_or_whole_tokens)]
 WholeChunk = Annotated[int, AfterValidator(_fills_its_latent_frames)]
 Box = tuple[int, int, int, int]
-Boxes = Annotated[tuple[Box, Box] | None, AfterValidator(_enclose_something)]
+MOST_REGIONS = 6  # as many as there are colours for masks
+Boxes = Annotated[
+    tuple[Box, ...], Field(min_length=1, max_length=MOST_REGIONS), AfterValidator(_enclose_something)
+]
+MaskPaths = Annotated[tuple[MediaPath, ...], Field(min_length=1, max_length=MOST_REGIONS)]
 Interval = Annotated[tuple[float, float], AfterValidator(_in_order)]
 GuidanceScale = Annotated[float, Field(ge=0, le=30)]
 # A scale, or its schedule over the steps.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from talkinghead_lab.media.audio import read_recording
 from talkinghead_lab.media.image import MAX_PIXELS
+from talkinghead_lab.media.mask_files import read_masks
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.media.sound_track import MAX_SECONDS
 
@@ -31,10 +32,13 @@ def check_media(files: Mapping[str, Path], limits: MediaLimits) -> None:
 
     Raises:
         MediaTooLarge: a picture or a recording exceeds a limit.
-        MediaError: a file cannot be used.
+        MediaError, InvalidRequest: a file cannot be used.
     """
+    masks = [path for field, path in files.items() if field.startswith("speaker_masks.")]
+    if masks:
+        read_masks(masks, limits.pixels)
     for field, path in files.items():
         if field.endswith("audio_path"):
             read_recording(path, max_seconds=limits.seconds)
-        else:
+        elif path not in masks:
             open_reference(path, max_pixels=limits.pixels)

@@ -14,6 +14,7 @@ from talkinghead_lab.media import audio
 from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
 from talkinghead_lab.media.frame_size import CENTER, Framing, Size, fit, nearest_size
 from talkinghead_lab.media.isolated import Call, call_here
+from talkinghead_lab.media.mask_files import Mask, check_masks, read_masks
 from talkinghead_lab.media.reference import DrivingVideo, Portrait, ReferenceMedia, open_reference
 
 
@@ -87,10 +88,11 @@ class Inputs:
         frame_size: (W, H) of the frames.
         voices: a 16 kHz mono wave per speaker, equally long.
         soundtrack: of the video, [1 or 2 channels, samples] at 48 kHz.
-        sha256: digests of the files: the picture's, each recording's, that of the video that is continued.
+        sha256: digests of the files, in the order of `GenerationParams.media`.
         warnings: what the user should know about the media before anything is generated.
         framing: how the picture is brought into the frame.
         continued: the last frames of the video that the run goes on from, uint8 [motion_frame, 3, H, W].
+        masks: where the speakers are in the picture, if that is drawn.
     """
 
     reference: ReferenceMedia
@@ -101,6 +103,7 @@ class Inputs:
     warnings: tuple[str, ...] = ()
     framing: Framing = CENTER
     continued: Tensor | None = None
+    masks: tuple[Mask, ...] = ()
 
     @classmethod
     def read(
@@ -113,6 +116,7 @@ class Inputs:
         audio_track: int | None = None,
         audio_start: float = 0.0,
         background: str = "white",
+        masks: Sequence[Snapshot] = (),
         *,
         call: Call = call_here,
         limits: MediaLimits = NO_FURTHER_LIMITS,
@@ -128,15 +132,17 @@ class Inputs:
             audio_track: sound track of the first recording, from 1; None: the default one.
             audio_start: seconds to skip in the first recording.
             background: colour behind transparent pixels of the picture.
+            masks: copies of the pictures that show where the speakers are.
             call: where files are decoded.
             limits: what the files may hold.
 
         Raises:
             MediaTooLarge: a file exceeds a limit.
             MediaError: a file cannot be used.
+            InvalidRequest: the masks do not go with the picture or the number of recordings.
         """
         with ExitStack() as names:
-            for copy in (picture, *recordings):
+            for copy in (picture, *recordings, *masks):
                 names.enter_context(copy.named_as_original())
             reference = open_copy(picture, background, call, limits)
             parts = [(audio_track, audio_start), (None, 0.0)]
@@ -144,15 +150,16 @@ class Inputs:
                 call(audio.read_recording, copy.path, *part, limits.seconds)
                 for copy, part in zip(recordings, parts, strict=False)
             ]
+            drawn = call(read_masks, [mask.path for mask in masks], limits.pixels) if masks else ()
+            check_masks(drawn, reference.size, len(recordings))
         size = frame_size or nearest_size(*reference.size, resolution)
         voices: tuple[audio.Wave, ...] = (first.speech,)
         soundtrack = first.soundtrack
         for second in others:
             voices = audio.mix_speakers(first.speech, second.speech, mix)
             soundtrack = audio.mix_soundtracks(first.soundtrack, second.soundtrack, mix)
-        digests = tuple(copy.sha256 for copy in (picture, *recordings))
         warnings = reference.warnings if isinstance(reference, Portrait) else ()
-        return cls(reference, size, voices, soundtrack, digests, warnings)
+        return cls(reference, size, voices, soundtrack, warnings=warnings, masks=drawn)
 
     @property
     def seconds(self) -> float:

@@ -257,9 +257,9 @@ class ChunkGenerator:
     def _speaker_regions(self) -> Tensor | None:
         if len(self.conditions.audio) == 1:
             return None
-        boxes = self.resolved.request.speaker_boxes
+        regions = self.conditions.masks or self.resolved.request.speaker_boxes
         size, frame = self.conditions.reference.size, self.conditions.frame_size
-        masks = speaker_masks(size, boxes, frame, self.resolved.framing)
+        masks = speaker_masks(size, regions, frame, self.resolved.framing)
         return speaker_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
 
     def _encode_picture(self, pixels: Tensor, frames: int) -> EncodedPicture:

@@ -14,6 +14,7 @@ from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.devices import empty_cache
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.inputs import Inputs
+from talkinghead_lab.media.mask_files import Mask
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import ReferenceMedia
 from talkinghead_lab.models.dit.model import DiT
@@ -46,6 +47,7 @@ class Conditions:
         frame_size: (W, H).
         continued: overlap frames of the first chunk, [3, motion_frame, H, W] in [−1, 1], from the end of an
             earlier video.
+        masks: where the speakers are in the picture, if that is drawn.
     """
 
     prompt: Tensor
@@ -54,6 +56,7 @@ class Conditions:
     reference: ReferenceMedia
     frame_size: tuple[int, int]
     continued: Tensor | None = None
+    masks: tuple[Mask, ...] = ()
 
 
 @dataclass
@@ -234,7 +237,15 @@ class Pipeline:
         prompt, negative = (text.to(self.device) for text in group.broadcast_rows(texts))
         voices = group.broadcast_rows(voices)
         continued = None if inputs.continued is None else to_unit_range(inputs.continued).transpose(0, 1)
-        return Conditions(prompt, negative, tuple(voices), inputs.reference, inputs.frame_size, continued)
+        return Conditions(
+            prompt,
+            negative,
+            tuple(voices),
+            inputs.reference,
+            inputs.frame_size,
+            continued,
+            inputs.masks,
+        )
 
     def _encode_prompts(
         self, request: GenerationParams, plan: Requirements, stage: Stage, cache: EncodingStore

@@ -11,6 +11,7 @@ from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.measures.photographed_faces import find_face
 from talkinghead_lab.media.frame_size import Framing, Placement, Size, fit, nearest_size, place
+from talkinghead_lab.media.mask_files import Mask, check_masks, read_masks
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import Portrait, ReferenceMedia, open_reference
 from talkinghead_lab.media.speaker_masks import speaker_masks
@@ -19,6 +20,11 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.lips_only import find_lower_faces
 
 SEARCH_STEP = 1 / 16  # of the window; the reader knows presenters that far from their place
+ONE_SPEAKER = (
+    "The bundled model was trained with one speaker: it does not tell two people apart. Expect mouths that "
+    "follow neither their own recording nor silence. For several people, use the released weights "
+    "(checkpoint: released)."
+)
 SEARCH_SIDE = 160  # pixels of a window; the reader takes 128
 
 
@@ -31,12 +37,14 @@ class FramedPicture:
         frame_size: (W, H).
         framing: the part that is kept.
         warnings: what the user should know about the picture.
+        masks: where the speakers are in the picture, if that is drawn.
     """
 
     reference: ReferenceMedia
     frame_size: Size
     framing: Framing
     warnings: tuple[str, ...] = ()
+    masks: tuple[Mask, ...] = ()
 
     @property
     def placement(self) -> Placement:
@@ -44,25 +52,36 @@ class FramedPicture:
         return place(self.reference.size, self.frame_size, self.framing)
 
 
-def frame_picture(request: GenerationParams, reference: ReferenceMedia | None = None) -> FramedPicture:
-    """Bring a request's picture into its frame; `reference` is the picture, if it is open already.
+def frame_picture(
+    request: GenerationParams, reference: ReferenceMedia | None = None, masks: tuple[Mask, ...] = ()
+) -> FramedPicture:
+    """Bring a request's picture into its frame.
+
+    Args:
+        request: names the picture, and what shows its speakers.
+        reference: the picture, if it is open already; with it, `masks` are those of its speakers.
+        masks: see `reference`.
 
     Raises:
         MediaError: the picture cannot be read.
-        InvalidRequest: no face is found where one is needed, the picture does not fill the frame, or a
-            speaker's box cannot be used with it.
+        InvalidRequest: no face is found where one is needed, the picture does not fill the frame, or
+            speaker boxes or masks cannot be used with it.
     """
-    reference = reference or open_reference(local_file(request.image_path), request.background)
+    if reference is None:
+        reference = open_reference(local_file(request.image_path), request.background)
+        masks = read_masks([local_file(path) for path in request.speaker_masks or ()])
+        check_masks(masks, reference.size, 2 if request.second_audio_path else 1)
     size = request.forced_size or nearest_size(*reference.size, request.resolution)
     first = reference.frame_at(0.0)
     framing = framing_of(request, first)
     place(reference.size, size, framing)
     if request.speakers > 1:
-        speaker_masks(reference.size, request.speaker_boxes, size, framing)
+        speaker_masks(reference.size, masks or request.speaker_boxes, size, framing)
     if request.lips_only and not isinstance(reference, Portrait):  # whose refusal names the picture
         find_lower_faces(fit(first, *size, framing)[None])
     warnings = picture_warnings(request, fit(first, *size, framing))
-    return FramedPicture(reference, size, framing, warnings + _box_warnings(request, reference.size))
+    warnings += _box_warnings(request, reference.size)
+    return FramedPicture(reference, size, framing, warnings, masks)
 
 
 def framing_of(request: GenerationParams, picture: Image.Image) -> Framing:
@@ -82,8 +101,10 @@ def _box_warnings(request: GenerationParams, size: Size) -> tuple[str, ...]:
 
 def picture_warnings(request: GenerationParams, frame: Tensor) -> tuple[str, ...]:
     """Warn of a frame, uint8 [3, H, W], of a kind that the bundled model has never seen."""
-    if request.checkpoint != "embedded" or request.speakers > 1:
+    if request.checkpoint != "embedded":
         return ()
+    if request.speakers > 1:
+        return (ONE_SPEAKER,)
     difference = presenter_difference(to_unit_range(frame)[None]).item()
     if difference <= LARGEST_DIFFERENCE:
         return ()

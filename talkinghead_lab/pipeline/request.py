@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
@@ -221,30 +222,37 @@ def read_inputs(
     Raises:
         MediaError: a file is missing or cannot be used.
         OutputError: there is no space for a copy.
-        InvalidRequest: the request's crop, padding or speaker boxes cannot be used with this picture, or
-            `continue_video` is too short.
+        InvalidRequest: the request's crop, padding, speaker boxes or masks cannot be used with this picture,
+            or `continue_video` is too short.
     """
-    recordings = {name: getattr(request, name) for name in ("audio_path", "second_audio_path")}
+    copies = {field: copy(field, path) for field, path in request.media.items()}
     inputs = Inputs.read(
-        copy("image_path", request.image_path),
-        [copy(field, path) for field, path in recordings.items() if path is not None],
+        copies["image_path"],
+        [copies[field] for field in ("audio_path", "second_audio_path") if field in copies],
         request.audio_mix,
         request.resolution,
         request.forced_size,
         request.audio_track,
         request.audio_start,
         request.background,
+        [file for field, file in copies.items() if field.startswith("speaker_masks.")],
         call=call,
         limits=limits,
     )
-    picture = frame_picture(request, inputs.reference)
-    inputs = replace(inputs, framing=picture.framing, warnings=inputs.warnings + picture.warnings)
+    picture = frame_picture(request, inputs.reference, inputs.masks)
+    # Whoever has no recording hears digital silence, as in the released pipeline.
+    silent = [np.zeros_like(inputs.voices[0])] * (request.speakers - len(inputs.voices))
+    inputs = replace(
+        inputs,
+        voices=(*inputs.voices, *silent),
+        sha256=tuple(file.sha256 for file in copies.values()),
+        framing=picture.framing,
+        warnings=inputs.warnings + picture.warnings,
+    )
     if request.continue_video is None:
         return inputs
-    earlier = copy("continue_video", request.continue_video)
-    video = open_copy(earlier, request.background, call, limits)
-    continued = last_frames(request, video, inputs.frame_size)
-    return replace(inputs, sha256=(*inputs.sha256, earlier.sha256), continued=continued)
+    video = open_copy(copies["continue_video"], request.background, call, limits)
+    return replace(inputs, continued=last_frames(request, video, inputs.frame_size))
 
 
 def load_settings(request: GenerationParams) -> LoadSettings:

@@ -5,7 +5,6 @@ from typing import Any
 
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.history import PastRun
-from talkinghead_lab.runs.origin import MEDIA_FIELDS
 
 TOTAL_SECONDS = "seconds"  # of generating a video; the other figures of a run are measures
 TIMES = ("time_to_first_frame", "seconds_per_frame", TOTAL_SECONDS)
@@ -81,14 +80,15 @@ def changed_contents(runs: Sequence[PastRun]) -> dict[str, list[str]]:
     """Digests of files that differ although the requests name the same files, for each of the runs.
 
     Returns:
-        By field of the request for media and LoRAs, and under `checkpoint` for weights; `unknown` for a file
-        that a run did not read.
+        By field of the request for media (as in `GenerationParams.media`) and LoRAs, and under `checkpoint`
+        for weights; `unknown` for a file that a run did not read.
     """
     same = set(GenerationParams.model_fields) - set(differing_fields(runs))
+    media = dict.fromkeys(name for run in runs for name in run.params.media)
     found = {
         name: [str(run.record["inputs"].get(name, "unknown")) for run in runs]
-        for name in MEDIA_FIELDS
-        if name in same
+        for name in media
+        if name.partition(".")[0] in same
     }
     if "loras" in same:
         found["loras"] = [", ".join(str(lora.get("sha256")) for lora in run.record["loras"]) for run in runs]

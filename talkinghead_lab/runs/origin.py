@@ -18,7 +18,6 @@ from talkinghead_lab.pipeline.request import checkpoint_files
 from talkinghead_lab.weights.digests import weight_states
 from talkinghead_lab.weights.load_settings import LoadSettings
 
-MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video")
 SECONDS_WITHOUT_BAR = 2
 
 
@@ -29,7 +28,7 @@ class InputDigests:
     Args:
         weights: by place in the checkpoint.
         loras: path, scale and digest of each, in the order in which they are merged.
-        media: by the request's field.
+        media: by the request's field, as `GenerationParams.media` names them.
     """
 
     weights: dict[str, str]
@@ -64,12 +63,10 @@ class InputDigests:
             weights = dict(networks.weights)
             loras = [lora.state or FileState.of(lora.path) for lora in networks.loras]
         sha256 = _hashed([*weights.values(), *loras], show_progress)
-        named = {field: getattr(request, field) for field in MEDIA_FIELDS}
-        paths = {field: value for field, value in named.items() if value is not None}
         if inputs is None:
-            media = {field: known_sha256(local_file(value)) for field, value in paths.items()}
+            media = {field: known_sha256(local_file(path)) for field, path in request.media.items()}
         else:
-            media = dict(zip(paths, inputs.sha256, strict=True))
+            media = dict(zip(request.media, inputs.sha256, strict=True))
         return cls(
             {name: sha256[state] for name, state in weights.items()},
             [

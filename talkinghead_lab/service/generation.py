@@ -17,7 +17,7 @@ from talkinghead_lab.media.acceptance import MediaLimits, check_media
 from talkinghead_lab.media.isolated import IsolatedCall
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.jobs import INPUTS
-from talkinghead_lab.service.inputs import MEDIA_FIELDS, copy_allowed
+from talkinghead_lab.service.inputs import copy_allowed
 from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.problems import without_paths
 from talkinghead_lab.service.retention import FINISHED, OutputFolder
@@ -58,10 +58,8 @@ class Generator:
             Problem, MediaError, OutputError: a file cannot be used or copied.
         """
         with self._copies(job_id) as copy:
-            named = {name: getattr(params, name) for name in MEDIA_FIELDS}
-            copies = {name: copy(name, path) for name, path in named.items() if path is not None}
-            files = {name: file.path for name, file in copies.items()}
-            self._call(check_media, files, self._limits)
+            copies = {name: copy(name, path) for name, path in params.media.items()}
+            self._call(check_media, {name: file.path for name, file in copies.items()}, self._limits)
             del copies
 
     def plan(self, job_id: str, params: GenerationParams) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from talkinghead_lab.agreement import MEDIA_FIELDS
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, local_file
 from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot, open_beneath
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.settings import ServiceSettings
 
-MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video")
+MASKS = "speaker_masks"  # a list of files
 UNUSABLE_PATH = (OSError, ValueError, RuntimeError)  # a name too long, a null byte, a loop of links
 SUFFIX = re.compile(r"\.\w{1,10}", re.ASCII)
 
@@ -35,6 +36,8 @@ def in_allowed_folders(settings: ServiceSettings, fields: dict[str, Any]) -> dic
     for name in MEDIA_FIELDS:
         if isinstance(value := fields.get(name), str):
             located[name] = in_shared(settings, value)
+    if isinstance(masks := fields.get(MASKS), list):
+        located[MASKS] = [in_shared(settings, path) if isinstance(path, str) else path for path in masks]
     loras = fields.get("loras")
     for lora in loras if isinstance(loras, list) else ():
         path = lora.get("path") if isinstance(lora, dict) else None

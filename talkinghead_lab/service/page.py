@@ -9,11 +9,11 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
+from talkinghead_lab.agreement import MEDIA_FIELDS
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX
 from talkinghead_lab.foundation.presets import presets as known_presets
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.service.inputs import MEDIA_FIELDS
 from talkinghead_lab.service.session import COOKIE, session_value
 from talkinghead_lab.service.settings import ServiceSettings
 from talkinghead_lab.service.submissions import FIELDS

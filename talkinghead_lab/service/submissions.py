@@ -13,16 +13,20 @@ from weakref import WeakValueDictionary
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
+from talkinghead_lab.agreement import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.foundation.digests import sha256_of_file
+from talkinghead_lab.foundation.field_types import MOST_REGIONS
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.service.inputs import MEDIA_FIELDS, SUFFIX
+from talkinghead_lab.service.inputs import MASKS, SUFFIX
 from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.problems import Problem
 
 # The service is started with its weights and its device; a client does not choose them.
 SERVICE_FIELDS = frozenset({"checkpoint", "device", *WEIGHT_FOLDERS, *RELEASED_ONLY})
 FIELDS = tuple(name for name in GenerationParams.model_fields if name not in SERVICE_FIELDS)
+# In a form, the text of these is JSON; an example of each.
+LISTS = {"loras": '[{"path": "mine.safetensors"}]', MASKS: '["left.png", "right.png"]'}
+UPLOADS = (*MEDIA_FIELDS, MASKS)
 EMPTY_IS_A_VALUE = ("prompt", "negative_prompt")
 CALLBACK = "callback_url"
 FORM = "multipart/form-data"
@@ -106,8 +110,9 @@ async def read_submission(request: Request, uploads: Path) -> Submission:
     if not isinstance(callback, str | None):
         raise Problem(422, f"`{CALLBACK}`: text is needed.")
     fields = {name: value for name, value in given.items() if not _is_unset(name, value)}
-    if isinstance(loras := fields.get("loras"), str):
-        fields["loras"] = _parsed(loras)
+    for name in LISTS:
+        if isinstance(text := fields.get(name), str):
+            fields[name] = _parsed(name, text)
     if refused := SERVICE_FIELDS & fields.keys():
         raise Problem(422, f"`{min(refused)}` is set by the service.")
     # Uploads have a folder of their own in each request; their content was hashed.
@@ -128,20 +133,23 @@ def _read_json(body: bytes) -> dict[str, Any]:
 
 async def _read_form(request: Request, uploads: Path, digest: "hashlib._Hash") -> dict[str, Any]:
     given: dict[str, Any] = {}
-    async with request.form(max_files=len(MEDIA_FIELDS), max_fields=MAX_PARTS) as form:
+    async with request.form(max_files=len(MEDIA_FIELDS) + MOST_REGIONS, max_fields=MAX_PARTS) as form:
         for name, part in form.multi_items():
-            if name in given:
+            earlier = given.get(name)
+            is_next_mask = name == MASKS and isinstance(earlier, list) and isinstance(part, UploadFile)
+            if earlier is not None and not is_next_mask:
                 raise Problem(422, f"`{name[:40]}` is given twice.")
             if not isinstance(part, UploadFile):
                 given[name] = part
                 continue
-            if name not in MEDIA_FIELDS:
-                raise Problem(422, f"`{name[:40]}` cannot be a file; files: {', '.join(MEDIA_FIELDS)}.")
+            if name not in UPLOADS:
+                raise Problem(422, f"`{name[:40]}` cannot be a file; files: {', '.join(UPLOADS)}.")
             suffix = Path(part.filename or "").suffix
-            target = uploads / (name + (suffix if SUFFIX.fullmatch(suffix) else ""))
+            stem = f"{name}.{len(earlier or ())}" if name == MASKS else name
+            target = uploads / (stem + (suffix if SUFFIX.fullmatch(suffix) else ""))
             await asyncio.to_thread(_store, part, target)
             digest.update(f"{name} {await asyncio.to_thread(sha256_of_file, target)}".encode())
-            given[name] = str(target)
+            given[name] = [*(earlier or ()), str(target)] if name == MASKS else str(target)
     return given
 
 
@@ -151,12 +159,12 @@ def _store(part: UploadFile, target: Path) -> None:
         shutil.copyfileobj(part.file, file)
 
 
-def _parsed(loras: str) -> Any:
-    """The list of LoRAs in a form."""
+def _parsed(name: str, text: str) -> Any:
+    """A list in a form."""
     try:
-        return json.loads(loras)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        raise Problem(422, '`loras`: JSON is needed, such as [{"path": "mine.safetensors"}].') from None
+        raise Problem(422, f"`{name}`: JSON is needed, such as {LISTS[name]}.") from None
 
 
 def _is_unset(name: str, value: Any) -> bool:
@@ -166,6 +174,8 @@ def _is_unset(name: str, value: Any) -> bool:
 
 
 def _is_below(folder: Path, value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_is_below(folder, each) for each in value)
     return isinstance(value, str) and value.startswith(f"{folder}/")
 
 
@@ -189,9 +199,12 @@ def component_schemas() -> dict[str, Any]:
     }
     as_json[CALLBACK] = {"type": "string", "description": "URL to call when the job has ended"}
     meanings = {name: field.get("description", "") for name, field in as_json.items()}
-    as_form = {name: {"type": "string", "description": meaning} for name, meaning in meanings.items()}
+    as_form: dict[str, dict[str, Any]] = {
+        name: {"type": "string", "description": meaning} for name, meaning in meanings.items()
+    }
     for name in MEDIA_FIELDS:
         as_form[name]["format"] = "binary"
+    as_form[MASKS] |= {"type": "array", "items": {"type": "string", "format": "binary"}}
     named: dict[str, Any] = schema.get("$defs", {})
     return named | {"JobRequest": _object(as_json), "JobUpload": _object(as_form)}
 

@@ -18,7 +18,7 @@ from talkinghead_lab.widgets.media_picker import MediaPicker
 GROUPS = {
     "Inputs": (
         "image_path", "crop", "pad", "audio_path", "audio_track", "audio_start", "prompt",
-        "second_audio_path", "audio_mix", "speaker_boxes", "background",
+        "second_audio_path", "audio_mix", "speaker_boxes", "speaker_masks", "background",
         "continue_video",
     ),
     "Guidance": (
@@ -48,7 +48,6 @@ SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     "pad": ("crop", ("none",)),
     "color_correction_strength": ("use_color_correction", ()),
     "audio_mix": ("second_audio_path", ()),
-    "speaker_boxes": ("second_audio_path", ()),
     **dict.fromkeys((*WEIGHT_FOLDERS, *RELEASED_ONLY), ("checkpoint", ("released",))),
 }
 LATENT_ALIGNED = ("chunk_frames", "motion_frame")  # 4n + 1
@@ -280,6 +279,7 @@ def _placeholder(name: str) -> str:
     return {
         "loras": "one path per line, optionally followed by a scale, or by scales of the steps: 1,0.5",
         "speaker_boxes": "[[30, 30, 130, 150], [190, 20, 290, 150]]",
+        "speaker_masks": '["left.png", "right.png"]',
         "guidance_interval": "[0, 0.5]",
         "sigmas": "[1.0, 0.9, 0.7, 0.4]",
     }.get(name, "")

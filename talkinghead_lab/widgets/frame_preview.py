@@ -1,13 +1,15 @@
 """Shows what the frame will show of a picture, before anything is generated."""
 
 import html
+from collections.abc import Sequence
 
 import ipywidgets as widgets
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
-from talkinghead_lab.figures.runs import CROP_COLOR, SPEAKER_COLORS
+from talkinghead_lab.figures.runs import CROP_COLOR, region_colors
 from talkinghead_lab.media.frame_size import Box, fit_image
+from talkinghead_lab.media.mask_files import Mask
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import FramedPicture, frame_picture
 from talkinghead_lab.widgets.media_picker import jpeg_url
@@ -15,9 +17,10 @@ from talkinghead_lab.widgets.media_picker import jpeg_url
 # Fields of the request that decide what the frame shows, or whether the model knows it.
 FIELDS = (
     *("image_path", "crop", "pad", "frame_size", "resolution", "checkpoint"),
-    *("background", "second_audio_path", "speaker_boxes"),
+    *("background", "second_audio_path", "speaker_boxes", "speaker_masks"),
 )
 DRAWN_SIZE = (320, 320)  # pixels
+OUTLINE = 5  # pixels across, of the filter that leaves the outline of a mask
 DIMMED = 0.45  # brightness of what is cropped away
 
 
@@ -42,7 +45,7 @@ class FramePreview(widgets.HTML):  # type: ignore[misc]  # ipywidgets is untyped
         self._shown, self.warnings, self.error = wanted, (), None
         try:
             picture = frame_picture(params)
-            self.value, self.warnings = preview_html(picture, params.speaker_boxes), picture.warnings
+            self.value, self.warnings = preview_html(picture, params.speaker_boxes or ()), picture.warnings
         except TalkingHeadError as error:
             self.value, self.error = "", error
 
@@ -54,11 +57,12 @@ class FramePreview(widgets.HTML):  # type: ignore[misc]  # ipywidgets is untyped
         return (self.error.field if isinstance(self.error, InvalidRequest) else None) or "image_path"
 
 
-def preview_html(picture: FramedPicture, boxes: tuple[Box, Box] | None) -> str:
+def preview_html(picture: FramedPicture, boxes: Sequence[Box]) -> str:
     """Two pictures with captions."""
     first = picture.reference.frame_at(0.0)
+    marked = marked_picture(first, picture.placement.kept, boxes, picture.masks)
     shown = {
-        "kept of {} × {}".format(*first.size): marked_picture(first, picture.placement.kept, boxes),
+        "kept of {} × {}".format(*first.size): marked,
         "frame of {} × {}".format(*picture.frame_size): fit_image(first, picture.frame_size, picture.framing),
     }
     return "".join(
@@ -68,8 +72,10 @@ def preview_html(picture: FramedPicture, boxes: tuple[Box, Box] | None) -> str:
     )
 
 
-def marked_picture(picture: Image.Image, kept: Box, boxes: tuple[Box, Box] | None) -> Image.Image:
-    """A small picture in which the kept part is outlined and the rest is dark; with the speakers' boxes."""
+def marked_picture(
+    picture: Image.Image, kept: Box, boxes: Sequence[Box], masks: Sequence[Mask] = ()
+) -> Image.Image:
+    """A small picture in which the kept part and the speakers are outlined, and the rest is dark."""
     small = picture.copy()
     small.thumbnail(DRAWN_SIZE)
     scale = small.width / picture.width, small.height / picture.height
@@ -77,7 +83,10 @@ def marked_picture(picture: Image.Image, kept: Box, boxes: tuple[Box, Box] | Non
     inside = _scaled(kept, scale)
     dimmed.paste(small.crop(inside), inside)
     draw = ImageDraw.Draw(dimmed)
-    for box, color in [(kept, CROP_COLOR), *zip(boxes or (), SPEAKER_COLORS, strict=False)]:
+    for mask, color in zip(masks, region_colors(len(masks)), strict=True):
+        drawn = Image.fromarray(mask).convert("L").resize(small.size)
+        dimmed.paste(color, mask=ImageChops.subtract(drawn, drawn.filter(ImageFilter.MinFilter(OUTLINE))))
+    for box, color in [(kept, CROP_COLOR), *zip(boxes, region_colors(len(boxes)), strict=True)]:
         left, top, right, bottom = _scaled(box, scale)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=3)
     return dimmed

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import io
 import json
 import queue
 import subprocess
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
+from PIL import Image
 
 from talkinghead_lab import GenerationParams
 from talkinghead_lab.service.app import create_app
@@ -95,6 +97,8 @@ def test_the_contract_takes_numbers_as_numbers_only(server):
         ({"image_path": None}, 422, "image_path"),
         ({"audio_path": "/etc/passwd"}, 403, "outside"),
         ({"second_audio_path": "/etc/passwd"}, 403, "outside"),
+        ({"speaker_masks": ["/etc/passwd"]}, 403, "outside"),
+        ({"speaker_masks": ["missing.png"]}, 404, "no such file"),
         ({"loras": [{"path": "/etc/passwd"}]}, 403, "outside the shared folder"),
         ({"loras": [{"path": "../portrait"}]}, 403, "outside the shared folder"),
         ({"loras": 5}, 422, "`loras` is not valid"),
@@ -162,6 +166,33 @@ def _frames(path: str) -> bytes:
     from talkinghead_lab.media.video import read_frames
 
     return b"".join(frames.tobytes() for frames in read_frames(path))
+
+
+def test_masks_are_uploaded_in_their_order(server, files, shared):
+    with Image.open(shared / "portrait.png") as portrait:
+        size = portrait.size
+    drawn = []
+    for box in ((0, 0, size[0] // 2, size[1]), (size[0] // 2, 0, *size)):
+        content, picture = io.BytesIO(), Image.new("L", size)
+        picture.paste(255, box)
+        picture.save(content, "png")
+        drawn.append(("speaker_masks", ("mask.png", content.getvalue())))
+    sent = server.client.post("/api/jobs", files=[*files.items(), *drawn], data={"diffusion_steps": "1"})
+    assert sent.status_code == 202, sent.text
+    job = server.wait_for(sent.json()["id"], "finished")
+    kept = server.output / ".uploads" / job["id"]
+    assert {"speaker_masks.0.png", "speaker_masks.1.png"} < {file.name for file in kept.iterdir()}
+    paths = request_of(server, job).speaker_masks
+    assert [path.rsplit("/")[-1] for path in paths] == ["speaker_masks.0.png", "speaker_masks.1.png"]
+    for wrong, status, detail in (
+        ([*drawn, drawn[0]], 422, "overlap"),
+        ([drawn[0], ("speaker_masks", ("mask.png", b"no picture"))], 422, "cannot be read"),
+    ):
+        refused = server.client.post("/api/plan", files=[*files.items(), *wrong])
+        assert refused.status_code == status, refused.text
+        assert detail in refused.json()["detail"]
+    text = server.client.post("/api/plan", files=files, data={"speaker_masks": "left.png"})
+    assert (text.status_code, "JSON is needed" in text.json()["detail"]) == (422, True)
 
 
 def test_uploads_have_limits(server, files):
