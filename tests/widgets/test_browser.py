@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 MINUTES = 60_000  # milliseconds, the unit of Playwright
 WIDTHS = {1024: 768, 1280: 900, 1920: 1080}
+THEMES = ("JupyterLab Light", "JupyterLab Dark")
 CHANGING_CLIPS = """async () => {
     const {default: {render}} = await import('/player.js');
     const bytes = async name => new Uint8Array(await (await fetch(name)).arrayBuffer());
@@ -156,6 +157,11 @@ class Lab:
         self.page.wait_for_function(KERNEL_IS_IDLE)
         self.command("notebook:run-all-cells")
         self.page.wait_for_selector(".thl-tiles")
+
+    def use_theme(self, name: str) -> None:
+        self.command("apputils:change-theme", theme=name)
+        light = str(name.endswith("Light")).lower()
+        self.page.wait_for_function(f"document.body.dataset.jpThemeLight == '{light}'")
 
     def wait_for_status(self, beginning: str) -> None:
         matches = "words => document.querySelector('.thl-status')?.innerText.startsWith(words)"
@@ -317,20 +323,23 @@ def test_two_videos_play_in_sync_with_the_sound_of_one(opened):
     assert "Sampling steps" in page.locator(".thl-table").inner_text()
 
 
-def test_the_panel_is_accessible_with_all_groups_open(opened):
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_panel_is_accessible_with_all_groups_open(opened, theme):
+    opened.use_theme(theme)
     closed = opened.page.locator(".thl-settings .jupyter-widget-Collapse:not(.jupyter-widget-Collapse-open)")
     while closed.count():
         closed.first.locator(".jupyter-widget-Collapse-header").click()
     assert findings(opened.page, ".thl-panel") == []
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_the_panel_fits_and_follows_the_theme(opened, theme, tmp_path):
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_panel_fits_beside_the_file_browser_and_follows_the_theme(opened, theme, tmp_path):
     """Screenshots go to the test's folder, or to the folder in the variable SCREENSHOTS."""
     page, folder = opened.page, Path(os.environ.get("SCREENSHOTS", tmp_path))
-    opened.command("apputils:change-theme", theme=theme)
+    opened.use_theme(theme)
+    opened.command("filebrowser:activate")
+    page.locator(".jp-DirListing").wait_for()
     dark = theme.endswith("Dark")
-    page.wait_for_function(f"document.body.dataset.jpThemeLight == '{str(not dark).lower()}'")
     for width, height in WIDTHS.items():
         page.set_viewport_size({"width": width, "height": height})
         page.wait_for_timeout(1000)
