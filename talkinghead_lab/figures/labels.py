@@ -1,6 +1,7 @@
 """Names, units and values of request fields and measures in words, for figures, tables and the panel."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -126,6 +127,11 @@ PATHS = (*MEDIA_FIELDS, *WEIGHT_FOLDERS, *RELEASED_ONLY)  # of one file or folde
 PATH_FIELDS = (*PATHS, "speaker_masks")
 MAX_PATH_PARTS = 64
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
+
+
+def with_titles(text: str) -> str:
+    """An error or a description in which fields are called as a form shows them: “Seed” for `seed`."""
+    return re.sub(r"`(\w+)`", lambda found: f"“{title(found[1])}”" if found[1] in NAMES else found[0], text)
 
 
 def axis_values(table: polars.DataFrame, axis: str) -> list[Any]:

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from pydantic.fields import FieldInfo
 
 from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
-from talkinghead_lab.figures.labels import title
+from talkinghead_lab.figures.labels import title, with_titles
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets.media_picker import MediaPicker
@@ -120,7 +120,7 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             self.switch.observe(self._switched, "value")
             self._switched()
         heading.add_class("thl-name")
-        note = widgets.Label(self.field.description or "")
+        note = widgets.Label(with_titles(self.field.description or ""))
         note.add_class("thl-note")
         children = [heading, self.widget, *filter(None, [self.schedule]), note]
         if self.kind is bool:

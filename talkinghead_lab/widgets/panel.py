@@ -12,6 +12,7 @@ import ipywidgets as widgets
 
 from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.figures.comparison import Comparison
+from talkinghead_lab.figures.labels import with_titles
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.generate import GenerationResult
@@ -165,7 +166,7 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             self.bar.bar_style = {"finished": "success", "failed": "danger"}.get(job.state, "")
         busy = self.thread.busy
         warnings = job.warnings if job is not None and busy else self.form.preview.warnings
-        self.notice.value = "".join(f"<p>{html.escape(warning)}</p>" for warning in warnings)
+        self.notice.value = "".join(map(paragraph, warnings))
         self.generate_button.disabled = busy or bool(self.complaint.value)
         self.stop_button.disabled = not busy or (job is not None and job.stop.is_set())
 
@@ -240,7 +241,7 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def _form_changed(self) -> None:
         message = self.form.mark()
-        self.complaint.value = f"<p>{html.escape(message)}</p>" if message else ""
+        self.complaint.value = paragraph(message) if message else ""
         self.failure.value = self.saved.value = ""
         self.refresh()
 
@@ -262,7 +263,7 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         try:
             yield
         except (TalkingHeadError, OSError) as error:
-            message.value = f"<p>{html.escape(str(error))}</p>"
+            message.value = paragraph(str(error))
 
     def _start_refreshing(self) -> None:
         """Refresh while a video is being generated, if an event loop is running."""
@@ -277,3 +278,8 @@ class TuningPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             self.refresh()
             await asyncio.sleep(REFRESH_SECONDS)
         self.refresh()
+
+
+def paragraph(message: str) -> str:
+    """An error or a warning, which names fields as the form does."""
+    return f"<p>{html.escape(with_titles(message))}</p>"

@@ -92,3 +92,8 @@ def test_a_cell_s_label_names_its_axes_in_words():
         "diffusion_steps": 4,
     }
     assert labels.cell_label(row, list(row)) == "LoRAs fast.safetensors, guided, steps 4"
+
+
+def test_messages_call_fields_as_forms_do_and_leave_other_names():
+    said = labels.with_titles("`seam_frames` is not valid; set `HOME` or `seed`")
+    assert said == "“Seam blending (frames)” is not valid; set `HOME` or “Seed”"

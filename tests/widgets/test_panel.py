@@ -77,7 +77,7 @@ def test_the_frame_is_shown_with_the_crop_before_it_is_generated(panel_for):
     panel.form["crop"].widget.value = "top"
     assert preview.value != centre
     panel.form["crop"].widget.value = "none"
-    assert "Set `pad`" in panel.complaint.value
+    assert "Set “Padding”" in panel.complaint.value
     assert "thl-wrong" in panel.form["pad"]._dom_classes
     assert panel.generate_button.disabled
     panel.form["pad"].value = "#00ff00"
