@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from talkinghead_lab.commands.parser import parse
 from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.foundation.imports import setup_required
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,22 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)  # otherwise Python searches all of PyTorch for garbage when it ends: a second
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        from talkinghead_lab.foundation.threads import prepare_threads
+        with setup_required(), _terminated_like_ctrl_c():
+            from talkinghead_lab.foundation.threads import prepare_threads
 
-        prepare_threads()
-        with _terminated_like_ctrl_c():
+            prepare_threads()
             return options.run(options) or 0
     except TalkingHeadError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    except ModuleNotFoundError as error:
-        # The usual cause: the checkout's package found by a Python that `make setup` did not prepare.
-        print(
-            f"talkinghead_lab: the package {error.name!r} is not installed in this Python. "
-            "Run `make setup`, then `source .venv/bin/activate`.",
-            file=sys.stderr,
-        )
-        return 1
     except KeyboardInterrupt:
         print("Stopped; finished chunks stay in the run's folder.", file=sys.stderr)
         return 130

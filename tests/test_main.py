@@ -35,12 +35,21 @@ def test_ctrl_c_keeps_finished_chunks_and_the_run_resumes(request_for, tmp_path)
     assert video.probe(done.stdout.strip()).frame_count == 17
 
 
-@pytest.mark.parametrize("command", ["generate", "plan"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "talkinghead_lab generate params/embedded.yaml",
+        "talkinghead_lab plan params/embedded.yaml",
+        "talkinghead_lab.bench",
+        "talkinghead_lab.training --help",
+        "talkinghead_lab.profiling --help",
+    ],
+)
 def test_without_the_environment_one_line_says_what_to_do(command):
     """`-S` leaves out site-packages, as a shell does in which the environment was not activated."""
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "talkinghead_lab", command, "params/embedded.yaml"],
+        [sys.executable, "-S", "-m", *command.split()],
         cwd=root,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,

@@ -7,24 +7,27 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch.multiprocessing.spawn import ProcessException
+from talkinghead_lab.foundation.imports import setup_required
 
-from talkinghead_lab.bench.decode import measure_decode
-from talkinghead_lab.bench.forwards import measure_forward_passes, measure_steps
-from talkinghead_lab.bench.gguf import measure_gguf
-from talkinghead_lab.bench.jobs import add_jobs
-from talkinghead_lab.bench.load import measure_load
-from talkinghead_lab.bench.memory import measure_memory
-from talkinghead_lab.bench.offload import measure_offload, measure_small_host
-from talkinghead_lab.bench.peers.measure import measure_peers
-from talkinghead_lab.bench.roofline import measure_attention, measure_copies, measure_matmuls
-from talkinghead_lab.bench.rows import Results, machine_description
-from talkinghead_lab.bench.several_gpus import measure_several_gpus
-from talkinghead_lab.bench.sizes import SIZES, Size
-from talkinghead_lab.bench.table import markdown, read_rows
-from talkinghead_lab.bench.two_speakers import measure_two_speakers
-from talkinghead_lab.bench.videos import measure_videos
+with setup_required():
+    import torch
+    from torch.multiprocessing.spawn import ProcessException
+
+    from talkinghead_lab.bench.decode import measure_decode
+    from talkinghead_lab.bench.forwards import measure_forward_passes, measure_steps
+    from talkinghead_lab.bench.gguf import measure_gguf
+    from talkinghead_lab.bench.jobs import add_jobs
+    from talkinghead_lab.bench.load import measure_load
+    from talkinghead_lab.bench.memory import measure_memory
+    from talkinghead_lab.bench.offload import measure_offload, measure_small_host
+    from talkinghead_lab.bench.peers.measure import measure_peers
+    from talkinghead_lab.bench.roofline import measure_attention, measure_copies, measure_matmuls
+    from talkinghead_lab.bench.rows import Results, machine_description
+    from talkinghead_lab.bench.several_gpus import measure_several_gpus
+    from talkinghead_lab.bench.sizes import SIZES, Size
+    from talkinghead_lab.bench.table import markdown, read_rows
+    from talkinghead_lab.bench.two_speakers import measure_two_speakers
+    from talkinghead_lab.bench.videos import measure_videos
 
 PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "products": measure_matmuls,

@@ -1,6 +1,7 @@
-"""Faster imports of large libraries."""
+"""Imports of large libraries: faster, and with a word on what to do where they are missing."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,3 +19,20 @@ def gc_disabled() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def setup_required() -> Iterator[None]:
+    """End a command with exit status 1 and one line that says what to do if a package is missing.
+
+    The usual cause: the checkout's package found by a Python that `make setup` did not prepare.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        print(
+            f"talkinghead_lab: the package {error.name!r} is not installed in this Python. "
+            "Run `make setup`, then `source .venv/bin/activate`.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None

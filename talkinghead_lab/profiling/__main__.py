@@ -6,7 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from talkinghead_lab.profiling.profile import cross_validated_peaks, fit, read
+from talkinghead_lab.foundation.imports import setup_required
+
+with setup_required():
+    from talkinghead_lab.profiling.profile import cross_validated_peaks, fit, read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,15 +10,18 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
+from talkinghead_lab.foundation.imports import setup_required
 
-from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
-from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
-from talkinghead_lab.training.networks import build_untrained, vocabulary
-from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, TrainingSettings, within
-from talkinghead_lab.weights import locating
-from talkinghead_lab.weights.writing import write_checkpoint
+with setup_required():
+    import torch
+
+    from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
+    from talkinghead_lab.params import GenerationParams
+    from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
+    from talkinghead_lab.training.networks import build_untrained, vocabulary
+    from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, TrainingSettings, within
+    from talkinghead_lab.weights import locating
+    from talkinghead_lab.weights.writing import write_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> None:
