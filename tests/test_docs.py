@@ -18,7 +18,7 @@ import yaml
 from papermill.inspection import inspect_notebook
 
 from talkinghead_lab import __version__
-from talkinghead_lab.bench.__main__ import main as bench_main
+from talkinghead_lab.bench.command import main as bench_main
 from talkinghead_lab.commands.parser import parse
 from talkinghead_lab.evaluation.manifest import Manifest
 from talkinghead_lab.evaluation.set_features import DISTANCES, FEATURE_KINDS
@@ -30,7 +30,7 @@ from talkinghead_lab.service import smoke
 from talkinghead_lab.service.app import create_app
 from talkinghead_lab.service.schemas import VideoRequest
 from talkinghead_lab.sweeps.definition import Sweep, is_sweep
-from talkinghead_lab.training.__main__ import main as training_main
+from talkinghead_lab.training.command import main as training_main
 from tests.doc_tables import parameter_table, table_of
 
 ROOT = Path(__file__).parent.parent

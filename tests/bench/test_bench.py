@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from talkinghead_lab.bench import checkpoint, gguf
-from talkinghead_lab.bench.__main__ import main
+from talkinghead_lab.bench.command import main
 from talkinghead_lab.bench.decode import DECODE
 from talkinghead_lab.bench.forwards import COMPILED, OUTSIDE, SKIPPED
 from talkinghead_lab.bench.jobs import FAST, FOUR_STEPS, JOBS, add_jobs, total

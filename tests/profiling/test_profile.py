@@ -7,7 +7,7 @@ import pytest
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.figures import profiles
-from talkinghead_lab.profiling.__main__ import main
+from talkinghead_lab.profiling.command import main
 from talkinghead_lab.profiling.profile import (
     SCHEMA,
     combinations,
