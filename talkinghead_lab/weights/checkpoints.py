@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import lru_cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,17 +10,14 @@ import torch
 from torch import nn
 
 from talkinghead_lab.errors import CheckpointError
-from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.encoders import image as image_encoder
 from talkinghead_lab.models.encoders import speech as speech_encoder
 from talkinghead_lab.models.encoders import text as text_encoder
-from talkinghead_lab.models.quantized.linear import QuantizedLinear
 from talkinghead_lab.models.vae import model as vae
 from talkinghead_lab.weights.formats.containers import Stored
-from talkinghead_lab.weights.formats.names.recognition import ROLES
-from talkinghead_lab.weights.formats.network_file import NetworkFile, read_network
+from talkinghead_lab.weights.formats.network_file import NetworkFile, network_content, read_network
 from talkinghead_lab.weights.locating import CheckpointFiles
 from talkinghead_lab.weights.reading import load_strict, shapes_of
 from talkinghead_lab.weights.released_configs import config_fields_for
@@ -73,25 +70,15 @@ def _transformer_paths(files: CheckpointFiles) -> list[tuple[Path, ...]]:
 
 def transformer_width(files: CheckpointFiles) -> int | None:
     """The transformer's width, without reading tensors; None where the file does not tell."""
-    tensor = transformer_files(files)[0].tensors.get(ROLES["transformer"])
-    return None if tensor is None else tensor.shape[0]
+    return network_content(*_transformer_paths(files)[0]).width
 
 
 def stored_types(files: CheckpointFiles) -> dict[str, int]:
     """How many tensors of the transformer and its adapter are stored in each type; reads no matrix."""
     counts: Counter[str] = Counter()
     for paths in _transformer_paths(files):
-        counts.update(_types_in(paths, tuple(map(FileState.of, paths))))
+        counts.update(network_content(*paths).stored_as)
     return dict(sorted(counts.items()))
-
-
-@lru_cache(maxsize=16)  # each time that safetensors opens a file, some memory stays behind
-def _types_in(paths: tuple[Path, ...], states: tuple[FileState, ...]) -> Mapping[str, int]:
-    """How many tensors of a network are stored in each type, as long as its files stay in their state."""
-    return Counter(
-        tensor.stored_as if isinstance(tensor, QuantizedLinear) else str(tensor.dtype).removeprefix("torch.")
-        for tensor in read_network(*paths).tensors.values()
-    )
 
 
 @_explained

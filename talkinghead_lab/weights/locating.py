@@ -24,7 +24,7 @@ from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 from talkinghead_lab.weights import search
 from talkinghead_lab.weights.formats.json_files import read_json
 from talkinghead_lab.weights.formats.names.recognition import ROLES
-from talkinghead_lab.weights.formats.network_file import read_network
+from talkinghead_lab.weights.formats.network_file import network_content
 from talkinghead_lab.weights.formats.quanto import quanto_map
 
 EMBEDDED_WEIGHTS = EMBEDDED_FOLDER / "weights"
@@ -89,7 +89,7 @@ class CheckpointFiles:
     @cached_property
     def _is_merged(self) -> bool:
         """Whether the InfiniteTalk file also holds the transformer; reads its header."""
-        return "adapter" not in self.problems and "transformer" in read_network(self.infinitetalk).roles
+        return "adapter" not in self.problems and "transformer" in network_content(self.infinitetalk).roles
 
     def _quantised_text_encoder(self) -> Path | None:
         """The text encoder beside a quantised transformer, as InfiniteTalk releases both."""
@@ -223,7 +223,7 @@ def located(
 
 
 def _roles(paths: tuple[Path, ...]) -> tuple[str, ...]:
-    return read_network(*paths).roles if paths else ()
+    return network_content(*paths).roles if paths else ()
 
 
 def _named_file(role: str, path: Path) -> tuple[Path, ...]:

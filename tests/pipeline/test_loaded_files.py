@@ -14,9 +14,12 @@ from talkinghead_lab.errors import CheckpointError, InvalidRequest
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.pipeline.pipeline import Pipeline
+from talkinghead_lab.pipeline.request import load_settings
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.jobs import GROWING
 from talkinghead_lab.runs.worker import Job, Worker
+from talkinghead_lab.weights.formats import network_file
+from talkinghead_lab.weights.formats.containers import open_file
 
 
 def sha256(path) -> str:
@@ -55,6 +58,22 @@ def copied_checkpoint(checkpoint, tmp_path) -> dict[str, str]:
     """Fields of a request that name a copy of the checkpoint."""
     folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     return {name: str(folder / name) for name in ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")}
+
+
+def test_weight_files_are_read_again_only_once_they_have_changed(request_for, copied_checkpoint, monkeypatch):
+    """safetensors leaks memory with every file that it maps: a service would grow with every request."""
+    request = request_for(**copied_checkpoint)
+    before, read = load_settings(request), []
+    monkeypatch.setattr(network_file, "open_file", lambda path: (read.append(path), open_file(path))[1])
+    assert load_settings(request) == before
+    assert read == []
+    adapter = next(Path(copied_checkpoint["infinitetalk_dir"]).rglob("infinitetalk.safetensors"))
+    replace(adapter)
+    load_settings(request)
+    assert read == [adapter]
+    adapter.unlink()
+    with pytest.raises(CheckpointError):
+        load_settings(request)
 
 
 def fast(path="sample:fast-lora", scale=1.0) -> dict:

@@ -1,13 +1,17 @@
 """Read a weight file of any supported kind: which networks it holds, under released names, as stored."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
 
+from talkinghead_lab.foundation.digests import FileState
+from talkinghead_lab.models.quantized.linear import QuantizedLinear
 from talkinghead_lab.weights.formats.containers import Stored, WeightFile, open_file
-from talkinghead_lab.weights.formats.names.recognition import recognised
+from talkinghead_lab.weights.formats.names.recognition import ROLES, recognised
 from talkinghead_lab.weights.formats.stored_types import combined
 
 
@@ -52,3 +56,45 @@ def read_network(*paths: Path) -> NetworkFile:
     # A weight and its scale may lie in two shards.
     found = recognised(combined(WeightFile(paths[0], tensors, metadata)), paths[0])
     return NetworkFile(paths, found.roles, found.layout, found.tensors, metadata)
+
+
+@dataclass(frozen=True)
+class NetworkContent:
+    """What a weight file holds, without its tensors.
+
+    Args:
+        roles: see `NetworkFile`.
+        stored_as: number of tensors by the type in which they are stored.
+        width: of the transformer; None where the file does not tell.
+    """
+
+    roles: tuple[str, ...]
+    stored_as: Mapping[str, int]
+    width: int | None
+
+
+def network_content(*paths: Path) -> NetworkContent:
+    """What a weight file, or all shards of one, hold; read once for each state of the files.
+
+    Raises:
+        CheckpointError: as `read_network`.
+    """
+    try:
+        states = tuple(map(FileState.of, paths))
+    except OSError:  # reading tells what is missing
+        return _content(read_network(*paths))
+    return _content_in(paths, states)
+
+
+@lru_cache(maxsize=16)  # safetensors 0.8.0 leaks two objects for each tensor of a file that it maps
+def _content_in(paths: tuple[Path, ...], states: tuple[FileState, ...]) -> NetworkContent:
+    return _content(read_network(*paths))
+
+
+def _content(network: NetworkFile) -> NetworkContent:
+    types = (
+        tensor.stored_as if isinstance(tensor, QuantizedLinear) else str(tensor.dtype).removeprefix("torch.")
+        for tensor in network.tensors.values()
+    )
+    marker = network.tensors.get(ROLES["transformer"])
+    return NetworkContent(network.roles, Counter(types), None if marker is None else marker.shape[0])
