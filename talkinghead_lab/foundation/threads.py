@@ -1,12 +1,14 @@
-"""How many threads compute on the CPU, and how they wait for each other.
+"""How many threads compute on the CPU, how they wait for each other, and from where they allocate.
 
 PyTorch's OpenMP library reads its settings from the environment when it is loaded, so a program sets them
 first. `python -m talkinghead_lab.foundation.threads COMMAND` runs another program with them, such as Jupyter.
 """
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,7 @@ CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Looks for work before a waiting thread sleeps, 20 to 50 µs. With the default, 300,000, waiting threads
 # burn the time slices that the others need on a busy machine. Sleeping at once makes an idle machine slower.
 SPIN_COUNT = 1000
+M_ARENA_MAX, ARENAS = -8, 2  # of mallopt(3)
 
 
 def prepare_threads() -> None:
@@ -27,6 +30,17 @@ def prepare_threads() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+
+
+def share_malloc_arenas() -> None:
+    """Let all threads allocate from two arenas of glibc, before the first thread starts.
+
+    With an arena each, what a thread has freed is of no use to the others: a service with many threads would
+    grow by some MiB for each of them. The user's MALLOC_ARENA_MAX wins; other C libraries have no arenas.
+    """
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        with suppress(OSError, TypeError, AttributeError):
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
 
 def usable_cores() -> int:

@@ -25,9 +25,10 @@ def serve() -> None:
         OutputError: the output folder cannot be created.
     """
     try:
-        from talkinghead_lab.foundation.threads import prepare_threads
+        from talkinghead_lab.foundation.threads import prepare_threads, share_malloc_arenas
 
         prepare_threads()
+        share_malloc_arenas()
         from uvicorn.config import STARTUP_FAILURE
 
         from talkinghead_lab.service.app import create_app

@@ -101,3 +101,46 @@ def test_nothing_changes_once_pytorch_is_loaded(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     threads.prepare_threads()
     assert not any(name in os.environ for name in NAMES)
+
+
+ARENAS = """
+import ctypes, re, tempfile, threading
+from talkinghead_lab.foundation.threads import share_malloc_arenas
+
+{call}
+together = threading.Barrier(8)
+
+def allocate():
+    together.wait()
+    kept = [bytearray(5000) for _ in range(100)]
+    together.wait()
+
+workers = [threading.Thread(target=allocate) for _ in range(8)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
+c = ctypes.CDLL(None)
+c.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as file:
+    stream = ctypes.c_void_p(c.fopen(file.name.encode(), b"w"))
+    c.malloc_info(0, stream)
+    c.fclose(stream)
+    print(len(re.findall(b"<heap ", file.read())))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.parametrize(
+    ("call", "own", "most"),
+    [("share_malloc_arenas()", "", 2), ("", "", 9), ("share_malloc_arenas()", "4", 4)],
+)
+def test_threads_share_the_arenas_of_malloc(call, own, most):
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    environment |= {"MALLOC_ARENA_MAX": own} if own else {}
+    done = subprocess.run(
+        [sys.executable, "-c", ARENAS.format(call=call)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (2 < int(done.stdout) <= most) if most > 2 else int(done.stdout) == 2
