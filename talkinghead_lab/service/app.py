@@ -53,7 +53,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from a CDN
         redoc_url=None,
-        responses=problem_responses(401, 408, 413),
+        responses=problem_responses(401, 408, 413, 415),
     )
     app.state.service = service
     hosts = service.settings.hosts

@@ -27,6 +27,7 @@ MAX_UPLOADS = 3
 MAX_BODY_BYTES = 64 * 1024  # three times the longest valid request
 CLOSE = {"Connection": "close"}
 CUT_OFF = "The connection was closed before the body was complete."
+ENCODED = "The body is compressed. Send it without Content-Encoding."
 UNCLOSED = "The form data is cut off: its closing boundary is missing."
 TAIL_BYTES = 1024  # of a form, in which its closing boundary is looked for: some clients add a line or two
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
@@ -105,10 +106,13 @@ class GuardMiddleware:
         """Pass a valid request on.
 
         Raises:
-            Problem: 400 if the body is cut off, 401 without a valid token, 408 or 413 beyond a limit.
+            Problem: 400 if the body is cut off, 401 without a valid token, 408 or 413 beyond a limit, 415 if
+                the body is compressed.
         """
         if scope["type"] == "http":
             self._check_token(scope)
+            if header(scope, "content-encoding").strip().lower() not in ("", "identity"):
+                raise Problem(415, ENCODED, {"Accept-Encoding": "identity"} | CLOSE)
             if scope["path"] in UPLOAD_PATHS and header(scope, "content-type").startswith("multipart/"):
                 receive = self._limited(scope, receive)
             else:

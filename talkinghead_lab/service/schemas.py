@@ -145,6 +145,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meanings = {
         400: "invalid JSON", 401: "no valid token", 403: "a path outside the allowed folders",
         404: "not found", 408: "the body arrived too slowly", 413: "too large",
+        415: "a body of another type, or a compressed one",
         422: "a field or a file is invalid", 499: "the job was stopped", 500: "the generation failed",
         503: "the queue is full, or there is not enough memory", 507: "the disk is full",
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Malicious and malformed requests get a problem response that reveals nothing about the machine."""
 
+import gzip
 import json
 import os
 import shutil
@@ -198,6 +199,19 @@ def test_a_body_of_another_content_type_is_rejected(target):
         "/api/generate-video", content=with_fields(), headers={"Content-Type": "text/xml"}
     )
     assert_rejected(target, response, (415, 422))
+
+
+@pytest.mark.parametrize("path", ["/api/generate-video", "/api/jobs", "/api/plan"])
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate, gzip", "identity, gzip"])
+def test_a_compressed_body_is_refused_and_not_misread(target, path, encoding):
+    for kind in ("application/json", "multipart/form-data; boundary=x"):
+        headers = {"Content-Type": kind, "Content-Encoding": encoding}
+        response = target.client.post(path, content=gzip.compress(with_fields()), headers=headers)
+        assert_rejected(target, response, 415)
+        assert "compressed" in response.json()["detail"]
+        assert response.headers["Accept-Encoding"] == "identity"
+    plain = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    assert target.client.post("/api/plan", content=with_fields(), headers=plain).status_code == 200
 
 
 def test_a_clock_that_lies_does_not_shorten_a_recording(target, shared):
