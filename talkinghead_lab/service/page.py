@@ -1,6 +1,7 @@
-"""The page at / and what it needs besides jobs: its files, a session for the token, the presets."""
+"""The page at / and what it needs besides jobs: its files, a session for the token, presets, samples."""
 
 import re
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from talkinghead_lab.agreement import MEDIA_FIELDS
-from talkinghead_lab.errors import TalkingHeadError
-from talkinghead_lab.foundation.paths import SAMPLE_PREFIX
+from talkinghead_lab.errors import MediaError, TalkingHeadError
+from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, local_file
 from talkinghead_lab.foundation.presets import presets as known_presets
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.service.problems import Problem
+from talkinghead_lab.service.schemas import problem_responses
 from talkinghead_lab.service.session import COOKIE, session_value
 from talkinghead_lab.service.settings import ServiceSettings
 from talkinghead_lab.service.submissions import FIELDS
@@ -24,6 +27,7 @@ POLICY = (
     "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
+BINARY = "application/octet-stream"
 HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
 
 
@@ -67,6 +71,20 @@ def add_page(app: FastAPI, guarded: APIRouter, settings: ServiceSettings) -> Non
         response = Response(status_code=204)
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return response
+
+    @guarded.get(
+        "/api/samples/{name}",
+        response_class=FileResponse,
+        responses=problem_responses(404, 422)
+        | {200: {"content": {"image/*": {}, "audio/*": {}, "video/*": {}, BINARY: {}}}},
+        summary="A file of the package that requests call `sample:NAME`",
+    )
+    def sample(name: str) -> FileResponse:
+        try:
+            file = local_file(SAMPLE_PREFIX + name)
+        except MediaError:
+            raise Problem(404, "No such sample.") from None
+        return FileResponse(file, media_type=guess_type(file.name)[0] or BINARY)
 
     @guarded.get("/api/presets", summary="Fields of a request to start from")
     def list_presets() -> list[Preset]:

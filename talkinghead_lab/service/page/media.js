@@ -1,11 +1,13 @@
 // The two files of a request: chosen, dropped, recorded or a sample; shown as picture and waveform.
 
-/** What a field of the request is to be: a file to upload, or the name of a sample. */
+import { call } from '/page/api.js';
+
+/** What a field of the request is to be: `file` is shown, and uploaded unless it is a `sample` of the service. */
 export class Media {
-  constructor(field, { input, drop, sample, note, onChange }) {
+  constructor(field, { input, drop, sample, note, onChange, onError }) {
     Object.assign(this, { field, input, note, onChange, file: null, sample: null });
     input.addEventListener('change', () => input.files[0] && this.use(input.files[0]));
-    sample.addEventListener('click', () => this.useSample());
+    sample.addEventListener('click', () => this.useSample().catch(onError));
     drop.addEventListener('dragover', (event) => {
       event.preventDefault();
       drop.classList.add('over');
@@ -19,7 +21,7 @@ export class Media {
   }
 
   get isChosen() {
-    return this.file !== null || this.sample !== null;
+    return this.file !== null;
   }
 
   use(file) {
@@ -28,20 +30,23 @@ export class Media {
     this.onChange(file);
   }
 
-  useSample() {
-    [this.file, this.sample] = [null, `sample:${this.field === 'image_path' ? 'portrait' : 'recording'}`];
+  async useSample() {
+    const name = this.field === 'image_path' ? 'portrait' : 'recording';
+    const content = await (await call(`/api/samples/${name}`)).blob();
+    [this.file, this.sample] = [new File([content], name, { type: content.type }), `sample:${name}`];
     this.input.value = '';
     this.note.textContent = 'The sample that comes with the service';
-    this.onChange(null);
+    this.onChange(this.file);
   }
 
   addTo(form) {
-    form.append(this.field, this.file ?? this.sample, ...(this.file ? [this.file.name] : []));
+    if (this.sample) form.append(this.field, this.sample);
+    else form.append(this.field, this.file, this.file.name);
   }
 
   /** For `curl --form`. */
   get asText() {
-    return this.file ? `${this.field}=@${this.file.name}` : `${this.field}=${this.sample}`;
+    return `${this.field}=${this.sample ?? `@${this.file.name}`}`;
   }
 }
 

@@ -7,7 +7,15 @@ const SETTINGS = ['crop', 'diffusion_steps', 'text_guide_scale', 'audio_guide_sc
 const $ = (id) => document.getElementById(id);
 // Screen readers read a status again when it is set, even to the same text.
 const note = (id, text) => $(id).textContent === text || ($(id).textContent = text);
-const fail = (error) => note('error', error.message);
+const fail = (error) => note('error', withTitles(error.message));
+
+/** A message of the service in which fields are called as the form shows them. */
+function withTitles(text) {
+  return text.replace(/`(\w+)`/g, (whole, name) => {
+    const shown = document.querySelector(`label[for="${name}"], fieldset[data-field="${name}"] legend`);
+    return shown ? `“${shown.textContent}”` : whole;
+  });
+}
 
 // Guidance over the steps is written without brackets.
 const asList = (text) => (text.includes(',') ? `[${text}]` : text);
@@ -18,24 +26,21 @@ let sent = null; // what `Copy as curl` repeats
 let plan = null;
 
 const image = new Media('image_path', {
-  input: $('image'), drop: $('portrait'), sample: $('sample-image'), note: $('image-note'),
+  input: $('image'), drop: $('portrait'), sample: $('sample-image'), note: $('image-note'), onError: fail,
   onChange: async (file) => {
     plan = null;
     await showPicture();
-    if (!file) $('picture').hidden = true;
     replan();
   },
 });
 const audio = new Media('audio_path', {
-  input: $('audio'), drop: $('recording'), sample: $('sample-audio'), note: $('audio-note'),
+  input: $('audio'), drop: $('recording'), sample: $('sample-audio'), note: $('audio-note'), onError: fail,
   onChange: async (file) => {
-    $('sound').hidden = $('waveform').hidden = !file;
-    if (file) {
-      URL.revokeObjectURL($('sound').src);
-      $('sound').src = URL.createObjectURL(file);
-      const seconds = await drawWaveform($('waveform'), file);
-      if (seconds) $('audio-note').textContent += `, ${seconds.toFixed(1)} s`;
-    }
+    URL.revokeObjectURL($('sound').src);
+    $('sound').src = URL.createObjectURL(file);
+    $('sound').hidden = false;
+    const seconds = await drawWaveform($('waveform'), file);
+    if (seconds) $('audio-note').textContent += `, ${seconds.toFixed(1)} s`;
     replan();
   },
 });
@@ -69,7 +74,7 @@ function replan() {
       note('plan', `${plan.frame_size.join(' × ')} pixels, ${plan.seconds.toFixed(1)} s, ${plan.frames} frames in `
         + `${plan.chunks} ${plan.chunks === 1 ? 'chunk' : 'chunks'}, ${plan.forward_passes} forward passes`
         + (plan.skippable_passes ? `, of which the step cache may skip up to ${plan.skippable_passes}` : ''));
-      $('warnings').replaceChildren(...plan.warnings.map((text) => Object.assign(document.createElement('li'), { textContent: text })));
+      $('warnings').replaceChildren(...plan.warnings.map((text) => Object.assign(document.createElement('li'), { textContent: withTitles(text) })));
       await showPicture();
     } catch (error) {
       note('plan', '');
