@@ -1,5 +1,6 @@
 """Real services on the loopback interface, with tiny random networks."""
 
+import asyncio
 import json
 import os
 import queue
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,6 +25,30 @@ from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 ROOT = Path(__file__).parents[2]
 GENERATE = "/api/generate-video"
 START_SECONDS = 60
+# Hundreds of chunks: it outlasts any test, however fast the machine. Whoever asks for it stops it.
+ENDLESS = {"audio_path": "minute.wav", "diffusion_steps": 1000}
+# Python imports a module of the name `sitecustomize` before it runs a program. With this one, a job of the
+# prompt "hold at 7" waits after its seventh step until the gate opens or the job is stopped.
+GATE = """
+import os
+import time
+
+from talkinghead_lab.service.jobs import QueuedJob
+
+report = QueuedJob.report
+
+
+def report_at_gate(job, progress):
+    report(job, progress)
+    while job.params.prompt == f"hold at {progress.steps_done}" and not os.path.exists(os.environ["GATE"]):
+        if job.stop.is_set():
+            break
+        time.sleep(0.01)
+    return report(job, progress)
+
+
+QueuedJob.report = report_at_gate
+"""
 
 
 def free_port() -> int:
@@ -84,6 +110,10 @@ class Server:
         headers = {"Prefer": "respond-async"}
         return self.client.post(GENERATE, json=self.request(**changes), headers=headers)
 
+    def open_gate(self) -> None:
+        """Let a job go on that is held; the gate stays open."""
+        Path(self.environment["GATE"]).touch()
+
     def health(self) -> dict:
         response = self.client.get("/api/health")
         assert response.status_code == 200
@@ -116,10 +146,34 @@ class Server:
         return [json.loads(line) for line in self.log]
 
 
+def ask_and_leave(server: Server, **connection: Any) -> str:
+    """Ask for a video that never ends, leave once it is being made, and give its job.
+
+    Args:
+        server: the service.
+        connection: arguments of `httpx.AsyncClient`, if not straight to the service.
+    """
+    known = {job["id"] for job in server.client.get("/api/jobs").json()}
+
+    async def ask() -> str:
+        async with httpx.AsyncClient(**{"base_url": server.url, "timeout": 60} | connection) as client:
+            answer = asyncio.create_task(client.post(GENERATE, json=server.request(**ENDLESS)))
+            while True:
+                jobs = (await client.get("/api/jobs")).json()
+                for job in jobs:
+                    if job["id"] not in known and job["step"]:
+                        answer.cancel()
+                        return job["id"]
+                await asyncio.sleep(0.05)
+
+    return asyncio.run(asyncio.wait_for(ask(), 60))
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory, recording) -> Path:
-    """A shared folder with a portrait and a recording of half a second."""
+    """A shared folder with a portrait, a recording of half a second, and one of a minute."""
     folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(recording(60.0), folder / "minute.wav")
     shutil.copy(SAMPLES_FOLDER / "portrait.png", folder)
     shutil.copy(recording(0.5), folder / "recording.wav")
     return folder
@@ -127,16 +181,24 @@ def shared(tmp_path_factory, recording) -> Path:
 
 @pytest.fixture(scope="session")
 def launch(checkpoint, shared, tmp_path_factory, process_coverage) -> Iterator[Callable[..., Server]]:
-    """Start services, each with its own output folder, 32x32 frames, chunks of 9 and the given variables."""
+    """Start services, each with its own output folder, 32x32 frames, chunks of 9 and the given variables.
+
+    Those with `gated=True` hold jobs; see `GATE`.
+    """
     started: list[Server] = []
 
-    def make(command: Sequence[str] = Server.command, **environment: str) -> Server:
+    def gate() -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("gate")
+        (folder / "sitecustomize.py").write_text(GATE)
+        return {"GATE": str(folder / "open"), "PYTHONPATH": f"{folder}:{ROOT}"}
+
+    def make(command: Sequence[str] = Server.command, gated: bool = False, **environment: str) -> Server:
         folders = {
             name: str(checkpoint / name.lower()) for name in ("CKPT_DIR", "WAV2VEC_DIR", "INFINITETALK_DIR")
         }
         small = {"FRAME_SIZE": "32x32", "CHUNK_FRAMES": "9", "MOTION_FRAME": "5", "SHARED_DIR": str(shared)}
         output = {"OUTPUT_DIR": str(tmp_path_factory.mktemp("output"))}
-        variables = folders | small | output | process_coverage | environment
+        variables = folders | small | output | process_coverage | (gate() if gated else {}) | environment
         server = Server(variables, command=command).start()
         started.append(server)
         return server
@@ -159,4 +221,5 @@ def server(launch) -> Server:
 @pytest.fixture(scope="session")
 def narrow_server(launch) -> Server:
     """A service with a token, room for one waiting request, and short time limits."""
-    return launch(TOKEN="a secret", QUEUE_LENGTH="1", IDLE_SECONDS="1", BODY_SECONDS="1", LONGEST_SECONDS="2")
+    limits = {"QUEUE_LENGTH": "1", "IDLE_SECONDS": "1", "BODY_SECONDS": "1", "LONGEST_SECONDS": "2"}
+    return launch(gated=True, TOKEN="a secret", **limits)

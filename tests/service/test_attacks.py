@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.service.conftest import GENERATE, Server
+from tests.service.conftest import ENDLESS, GENERATE, Server
 
 HALF_A_HEADER = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
 PROBLEM = "application/problem+json"
@@ -268,7 +268,7 @@ def test_waiting_clients_are_told_to_retry_when_the_service_ends(launch):
     server = launch(BODY_SECONDS="60")
     head = b"POST /api/generate-video HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
     with ThreadPoolExecutor() as clients:
-        requests = [clients.submit(server.generate, diffusion_steps=900) for _ in range(3)]
+        requests = [clients.submit(server.generate, **ENDLESS) for _ in range(3)]
         slow = clients.submit(exchange, server, head, seconds=60)
         while len(jobs := server.client.get("/api/jobs").json()) < 3 or jobs[0]["state"] == "waiting":
             time.sleep(0.05)
@@ -291,7 +291,7 @@ def test_health_is_never_silent_while_waiting_clients_leave(launch, tmp_path):
         (tmp_path / ".runs").mkdir(exist_ok=True)
         (tmp_path / ".runs" / name).touch()
     server = launch(OUTPUT_DIR=str(tmp_path))
-    running = server.submit(diffusion_steps=900).json()["id"]
+    running = server.submit(**ENDLESS).json()["id"]
     server.wait_for(running, "running", step=1)
     waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
     body = json.dumps(server.request()).encode()

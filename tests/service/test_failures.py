@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from talkinghead_lab.media import video
-from tests.service.conftest import Server
+from tests.service.conftest import ENDLESS, Server
 
 
 def files_of(server: Server) -> list[str]:
@@ -16,7 +16,7 @@ def files_of(server: Server) -> list[str]:
 
 def test_a_kill_leaves_no_partial_video_and_a_retry_succeeds(launch):
     server = launch()
-    job = server.submit(diffusion_steps=20).json()["id"]
+    job = server.submit(**ENDLESS | {"diffusion_steps": 20}).json()["id"]
     server.wait_for(job, "running", step=22)  # the first chunk is finished
     server.kill()
     assert any("chunks/" in name for name in files_of(server)), "it was interrupted half way"

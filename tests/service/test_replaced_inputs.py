@@ -31,7 +31,7 @@ def film(path: Path, level: int) -> Path:
 def server(launch, recording, tmp_path_factory) -> Server:
     shared = tmp_path_factory.mktemp("shared")
     shutil.copy(recording(1.0), shared / "recording.wav")
-    return launch(SHARED_DIR=str(shared))
+    return launch(gated=True, SHARED_DIR=str(shared))
 
 
 def record_of(job: dict) -> dict:
@@ -62,7 +62,7 @@ def test_a_driving_video_replaced_by_a_link_to_a_file_outside(server, tmp_path):
 def test_a_file_replaced_while_its_job_waits_is_checked_again(server):
     shared = Path(server.environment["SHARED_DIR"])
     Image.new("RGB", (64, 64), "teal").save(shared / "first.png")
-    running = server.submit(image_path="first.png", diffusion_steps=500).json()["id"]
+    running = server.submit(image_path="first.png", prompt="hold at 1").json()["id"]
     waiting = server.submit(image_path="first.png").json()["id"]
     server.wait_for(running, "running", step=1)
     (shared / "first.png").unlink()

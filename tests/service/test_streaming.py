@@ -13,14 +13,15 @@ import pytest
 
 from tests.service.conftest import Server
 
-STEPS = 15  # per chunk, so that a job takes a second or more
+STEPS = 15  # per chunk
+HELD = f"hold at {4 * STEPS + 1}"  # in the last chunk
 
 
 @pytest.fixture(scope="module")
 def watched(launch, shared, recording) -> Server:
     """A service whose jobs have five chunks."""
     shutil.copy(recording(1.0), shared / "second.wav")
-    return launch()
+    return launch(gated=True)
 
 
 def start(server: Server, **changes) -> str:
@@ -46,7 +47,7 @@ class Arriving:
 
 
 def test_frames_are_decoded_before_the_job_is_done(watched):
-    job = start(watched)
+    job = start(watched, prompt=HELD)
     with watched.client.stream("GET", video_of(job), headers={"Range": "bytes=0-"}) as response:
         assert response.status_code == 200, "its length is not known, so there are no ranges"
         assert response.headers["content-type"] == "video/mp4"
@@ -56,6 +57,7 @@ def test_frames_are_decoded_before_the_job_is_done(watched):
             frames = container.decode(video=0)
             first = [frame.time for frame in itertools.islice(frames, 5)]
             state = watched.job(job)
+            watched.open_gate()
             rest = [frame.time for frame in frames]
     assert state["state"] == "running"
     assert state["step"] < state["steps"], "more is sampled"

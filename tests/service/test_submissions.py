@@ -33,7 +33,7 @@ SHORT = {"diffusion_steps": 1, "text_guide_scale": 1.0, "audio_guide_scale": 1.0
 
 @pytest.fixture(scope="module")
 def server(launch):
-    return launch(CALLBACK_HOSTS="localhost", CALLBACK_SECRET=SECRET, LARGEST_MIB="1")
+    return launch(gated=True, CALLBACK_HOSTS="localhost", CALLBACK_SECRET=SECRET, LARGEST_MIB="1")
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_uploads_are_used_kept_with_the_run_and_removed_otherwise(server, files)
     frames = [hashlib.sha256(_frames(result["video_path"])).hexdigest() for result in (job["result"], same)]
     assert frames[0] == frames[1], "a video of uploads is that of the same files in the shared folder"
 
-    running = server.client.post("/api/jobs", files=files, data={"diffusion_steps": "900"}).json()["id"]
+    running = server.client.post("/api/jobs", files=files, data={"prompt": "hold at 1"}).json()["id"]
     server.wait_for(running, "running")
     waiting = server.client.post("/api/jobs", files=files).json()["id"]
     assert (server.output / ".uploads" / waiting).exists()

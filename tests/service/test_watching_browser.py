@@ -23,8 +23,8 @@ STATE = """() => {
 
 def test_a_browser_plays_it_while_it_is_made(launch, shared, recording):
     shutil.copy(recording(2.0), shared / "watched.wav")
-    server = launch(CHUNK_FRAMES="21")
-    job = server.submit(audio_path="watched.wav", diffusion_steps=30).json()["id"]
+    server = launch(gated=True, CHUNK_FRAMES="21")
+    job = server.submit(audio_path="watched.wav", diffusion_steps=3, prompt="hold at 7").json()["id"]
     with chromium() as browser:
         page = browser.new_page()
         page.goto(f"{server.url}/api/health")
@@ -37,6 +37,7 @@ def test_a_browser_plays_it_while_it_is_made(launch, shared, recording):
         assert (seen["width"], state) == (32, "running")
         assert seen["time"] >= 0.4
         assert seen["shown"] >= 5
+        server.open_gate()
         server.wait_for(job, "finished")
         page.wait_for_function("() => document.querySelector('video').ended")
         assert page.evaluate(STATE)["time"] == pytest.approx(2.0, abs=0.05)
