@@ -10,7 +10,7 @@ from torch import Tensor
 from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.video import Frames
-from talkinghead_lab.models.judges.face_reader import mouth_opening
+from talkinghead_lab.models.judges.face_reader import READINGS, read_faces
 
 FRAMES_AT_ONCE = 16  # one by one, the small network takes half as long again
 
@@ -25,7 +25,7 @@ def mouth_truth(recording_sha256: str) -> NDArray[np.float64] | None:
 
 
 class MouthReader:
-    """Reads how far the cartoon presenter's mouth is open in each frame of a video, 0 shut … 1 wide."""
+    """Reads the cartoon presenter's mouth and head in each frame of a video."""
 
     def __init__(self) -> None:
         self._read: list[Tensor] = []
@@ -38,12 +38,19 @@ class MouthReader:
             self._read_waiting()
 
     def openings(self) -> NDArray[np.float64]:
-        """The openings of all frames, [F]."""
+        """How far the mouth is open in all frames, [F], 0 shut … 1 wide."""
+        return self._readings()[:, 0].clip(0, 1)
+
+    def pose(self) -> NDArray[np.float64]:
+        """Turn, nod and tilt of the head in all frames, [F, 3], in degrees."""
+        return self._readings()[:, 1:4]
+
+    def _readings(self) -> NDArray[np.float64]:
         self._read_waiting()
-        return torch.cat([torch.zeros(0), *self._read]).double().numpy()
+        return torch.cat([torch.zeros(0, len(READINGS)), *self._read]).double().numpy()
 
     def _read_waiting(self) -> None:
         if self._waiting:
             frames = torch.from_numpy(np.stack(self._waiting)).permute(0, 3, 1, 2)
-            self._read.append(mouth_opening(to_unit_range(frames)))
+            self._read.append(read_faces(to_unit_range(frames)))
             self._waiting.clear()

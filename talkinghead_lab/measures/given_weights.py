@@ -73,6 +73,14 @@ SYNCNET = GivenWeights(
     "SyncNet's released syncnet_v2.model",
     ("961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",),
 )
+ARCFACE = GivenWeights(
+    "ARCFACE_MODEL",
+    "InsightFace's w600k_r50.onnx (of buffalo_l) or glintr100.onnx (of antelopev2)",
+    (
+        "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
+        "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf",
+    ),
+)
 INCEPTION = GivenWeights(
     "INCEPTION_MODEL",
     "torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
@@ -83,7 +91,7 @@ I3D = GivenWeights(
     "i3d_torchscript.pt of StyleGAN-V's evaluation",
     ("bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",),
 )
-GIVEN_WEIGHTS = (LANDMARKER, SYNCNET, INCEPTION, I3D)
+GIVEN_WEIGHTS = (LANDMARKER, SYNCNET, ARCFACE, INCEPTION, I3D)
 
 
 def given_digests() -> dict[str, str]:

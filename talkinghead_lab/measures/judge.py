@@ -12,7 +12,9 @@ from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures import lips
 from talkinghead_lab.measures.cartoon_faces import MouthReader
 from talkinghead_lab.measures.checks import StillnessMeter, check_video
+from talkinghead_lab.measures.csim import csim
 from talkinghead_lab.measures.frames import FrameStatistics, frame_measures, seam_jump
+from talkinghead_lab.measures.head_motion import head_motion
 from talkinghead_lab.measures.identity import Features, identity_measures
 from talkinghead_lab.measures.loudness import loudness
 from talkinghead_lab.measures.measure import Measure
@@ -147,12 +149,16 @@ def _measures(
     soundtrack: audio.Wave | None,
     features: Features | None,
 ) -> list[Measure]:
-    pictures = [viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept]
+    faces = viewing.faces()
+    pictures = {number: viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept}
+    poses = viewing.mouths.pose() if viewing.mouths else faces.pose if faces else None
     return [
-        *_lip_measures(path, subject, viewing, cartoon, soundtrack),
-        *identity_measures(subject.portrait, pictures, features),
+        *_lip_measures(path, viewing, subject, faces, cartoon, soundtrack),
+        *identity_measures(subject.portrait, list(pictures.values()), features),
+        csim(subject.portrait, pictures, faces) if faces else Measure.of("csim", None, viewing.no_faces),
         seam_jump(subject.changes, subject.seams),
         *frame_measures(viewing.statistics),
+        head_motion(poses) if poses is not None else Measure.of("head_motion", None, viewing.no_faces),
         Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
     ]
 
@@ -194,12 +200,12 @@ class _Viewing:
 
 def _lip_measures(
     path: str | Path | None,
-    subject: Subject,
     viewing: _Viewing,
+    subject: Subject,
+    faces: Faces | None,
     cartoon: lips.Openings | None,
     soundtrack: audio.Wave | None,
 ) -> list[Measure]:
-    faces = viewing.faces()
     openings = cartoon if cartoon is not None else faces.opening if faces else None
     if openings is None:
         names = ("lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from talkinghead_lab.measures.given_weights import LANDMARKER, SYNCNET, GivenWeights
+from talkinghead_lab.measures.given_weights import ARCFACE, LANDMARKER, SYNCNET, GivenWeights
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -35,10 +35,12 @@ KINDS: dict[str, Kind] = {
     "lse_d": Kind("1", "lower", "Chung & Zisserman 2016, LSE-D", (SYNCNET, LANDMARKER)),
     "identity": Kind("1", "higher", "CLIP-I of DreamBooth, arXiv 2208.12242"),
     "identity_drift": Kind("1", "lower"),
+    "csim": Kind("1", "higher", "ArcFace, arXiv 1801.07698", (ARCFACE, LANDMARKER)),
     "seam_jump": Kind("1", "lower"),
     "flicker": Kind("levels", "lower"),
     "color_drift": Kind("ΔE", "lower", "CIE 1976 ΔE*ab; Mahy et al. 1994"),
     "motion": Kind("levels", "neither", "after ITU-T P.910, temporal information"),
+    "head_motion": Kind("°", "neither", OWN, (LANDMARKER,)),
     "sharpness": Kind("levels²", "higher", "Pech-Pacheco et al. 2000"),
     "loudness": Kind("LUFS", "neither", "ITU-R BS.1770-4"),
     "time_to_first_frame": Kind("s", "lower"),

@@ -1,21 +1,24 @@
 """Faces of photographed people, found by MediaPipe's FaceLandmarker, whose model file the user supplies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from talkinghead_lab.errors import CheckpointError, MediaError, MissingExtra
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.given_weights import LANDMARKER
 from talkinghead_lab.media.video import Frames
 
-# Of MediaPipe's canonical face mesh; the irises follow after its 468 points.
+# Of MediaPipe's canonical face mesh; the irises follow after its 468 points. Left is that of the picture.
 MESH_POINTS = 468
 INNER_LIPS = (13, 14)  # middle of the upper and of the lower one
 EYES = (33, 263)  # outer corners
+LEFT_EYE, RIGHT_EYE = (33, 133), (362, 263)  # both corners
+NOSE_AND_MOUTH = (1, 61, 291)  # tip of the nose, corners of the mouth
 LARGEST_SHARE_WITHOUT_FACE = 0.1
 
 
@@ -27,10 +30,15 @@ class Faces:
         opening: [F], gap between the inner lips over the distance of the outer eye corners: independent of
             size and tilt of the head.
         boxes: [F, 4], left, top, right and bottom of the face from chin to forehead, in pixels.
+        points: [F, 5, 2], middles of the left and right eye, tip of the nose, left and right corner of the
+            mouth, in pixels.
+        pose: [F, 3], turn, nod and tilt of the head in degrees.
     """
 
     opening: NDArray[np.float64]
     boxes: NDArray[np.float64]
+    points: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 5, 2)))
+    pose: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
 
 
 class FaceTracker:
@@ -68,12 +76,12 @@ class FaceTracker:
                 "no face is visible in too many frames", received=f"{len(rows) - len(found)} of {len(rows)}"
             )
         known = np.stack([row for row in rows if row is not None])
-        columns = [np.interp(range(len(rows)), found, column) for column in known.T]
-        return Faces(columns[0], np.stack(columns[1:], axis=1))
+        filled = np.stack([np.interp(range(len(rows)), found, column) for column in known.T], axis=1)
+        return Faces(filled[:, 0], filled[:, 1:5], filled[:, 5:15].reshape(-1, 5, 2), filled[:, 15:])
 
 
-def find_face(pixels: Frames) -> NDArray[np.float64]:
-    """The face in one picture, uint8 [H, W, 3]: left, top, right and bottom in pixels.
+def find_face(pixels: Frames) -> Faces:
+    """The face in one picture, uint8 [H, W, 3], as a video of one frame.
 
     Raises:
         MediaError: there is none.
@@ -81,22 +89,24 @@ def find_face(pixels: Frames) -> NDArray[np.float64]:
     """
     tracker = FaceTracker(1)
     tracker.add(pixels)
-    box: NDArray[np.float64] = tracker.faces().boxes[0]
-    return box
+    return tracker.faces()
 
 
 def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] | None:
-    """[5]: opening, left, top, right, bottom; None where no face is visible."""
+    """[18]: opening, box, points and pose, as in `Faces`; None where no face is visible."""
     import mediapipe
 
     picture = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(pixels))
-    seen = landmarker.detect_for_video(picture, round(1000 * number / FRAMES_PER_SECOND)).face_landmarks
-    if not seen:
+    seen = landmarker.detect_for_video(picture, round(1000 * number / FRAMES_PER_SECOND))
+    if not seen.face_landmarks:
         return None
     height, width = pixels.shape[:2]
-    points = np.array([(point.x * width, point.y * height) for point in seen[0][:MESH_POINTS]])
-    gap, eyes = (np.linalg.norm(points[one] - points[other]) for one, other in (INNER_LIPS, EYES))
-    return np.array([gap / eyes, *points.min(0), *points.max(0)])
+    mesh = np.array([(point.x * width, point.y * height) for point in seen.face_landmarks[0][:MESH_POINTS]])
+    gap, eyes = (np.linalg.norm(mesh[one] - mesh[other]) for one, other in (INNER_LIPS, EYES))
+    five = [mesh[list(LEFT_EYE)].mean(0), mesh[list(RIGHT_EYE)].mean(0), *mesh[list(NOSE_AND_MOUTH)]]
+    turned = Rotation.from_matrix(np.asarray(seen.facial_transformation_matrixes[0])[:3, :3])
+    pose = turned.as_euler("YXZ", degrees=True)
+    return np.concatenate([[gap / eyes], mesh.min(0), mesh.max(0), *five, pose])
 
 
 def _landmarker(model: Path) -> Any:
@@ -111,6 +121,7 @@ def _landmarker(model: Path) -> Any:
         base_options=tasks.BaseOptions(model_asset_path=str(model)),
         running_mode=vision.RunningMode.VIDEO,
         num_faces=1,
+        output_facial_transformation_matrixes=True,
     )
     try:
         return vision.FaceLandmarker.create_from_options(options)

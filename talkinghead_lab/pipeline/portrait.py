@@ -129,7 +129,7 @@ def face_centre(picture: Image.Image) -> tuple[float, float]:
     if centre is not None:
         return centre
     try:
-        left, top, right, bottom = find_face(np.asarray(picture))
+        left, top, right, bottom = find_face(np.asarray(picture)).boxes[0]
     except TalkingHeadError as error:
         raise InvalidRequest(
             f"`crop: face` found no face: no cartoon presenter, and no photographed one ({error.problem})",

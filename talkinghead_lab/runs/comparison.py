@@ -12,6 +12,7 @@ COSTS = (*TIMES, "peak_host_gib", "peak_gpu_gib")
 # Taken by networks or readers that the bundled model and the released weights do not share.
 READER_DEPENDENT = (
     "lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion", "identity", "identity_drift",
+    "head_motion",
 )  # fmt: skip
 FOLLOW_THE_SIZE = ("sharpness", *COSTS)  # depend on the number of pixels
 

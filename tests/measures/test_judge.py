@@ -9,7 +9,7 @@ import pytest
 from talkinghead_lab.measures import judge
 from talkinghead_lab.measures.judge import judge_video
 from talkinghead_lab.measures.measure import KINDS
-from talkinghead_lab.measures.photographed_faces import FaceTracker
+from talkinghead_lab.measures.photographed_faces import Faces, FaceTracker
 from talkinghead_lab.media import video
 from talkinghead_lab.media.audio import read_soundtrack
 from tests.measures.videos import grey, subject, write
@@ -51,6 +51,24 @@ def test_a_reader_that_sees_no_face_is_told_from_none(tmp_path, monkeypatch):
     told = "the reader of photographed faces follows none: no face is visible in too many frames"
     assert reasons["lip_correlation"].startswith(told)
     assert "3 of 3" in reasons["lse_c"]
+
+
+class SeeingTracker(BlindTracker):
+    """Finds a face that turns by a degree from frame to frame."""
+
+    def faces(self) -> Faces:
+        count = len(self._rows)
+        turn = np.arange(count)[:, None] * [1.0, 0, 0]
+        return Faces(np.zeros(count), np.zeros((count, 4)), np.zeros((count, 5, 2)), turn)
+
+
+def test_the_motion_of_a_photographed_head_is_that_of_the_tracker(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "FaceTracker", SeeingTracker)
+    path = write(tmp_path / "grey.mp4", grey([90, 91, 92]))
+    by_name = {measure.name: measure for measure in judge_video(path, subject()).measures}
+    assert by_name["head_motion"].value == pytest.approx(np.std([0, 1, 2]))
+    assert by_name["csim"].value is None  # the portrait's face needs the landmarker
+    assert "FACE_LANDMARKER is not set" in by_name["csim"].why_not
 
 
 def test_the_video_is_opened_for_its_facts_and_decoded_once(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.measures.given_weights import LANDMARKER
+from talkinghead_lab.measures.photographed_faces import Faces
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import portrait
 from talkinghead_lab.pipeline.portrait import frame_picture
@@ -75,7 +76,9 @@ def test_the_kept_part_is_recorded(request_of, tall, crop, kept):
 
 def test_a_photographed_face_is_the_centre_of_the_crop(request_of, monkeypatch):
     """The picture is 512x600; the landmarker would find the face at this box."""
-    monkeypatch.setattr(portrait, "find_face", lambda pixels: np.array([170.0, 60.0, 330.0, 260.0]))
+    monkeypatch.setattr(
+        portrait, "find_face", lambda pixels: Faces(np.zeros(1), np.array([[170.0, 60, 330, 260]]))
+    )
     framed = frame_picture(request_of(crop="face", frame_size="160x320"))
     assert framed.framing.face == pytest.approx((250 / 512, 160 / 600))
     left, top, right, bottom = framed.placement.kept

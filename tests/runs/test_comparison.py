@@ -51,6 +51,7 @@ def test_runs_of_one_recording_portrait_and_length_are_ranked(tmp_path, changes)
                 "silent_lip_motion",
                 "identity",
                 "identity_drift",
+                "head_motion",
             },
             {"checkpoint": "released"},
             {},
