@@ -65,6 +65,7 @@ notebooks: setup ## run every notebook with the bundled model; executed copies g
 	@for notebook in $(NOTEBOOKS); do \
 	  name=$$(basename $$notebook .ipynb); echo "$$notebook"; \
 	  case $$name in \
+	    06_benchmark) given="-p small True -p folder outputs/notebooks/$$name -p workers $(WORKERS)" ;; \
 	    *_sweep) given="-p small True -p folder outputs/notebooks/$$name -p workers $(WORKERS)" ;; \
 	    05_tune) given="-f params/embedded.yaml -p generate_at_once True" ;; \
 	    01_generate) given="-f params/embedded.yaml" ;; \

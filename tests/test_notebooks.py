@@ -225,6 +225,32 @@ def test_a_profile_shows_its_timeline_and_predicts_the_peak_of_its_runs(request_
     assert shown["record"][0]["text"].startswith("failed: none")
 
 
+@pytest.mark.slow
+def test_a_benchmark_generates_scores_and_reports(tmp_path):
+    one_step = {"diffusion_steps": 1, "text_guide_scale": 1, "audio_guide_scale": 1, "frame_size": "96x96"}
+    parameters = {
+        "manifest_file": str(ROOT / "params" / "benchmarks" / "drawn.yaml"), "small": True,
+        "clips_folder": str(tmp_path / "clips"), "folder": str(tmp_path / "out"), "methods": ["embedded"],
+        "base": one_step, "videos": {"theirs": str(tmp_path / "clips")}, "workers": 1,
+    }  # fmt: skip
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(parameters))
+    done, executed = papermill("06_benchmark", tmp_path, {}, tmp_path / "given.yaml")
+    assert done.returncode == 0, done.stderr
+    shown = outputs(executed)
+    assert "drawn-small: 4 clips of 4 people" in shown["build"][-1]["text"]
+    table = data(shown["table"], "text/markdown")
+    lines = [line.split("|") for line in table.splitlines() if line.startswith("|")]
+    assert [line[1].strip() for line in lines[2:]] == ["real", "real-wrong-recordings", "embedded", "theirs"]
+    of_clips = slice(3, next(place for place, name in enumerate(lines[0]) if "drawn_" in name))
+    assert lines[2][of_clips] == lines[5][of_clips], "copies of the real videos are as good as they are"
+    assert lines[4][of_clips] != lines[5][of_clips]
+    for figure in ("strips", "scatter", "clips"):
+        assert png_size(data(shown[figure], "image/png"), tmp_path)[0] > 400
+    assert "<video" in data(shown["report"], "text/html")
+    assert "failed: none" in shown["report"][0]["text"]
+    assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
+
+
 def test_a_notebook_that_jupyter_saved_shows_no_difference_to_git(tmp_path):
     """With the filter that `make lab` sets: only edited cells differ."""
     (tmp_path / "notebooks").mkdir()

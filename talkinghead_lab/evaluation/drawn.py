@@ -30,19 +30,23 @@ MADE_BY = "maker.json"  # in the folder of drawn clips: what made them
 logger = logging.getLogger(__name__)
 
 
-def open_manifest(path: Path, folder: Path | None = None, show_progress: bool = True) -> Manifest:
+def open_manifest(
+    path: Path, folder: Path | None = None, show_progress: bool = True, small: bool = False
+) -> Manifest:
     """Read a manifest; clips that it lets be made are drawn, unless they are there already.
 
     Args:
         path: YAML file.
         folder: where its clips lie or are drawn; None: as the manifest says, and drawn in the user's cache.
         show_progress: draw a progress bar.
+        small: only a few of the clips, see `Manifest.reduced`.
 
     Raises:
         InvalidRequest: the file or a field is not valid.
         MissingExtra, OutputError: as of `draw_clips`.
     """
     manifest = Manifest.from_yaml(path, folder)
+    manifest = manifest.reduced() if small else manifest
     maker = manifest.maker
     if maker is None:
         return manifest

@@ -23,6 +23,7 @@ from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.media.video import probe
 
 VERSION = 2  # 2 added `folder` and `maker`
+SMALL_PEOPLE, SMALL_SECONDS = 4, 1.0  # of a quick check
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 IDENTITY = r"(.+?)(?:_\d+)?"  # a name without the number at its end
 # How datasets name their clips; the first group is the person, or the source video where no more is known.
@@ -154,6 +155,24 @@ class Manifest(BaseModel):
         ordered = {name: content[name] for name in type(self).model_fields if name in content}
         with atomic_path(path) as temporary:
             temporary.write_text(yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True), "utf-8")
+
+    def reduced(self) -> Self:
+        """A quick check: at most four people, and one clip of each, of at most a second."""
+        name = f"{self.name}-small"
+        if self.maker is not None:
+            people, seconds = (
+                min(self.maker.identities, SMALL_PEOPLE),
+                min(self.maker.seconds, SMALL_SECONDS),
+            )
+            less = {"identities": people, "clips_each": 1, "seconds": seconds, "digest": None}
+            return self.model_copy(update={"name": name, "maker": self.maker.model_copy(update=less)})
+        firsts = {clip.identity: clip for clip in reversed(self.clips)}
+        kept = [clip for clip in self.clips if firsts[clip.identity] is clip][:SMALL_PEOPLE]
+        clips = [
+            clip.model_copy(update={"seconds": min(clip.seconds, SMALL_SECONDS), "other": other.id})
+            for clip, other in zip(kept, [*kept[1:], kept[0]], strict=True)
+        ]
+        return self.model_copy(update={"name": name, "clips": tuple(clips)})
 
     def check(self) -> None:
         """Compare every file with its digest.

@@ -165,6 +165,17 @@ def test_clips_are_drawn_on_first_use_and_equal_seeds_draw_equal_clips(tmp_path,
     assert "not equal to the byte" in caplog.text
 
 
+def test_a_quick_check_takes_a_clip_of_each_of_a_few_people(folder, tmp_path):
+    small = from_folder(folder, "ours", 0.5).reduced()
+    assert [(clip.identity, clip.other) for clip in small.clips] == [
+        ("Cleo", "RD_Bob7_000"), ("RD_Bob7", "WDA_Ann_000"), ("WDA_Ann", "Cleo"),
+    ]  # fmt: skip
+    assert (small.name, small.clips[0].seconds) == ("ours-small", 0.5)
+    made = tmp_path / "drawn.yaml"
+    made.write_text(yaml.safe_dump({"name": "many", "maker": DRAWN | {"identities": 9, "clips_each": 3}}))
+    assert len(open_manifest(made, tmp_path / "few", show_progress=False, small=True).clips) == 4
+
+
 def test_a_folder_keeps_the_clips_of_one_maker(folder, tmp_path):
     draw_clips(tmp_path / "drawn", Maker(**DRAWN), show_progress=False)
     for where, seed in (("drawn", 2), ("clips", 1)):
