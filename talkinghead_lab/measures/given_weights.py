@@ -73,6 +73,11 @@ SYNCNET = GivenWeights(
     "SyncNet's released syncnet_v2.model",
     ("961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",),
 )
+S3FD_FACES = GivenWeights(
+    "S3FD_MODEL",
+    "SyncNet's released sfd_face.pth",
+    ("d54a87c2b7543b64729c9a25eafd188da15fd3f6e02f0ecec76ae1b30d86c491",),
+)
 ARCFACE = GivenWeights(
     "ARCFACE_MODEL",
     "InsightFace's w600k_r50.onnx (of buffalo_l) or glintr100.onnx (of antelopev2)",
@@ -91,7 +96,7 @@ I3D = GivenWeights(
     "i3d_torchscript.pt of StyleGAN-V's evaluation",
     ("bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",),
 )
-GIVEN_WEIGHTS = (LANDMARKER, SYNCNET, ARCFACE, INCEPTION, I3D)
+GIVEN_WEIGHTS = (LANDMARKER, SYNCNET, S3FD_FACES, ARCFACE, INCEPTION, I3D)
 
 
 def given_digests() -> dict[str, str]:

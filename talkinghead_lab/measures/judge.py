@@ -14,11 +14,13 @@ from talkinghead_lab.measures.cartoon_faces import MouthReader
 from talkinghead_lab.measures.checks import StillnessMeter, check_video
 from talkinghead_lab.measures.csim import csim
 from talkinghead_lab.measures.frames import FrameStatistics, frame_measures, seam_jump
+from talkinghead_lab.measures.given_weights import SYNCNET
 from talkinghead_lab.measures.head_motion import head_motion
 from talkinghead_lab.measures.identity import Features, identity_measures
 from talkinghead_lab.measures.loudness import loudness
 from talkinghead_lab.measures.measure import Measure
 from talkinghead_lab.measures.photographed_faces import Faces, FaceTracker
+from talkinghead_lab.measures.syncnet_faces import FaceFinder
 from talkinghead_lab.measures.syncnet_scores import sync_scores
 from talkinghead_lab.media import audio, video
 
@@ -153,7 +155,8 @@ def _measures(
     pictures = {number: viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept}
     poses = viewing.mouths.pose() if viewing.mouths else faces.pose if faces else None
     return [
-        *_lip_measures(path, viewing, subject, faces, cartoon, soundtrack),
+        *_lip_measures(viewing, subject, faces, cartoon, soundtrack),
+        *_sync_measures(path, viewing, soundtrack),
         *identity_measures(subject.portrait, list(pictures.values()), features),
         csim(subject.portrait, pictures, faces) if faces else Measure.of("csim", None, viewing.no_faces),
         seam_jump(subject.changes, subject.seams),
@@ -171,11 +174,18 @@ class _Viewing:
         self.mouths = MouthReader() if subject.cartoon and subject.speakers == 1 else None
         self.tracker: FaceTracker | None = None
         self.no_faces = "two people speak, and the readers follow one"
+        self.finder: FaceFinder | None = None
+        self.no_track = self.no_faces
         if subject.speakers == 1:
             try:
                 self.tracker = FaceTracker(LONGEST_READ)
             except TalkingHeadError as error:
                 self.no_faces = f"no reader of photographed faces: {error}"
+            try:
+                SYNCNET.path()  # without it, nobody needs the faces
+                self.finder = FaceFinder(LONGEST_READ)
+            except TalkingHeadError as error:
+                self.no_track = str(error)
         self.identity_numbers = video.evenly_spaced_numbers(frame_count, FRAMES_FOR_IDENTITY)
         self.snapshot_numbers = video.evenly_spaced_numbers(frame_count, snapshots) if snapshots else []
         self.kept: dict[int, Image.Image] = {}
@@ -183,7 +193,7 @@ class _Viewing:
 
     def add(self, pixels: video.Frames) -> None:
         number = self.meter.frames
-        for each in (self.statistics, self.meter, self.mouths, self.tracker):
+        for each in (self.statistics, self.meter, self.mouths, self.tracker, self.finder):
             if each is not None:
                 each.add(pixels)
         if number in self._wanted:
@@ -199,7 +209,6 @@ class _Viewing:
 
 
 def _lip_measures(
-    path: str | Path | None,
     viewing: _Viewing,
     subject: Subject,
     faces: Faces | None,
@@ -227,20 +236,21 @@ def _lip_measures(
                 ]
             ),
         ]
-    return [*found, *_sync_measures(path, faces, soundtrack, viewing.no_faces)]
+    return found
 
 
 def _sync_measures(
-    path: str | Path | None, faces: Faces | None, soundtrack: audio.Wave | None, reason: str
+    path: str | Path | None, viewing: _Viewing, soundtrack: audio.Wave | None
 ) -> list[Measure]:
-    if faces is not None and soundtrack is None:
+    reason = viewing.no_track
+    if viewing.finder is not None and soundtrack is None:
         reason = NO_SOUND
-    elif faces is not None and path is None:
+    elif viewing.finder is not None and path is None:
         reason = "SyncNet's scores take whole files with 25 frames per second"
-    elif faces is not None and soundtrack is not None:
+    elif viewing.finder is not None and soundtrack is not None:
         assert path is not None
         try:
-            scores = sync_scores(path, faces, soundtrack)
+            scores = sync_scores(path, viewing.finder.track(), soundtrack)
             return [Measure.of("lse_c", scores.confidence), Measure.of("lse_d", scores.distance)]
         except TalkingHeadError as error:
             reason = str(error)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from talkinghead_lab.measures.given_weights import ARCFACE, LANDMARKER, SYNCNET, GivenWeights
+from talkinghead_lab.measures.given_weights import ARCFACE, LANDMARKER, S3FD_FACES, SYNCNET, GivenWeights
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -31,8 +31,8 @@ KINDS: dict[str, Kind] = {
     "lip_error": Kind("opening", "lower"),
     "mouth_follows_sound": Kind("1", "higher", "after Chandrasekaran et al. 2009", (LANDMARKER,)),
     "silent_lip_motion": Kind("opening", "lower", "after THEval, arXiv 2511.04520", (LANDMARKER,)),
-    "lse_c": Kind("1", "higher", "Chung & Zisserman 2016, LSE-C", (SYNCNET, LANDMARKER)),
-    "lse_d": Kind("1", "lower", "Chung & Zisserman 2016, LSE-D", (SYNCNET, LANDMARKER)),
+    "lse_c": Kind("1", "higher", "Chung & Zisserman 2016, LSE-C", (SYNCNET, S3FD_FACES)),
+    "lse_d": Kind("1", "lower", "Chung & Zisserman 2016, LSE-D", (SYNCNET, S3FD_FACES)),
     "identity": Kind("1", "higher", "CLIP-I of DreamBooth, arXiv 2208.12242"),
     "identity_drift": Kind("1", "lower"),
     "csim": Kind("1", "higher", "ArcFace, arXiv 1801.07698", (ARCFACE, LANDMARKER)),

@@ -1,11 +1,11 @@
 """LSE-D and LSE-C: how well lips and sound are synchronised by SyncNet, whose weights the user supplies.
 
 Follows SyncNet's released evaluation (Chung & Zisserman, "Out of time", 2016), which papers use for both
-figures. Its face detector is replaced by `photographed_faces`, so published figures are only roughly
-comparable.
+figures. That writes frames as JPEG and crops as MPEG-4 and reads them again; this encodes no picture.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from talkinghead_lab.errors import MediaError, MissingExtra
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.given_weights import SYNCNET
-from talkinghead_lab.measures.photographed_faces import Faces
+from talkinghead_lab.measures.syncnet_faces import FaceTrack
 from talkinghead_lab.media import audio, video
 from talkinghead_lab.media.resampled_track import to_mono
 from talkinghead_lab.models.judges.syncnet import COLUMNS, PICTURE_SIZE, WINDOW, SyncNet
@@ -47,7 +48,7 @@ class SyncScores:
     shift: int
 
 
-def sync_scores(path: str | Path, faces: Faces, soundtrack: audio.Wave) -> SyncScores:
+def sync_scores(path: str | Path, track: FaceTrack, soundtrack: audio.Wave) -> SyncScores:
     """Score a finished video with the weights that the variable SYNCNET_MODEL names.
 
     Decodes the pictures a second time: the crops follow the smoothed path of the face, which is known only
@@ -55,7 +56,7 @@ def sync_scores(path: str | Path, faces: Faces, soundtrack: audio.Wave) -> SyncS
 
     Args:
         path: the video.
-        faces: its face, frame by frame.
+        track: its face; what lies before and after does not count.
         soundtrack: of the video, [channels, samples] at 48 kHz.
 
     Raises:
@@ -64,8 +65,9 @@ def sync_scores(path: str | Path, faces: Faces, soundtrack: audio.Wave) -> SyncS
         MediaError: the video is shorter than a window of 0.2 s.
     """
     network = load_syncnet(SYNCNET.path())
-    pictures = face_crops(path, faces)
-    cepstrum = sound_cepstrum(soundtrack)
+    pictures = face_crops(path, track)
+    samples = audio.SOUNDTRACK_RATE // FRAMES_PER_SECOND
+    cepstrum = sound_cepstrum(soundtrack[:, track.start * samples :][:, : len(track.boxes) * samples])
     windows = min(len(pictures), (cepstrum.shape[1] + 1) // 4) - WINDOW  # the last column is padded away
     if windows < 1:
         raise MediaError("the video is shorter than a window of SyncNet", received=f"{len(pictures)} frames")
@@ -102,13 +104,13 @@ def best_shift(lips: Tensor, sound: Tensor, largest: int = LARGEST_SHIFT) -> Syn
     return SyncScores(least.item(), (distances.median() - least).item(), int(place) - largest)
 
 
-def face_crops(path: str | Path, faces: Faces) -> Tensor:
+def face_crops(path: str | Path, track: FaceTrack) -> Tensor:
     """Crop a square around each frame's face along its smoothed path: uint8 [F, 3, 224, 224], BGR."""
-    left, top, right, bottom = faces.boxes.T
+    left, top, right, bottom = track.boxes.T
     half = np.maximum(right - left, bottom - top) / 2
     span = min(SMOOTHED_FRAMES, (len(half) - 1) // 2 * 2 + 1)
     half, x, y = (medfilt(values, span) for values in (half, (left + right) / 2, (top + bottom) / 2))
-    frames = zip(video.read_frames(path), half, x, y, strict=False)
+    frames = zip(islice(video.read_frames(path), track.start, None), half, x, y, strict=False)
     return torch.stack([_crop(pixels, *place) for pixels, *place in frames])
 
 

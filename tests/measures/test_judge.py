@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 
 from talkinghead_lab.measures import judge
+from talkinghead_lab.measures.given_weights import GIVEN_WEIGHTS, SYNCNET
 from talkinghead_lab.measures.judge import judge_video
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.measures.photographed_faces import Faces, FaceTracker
 from talkinghead_lab.media import video
 from talkinghead_lab.media.audio import read_soundtrack
+from tests.measures.given import give
 from tests.measures.videos import grey, subject, write
 
 
 @pytest.fixture(autouse=True)
 def no_landmarker(monkeypatch):
-    monkeypatch.delenv("FACE_LANDMARKER", raising=False)
+    for weights in GIVEN_WEIGHTS:
+        monkeypatch.delenv(weights.variable, raising=False)
 
 
 def test_a_measure_that_cannot_be_taken_reports_the_reason(tmp_path):
@@ -27,8 +30,10 @@ def test_a_measure_that_cannot_be_taken_reports_the_reason(tmp_path):
     assert [m.name for m in measures if m.value is not None] == ["sharpness"]
     of_the_run = {"time_to_first_frame", "seconds_per_frame", "peak_host_gib", "peak_gpu_gib"}
     assert by_name.keys() | of_the_run == KINDS.keys()
-    for name in ("lip_correlation", "mouth_follows_sound", "lse_c", "lse_d"):
+    for name in ("lip_correlation", "mouth_follows_sound", "csim", "head_motion"):
         assert "FACE_LANDMARKER is not set" in by_name[name].why_not
+    for name in ("lse_c", "lse_d"):
+        assert "SYNCNET_MODEL is not set" in by_name[name].why_not
     assert by_name["flicker"].why_not == "the video has fewer than 3 frames"
 
 
@@ -50,7 +55,7 @@ def test_a_reader_that_sees_no_face_is_told_from_none(tmp_path, monkeypatch):
     reasons = {m.name: m.why_not for m in judge_video(path, subject()).measures}
     told = "the reader of photographed faces follows none: no face is visible in too many frames"
     assert reasons["lip_correlation"].startswith(told)
-    assert "3 of 3" in reasons["lse_c"]
+    assert "3 of 3" in reasons["head_motion"]
 
 
 class SeeingTracker(BlindTracker):
@@ -69,6 +74,13 @@ def test_the_motion_of_a_photographed_head_is_that_of_the_tracker(tmp_path, monk
     assert by_name["head_motion"].value == pytest.approx(np.std([0, 1, 2]))
     assert by_name["csim"].value is None  # the portrait's face needs the landmarker
     assert "FACE_LANDMARKER is not set" in by_name["csim"].why_not
+
+
+def test_syncnet_without_its_face_detector_gives_the_reason(tmp_path, monkeypatch):
+    path = write(tmp_path / "grey.mp4", grey([90, 91, 92]))
+    give(monkeypatch, SYNCNET, path)  # any file: it is not reached
+    by_name = {measure.name: measure for measure in judge_video(path, subject()).measures}
+    assert by_name["lse_c"].why_not.startswith("the variable S3FD_MODEL is not set")
 
 
 def test_the_video_is_opened_for_its_facts_and_decoded_once(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from talkinghead_lab.errors import CheckpointError, MediaError
 from talkinghead_lab.measures import syncnet_scores
 from talkinghead_lab.measures.given_weights import SYNCNET
-from talkinghead_lab.measures.photographed_faces import Faces
+from talkinghead_lab.measures.syncnet_faces import FaceTrack
 from talkinghead_lab.media.audio import read_soundtrack
 from talkinghead_lab.models.judges.syncnet import SyncNet
 from tests.measures.given import give
@@ -81,9 +81,9 @@ def test_weights_of_another_network_are_refused(weights_file, tmp_path, change, 
 
 def test_without_weights_the_variable_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv(SYNCNET.variable, raising=False)
-    faces = Faces(np.zeros(10), np.tile([10.0, 10, 30, 30], (10, 1)))
+    track = FaceTrack(0, np.tile([10.0, 10, 30, 30], (10, 1)))
     with pytest.raises(CheckpointError, match=r"SYNCNET_MODEL is not set.*syncnet_v2.model"):
-        syncnet_scores.sync_scores(tmp_path / "a.mp4", faces, np.zeros((1, 48_000), np.float32))
+        syncnet_scores.sync_scores(tmp_path / "a.mp4", track, np.zeros((1, 48_000), np.float32))
 
 
 def test_a_crop_is_the_square_about_the_face(tmp_path):
@@ -91,13 +91,13 @@ def test_a_crop_is_the_square_about_the_face(tmp_path):
     frames = np.zeros((3, 64, 64, 3), np.uint8)
     frames[:, 16:44, 16:44] = (200, 100, 40)
     boxes = np.tile([20.0, 16, 40, 36], (3, 1))
-    crops = syncnet_scores.face_crops(write(tmp_path / "face.mp4", frames), Faces(np.zeros(3), boxes))
+    crops = syncnet_scores.face_crops(write(tmp_path / "face.mp4", frames), FaceTrack(0, boxes))
     assert crops.shape == (3, 3, 224, 224)
     assert crops.dtype == torch.uint8
     middle = crops[1, :, 20:-20, 20:-20].float()
     assert middle.mean((1, 2)).tolist() == pytest.approx([40, 100, 200], abs=6)  # blue, green, red
     assert middle.std((1, 2)).max() < 6
-    at_the_edge = Faces(np.zeros(3), boxes - 24)
+    at_the_edge = FaceTrack(0, boxes - 24)
     assert syncnet_scores.face_crops(tmp_path / "face.mp4", at_the_edge)[1, :, :8, :8].unique().tolist() == [
         110
     ]
@@ -111,11 +111,27 @@ def test_a_video_is_scored(weights_file, tmp_path, monkeypatch):
     soundtrack = read_soundtrack(path)
     assert syncnet_scores.sound_cepstrum(soundtrack).shape[0] == 13
     boxes = np.tile([20.0, 20, 44, 44], (20, 1))
-    scores = syncnet_scores.sync_scores(path, Faces(np.zeros(20), boxes), soundtrack)
+    scores = syncnet_scores.sync_scores(path, FaceTrack(0, boxes), soundtrack)
     assert scores.distance > 0
     assert scores.confidence >= 0
     with pytest.raises(MediaError, match="shorter than a window"):
-        syncnet_scores.sync_scores(path, Faces(np.zeros(5), boxes[:5]), soundtrack)
+        syncnet_scores.sync_scores(path, FaceTrack(0, boxes[:5]), soundtrack)
+
+
+def test_only_the_pictures_and_the_sound_of_the_track_count(weights_file, tmp_path, monkeypatch):
+    pytest.importorskip("python_speech_features")
+    give(monkeypatch, SYNCNET, weights_file)
+    path = write(tmp_path / "grey.mp4", grey(np.arange(60, 110)))
+    boxes = np.tile([20.0, 20, 44, 44], (50, 1))
+    whole, later = (syncnet_scores.face_crops(path, FaceTrack(start, boxes[start:])) for start in (0, 8))
+    assert torch.equal(whole[8:], later)
+    sound = np.random.default_rng(0).normal(0, 0.1, (1, 50 * 1920)).astype(np.float32)
+    before, during = sound.copy(), sound.copy()
+    before[:, : 8 * 1920] = 0
+    during[:, 8 * 1920 : 20 * 1920] = 0
+    track = FaceTrack(8, boxes[8:])
+    scores, same, other = (syncnet_scores.sync_scores(path, track, wave) for wave in (sound, before, during))
+    assert same == scores != other
 
 
 def test_the_cepstrum_is_that_of_the_released_evaluation(tmp_path):
