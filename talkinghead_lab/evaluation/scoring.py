@@ -33,12 +33,13 @@ from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.models.judges.presenters import presenter_appearance
 from talkinghead_lab.runs.worker import Failure, Worker
 
-PROTOCOL = 5  # a change of anything that moves a value raises it
+PROTOCOL = 6  # a change of anything that moves a value raises it
 LONGEST_GAP = 0.1  # of the clip's frames
 # Of the measures of a run, those that compare systems; the others are about one run.
 COMPARED = (
     "lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion", "lse_c", "lse_d",
     "identity", "identity_drift", "csim", "flicker", "color_drift", "motion", "head_motion", "sharpness",
+    "clip_quality",
 )  # fmt: skip
 
 

@@ -88,6 +88,7 @@ NAMES = {
     "motion": "motion",
     "head_motion": "head motion",
     "sharpness": "sharpness",
+    "clip_quality": "CLIP's picture quality",
     "loudness": "loudness",
     "time_to_first_frame": "time to first frame",
     "seconds_per_frame": "time per frame of video",

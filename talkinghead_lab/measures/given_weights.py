@@ -86,6 +86,11 @@ ARCFACE = GivenWeights(
         "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf",
     ),
 )
+CLIP = GivenWeights(
+    "CLIP_MODEL",
+    "model.safetensors in the folder of openai/clip-vit-large-patch14",
+    ("a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",),
+)
 INCEPTION = GivenWeights(
     "INCEPTION_MODEL",
     "torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
@@ -96,7 +101,7 @@ I3D = GivenWeights(
     "i3d_torchscript.pt of StyleGAN-V's evaluation",
     ("bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",),
 )
-GIVEN_WEIGHTS = (LANDMARKER, SYNCNET, S3FD_FACES, ARCFACE, INCEPTION, I3D)
+GIVEN_WEIGHTS = (LANDMARKER, SYNCNET, S3FD_FACES, ARCFACE, CLIP, INCEPTION, I3D)
 
 
 def given_digests() -> dict[str, str]:

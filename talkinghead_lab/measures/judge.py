@@ -12,6 +12,7 @@ from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures import lips
 from talkinghead_lab.measures.cartoon_faces import MouthReader
 from talkinghead_lab.measures.checks import StillnessMeter, check_video
+from talkinghead_lab.measures.clip_quality import clip_quality
 from talkinghead_lab.measures.csim import csim
 from talkinghead_lab.measures.frames import FrameStatistics, frame_measures, seam_jump
 from talkinghead_lab.measures.given_weights import SYNCNET
@@ -161,6 +162,7 @@ def _measures(
         csim(subject.portrait, pictures, faces) if faces else Measure.of("csim", None, viewing.no_faces),
         seam_jump(subject.changes, subject.seams),
         *frame_measures(viewing.statistics),
+        clip_quality(list(pictures.values())),
         head_motion(poses) if poses is not None else Measure.of("head_motion", None, viewing.no_faces),
         Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
     ]

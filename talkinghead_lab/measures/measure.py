@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from talkinghead_lab.measures.given_weights import ARCFACE, LANDMARKER, S3FD_FACES, SYNCNET, GivenWeights
+from talkinghead_lab.measures.given_weights import (
+    ARCFACE,
+    CLIP,
+    LANDMARKER,
+    S3FD_FACES,
+    SYNCNET,
+    GivenWeights,
+)
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -42,6 +49,7 @@ KINDS: dict[str, Kind] = {
     "motion": Kind("levels", "neither", "after ITU-T P.910, temporal information"),
     "head_motion": Kind("°", "neither", OWN, (LANDMARKER,)),
     "sharpness": Kind("levels²", "higher", "Pech-Pacheco et al. 2000"),
+    "clip_quality": Kind("1", "higher", "after CLIP-IQA, arXiv 2207.12396", (CLIP,)),
     "loudness": Kind("LUFS", "neither", "ITU-R BS.1770-4"),
     "time_to_first_frame": Kind("s", "lower"),
     "seconds_per_frame": Kind("s", "lower"),
