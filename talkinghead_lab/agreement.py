@@ -15,7 +15,7 @@ WEIGHT_FILES = ("transformer", "adapter", "vae", "text_encoder", "image_encoder"
 RELEASED_ONLY = ("weights", *WEIGHT_FILES)
 # Fields that name one media file each, or none.
 MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video")
-SEVERAL_PEOPLE = ("second_audio_path", "speaker_boxes", "speaker_masks")  # each tells of more than one
+SEVERAL_PEOPLE = ("second_audio_path", "speaker_boxes", "speaker_masks", "segments")  # each may tell of two
 
 
 def check_agreement(request: "GenerationParams") -> None:
@@ -24,7 +24,7 @@ def check_agreement(request: "GenerationParams") -> None:
     Raises:
         Contradiction: two of them do not go together; it names the one to change.
     """
-    for check in (_frames, _weights, _speakers, _picture, _guidance, _solver, _loras, _step_cache):
+    for check in (_frames, _weights, _sound, _speakers, _picture, _guidance, _solver, _loras, _step_cache):
         check(request)
 
 
@@ -56,9 +56,28 @@ def _speakers(request: "GenerationParams") -> None:
             "speaker_boxes and speaker_masks both draw the speakers: use one", "speaker_masks"
         )
     boxes = request.speaker_boxes
-    if boxes and request.second_audio_path and len(boxes) != 2:
+    if boxes and request.voices == 2 and len(boxes) != 2:
         message = f"speaker_boxes needs one box per recording: 2, and has {len(boxes)}"
         raise Contradiction(message, "speaker_boxes")
+
+
+def _sound(request: "GenerationParams") -> None:
+    if request.segments:
+        if request.audio_mix != "timeline":
+            raise Contradiction("segments require audio_mix: timeline", "audio_mix")
+        others = ("audio_path", "second_audio_path", "audio_track", "audio_start")
+        if given := [name for name in others if getattr(request, name)]:
+            raise Contradiction(f"segments name their own files: leave out {given[0]}", given[0])
+    elif request.audio_mix == "timeline":
+        raise Contradiction("audio_mix timeline requires segments", "segments")
+    elif request.audio_path is None:
+        raise Contradiction("`audio_path` is missing: set it, or segments of a dialogue", "audio_path")
+    if request.speaker_loudness and len(request.speaker_loudness) != request.voices:
+        message = (
+            f"speaker_loudness has {len(request.speaker_loudness)} values, and {request.voices} "
+            f"{'speaks' if request.voices == 1 else 'speak'}: give one for each"
+        )
+        raise Contradiction(message, "speaker_loudness")
 
 
 def _picture(request: "GenerationParams") -> None:

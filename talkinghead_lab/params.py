@@ -26,9 +26,11 @@ from talkinghead_lab.foundation.field_types import (
     GuidanceScales,
     Interval,
     Lora,
+    Loudnesses,
     MaskPaths,
     MediaPath,
     Seed,
+    Segments,
     Sigmas,
     WeightPath,
     WholeChunk,
@@ -48,7 +50,10 @@ class GenerationParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    audio_path: MediaPath = Field(description="speech recording, or a video with speech in its sound track")
+    audio_path: MediaPath | None = Field(
+        None,
+        description="speech recording, or a video with speech in its sound track; unset: only with segments",
+    )
     audio_track: int | None = Field(
         None,
         ge=1,
@@ -183,8 +188,16 @@ class GenerationParams(BaseModel):
         description="instead of boxes, pictures of the portrait's size: one per speaker, white where they "
         "are, or one for all in red, green, blue, …",
     )
-    audio_mix: Literal["para", "add"] = Field(
-        "para", description="para: both speak at once; add: the second speaker follows the first"
+    audio_mix: Literal["para", "add", "timeline"] = Field(
+        "para",
+        description="para: both speak at once; add: the second speaker follows the first; timeline: as "
+        "segments say",
+    )
+    segments: Segments | None = Field(
+        None, description="a dialogue: speaker (1 or 2), start and end in seconds, and file of each part"
+    )
+    speaker_loudness: Loudnesses | None = Field(
+        None, description="LUFS of each speaker in the sound of the video; unset: as recorded"
     )
 
     checkpoint: Literal["embedded", "released"] = Field(
@@ -275,14 +288,25 @@ class GenerationParams(BaseModel):
     @property
     def speakers(self) -> int:
         """People whom the audio adapter tells apart: 2 with a second recording, or with silent people."""
-        return 2 if self.second_audio_path or self.speaker_boxes or self.speaker_masks else 1
+        return 2 if self.speaker_boxes or self.speaker_masks else self.voices
+
+    @property
+    def voices(self) -> int:
+        """Speakers that have a recording, or a place for one before the last that has."""
+        return max([2 if self.second_audio_path else 1, *(part.speaker for part in self.segments or ())])
 
     @property
     def media(self) -> dict[str, str]:
         """Every media file by its field; one of a list, by field and place: `speaker_masks.0`."""
         named = {name: getattr(self, name) for name in MEDIA_FIELDS}
+        named |= {f"segments.{number}.file": part.file for number, part in enumerate(self.segments or ())}
         named |= {f"speaker_masks.{number}": path for number, path in enumerate(self.speaker_masks or ())}
         return {name: path for name, path in named.items() if path is not None}
+
+    @property
+    def recordings(self) -> dict[str, str]:
+        """Those of `media` that are heard: one per speaker, or per segment."""
+        return {name: path for name, path in self.media.items() if name.endswith(("audio_path", ".file"))}
 
     @property
     def forced_size(self) -> tuple[int, int] | None:

@@ -57,6 +57,8 @@ NAMES = {
     "speaker_boxes": "speaker boxes",
     "speaker_masks": "speaker masks",
     "audio_mix": "speaker timing",
+    "segments": "dialogue",
+    "speaker_loudness": "loudness of the speakers",
     "checkpoint": "model",
     "ckpt_dir": "Wan2.1 folder",
     "wav2vec_dir": "wav2vec2 folder",
@@ -103,6 +105,7 @@ FIELD_UNITS = {
     "motion_frame": "frames",
     "seam_frames": "frames",
     "speaker_boxes": "pixels",
+    "speaker_loudness": "LUFS",
     "vram_budget_gib": "GiB",
 }
 # What a field means that is not set.
@@ -119,6 +122,9 @@ UNSET = {
     "continue_video": "none",
     "speaker_boxes": "left and right half",
     "speaker_masks": "none",
+    "audio_path": "in the dialogue",
+    "segments": "none",
+    "speaker_loudness": "as recorded",
     "compile_blocks": "by device and size",
     "vram_budget_gib": "no limit",
     **dict.fromkeys((*WEIGHT_FOLDERS, "weights"), "by environment variable"),
@@ -209,6 +215,10 @@ def _structure(value: Any, name: str) -> Any:
 
 
 def _mapping_label(value: Mapping[str, Any], parts: int) -> str:
+    if "file" in value:  # a segment
+        end = value.get("end")
+        times = f"{value.get('start', 0):g} s to {'its end' if end is None else f'{end:g} s'}"
+        return f"speaker {value['speaker']} from {times} {_path_label(value['file'], parts)}"
     if "path" in value and value.keys() <= {"path", "scale"}:  # a LoRA
         name, strength = _path_label(value["path"], parts), value.get("scale", 1.0)
         steps = strength if isinstance(strength, Sequence) else [strength]

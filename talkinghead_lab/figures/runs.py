@@ -5,6 +5,7 @@ import io
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from talkinghead_lab.media import audio
 from talkinghead_lab.media.frame_size import Box, fit_image
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.media.resampled_track import to_mono
+from talkinghead_lab.media.timeline import lay_out
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import FramedPicture, frame_picture
 from talkinghead_lab.pipeline.request import chunks_of
@@ -171,14 +173,22 @@ def _escaped(value: object) -> str:
 
 
 def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
-    """Each speaker's recording on the time axis of the video, [samples] at 48 kHz."""
-    first = to_mono(
-        audio.read_soundtrack(local_file(params.audio_path), params.audio_track, params.audio_start)
-    )
-    if params.second_audio_path is None:
-        return [first]
-    second = to_mono(audio.read_soundtrack(local_file(params.second_audio_path)))
-    return list(audio.mix_speakers(first, second, params.audio_mix))
+    """What each speaker says on the time axis of the video, as it is heard: [samples] at 48 kHz."""
+    own = {"audio_path": (params.audio_track, params.audio_start)}
+    sounds = [
+        audio.read_recording(local_file(path), *own.get(field, ()))
+        for field, path in params.recordings.items()
+    ]
+    speakers = [part.speaker for part in params.segments or ()] or range(1, 1 + len(sounds))
+    found = []
+    for number in range(1, 1 + params.voices):
+        heard = [
+            sound if speaker == number else replace(sound, soundtrack=np.zeros_like(sound.soundtrack))
+            for sound, speaker in zip(sounds, speakers, strict=True)
+        ]
+        _, track, _ = lay_out(heard, params.audio_mix, params.segments or (), params.speaker_loudness or ())
+        found.append(to_mono(track))
+    return found
 
 
 def region_colors(count: int) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import itertools
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
 from talkinghead_lab.foundation.paths import absolute
@@ -63,6 +63,27 @@ Sigmas = Annotated[tuple[float, ...], Field(min_length=1, max_length=1000), Afte
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+class Segment(BaseModel):
+    """A recording on the time line of a dialogue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    speaker: int = Field(ge=1, le=2, description="whose region speaks: 1 or 2")
+    start: float = Field(0.0, ge=0, le=7200, description="seconds")
+    end: float | None = Field(None, gt=0, le=7200, description="seconds; unset: the end of the recording")
+    file: MediaPath = Field(description="recording, or a video with speech, from its beginning")
+
+    @model_validator(mode="after")
+    def _ends_after_its_start(self) -> "Segment":
+        if self.end is not None and self.end <= self.start:
+            raise ValueError("`end` must be after `start`")
+        return self
+
+
+MOST_SEGMENTS = 200
+Segments = Annotated[tuple[Segment, ...], Field(min_length=1, max_length=MOST_SEGMENTS)]
+Loudness = Annotated[float, Field(ge=-70, le=0)]  # LUFS; speech at 0 would clip long before
+Loudnesses = Annotated[tuple[Loudness, ...], Field(min_length=1, max_length=2)]
 LoraScale = Annotated[float, Field(ge=-10, le=10)]
 # A strength, or its schedule over the steps.
 LoraScales = LoraScale | Annotated[tuple[LoraScale, ...], Field(min_length=1, max_length=1000)]

@@ -38,7 +38,7 @@ def check_media(files: Mapping[str, Path], limits: MediaLimits) -> None:
     if masks:
         read_masks(masks, limits.pixels)
     for field, path in files.items():
-        if field.endswith("audio_path"):
+        if field.endswith(("audio_path", ".file")):
             read_recording(path, max_seconds=limits.seconds)
         elif path not in masks:
             open_reference(path, max_pixels=limits.pixels)

@@ -1,6 +1,7 @@
 """Read recordings: 16 kHz speech at −23 LUFS for the speech encoder, 48 kHz sound for the video."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ SAMPLE_RATE = 16_000  # the training rate of the released wav2vec2
 SOUNDTRACK_RATE = 48_000
 SPEECH_LOUDNESS = -23.0  # LUFS, EBU R 128; the level of speech in the released pipeline
 
-Mix = Literal["para", "add"]
+Mix = Literal["para", "add", "timeline"]
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,20 @@ def normalize_loudness(wave: NDArray[np.floating], lufs: float = SPEECH_LOUDNESS
     A recording shorter than the meter's block of 0.4 s is measured on a repeated copy. A recording below the
     meter's gate (−70 LUFS), such as silence, is returned unchanged: it contains no speech.
     """
+    samples = np.asarray(wave, dtype=np.float64)
+    return samples * loudness_gain(samples, SAMPLE_RATE, lufs)
+
+
+def loudness_gain(samples: NDArray[np.floating], rate: int, lufs: float) -> float:
+    """The factor that brings [samples] or [samples, channels] to a loudness, as `normalize_loudness` does."""
     import pyloudnorm  # imports scipy, which takes a second; loading the networks imports it earlier
 
-    meter = pyloudnorm.Meter(SAMPLE_RATE)
-    block = math.ceil(meter.block_size * SAMPLE_RATE)
-    samples = np.asarray(wave, dtype=np.float64)
-    loudness = meter.integrated_loudness(samples if len(samples) >= block else np.resize(samples, block))
-    return samples * 10 ** ((lufs - loudness) / 20) if math.isfinite(loudness) else samples
+    meter = pyloudnorm.Meter(rate)
+    block = math.ceil(meter.block_size * rate)
+    if len(samples) < block:
+        samples = np.resize(samples, (block, *samples.shape[1:]))
+    loudness = meter.integrated_loudness(np.asarray(samples, dtype=np.float64))
+    return float(10 ** ((lufs - loudness) / 20)) if math.isfinite(loudness) else 1.0
 
 
 def frame_count(wave: NDArray[np.floating]) -> int:
@@ -131,8 +139,12 @@ def mix_speakers(first: Wave, second: Wave, mix: Mix) -> tuple[Wave, Wave]:
 def mix_soundtracks(first: Wave, second: Wave, mix: Mix) -> Wave:
     """Sum two sound tracks [channels, samples]; scaled down if the sum clips but neither part did."""
     first, second = mix_speakers(first, second, mix)
-    total = first + second  # broadcasts mono to both channels of stereo
-    loudest_part = max(1.0, np.abs(first).max(initial=0), np.abs(second).max(initial=0))
+    return limited(first + second, (first, second))  # broadcasts mono to both channels of stereo
+
+
+def limited(total: Wave, parts: Sequence[Wave]) -> Wave:
+    """A sum of waves, scaled down if it clips but none of its parts does."""
+    loudest_part = max([1.0, *(np.abs(part).max(initial=0) for part in parts)])
     return total * np.float32(min(1.0, loudest_part / max(np.abs(total).max(initial=0), 1e-9)))
 
 

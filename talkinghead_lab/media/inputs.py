@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from talkinghead_lab.foundation.field_types import Segment
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.foundation.snapshot import Snapshot
 from talkinghead_lab.media import audio
@@ -16,6 +17,7 @@ from talkinghead_lab.media.frame_size import CENTER, Framing, Size, fit, nearest
 from talkinghead_lab.media.isolated import Call, call_here
 from talkinghead_lab.media.mask_files import Mask, check_masks, read_masks
 from talkinghead_lab.media.reference import DrivingVideo, Portrait, ReferenceMedia, open_reference
+from talkinghead_lab.media.timeline import lay_out
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Inputs:
         audio_start: float = 0.0,
         background: str = "white",
         masks: Sequence[Snapshot] = (),
+        segments: Sequence[Segment] = (),
+        loudness: Sequence[float] = (),
         *,
         call: Call = call_here,
         limits: MediaLimits = NO_FURTHER_LIMITS,
@@ -125,8 +129,8 @@ class Inputs:
 
         Args:
             picture: copy of the portrait or driving video.
-            recordings: copies, one per speaker.
-            mix: how two recordings share the time line.
+            recordings: copies, one per speaker, or with `mix` timeline one per segment.
+            mix, segments, loudness: see `timeline.lay_out`.
             resolution: family of released frame sizes; the one nearest to the picture's shape is chosen.
             frame_size: (W, H) instead of a released one.
             audio_track: sound track of the first recording, from 1; None: the default one.
@@ -139,27 +143,24 @@ class Inputs:
         Raises:
             MediaTooLarge: a file exceeds a limit.
             MediaError: a file cannot be used.
-            InvalidRequest: the masks do not go with the picture or the number of recordings.
+            InvalidRequest: the masks do not go with the picture or the number of speakers, or the segments
+                do not go with each other or with their recordings.
         """
         with ExitStack() as names:
             for copy in (picture, *recordings, *masks):
                 names.enter_context(copy.named_as_original())
             reference = open_copy(picture, background, call, limits)
-            parts = [(audio_track, audio_start), (None, 0.0)]
-            first, *others = [
+            parts = [(audio_track, audio_start)] + [(None, 0.0)] * (len(recordings) - 1)
+            sounds = [
                 call(audio.read_recording, copy.path, *part, limits.seconds)
-                for copy, part in zip(recordings, parts, strict=False)
+                for copy, part in zip(recordings, parts, strict=True)
             ]
+            voices, soundtrack, told = lay_out(sounds, mix, segments, loudness, limits.seconds)
             drawn = call(read_masks, [mask.path for mask in masks], limits.pixels) if masks else ()
-            check_masks(drawn, reference.size, len(recordings))
+            check_masks(drawn, reference.size, len(voices))
         size = frame_size or nearest_size(*reference.size, resolution)
-        voices: tuple[audio.Wave, ...] = (first.speech,)
-        soundtrack = first.soundtrack
-        for second in others:
-            voices = audio.mix_speakers(first.speech, second.speech, mix)
-            soundtrack = audio.mix_soundtracks(first.soundtrack, second.soundtrack, mix)
         warnings = reference.warnings if isinstance(reference, Portrait) else ()
-        return cls(reference, size, voices, soundtrack, warnings=warnings, masks=drawn)
+        return cls(reference, size, voices, soundtrack, warnings=(*warnings, *told), masks=drawn)
 
     @property
     def seconds(self) -> float:

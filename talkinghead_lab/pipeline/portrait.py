@@ -70,7 +70,7 @@ def frame_picture(
     if reference is None:
         reference = open_reference(local_file(request.image_path), request.background)
         masks = read_masks([local_file(path) for path in request.speaker_masks or ()])
-        check_masks(masks, reference.size, 2 if request.second_audio_path else 1)
+        check_masks(masks, reference.size, request.voices)
     size = request.forced_size or nearest_size(*reference.size, request.resolution)
     first = reference.frame_at(0.0)
     framing = framing_of(request, first)

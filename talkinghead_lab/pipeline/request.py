@@ -228,7 +228,7 @@ def read_inputs(
     copies = {field: copy(field, path) for field, path in request.media.items()}
     inputs = Inputs.read(
         copies["image_path"],
-        [copies[field] for field in ("audio_path", "second_audio_path") if field in copies],
+        [copies[field] for field in request.recordings],
         request.audio_mix,
         request.resolution,
         request.forced_size,
@@ -236,6 +236,8 @@ def read_inputs(
         request.audio_start,
         request.background,
         [file for field, file in copies.items() if field.startswith("speaker_masks.")],
+        segments=request.segments or (),
+        loudness=request.speaker_loudness or (),
         call=call,
         limits=limits,
     )

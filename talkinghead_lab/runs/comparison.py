@@ -63,8 +63,9 @@ def _sound(run: PastRun) -> Hashable:
     """What is heard: the content of the recordings, and the part of them that is used."""
     digests, request = run.record["inputs"], run.params
     mixed = request.audio_mix if request.second_audio_path else None
-    recordings = digests.get("audio_path"), digests.get("second_audio_path")
-    return *recordings, request.audio_track, request.audio_start, mixed
+    recordings = tuple(map(digests.get, request.recordings))
+    times = tuple((part.speaker, part.start, part.end) for part in request.segments or ())
+    return recordings, request.audio_track, request.audio_start, mixed, times, request.speaker_loudness
 
 
 def machine(run: PastRun) -> str:

@@ -342,7 +342,7 @@ def _subject(
         portrait=fit_image(inputs.reference.frame_at(0.0), resolved.frame_size, resolved.framing),
         speech=inputs.voices[0],
         frame_count=resolved.frames,
-        truth=mouth_truth(origin.media["audio_path"]),
+        truth=mouth_truth(origin.media.get("audio_path", "")),
         seconds=resolved.frames / FRAMES_PER_SECOND if cut else inputs.seconds,
         seams=seams(resolved.chunks),
         changes=changes,

@@ -38,6 +38,10 @@ def in_allowed_folders(settings: ServiceSettings, fields: dict[str, Any]) -> dic
             located[name] = in_shared(settings, value)
     if isinstance(masks := fields.get(MASKS), list):
         located[MASKS] = [in_shared(settings, path) if isinstance(path, str) else path for path in masks]
+    segments = fields.get("segments")
+    for segment in segments if isinstance(segments, list) else ():
+        if isinstance(segment, dict) and isinstance(segment.get("file"), str):
+            segment["file"] = in_shared(settings, segment["file"])
     loras = fields.get("loras")
     for lora in loras if isinstance(loras, list) else ():
         path = lora.get("path") if isinstance(lora, dict) else None

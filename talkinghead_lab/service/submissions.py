@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from starlette.datastructures import UploadFile
 
 from talkinghead_lab.agreement import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.foundation.digests import sha256_of_file
-from talkinghead_lab.foundation.field_types import MOST_REGIONS
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.inputs import MASKS, SUFFIX
 from talkinghead_lab.service.jobs import QueuedJob
@@ -25,8 +25,13 @@ from talkinghead_lab.service.problems import Problem
 SERVICE_FIELDS = frozenset({"checkpoint", "device", *WEIGHT_FOLDERS, *RELEASED_ONLY})
 FIELDS = tuple(name for name in GenerationParams.model_fields if name not in SERVICE_FIELDS)
 # In a form, the text of these is JSON; an example of each.
-LISTS = {"loras": '[{"path": "mine.safetensors"}]', MASKS: '["left.png", "right.png"]'}
+LISTS = {
+    "loras": '[{"path": "mine.safetensors"}]',
+    MASKS: '["left.png", "right.png"]',
+    "segments": '[{"speaker": 1, "file": "hello.wav"}]',
+}
 UPLOADS = (*MEDIA_FIELDS, MASKS)
+SEGMENT = re.compile(r"segments\.([0-9]{1,3})", re.ASCII)  # a file of a form: that of this segment, from 0
 EMPTY_IS_A_VALUE = ("prompt", "negative_prompt")
 CALLBACK = "callback_url"
 FORM = "multipart/form-data"
@@ -113,11 +118,12 @@ async def read_submission(request: Request, uploads: Path) -> Submission:
     for name in LISTS:
         if isinstance(text := fields.get(name), str):
             fields[name] = _parsed(name, text)
+    _place_files(fields)
     if refused := SERVICE_FIELDS & fields.keys():
         raise Problem(422, f"`{min(refused)}` is set by the service.")
     # Uploads have a folder of their own in each request; their content was hashed.
-    plain = {name: value for name, value in fields.items() if not _is_below(uploads, value)}
-    digest.update(json.dumps([plain, callback or None], sort_keys=True).encode())
+    plain = json.dumps([fields, callback or None], sort_keys=True).replace(f"{uploads}/", "")
+    digest.update(plain.encode())
     return Submission(fields, callback or None, digest.hexdigest())
 
 
@@ -133,7 +139,7 @@ def _read_json(body: bytes) -> dict[str, Any]:
 
 async def _read_form(request: Request, uploads: Path, digest: "hashlib._Hash") -> dict[str, Any]:
     given: dict[str, Any] = {}
-    async with request.form(max_files=len(MEDIA_FIELDS) + MOST_REGIONS, max_fields=MAX_PARTS) as form:
+    async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS) as form:
         for name, part in form.multi_items():
             earlier = given.get(name)
             is_next_mask = name == MASKS and isinstance(earlier, list) and isinstance(part, UploadFile)
@@ -142,8 +148,9 @@ async def _read_form(request: Request, uploads: Path, digest: "hashlib._Hash") -
             if not isinstance(part, UploadFile):
                 given[name] = part
                 continue
-            if name not in UPLOADS:
-                raise Problem(422, f"`{name[:40]}` cannot be a file; files: {', '.join(UPLOADS)}.")
+            if name not in UPLOADS and not SEGMENT.fullmatch(name):
+                allowed = ", ".join((*UPLOADS, "segments.0, segments.1, …"))
+                raise Problem(422, f"`{name[:40]}` cannot be a file; files: {allowed}.")
             suffix = Path(part.filename or "").suffix
             stem = f"{name}.{len(earlier or ())}" if name == MASKS else name
             target = uploads / (stem + (suffix if SUFFIX.fullmatch(suffix) else ""))
@@ -151,6 +158,18 @@ async def _read_form(request: Request, uploads: Path, digest: "hashlib._Hash") -
             digest.update(f"{name} {await asyncio.to_thread(sha256_of_file, target)}".encode())
             given[name] = [*(earlier or ()), str(target)] if name == MASKS else str(target)
     return given
+
+
+def _place_files(fields: dict[str, Any]) -> None:
+    """Give each segment the file that was sent for it."""
+    segments = fields.get("segments")
+    for name in [name for name in fields if SEGMENT.fullmatch(name)]:
+        number, path = int(name.partition(".")[2]), fields.pop(name)
+        if not isinstance(segments, list) or not number < len(segments):
+            raise Problem(422, f"`{name}`: `segments` has no such segment.")
+        if not isinstance(segments[number], dict) or "file" in segments[number]:
+            raise Problem(422, f"`{name}`: the segment has a `file` already, or is no object.")
+        segments[number]["file"] = path
 
 
 def _store(part: UploadFile, target: Path) -> None:
@@ -171,12 +190,6 @@ def _is_unset(name: str, value: Any) -> bool:
     if name == "seed" and value in (-1, "-1"):
         return True
     return value is None or (value == "" and name not in EMPTY_IS_A_VALUE)
-
-
-def _is_below(folder: Path, value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(_is_below(folder, each) for each in value)
-    return isinstance(value, str) and value.startswith(f"{folder}/")
 
 
 SCHEMAS = "#/components/schemas/"
@@ -213,6 +226,6 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": dict(properties),
-        "required": ["image_path", "audio_path"],
+        "required": ["image_path"],
         "additionalProperties": False,
     }

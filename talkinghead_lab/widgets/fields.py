@@ -18,7 +18,8 @@ from talkinghead_lab.widgets.media_picker import MediaPicker
 GROUPS = {
     "Inputs": (
         "image_path", "crop", "pad", "audio_path", "audio_track", "audio_start", "prompt",
-        "second_audio_path", "audio_mix", "speaker_boxes", "speaker_masks", "background",
+        "second_audio_path", "audio_mix", "segments", "speaker_loudness",
+        "speaker_boxes", "speaker_masks", "background",
         "continue_video",
     ),
     "Guidance": (
@@ -47,7 +48,7 @@ SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     "lips_border": ("lips_only", ()),
     "pad": ("crop", ("none",)),
     "color_correction_strength": ("use_color_correction", ()),
-    "audio_mix": ("second_audio_path", ()),
+    "segments": ("audio_mix", ("timeline",)),
     **dict.fromkeys((*WEIGHT_FOLDERS, *RELEASED_ONLY), ("checkpoint", ("released",))),
 }
 LATENT_ALIGNED = ("chunk_frames", "motion_frame")  # 4n + 1
@@ -213,7 +214,7 @@ def _widget(name: str, field: FieldInfo, kind: Any) -> Any:
         return widgets.Checkbox(indent=False)
     if get_origin(kind) is Literal:
         return widgets.ToggleButtons(options=get_args(kind))
-    if name in LONG_TEXTS or name == "loras":
+    if name in LONG_TEXTS or name in ("loras", "segments"):
         return widgets.Textarea(rows=2, continuous_update=False, placeholder=_placeholder(name))
     if name in SUGGESTIONS:
         return widgets.Combobox(options=SUGGESTIONS[name], continuous_update=False)
@@ -279,6 +280,8 @@ def _placeholder(name: str) -> str:
     return {
         "loras": "one path per line, optionally followed by a scale, or by scales of the steps: 1,0.5",
         "speaker_boxes": "[[30, 30, 130, 150], [190, 20, 290, 150]]",
+        "segments": '[{"speaker": 1, "start": 0, "file": "hello.wav"}]',
+        "speaker_loudness": "[-23, -20]",
         "speaker_masks": '["left.png", "right.png"]',
         "guidance_interval": "[0, 0.5]",
         "sigmas": "[1.0, 0.9, 0.7, 0.4]",

@@ -19,6 +19,7 @@ from talkinghead_lab.runs.verify import verify
 from tests.pipeline.start import start
 
 BOXES = ((0, 0, 160, 160), (160, 0, 320, 160))
+SAID = {"speaker": 1, "start": 0.0, "file": "a.wav"}
 PEOPLE = {"image_path": "sample:two-people", "frame_size": "64x32"}
 
 
@@ -118,13 +119,57 @@ def test_masks_are_recorded_resumed_and_made_again_to_the_byte(request_for, mask
             "lips_only follows one face, and speaker_masks",
             "lips_only",
         ),
+        ({"segments": [SAID], "audio_path": None}, "segments require audio_mix: timeline", "audio_mix"),
+        ({"segments": [SAID], "audio_mix": "timeline"}, "leave out audio_path", "audio_path"),
+        ({"audio_mix": "timeline"}, "timeline requires segments", "segments"),
+        ({"audio_path": None}, "`audio_path` is missing: set it, or segments", "audio_path"),
+        (
+            {"audio_mix": "timeline", "segments": [SAID | {"speaker": 3}]},
+            "less than or equal to 2",
+            "segments",
+        ),
+        (
+            {"audio_mix": "timeline", "segments": [SAID | {"end": 0.5, "start": 1}]},
+            "`end` must be after",
+            "segments",
+        ),
+        ({"speaker_loudness": [-23, -20]}, "has 2 values, and 1 speaks", "speaker_loudness"),
+        ({"speaker_loudness": [3]}, "less than or equal to 0", "speaker_loudness"),
         ({"speaker_boxes": BOXES, "crop": "face"}, "crop face follows one face", "crop"),
     ],
 )
 def test_what_does_not_go_together_is_refused(fields, message, field):
     with pytest.raises(InvalidRequest, match=message) as refused:
-        GenerationParams(audio_path="a.wav", image_path="b.png", **fields)
+        GenerationParams(**{"audio_path": "a.wav", "image_path": "b.png"} | fields)
     assert refused.value.field == field
+
+
+def test_a_dialogue_is_one_file_recorded_resumed_and_made_again_to_the_byte(request_for, recording, tmp_path):
+    dialogue = tmp_path / "dialogue.yaml"
+    segments = [
+        {"speaker": 1, "start": 0.0, "end": 0.3, "file": recording(0.5)},
+        {"speaker": 2, "start": 0.2, "file": recording(0.4)},
+        {"speaker": 1, "start": 0.6, "file": recording(0.25)},
+    ]
+    fields = request_for(**PEOPLE).model_dump(exclude_unset=True, exclude={"audio_path"})
+    said = {"audio_mix": "timeline", "segments": segments, "speaker_loudness": [-20, -26]}
+    dialogue.write_text(yaml.safe_dump(fields | said))
+    request = GenerationParams.from_yaml(dialogue)
+    assert (request.speakers, request.voices) == (2, 2)
+    assert GenerationParams(**yaml.safe_load(request.to_yaml())) == request
+    made = generate(request, tmp_path / "run", show_progress=False)
+    assert made.frame_count == 21
+    digests = yaml.safe_load((Path(made.run_dir) / "run.json").read_text())["inputs"]
+    assert {name for name in digests if name.startswith("segments")} == {
+        f"segments.{n}.file" for n in range(3)
+    }
+    with pytest.raises(Stopped):
+        generate(request, tmp_path / "stopped", on_progress=lambda at: at.chunk < 2, show_progress=False)
+    resumed = generate(request, tmp_path / "stopped", show_progress=False)
+    assert resumed.video_path.read_bytes() == made.video_path.read_bytes()
+    assert verify(made.run_dir, show_progress=False).identical
+    assert GenerationParams.from_video(made.video_path) == request
+    assert len(portrait_and_waveform(request).axes) == 4
 
 
 def test_masks_of_another_size_are_refused_by_their_own_name_before_anything_is_loaded(request_for, masks):

@@ -195,6 +195,40 @@ def test_masks_are_uploaded_in_their_order(server, files, shared):
     assert (text.status_code, "JSON is needed" in text.json()["detail"]) == (422, True)
 
 
+def test_a_dialogue_is_uploaded_with_a_file_per_segment(server, shared):
+    image = {"image_path": ("me.png", (shared / "portrait.png").read_bytes())}
+    sound = {f"segments.{number}": ("a.wav", (shared / "recording.wav").read_bytes()) for number in range(2)}
+    segments = [{"speaker": 1, "start": 0, "end": 0.2}, {"speaker": 1, "start": 0.3}]
+    data = {"audio_mix": "timeline", "segments": json.dumps(segments), "diffusion_steps": "1"}
+    jobs = [
+        server.client.post(
+            "/api/jobs", files=image | sound, data=data, headers={"Idempotency-Key": "dialogue"}
+        )
+        for _ in range(2)
+    ]
+    assert [sent.status_code for sent in jobs] == [202, 202], jobs[0].text
+    assert jobs[0].json()["id"] == jobs[1].json()["id"], "the same content"
+    job = server.wait_for(jobs[0].json()["id"], "finished")
+    kept = [part.file.rsplit("/")[-1] for part in request_of(server, job).segments]
+    assert kept == ["segments.0.wav", "segments.1.wav"]
+    for wrong, detail in (
+        ({"segments": json.dumps(segments[:1])}, "`segments.1`: `segments` has no such segment"),
+        (
+            {"segments": json.dumps([segments[0] | {"file": "a.wav"}, segments[1]])},
+            "`segments.0`: the segment has a",
+        ),
+        (
+            {"segments": json.dumps([segments[0] | {"end": 60}, segments[1]])},
+            "Segment 1 is longer than its recording",
+        ),
+    ):
+        refused = server.client.post("/api/plan", files=image | sound, data=data | wrong)
+        assert (refused.status_code, detail in refused.json()["detail"]) == (422, True), refused.text
+    outside = [{"speaker": 1, "file": "/etc/passwd"}]
+    refused = post(server, "/api/plan", audio_path=None, audio_mix="timeline", segments=outside)
+    assert (refused.status_code, "outside" in refused.json()["detail"]) == (403, True)
+
+
 def test_uploads_have_limits(server, files):
     large = {**files, "audio_path": ("me.wav", bytes(2**20 + 1))}
     assert server.client.post("/api/jobs", files=large).status_code == 413

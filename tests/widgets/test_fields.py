@@ -172,7 +172,7 @@ def test_only_applicable_fields_are_shown(project):
 
     folders = {*WEIGHT_FOLDERS, *RELEASED_ONLY}
     assert hidden() == {
-        *("pad", "audio_mix", "zero_init_steps", "apg_momentum", "apg_norm_threshold"),
+        *("pad", "segments", "zero_init_steps", "apg_momentum", "apg_norm_threshold"),
         *("step_cache", "max_consecutive_skips", "lips_border"),
         *folders,
     }
@@ -180,14 +180,16 @@ def test_only_applicable_fields_are_shown(project):
     form["checkpoint"].widget.value = "released"
     form["use_color_correction"].widget.value = False
     form["step_cache_threshold"].value = 0.1
-    assert hidden() == {*("pad", "audio_mix", "zero_init_steps", "lips_border", "color_correction_strength")}
+    assert hidden() == {*("pad", "segments", "zero_init_steps", "lips_border", "color_correction_strength")}
 
 
 def test_fields_at_their_defaults_follow_the_checkpoint():
     form = RequestForm(REQUEST.replace(text_guide_scale=3.0), lambda: None)
     form["checkpoint"].widget.value = "released"
     assert form.params == REQUEST.replace(
-        **GenerationParams.defaults_of("released") | {"checkpoint": "released", "text_guide_scale": 3.0}
+        **GenerationParams.defaults_of("released")
+        | MEDIA_FIELDS
+        | {"checkpoint": "released", "text_guide_scale": 3.0}
     )
     form["diffusion_steps"].value = 8
     form["checkpoint"].widget.value = "embedded"
