@@ -206,7 +206,7 @@ def stored_scores(folder: Path) -> dict[str, list[Score]]:
     return {
         name: [
             stored_score(path.parent, path.stem)
-            for path in sorted((folder / "systems" / name / "scores").glob("*.json"))
+            for path in sorted((folder / "systems" / name / "scores").glob("[!.]*.json"))  # but partial ones
         ]
         for name in ordered
     }

@@ -22,6 +22,7 @@ from talkinghead_lab.training.samples import presenter
 from talkinghead_lab.training.train_vae import to_bytes
 
 MOTIONS = 2
+LATE = 3  # frames, 120 ms
 SIZE = 96  # quick to draw, and enough for the face reader
 Drawn = np.ndarray
 
@@ -38,10 +39,15 @@ def motion(seed: int, frames: int) -> Motion:
 
 
 @cache  # drawing takes most of the time
-def drawn(number: int, seed: int, frames: int) -> Drawn:
-    """Frames uint8 [F, H, W, 3] of a presenter in the motion of a seed."""
-    pixels = to_bytes(render(presenter(number), motion(seed, frames), SIZE))
+def drawn_early(number: int, seed: int, frames: int) -> Drawn:
+    """Frames uint8 [LATE + F, H, W, 3] of a presenter whose motion begins before the clip."""
+    pixels = to_bytes(render(presenter(number), motion(seed, LATE + frames), SIZE))
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def drawn(number: int, seed: int, frames: int) -> Drawn:
+    """The frames of a clip, uint8 [F, H, W, 3]."""
+    return drawn_early(number, seed, frames)[LATE:]
 
 
 def seed_of(number: int) -> int:
@@ -51,8 +57,7 @@ def seed_of(number: int) -> int:
 
 def late(number: int, frames: int) -> Drawn:
     """Lips 120 ms behind the sound."""
-    shown = drawn(number, seed_of(number), frames)
-    return np.concatenate([shown[:1].repeat(3, 0), shown[:-3]])
+    return drawn_early(number, seed_of(number), frames)[:frames]
 
 
 def other_person(number: int, frames: int) -> Drawn:
@@ -95,7 +100,7 @@ def clips(folder: Path, count: int, frames: int) -> Manifest:
     """A manifest of `count` clips of as many presenters."""
     folder.mkdir(parents=True)
     for number in range(count):
-        opening = motion(seed_of(number), frames).mouth[:, 0].double().numpy()
+        opening = motion(seed_of(number), LATE + frames).mouth[LATE:, 0].double().numpy()
         write(folder / f"clip{number}.mp4", drawn(number, seed_of(number), frames), opening)
     found = from_folder(folder, "faults", frames / 25, identity="(.+)", cartoon=True)
     found.write(folder / "clips.yaml")
@@ -121,22 +126,30 @@ def found(rows: list[Row], system: str) -> set[str]:
     return {row.measure for row in rows if row.system == system and row.p is not None and row.p < 0.05}
 
 
+def moved(rows: list[Row], fault: str, measure: str) -> str:
+    """How far a fault moves a measure from its value of the copies, marked if for certain.
+
+    The distance of copies is 0, so a distance is its own difference.
+    """
+    of = {row.system: row for row in rows if row.measure == measure and row.rule == "excluded"}
+    if fault not in of:
+        return "not taken"
+    row = of[fault]
+    if row.difference is None:
+        certain = row.interval.low is not None and row.interval.low > 0
+        return f"{row.interval.value:.3g}{'*' if certain else ''}".replace("-", "−")
+    return f"{row.difference.value:+.3g}{'*' if measure in found(rows, fault) else ''}".replace("-", "−")
+
+
 def main() -> None:
     """Print the matrix of 24 clips of 1.6 seconds as Markdown."""
     folder = Path(sys.argv[1])
     rows = scored(folder, clips(folder / "clips", 24, 40), tuple(FAULTS), progress=True)
-    measures = list(dict.fromkeys(row.measure for row in rows if not row.measure.startswith("drawn")))
+    measures = list(dict.fromkeys(row.measure for row in rows))
     print("| fault |", " | ".join(measures), "|")
     print("| --- " * (len(measures) + 1) + "|")
     for fault in FAULTS:
-        of = {row.measure: row for row in rows if row.system == fault}
-        cells = [
-            f"{of[name].difference.value:+.3g}{'*' if name in found(rows, fault) else ''}"
-            if name in of and of[name].difference
-            else "none taken"
-            for name in measures
-        ]
-        print(f"| {fault} |", " | ".join(cells), "|")
+        print(f"| {fault} |", " | ".join(moved(rows, fault, measure) for measure in measures), "|")
 
 
 if __name__ == "__main__":
