@@ -155,8 +155,8 @@ def test_yaml_leaves_out_only_what_equals_the_defaults_of_the_checkpoint(checkpo
     params = GenerationParams(**MEDIA, checkpoint=checkpoint)
     assert set(yaml.safe_load(params.to_yaml())) - {"checkpoint"} == set(MEDIA)
     for other in ("embedded", "released"):
-        given = GenerationParams.defaults_of(other) | {"checkpoint": checkpoint}
-        params = GenerationParams(**MEDIA, **given)
+        given = GenerationParams.defaults_of(other) | MEDIA | {"checkpoint": checkpoint}
+        params = GenerationParams(**given)
         assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
         assert all(getattr(params, name) == value for name, value in given.items() if value is not None)
 
