@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from talkinghead_lab import __version__
-from talkinghead_lab.commands import benchmark, generation, notebooks, runs, sweeps, weights
+from talkinghead_lab.commands import benchmark, generation, notebooks, people, runs, sweeps, weights
 from talkinghead_lab.commands.completion import complete_if_requested
 from talkinghead_lab.commands.overrides import protected
 
@@ -18,7 +18,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (generation, sweeps, runs, benchmark, notebooks, weights):
+    for group in (generation, people, sweeps, runs, benchmark, notebooks, weights):
         group.add(commands)
     return parser
 

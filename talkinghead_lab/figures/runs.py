@@ -4,7 +4,7 @@ import html
 import io
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -191,6 +191,28 @@ def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
     return found
 
 
+def marked_people(image_path: str, boxes: Sequence[Box]) -> NotebookFigure:
+    """A picture with speaker boxes in the colours of the first speaker and of all others.
+
+    Raises:
+        MediaError: the picture cannot be read.
+    """
+    picture = open_reference(local_file(image_path)).frame_at(0.0)
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(6, 6 * picture.height / picture.width + 0.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(picture)
+        _draw_boxes(axes, zip(boxes, region_colors(len(boxes)), strict=True))
+        _without_ticks(axes, picture.size)
+    return figure
+
+
+def _draw_boxes(axes: Axes, marked: Iterable[tuple[Box, str]]) -> None:
+    for (left, top, right, bottom), color in marked:
+        corner = left - 0.5, top - 0.5
+        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=color, lw=2))
+
+
 def region_colors(count: int) -> tuple[str, ...]:
     """The colours of the speakers' regions; those after the first two belong to silent people."""
     return (SPEAKER_COLORS + SPEAKER_COLORS[1:] * count)[:count]
@@ -202,9 +224,7 @@ def _draw_picture(axes: Axes, picture: FramedPicture, boxes: Sequence[Box]) -> N
     axes.imshow(picture.reference.frame_at(0.0))
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     marked = [(picture.placement.kept, CROP_COLOR), *zip(boxes, region_colors(len(boxes)), strict=True)]
-    for (left, top, right, bottom), color in marked:
-        corner = left - 0.5, top - 0.5
-        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=color, lw=2))
+    _draw_boxes(axes, marked)
     for mask, color in zip(picture.masks, region_colors(len(picture.masks)), strict=True):
         axes.contour(mask, levels=[0.5], colors=[color], linewidths=2)
     axes.set_title("Picture and speakers" if len(boxes) or picture.masks else "Picture")

@@ -92,6 +92,27 @@ def find_face(pixels: Frames) -> Faces:
     return tracker.faces()
 
 
+def find_faces(pixels: Frames, most: int) -> NDArray[np.float64]:
+    """Boxes of the faces in one picture, uint8 [H, W, 3]: [N, 4] as in `Faces`, N at most `most`.
+
+    Raises:
+        MediaError: there is none.
+        CheckpointError, MissingExtra: as for `FaceTracker`.
+    """
+    landmarker = _landmarker(LANDMARKER.path(), most)
+    import mediapipe
+
+    seen = landmarker.detect_for_video(
+        mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(pixels)), 0
+    )
+    landmarker.close()
+    if not seen.face_landmarks:
+        raise MediaError("no face is visible", received="a picture")
+    meshes = [[(point.x, point.y) for point in face[:MESH_POINTS]] for face in seen.face_landmarks]
+    corners = [[*np.min(mesh, axis=0), *np.max(mesh, axis=0)] for mesh in meshes]
+    return np.array(corners) * (pixels.shape[1::-1] * 2)
+
+
 def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] | None:
     """[18]: opening, box, points and pose, as in `Faces`; None where no face is visible."""
     import mediapipe
@@ -109,7 +130,7 @@ def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] |
     return np.concatenate([[gap / eyes], mesh.min(0), mesh.max(0), *five, pose])
 
 
-def _landmarker(model: Path) -> Any:
+def _landmarker(model: Path, faces: int = 1) -> Any:
     try:
         from mediapipe.tasks import python as tasks
         from mediapipe.tasks.python import vision
@@ -120,7 +141,7 @@ def _landmarker(model: Path) -> Any:
     options = vision.FaceLandmarkerOptions(
         base_options=tasks.BaseOptions(model_asset_path=str(model)),
         running_mode=vision.RunningMode.VIDEO,
-        num_faces=1,
+        num_faces=faces,
         output_facial_transformation_matrixes=True,
     )
     try:

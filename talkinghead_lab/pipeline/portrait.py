@@ -141,17 +141,29 @@ def face_centre(picture: Image.Image) -> tuple[float, float]:
 
 
 def _presenter_centre(picture: Image.Image) -> tuple[float, float] | None:
-    """Slide a square window along the picture's longer side; None: no window shows a presenter."""
+    """The centre of the window that shows a presenter best; None: no window shows one."""
+    corners, differences = presenter_windows(picture)
+    best, side = int(differences.argmin()), min(picture.size)
+    if differences[best] > LARGEST_DIFFERENCE:
+        return None
+    left, top = corners[best]
+    return (left + side / 2) / picture.width, (top + side / 2) / picture.height
+
+
+def presenter_windows(picture: Image.Image) -> tuple[list[tuple[float, float]], Tensor]:
+    """Slide a square window along the picture's longer side.
+
+    Returns:
+        Left and top of each window, in pixels, and how far what it shows is from a presenter, [windows].
+    """
     side = min(picture.size)
     reach = [length - side for length in picture.size]
     count = 1 + round(max(reach) / (side * SEARCH_STEP))
-    windows, centres = [], []
+    windows, corners = [], []
     for share in np.linspace(0, 1, count) if count > 1 else (0.5,):
         left, top = (share * free for free in reach)
         box = (left, top, left + side, top + side)
         windows.append(np.asarray(picture.resize((SEARCH_SIDE, SEARCH_SIDE), box=box)))
-        centres.append(((left + side / 2) / picture.width, (top + side / 2) / picture.height))
+        corners.append((left, top))
     frames = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2)
-    differences = presenter_difference(to_unit_range(frames))
-    best = int(differences.argmin())
-    return centres[best] if differences[best] <= LARGEST_DIFFERENCE else None
+    return corners, presenter_difference(to_unit_range(frames))

@@ -1,14 +1,16 @@
 """A form with every field of the request, in groups, that shows and returns `GenerationParams`."""
 
+import html
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
 from talkinghead_lab.agreement import RELEASED_ONLY
-from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.figures.labels import title
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.people import propose_boxes
 from talkinghead_lab.widgets.fields import SHOWN_WITH, Control, OnChange, grouped_fields
 from talkinghead_lab.widgets.frame_preview import FramePreview
 from talkinghead_lab.widgets.media_picker import MediaKind, MediaPicker
@@ -50,6 +52,10 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             opened = 0 if group in OPEN_GROUPS else None
             sections.append(widgets.Accordion([section], titles=(group,), selected_index=opened))
         self.controls["image_path"].children += (self.preview,)
+        find, self.people = widgets.Button(description="Find people"), widgets.HTML()
+        find.tooltip = "proposes a box for each person in the picture, which can be changed"
+        find.on_click(self._find_people)
+        self.controls["speaker_boxes"].children += (find, self.people)
         super().__init__(sections)
         self.add_class("thl-settings")
         self.load(params)
@@ -74,6 +80,17 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             self.controls[name].value = value
         self._loading, self._checkpoint = False, params.checkpoint
         self._changed()
+
+    def _find_people(self, button: object) -> None:
+        """Propose a box for each person in the picture; the preview shows them."""
+        try:
+            boxes = propose_boxes(self["image_path"].value)
+        except TalkingHeadError as error:
+            self.people.value = f'<span class="thl-error">{html.escape(str(error))}</span>'
+            return
+        people = f"{len(boxes)} {'person' if len(boxes) == 1 else 'people'}"
+        self.people.value = f"<span>{people} found, from left to right; the first speaks first</span>"
+        self["speaker_boxes"].value = boxes
 
     def _follow_checkpoint(self) -> None:
         """Fields at the defaults of the earlier checkpoint take those of the one now chosen."""
