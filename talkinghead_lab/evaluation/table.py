@@ -1,6 +1,7 @@
 """The table of a benchmark: every system's measures with intervals, compared in pairs, failures included."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Row:
         p: of the difference, adjusted for the number of systems (Holm).
         samples: frames or windows in the smaller set, for distances.
         weights: SHA-256 of the files that users supplied for it, by variable, as the scores have them.
+        why_not: why it was not taken of this system; its value is NaN then.
     """
 
     system: str
@@ -57,10 +59,11 @@ class Row:
     p: float | None = None
     samples: int | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
+    why_not: str | None = None
 
 
 def benchmark_table(folder: Path, base: str | None = None) -> list[Row]:
-    """All rows of a benchmark's folder.
+    """All rows of a benchmark's folder; of measures that were not taken, rows with the reason come last.
 
     Args:
         folder: of the benchmark.
@@ -76,7 +79,34 @@ def benchmark_table(folder: Path, base: str | None = None) -> list[Row]:
     if base not in scores:
         raise InvalidRequest("no such system", received=base, remedy=nearest_name(base, scores))
     rows = [row for name in COMPARED for row in _measure_rows(scores, name, base)]
-    return rows + _distance_rows(folder, scores)
+    rows += _distance_rows(folder, scores)
+    return rows + _missing_rows(scores, {(row.system, row.measure) for row in rows})
+
+
+def _missing_rows(scores: Mapping[str, Sequence[Score]], taken: set[tuple[str, str]]) -> list[Row]:
+    """What was not taken of a system, although its clips allow it."""
+    rows = []
+    for measure in (*COMPARED, *DISTANCES):
+        for name, found in scores.items():
+            pictures_alone = name == WRONG and measure in DISTANCES
+            reason = None if (name, measure) in taken or pictures_alone else _why_not(found, measure)
+            if reason:
+                failed = sum(score.failure is not None for score in found)
+                none = Interval(np.nan, None, None, 0)
+                better = ALL_KINDS[measure].better
+                rows.append(Row(name, measure, better, "excluded", 0, failed, none, why_not=reason))
+    return rows
+
+
+def _why_not(scores: Sequence[Score], measure: str) -> str | None:
+    """The commonest reason; None for distances that the clips do not allow."""
+    if measure not in DISTANCES:
+        reasons = [score.measures[measure].why_not for score in scores if measure in score.measures]
+        return Counter(reasons).most_common(1)[0][0] if reasons else None
+    for weights in DISTANCES[measure].weights:
+        if any(score.failure is None and weights.variable not in score.weights for score in scores):
+            return f"{weights.variable} did not name {weights.file} when a clip was scored"
+    return "too few clips or people" if DISTANCES[measure].weights else None
 
 
 def _distance_rows(folder: Path, scores: Mapping[str, Sequence[Score]]) -> list[Row]:
@@ -162,13 +192,14 @@ def to_frame(rows: Sequence[Row]) -> polars.DataFrame:
                 "failed": row.failed,
                 "people": row.interval.identities,
                 "samples": row.samples,
-                "value": row.interval.value,
+                "value": None if row.why_not else row.interval.value,
                 "low": row.interval.low,
                 "high": row.interval.high,
                 "difference": row.difference and row.difference.value,
                 "difference_low": row.difference and row.difference.low,
                 "difference_high": row.difference and row.difference.high,
                 "p_holm": row.p,
+                "why_not": row.why_not,
                 "weights": " ".join(f"{name}={digest}" for name, digest in row.weights.items()),
             }
             for row in rows
@@ -207,6 +238,7 @@ def to_latex(rows: Sequence[Row], others: Sequence[Published] = ()) -> str:
 
 def table_cells(rows: Sequence[Row], others: Sequence[Published] = ()) -> tuple[list[str], list[list[str]]]:
     """Header and lines: systems down, measures across; published figures last, of measures that rows have."""
+    rows = [row for row in rows if row.why_not is None]
     measures = list(dict.fromkeys(row.measure for row in rows))
     better = {row.measure: row.better for row in rows}
     found = {(row.system, row.rule, row.measure): row for row in rows}
@@ -286,26 +318,16 @@ def _weights_notes(rows: Sequence[Row]) -> list[str]:
         f"{', '.join(dict.fromkeys(measures))}: {variable} {digest}"
         for (variable, digest), measures in given.items()
     ]
-    taken = {(row.system, row.measure) for row in rows}
-    systems = list(dict.fromkeys(row.system for row in rows))
-    missing: dict[tuple[str, str], list[str]] = {}
-    # A kernel distance may be lacking for another reason: one person.
-    tells = {kind.kernel: kind.frechet for kind in FEATURE_KINDS}
-    for measure in (*COMPARED, *DISTANCES):
-        without = [
-            name
-            for name in systems
-            if (name, tells.get(measure, measure)) not in taken
-            and not (name == WRONG and measure in DISTANCES)
-        ]
-        needed = ALL_KINDS[measure].weights
-        if without and needed:
-            files = ", ".join(f"{weights.variable} ({weights.file})" for weights in needed)
-            missing.setdefault((", ".join(without), files), []).append(measure)
-    return notes + [
-        f"{', '.join(measures)}: not taken of {without}; needs {files} when a system is scored."
-        for (without, files), measures in missing.items()
-    ]
+    systems = {row.system for row in rows}
+    missing: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        if row.why_not:
+            missing.setdefault(row.why_not, {}).setdefault(row.measure, set()).add(row.system)
+    for reason, measures in missing.items():
+        of_any = all(systems <= names | {WRONG} for names in measures.values())
+        names = "any video" if of_any else ", ".join(sorted(set().union(*measures.values())))
+        notes.append(f"{', '.join(measures)}: not taken of {names}: {reason.rstrip('.')}.")
+    return notes
 
 
 def codec_effect(folder: Path, name: str) -> str:

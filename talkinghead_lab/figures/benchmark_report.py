@@ -54,7 +54,8 @@ def write_report(
         OutputError: there are no scores, or a file cannot be written.
         InvalidRequest: there is no such system, or no clip has a measure.
     """
-    rows, scores = benchmark_table(folder, base), stored_scores(folder)
+    table, scores = benchmark_table(folder, base), stored_scores(folder)
+    rows = [row for row in table if row.why_not is None]
     figures = folder / "figures"
     with output_errors("the folder of the figures cannot be created", figures):
         figures.mkdir(exist_ok=True)
@@ -67,7 +68,7 @@ def write_report(
     others = [name for name in ("identity", *taken) if name in taken and name != measure]
     ranked = benchmarks.ranked_clips(scores[base], measure, better.get(measure, "neither"))
 
-    parts = [_table_section(folder, rows)]
+    parts = [_table_section(folder, table)]
     parts += [_strips_section(scores, rows, figures)]
     if against or others:
         figure = benchmarks.scatter(scores, measure, against or others[0])

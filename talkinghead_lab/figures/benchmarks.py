@@ -45,7 +45,8 @@ def strips(scores: Scores, rows: Sequence[Row], measure: str) -> NotebookFigure:
     Raises:
         InvalidRequest: no clip has the measure.
     """
-    of = {row.system: row for row in rows if row.measure == measure and row.rule == "excluded"}
+    wanted = (measure, "excluded", None)
+    of = {row.system: row for row in rows if (row.measure, row.rule, row.why_not) == wanted}
     if not of:
         raise InvalidRequest("no clip has the measure", received=measure)
     colors = system_colors(of)

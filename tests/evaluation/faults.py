@@ -132,7 +132,7 @@ def moved(rows: list[Row], fault: str, measure: str) -> str:
     The distance of copies is 0, so a distance is its own difference.
     """
     of = {row.system: row for row in rows if row.measure == measure and row.rule == "excluded"}
-    if fault not in of:
+    if fault not in of or of[fault].why_not:
         return "not taken"
     row = of[fault]
     if row.difference is None:
@@ -145,7 +145,7 @@ def main() -> None:
     """Print the matrix of 24 clips of 1.6 seconds as Markdown."""
     folder = Path(sys.argv[1])
     rows = scored(folder, clips(folder / "clips", 24, 40), tuple(FAULTS), progress=True)
-    measures = list(dict.fromkeys(row.measure for row in rows))
+    measures = list(dict.fromkeys(row.measure for row in rows if row.why_not is None))
     print("| fault |", " | ".join(measures), "|")
     print("| --- " * (len(measures) + 1) + "|")
     for fault in FAULTS:

@@ -61,7 +61,7 @@ def test_distances_are_taken_with_the_weights_and_said_to_be_missing_without(tmp
     monkeypatch.setattr(set_features, "SAMPLED_FRAMES", 2)
     manifest = clips(tmp_path / "clips", 3, 33)
     rows = scored(tmp_path, manifest, ("blurred",))
-    found = {(row.system, row.measure): row for row in rows}
+    found = {(row.system, row.measure): row for row in rows if row.why_not is None}
     for kind, samples in ((FRAMES, 6), (CLIPS, 6)):
         assert {system for system, measure in found if measure == kind.frechet} == {REAL, "a-copy", "blurred"}
         assert (REAL, kind.kernel) not in found  # a half of three people has no pair of different ones
@@ -82,10 +82,15 @@ def test_distances_are_taken_with_the_weights_and_said_to_be_missing_without(tmp
         assert not task.is_done
         task.run(Worker())
     rows = benchmark_table(tmp_path / "out", "a-copy")
-    assert {row.system for row in rows if row.measure == "fvd"} == {REAL, "a-copy"}
-    assert {row.system for row in rows if row.measure == "fid"} == {REAL, "a-copy", "blurred"}
+    rows_with = [row for row in rows if row.why_not is None]
+    assert {row.system for row in rows_with if row.measure == "fvd"} == {REAL, "a-copy"}
+    assert {row.system for row in rows_with if row.measure == "fid"} == {REAL, "a-copy", "blurred"}
     assert WRONG not in {row.system for row in rows if row.measure == "fid"}
-    assert "fvd, kvd: not taken of blurred; needs I3D_MODEL (i3d_torchscript.pt" in to_markdown(rows)
+    assert "fvd, kvd: not taken of blurred: I3D_MODEL did not name i3d_torchscript.pt" in to_markdown(rows)
+    (lacking,) = to_frame(rows).filter(system="blurred", measure="fvd").to_dicts()
+    assert lacking["value"] is None
+    assert lacking["why_not"].startswith("I3D_MODEL did not name")
+    assert "csim: not taken of any video: " in to_markdown(rows)
 
 
 def test_the_formula_is_that_of_the_released_evaluation(tmp_path):
