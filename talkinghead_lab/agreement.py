@@ -89,6 +89,10 @@ def _picture(request: "GenerationParams") -> None:
         if request.continue_video and kept:
             message = f"{name} keeps frames of image_path, continue_video goes on from another: leave one out"
             raise Contradiction(message, name)
+    regions = "speaker_boxes" if request.speaker_boxes else "speaker_masks"
+    if getattr(request, regions) and len(request.pictures) > 1:
+        message = f"{regions} are in pixels of one picture, and image_path lists several: leave them out"
+        raise Contradiction(message, regions)
     if request.pad is not None and request.crop != "none":
         raise Contradiction("pad requires crop none; otherwise the picture fills the frame", "pad")
     if request.crop == "face" and request.speakers > 1:

@@ -18,23 +18,9 @@ from talkinghead_lab import defaults, request_text
 from talkinghead_lab.agreement import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FOLDERS, check_agreement
 from talkinghead_lab.defaults import RELEASED_NEGATIVE_PROMPT
 from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.foundation import field_types as types
 from talkinghead_lab.foundation.colors import checked_color
 from talkinghead_lab.foundation.field_errors import first_error
-from talkinghead_lab.foundation.field_types import (
-    Boxes,
-    FrameSize,
-    GuidanceScales,
-    Interval,
-    Lora,
-    Loudnesses,
-    MaskPaths,
-    MediaPath,
-    Seed,
-    Segments,
-    Sigmas,
-    WeightPath,
-    WholeChunk,
-)
 from talkinghead_lab.foundation.file_kinds import check_is_request
 
 
@@ -50,7 +36,7 @@ class GenerationParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    audio_path: MediaPath | None = Field(
+    audio_path: types.MediaPath | None = Field(
         None,
         description="speech recording, or a video with speech in its sound track; unset: only with segments",
     )
@@ -61,16 +47,21 @@ class GenerationParams(BaseModel):
         description="sound track of `audio_path`, counted from 1; unset: the file's default track",
     )
     audio_start: float = Field(0.0, ge=0, le=7200, description="seconds to skip at the start of `audio_path`")
-    image_path: MediaPath = Field(description="portrait image, or a driving video to dub")
-    continue_video: MediaPath | None = Field(
+    image_path: types.Pictures = Field(
+        description="portrait image, or a driving video to dub; a list of start (in seconds) and file: a new "
+        "shot from each start on"
+    )
+    continue_video: types.MediaPath | None = Field(
         None, description="video to go on from: the first chunk repeats its last motion_frame frames"
     )
     background: str = Field(
         "white",
         description="colour behind transparent pixels of `image_path`: #rrggbb or a CSS colour name",
     )
-    prompt: str = Field(
-        "", max_length=2000, description="description of the scene and of how the person moves"
+    prompt: types.Prompts = Field(
+        "",
+        description="description of the scene and of how the person moves; a list of start (in seconds) and "
+        "text: another from the first chunk after each start on",
     )
     negative_prompt: str = Field(
         RELEASED_NEGATIVE_PROMPT, max_length=2000, description="description of what to avoid"
@@ -79,7 +70,7 @@ class GenerationParams(BaseModel):
     resolution: Literal["infinitetalk-480", "infinitetalk-720"] = Field(
         "infinitetalk-480", description="family of released frame sizes"
     )
-    frame_size: FrameSize = Field(
+    frame_size: types.FrameSize = Field(
         "auto",
         description="WIDTHxHEIGHT in pixels, multiples of 16, up to 3568x3568 with 81 chunk_frames; "
         "auto: released size closest to the portrait",
@@ -98,7 +89,7 @@ class GenerationParams(BaseModel):
         le=1_000_000,
         description="most video frames to generate (25 per second); unset: length of the audio",
     )
-    seed: Seed | Literal["random"] = Field(
+    seed: types.Seed | Literal["random"] = Field(
         42, description="seed of all noise; random: a run draws one and records it"
     )
 
@@ -106,17 +97,17 @@ class GenerationParams(BaseModel):
         "euler", description="solver; euler: as released; the others need the extra samplers"
     )
     diffusion_steps: int = Field(40, ge=1, le=1000, description="sampling steps per chunk")
-    text_guide_scale: GuidanceScales = Field(
+    text_guide_scale: types.GuidanceScales = Field(
         5.0,
         description="guidance scale of the prompt; 1.0 skips one forward pass per step; a list is spread "
         "evenly over the steps",
     )
-    audio_guide_scale: GuidanceScales = Field(
+    audio_guide_scale: types.GuidanceScales = Field(
         4.0,
         description="guidance scale of the audio; 1.0 skips one forward pass per step; a list is spread "
         "evenly over the steps",
     )
-    guidance_interval: Interval | None = Field(
+    guidance_interval: types.Interval | None = Field(
         None,
         description="[from, to] as shares of the steps: guided steps; the others take one forward pass; "
         "unset: all are guided",
@@ -133,7 +124,7 @@ class GenerationParams(BaseModel):
         le=100,
         description="timestep shift; unset: 3 for embedded, 7 for infinitetalk-480, 11 for infinitetalk-720",
     )
-    sigmas: Sigmas | None = Field(
+    sigmas: types.Sigmas | None = Field(
         None,
         description="noise levels of the steps, for distilled LoRAs, without the last, 0; they replace "
         "sample_shift; unset: shifted",
@@ -143,8 +134,10 @@ class GenerationParams(BaseModel):
     )
     lips_only: bool = Field(False, description="keep a driving video; only its lower face is sampled anew")
     lips_border: int = Field(6, ge=1, le=256, description="lips_only: pixels of the blend around the face")
-    chunk_frames: WholeChunk = Field(81, ge=5, le=1001, description="video frames sampled together, 4n + 1")
-    motion_frame: WholeChunk = Field(
+    chunk_frames: types.WholeChunk = Field(
+        81, ge=5, le=1001, description="video frames sampled together, 4n + 1"
+    )
+    motion_frame: types.WholeChunk = Field(
         9, ge=1, le=997, description="overlap: frames shared with the previous chunk, 4n + 1"
     )
     trim_last_chunk: bool = Field(False, description="shorten the last chunk to the frames that are needed")
@@ -176,14 +169,14 @@ class GenerationParams(BaseModel):
         None, ge=1, le=999, description="step cache: most steps skipped in a row; unset: any number"
     )
 
-    loras: tuple[Lora, ...] = Field((), max_length=16, description="LoRAs of the transformer, in order")
-    second_audio_path: MediaPath | None = Field(None, description="recording of the second speaker")
-    speaker_boxes: Boxes | None = Field(
+    loras: tuple[types.Lora, ...] = Field((), max_length=16, description="LoRAs of the transformer, in order")
+    second_audio_path: types.MediaPath | None = Field(None, description="recording of the second speaker")
+    speaker_boxes: types.Boxes | None = Field(
         None,
         description="[left, top, right, bottom] in portrait pixels per speaker; people without a recording "
         "are silent; unset: left and right half",
     )
-    speaker_masks: MaskPaths | None = Field(
+    speaker_masks: types.MaskPaths | None = Field(
         None,
         description="instead of boxes, pictures of the portrait's size: one per speaker, white where they "
         "are, or one for all in red, green, blue, …",
@@ -193,37 +186,37 @@ class GenerationParams(BaseModel):
         description="para: both speak at once; add: the second speaker follows the first; timeline: as "
         "segments say",
     )
-    segments: Segments | None = Field(
+    segments: types.Segments | None = Field(
         None, description="a dialogue: speaker (1 or 2), start and end in seconds, and file of each part"
     )
-    speaker_loudness: Loudnesses | None = Field(
+    speaker_loudness: types.Loudnesses | None = Field(
         None, description="LUFS of each speaker in the sound of the video; unset: as recorded"
     )
 
     checkpoint: Literal["embedded", "released"] = Field(
         "embedded", description="embedded: the bundled model; released: the 14B weights"
     )
-    ckpt_dir: MediaPath | None = Field(
+    ckpt_dir: types.MediaPath | None = Field(
         None, description="Wan2.1-I2V-14B folder; unset: environment variable CKPT_DIR"
     )
-    wav2vec_dir: MediaPath | None = Field(
+    wav2vec_dir: types.MediaPath | None = Field(
         None, description="wav2vec2 folder; unset: environment variable WAV2VEC_DIR"
     )
-    infinitetalk_dir: MediaPath | None = Field(
+    infinitetalk_dir: types.MediaPath | None = Field(
         None,
         description="InfiniteTalk folder or (quantised) file; unset: environment variable INFINITETALK_DIR",
     )
-    weights: MediaPath | None = Field(
+    weights: types.MediaPath | None = Field(
         None,
         description="folder with weight files, searched by their content; unset: environment variable "
         "WEIGHTS_DIR",
     )
-    transformer: WeightPath = Field(None, description="weight file of the transformer; unset: searched")
-    adapter: WeightPath = Field(None, description="weight file of the audio adapter; unset: searched")
-    vae: WeightPath = Field(None, description="weight file of the video autoencoder; unset: searched")
-    text_encoder: WeightPath = Field(None, description="weight file of umT5; unset: searched")
-    image_encoder: WeightPath = Field(None, description="weight file of CLIP; unset: searched")
-    speech_encoder: WeightPath = Field(None, description="weight file of wav2vec2; unset: searched")
+    transformer: types.WeightPath = Field(None, description="weight file of the transformer; unset: searched")
+    adapter: types.WeightPath = Field(None, description="weight file of the audio adapter; unset: searched")
+    vae: types.WeightPath = Field(None, description="weight file of the video autoencoder; unset: searched")
+    text_encoder: types.WeightPath = Field(None, description="weight file of umT5; unset: searched")
+    image_encoder: types.WeightPath = Field(None, description="weight file of CLIP; unset: searched")
+    speech_encoder: types.WeightPath = Field(None, description="weight file of wav2vec2; unset: searched")
     precision: Literal["auto", "fp32", "bf16", "fp8", "int8"] = Field(
         "auto",
         description="auto: bf16 on GPU, fp32 on CPU, and fp8 matmuls of weights that are stored in fp8; "
@@ -297,8 +290,9 @@ class GenerationParams(BaseModel):
 
     @property
     def media(self) -> dict[str, str]:
-        """Every media file by its field; one of a list, by field and place: `speaker_masks.0`."""
-        named = {name: getattr(self, name) for name in MEDIA_FIELDS}
+        """Every media file by its field; in lists by field and place: `speaker_masks.0`, `image_path.1`."""
+        named = {name: getattr(self, name) for name in MEDIA_FIELDS} | {"image_path": self.pictures[0].file}
+        named |= {f"image_path.{number}": each.file for number, each in enumerate(self.pictures) if number}
         named |= {f"segments.{number}.file": part.file for number, part in enumerate(self.segments or ())}
         named |= {f"speaker_masks.{number}": path for number, path in enumerate(self.speaker_masks or ())}
         return {name: path for name, path in named.items() if path is not None}
@@ -307,6 +301,18 @@ class GenerationParams(BaseModel):
     def recordings(self) -> dict[str, str]:
         """Those of `media` that are heard: one per speaker, or per segment."""
         return {name: path for name, path in self.media.items() if name.endswith(("audio_path", ".file"))}
+
+    @property
+    def pictures(self) -> tuple[types.TimedFile, ...]:
+        """The picture or video of each shot."""
+        picture = self.image_path
+        return picture if isinstance(picture, tuple) else (types.TimedFile(start=0, file=picture),)
+
+    @property
+    def prompts(self) -> tuple[types.TimedText, ...]:
+        """The prompts, each from a time on."""
+        text = self.prompt
+        return text if isinstance(text, tuple) else (types.TimedText(start=0, text=text),)
 
     @property
     def forced_size(self) -> tuple[int, int] | None:

@@ -206,12 +206,19 @@ def _structure(value: Any, name: str) -> Any:
     """Plain lists and mappings of a value that a table or a model holds."""
     if isinstance(value, BaseModel):
         return value.model_dump()
-    if isinstance(value, str) and value[:1] in ("[", "{") and name not in (*TEXT_FIELDS, *PATHS):
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        verbatim = name in (*TEXT_FIELDS, *PATHS)
         try:
-            return json.loads(value)
+            found = json.loads(value)
         except ValueError:
             return value
+        # These are lists only where their entries have times.
+        return found if not verbatim or _is_timed(found) else value
     return value
+
+
+def _is_timed(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) and "start" in each for each in value)
 
 
 def _mapping_label(value: Mapping[str, Any], parts: int) -> str:
@@ -224,6 +231,9 @@ def _mapping_label(value: Mapping[str, Any], parts: int) -> str:
         steps = strength if isinstance(strength, Sequence) else [strength]
         words = ", ".join(map(value_label, steps))
         return name if strength == 1 else f"{name} (strength {words})"
+    if value.keys() in ({"start", "text"}, {"start", "file"}):
+        what = value["text"] if "text" in value else _path_label(value["file"], parts)
+        return f"from {value['start']:g} s: {what}"
     return ", ".join(setting_label(name, part) for name, part in value.items())
 
 

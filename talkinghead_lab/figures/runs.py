@@ -20,7 +20,7 @@ from PIL import Image
 
 from talkinghead_lab.figures.labels import column_title, value_label
 from talkinghead_lab.foundation.html_media import video_html
-from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND, first_frame
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.frame_size import Box, fit_image
@@ -258,7 +258,8 @@ def _mark_chunks(panels: Sequence[Axes], params: GenerationParams, seconds: floa
     """Mark the first new frame of every chunk after the first; fade the audio beyond `max_frames`."""
     frames = max(1, math.floor(seconds * FRAMES_PER_SECOND))
     used = min(frames, params.max_frames or frames)
-    chunks = chunks_of(params, used)
+    starts = [first_frame(shot.start) for shot in params.pictures[1:]]
+    chunks = chunks_of(params, used, [start for start in starts if start < used])
     for axes in panels:
         if used < frames:
             axes.axvspan(used / FRAMES_PER_SECOND, seconds, color=AXES_INK, alpha=0.45, linewidth=0, zorder=2)

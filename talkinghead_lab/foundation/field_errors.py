@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from talkinghead_lab.errors import InvalidRequest, nearest_name
 
 # pydantic names the alternative of a union behind its field
-OF_UNIONS = ("constrained-int", "constrained-float", "constrained-tuple", "tuple[", "literal[")
+OF_UNIONS = ("constrained-", "function-", "tuple[", "literal[")
 
 # Names of other programs for a frame that the video should end with, without `_path` and the like.
 LAST_FRAME = re.compile(r"(end|last|tail|final)_?(image|frame|img|picture)")
@@ -32,7 +32,7 @@ def first_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> Inva
     place = [str(part) for part in finding["loc"] if not str(part).startswith(OF_UNIONS)]
     name = ".".join(place) or "request"
     if finding["type"] == "missing":
-        return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=name)
+        return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=name.partition(".")[0])
     if not finding["loc"]:  # fields that contradict each other
         error_of_fields: Contradiction = finding["ctx"]["error"]
         return InvalidRequest(str(error_of_fields), field=error_of_fields.field)

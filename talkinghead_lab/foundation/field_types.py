@@ -2,11 +2,12 @@
 
 import itertools
 import re
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, is_whole_chunk
+from talkinghead_lab.foundation.latent_grid import PIXELS_PER_TOKEN, first_frame, is_whole_chunk
 from talkinghead_lab.foundation.paths import absolute
 
 
@@ -45,7 +46,46 @@ def _falling(levels: tuple[float, ...]) -> tuple[float, ...]:
     return levels
 
 
+class _Timed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    start: float = Field(ge=0, le=7200, description="seconds into the video")
+
+
+Timed = TypeVar("Timed", bound=Sequence[_Timed])
+
+
+def _from_the_beginning_on(entries: Timed) -> Timed:
+    frames = [first_frame(entry.start) for entry in entries]
+    if frames[0] != 0 or any(a >= b for a, b in itertools.pairwise(frames)):
+        raise ValueError("`start` must be 0 in the first entry, and rise by a frame (0.04 s) or more in each")
+    return entries
+
+
 MediaPath = Annotated[str, BeforeValidator(absolute)]
+Text = Annotated[str, Field(max_length=2000)]
+
+
+class TimedText(_Timed):
+    """A prompt from a time on."""
+
+    text: Text
+
+
+class TimedFile(_Timed):
+    """A picture or video from a time on."""
+
+    file: MediaPath
+
+
+TimedTexts = Annotated[
+    tuple[TimedText, ...], Field(min_length=1, max_length=100), AfterValidator(_from_the_beginning_on)
+]
+TimedFiles = Annotated[
+    tuple[TimedFile, ...], Field(min_length=1, max_length=100), AfterValidator(_from_the_beginning_on)
+]
+Prompts = Text | TimedTexts
+Pictures = MediaPath | TimedFiles
 WeightPath = MediaPath | None
 FrameSize = Annotated[str, AfterValidator(_auto_or_whole_tokens)]
 WholeChunk = Annotated[int, AfterValidator(_fills_its_latent_frames)]

@@ -19,11 +19,17 @@ from dataclasses import dataclass
 
 FRAMES_PER_SECOND = 25
 FRAMES_PER_LATENT = 4
+INEXACT = 1e-6  # frames; times in seconds are rounded
 PIXELS_PER_LATENT = 8
 PIXELS_PER_TOKEN = 16
 # Of one chunk: 14 times as many as 1280x720 with 81 frames. One activation of the 14B model has 10 GiB there.
 MOST_TOKENS = 2**20
 LONGEST_SIDE = 16_384  # pixels: of x264, and the 1,024 rotary positions of the released weights
+
+
+def first_frame(seconds: float) -> int:
+    """The number of the first frame of a video that begins at a time or after it."""
+    return math.ceil(seconds * FRAMES_PER_SECOND - INEXACT)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,8 @@ def typed(kind: Any, value: Any) -> Any:
             return value if value is None else str(value)
         kinds = [o for o in options if o is not NoneType and get_origin(o) is not Literal]
         listed = not isinstance(value, str) or value.lstrip().startswith("[")
+        if isinstance(value, str) and listed and str in map(_bare, kinds):  # otherwise it is verbatim
+            listed = _lists_mappings(value)
         return typed(next((o for o in kinds if listed and _is_list(o)), kinds[0]), value)
     if isinstance(value, bool) and kind in (int, float):
         raise ValueError("a valid number")
@@ -149,7 +151,19 @@ def typed(kind: Any, value: Any) -> Any:
 
 
 def _is_list(kind: Any) -> bool:
-    return get_origin(get_args(kind)[0] if get_origin(kind) is Annotated else kind) is tuple
+    return get_origin(_bare(kind)) is tuple
+
+
+def _bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _lists_mappings(text: str) -> bool:
+    try:
+        found = parse(text)
+    except ValueError:
+        return False
+    return isinstance(found, list) and bool(found) and all(isinstance(entry, dict) for entry in found)
 
 
 def _typed_parts(kind: Any, value: Any) -> Any:

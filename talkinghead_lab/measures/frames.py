@@ -66,12 +66,12 @@ class FrameStatistics:
         return self._changes.values
 
 
-def frame_measures(frames: FrameStatistics) -> list[Measure]:
-    """Take every measure of the encoded video's pixels."""
-    return [measure(frames) for measure in (flicker, color_drift, motion, sharpness)]
+def frame_measures(frames: FrameStatistics, cuts: Sequence[int] = ()) -> list[Measure]:
+    """Take every measure of the encoded video's pixels; `cuts` are the frames at which new shots begin."""
+    return [flicker(frames, cuts), color_drift(frames, cuts), motion(frames, cuts), sharpness(frames)]
 
 
-def seam_jump(changes: Sequence[float] | None, seams: Sequence[int]) -> Measure:
+def seam_jump(changes: Sequence[float] | None, seams: Sequence[int], cuts: Sequence[int] = ()) -> Measure:
     """Mean change of luma at the seams over the median change elsewhere (unit 1, lower is better).
 
     1 is no jump. This package's own measure. It is taken before encoding, which changes key frames in a way
@@ -80,33 +80,39 @@ def seam_jump(changes: Sequence[float] | None, seams: Sequence[int]) -> Measure:
     Args:
         changes: of `LumaChanges`, from the first frame of the video to its last; None: unknown.
         seams: the numbers of the frames that start a new chunk.
+        cuts: those that start a new shot, whose changes do not count.
     """
     if not seams:
-        return Measure.of("seam_jump", None, "the video is one chunk")
+        reason = "every shot is one chunk" if cuts else "the video is one chunk"
+        return Measure.of("seam_jump", None, reason)
     if changes is None:
         return Measure.of("seam_jump", None, UNKNOWN_CHANGES)
     at = [changes[seam - 1] for seam in seams]
-    others = np.delete(changes, [seam - 1 for seam in seams])
+    others = np.delete(changes, [number - 1 for number in (*seams, *cuts)])
     usual = float(np.median(others)) if len(others) else 0.0
     if usual == 0.0:
         return Measure.of("seam_jump", None, "the picture does not change between the seams")
     return Measure.of("seam_jump", float(np.mean(at)) / usual)
 
 
-def flicker(frames: FrameStatistics) -> Measure:
+def flicker(frames: FrameStatistics, cuts: Sequence[int] = ()) -> Measure:
     """Mean absolute second difference of the frames' mean luma (unit: 8-bit levels, lower is better).
 
-    A steady fade gives 0. This package's own measure.
+    A steady fade gives 0. This package's own measure. Differences across a cut do not count.
     """
-    value = float(np.abs(np.diff(frames.luma, 2)).mean()) if len(frames.luma) > 2 else None
-    return Measure.of("flicker", value, _needs_frames(frames, 3))
+    shots = np.split(frames.luma, list(cuts))
+    value = _mean(np.concatenate([np.abs(np.diff(luma, 2)) for luma in shots]))
+    reason = None if value is not None else _needs_frames(frames, 3) or "no shot has 3 frames"
+    return Measure.of("flicker", value, reason)
 
 
-def color_drift(frames: FrameStatistics) -> Measure:
+def color_drift(frames: FrameStatistics, cuts: Sequence[int] = ()) -> Measure:
     """ΔE between the mean colours of the first and the last second (CIE 1976 ΔE*ab, lower is better).
 
     Shorter videos are compared half against half. 2.3 is just noticeable (Mahy et al. 1994).
     """
+    if len(cuts):
+        return Measure.of("color_drift", None, "the video has several shots")
     span = min(FRAMES_PER_SECOND, len(frames.lab) // 2)
     if not span:
         return Measure.of("color_drift", None, _needs_frames(frames, 2))
@@ -114,13 +120,15 @@ def color_drift(frames: FrameStatistics) -> Measure:
     return Measure.of("color_drift", float(np.linalg.norm(last - first)))
 
 
-def motion(frames: FrameStatistics) -> Measure:
+def motion(frames: FrameStatistics, cuts: Sequence[int] = ()) -> Measure:
     """Mean absolute difference of luma between consecutive frames (unit: 8-bit levels, neither is better).
 
     The frame difference of ITU-T P.910's temporal information, with the mean in place of the standard
-    deviation.
+    deviation. Differences across a cut do not count.
     """
-    return Measure.of("motion", _mean(frames.change), _needs_frames(frames, 2))
+    value = _mean(np.delete(frames.change, [cut - 1 for cut in cuts]))
+    reason = None if value is not None else _needs_frames(frames, 2) or "every shot is one frame"
+    return Measure.of("motion", value, reason)
 
 
 def sharpness(frames: FrameStatistics) -> Measure:
@@ -138,8 +146,8 @@ def _luma(pixels: Frames) -> NDArray[np.float32]:
     return luma
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _mean(values: Sequence[float] | NDArray[np.float64]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
 
 
 def _needs_frames(frames: FrameStatistics, count: int) -> str | None:

@@ -15,7 +15,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 def identity_measures(
-    portrait: Image.Image, frames: Sequence[Image.Image], features: Features | None
+    portraits: Sequence[Image.Image], frames: Sequence[Image.Image], features: Features | None
 ) -> list[Measure]:
     """`identity` and `identity_drift` from cosine similarities of image features (unit 1).
 
@@ -25,7 +25,7 @@ def identity_measures(
     the first quarter does, lower is better. This package's own measure.
 
     Args:
-        portrait: the reference image.
+        portraits: the reference image of each frame.
         frames: spread over the video, in order.
         features: an image encoder, [1, 3, H, W] in [−1, 1] → [1, tokens, channels].
     """
@@ -33,8 +33,12 @@ def identity_measures(
         reason = "no image encoder was given"
         return [Measure.of(name, None, reason) for name in ("identity", "identity_drift")]
     with torch.inference_mode():
-        means = [_mean_token(features, fit(picture, *frames[0].size)) for picture in (portrait, *frames)]
-        similarity = functional.cosine_similarity(means[0], torch.stack(means[1:]), dim=-1)
+        of_portraits = {
+            id(portrait): _mean_token(features, fit(portrait, *frames[0].size)) for portrait in portraits
+        }
+        wanted = torch.stack([of_portraits[id(portrait)] for portrait in portraits])
+        found = torch.stack([_mean_token(features, fit(frame, *frames[0].size)) for frame in frames])
+        similarity = functional.cosine_similarity(wanted, found, dim=-1)
     quarter = len(frames) // 4
     drift = (
         Measure.of("identity_drift", (similarity[:quarter].mean() - similarity[-quarter:].mean()).item())

@@ -1,7 +1,7 @@
 """Judges a finished video: every measure and check, from one decoding pass."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Subject:
 
     Args:
         portrait: the reference image at the start.
+        later: those of later shots, by the number of the frame at which each begins, in order.
         speech: what is heard, mono at 16 kHz.
         frame_count: frames that the video should have.
         seconds: length that it should have.
@@ -58,6 +59,11 @@ class Subject:
     speakers: int = 1
     cartoon: bool = False
     warnings: Sequence[str] = ()
+    later: Mapping[int, Image.Image] = field(default_factory=dict)
+
+    def portrait_at(self, number: int) -> Image.Image:
+        """The reference image of a frame."""
+        return [self.portrait, *(each for start, each in self.later.items() if start <= number)][-1]
 
 
 @dataclass(frozen=True)
@@ -152,16 +158,18 @@ def _measures(
     soundtrack: audio.Wave | None,
     features: Features | None,
 ) -> list[Measure]:
-    faces = viewing.faces()
+    faces, cuts = viewing.faces(), list(subject.later)
     pictures = {number: viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept}
+    portraits = [subject.portrait_at(number) for number in pictures]
+    no_csim = "the video has several shots" if cuts else viewing.no_faces
     poses = viewing.mouths.pose() if viewing.mouths else faces.pose if faces else None
     return [
         *_lip_measures(viewing, subject, faces, cartoon, soundtrack),
         *_sync_measures(path, viewing, soundtrack),
-        *identity_measures(subject.portrait, list(pictures.values()), features),
-        csim(subject.portrait, pictures, faces) if faces else Measure.of("csim", None, viewing.no_faces),
-        seam_jump(subject.changes, subject.seams),
-        *frame_measures(viewing.statistics),
+        *identity_measures(portraits, list(pictures.values()), features),
+        csim(subject.portrait, pictures, faces) if faces and not cuts else Measure.of("csim", None, no_csim),
+        seam_jump(subject.changes, subject.seams, cuts),
+        *frame_measures(viewing.statistics, cuts),
         clip_quality(list(pictures.values())),
         head_motion(poses) if poses is not None else Measure.of("head_motion", None, viewing.no_faces),
         Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),

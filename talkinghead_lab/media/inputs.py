@@ -67,6 +67,11 @@ def open_copy(
     return CopiedVideo(reference, copy, call) if isinstance(reference, DrivingVideo) else reference
 
 
+def warnings_of(reference: ReferenceMedia) -> tuple[str, ...]:
+    """What the user should know about a picture."""
+    return reference.warnings if isinstance(reference, Portrait) else ()
+
+
 def reference_frames(video: DrivingVideo, start: float, count: int, frame: Size, framing: Framing) -> Tensor:
     """Frames of a driving video, 1/25 s apart, brought into a frame of (W, H): uint8 [count, 3, H, W].
 
@@ -79,6 +84,31 @@ def reference_frames(video: DrivingVideo, start: float, count: int, frame: Size,
     if missing := count - len(fitted):
         fitted += missing * [fit(video.frame_at(start + count / FRAMES_PER_SECOND), *frame, framing)]
     return torch.stack(fitted)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What is seen from a frame of the video on.
+
+    Args:
+        reference: the portrait, or the driving video.
+        framing: how it is brought into the frame.
+        start: the number of that frame.
+        offset: where the driving video is then, in seconds.
+    """
+
+    reference: ReferenceMedia
+    framing: Framing = CENTER
+    start: int = 0
+    offset: float = 0.0
+
+    def time(self, seconds: float) -> float:
+        """The time in the driving video at a time of the video that is made."""
+        return seconds - self.start / FRAMES_PER_SECOND + self.offset
+
+    def fitted(self, seconds: float, frame: Size) -> Tensor:
+        """The picture in a frame of (W, H) at a time of the video that is made, uint8 [3, H, W]."""
+        return fit(self.reference.frame_at(self.time(seconds)), *frame, self.framing)
 
 
 @dataclass(frozen=True)
@@ -95,6 +125,7 @@ class Inputs:
         framing: how the picture is brought into the frame.
         continued: the last frames of the video that the run goes on from, uint8 [motion_frame, 3, H, W].
         masks: where the speakers are in the picture, if that is drawn.
+        later: shots after the first, in order.
     """
 
     reference: ReferenceMedia
@@ -106,6 +137,7 @@ class Inputs:
     framing: Framing = CENTER
     continued: Tensor | None = None
     masks: tuple[Mask, ...] = ()
+    later: tuple[Shot, ...] = ()
 
     @classmethod
     def read(
@@ -159,8 +191,13 @@ class Inputs:
             drawn = call(read_masks, [mask.path for mask in masks], limits.pixels) if masks else ()
             check_masks(drawn, reference.size, len(voices))
         size = frame_size or nearest_size(*reference.size, resolution)
-        warnings = reference.warnings if isinstance(reference, Portrait) else ()
-        return cls(reference, size, voices, soundtrack, warnings=(*warnings, *told), masks=drawn)
+        told = (*warnings_of(reference), *told)
+        return cls(reference, size, voices, soundtrack, warnings=told, masks=drawn)
+
+    @property
+    def shots(self) -> tuple[Shot, ...]:
+        """All shots."""
+        return (Shot(self.reference, self.framing), *self.later)
 
     @property
     def seconds(self) -> float:

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from talkinghead_lab.errors import OutOfMemory
 from talkinghead_lab.foundation.devices import empty_cache
-from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT, LatentGrid
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT, FRAMES_PER_SECOND, LatentGrid
 from talkinghead_lab.media.colors import match_colors
-from talkinghead_lab.media.frame_size import fit
-from talkinghead_lab.media.inputs import CopiedVideo
+from talkinghead_lab.media.inputs import CopiedVideo, Shot
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.dit.model import CrossAttentionContext, speaker_regions
@@ -121,12 +120,13 @@ class ChunkGenerator:
         self.stage, self.cache = stage, cache
         self.width, self.height = conditions.frame_size
         self.plan = pipeline.requirements(resolved)
-        self.colors = to_unit_range(self._fit(0.0)).to(pipeline.device)
-        self.regions = self._speaker_regions()
+        self.shots = (Shot(conditions.reference, resolved.framing), *conditions.later)
+        self._begin_shot(self.shots[0])
         # Keys and values of all blocks take much memory: within a budget they are recomputed at every step.
         # So they are where they depend on a step's strengths of LoRAs.
         self.precompute = pipeline.budget is None and not resolved.sampling.lora_scales
         self.texts: dict[bool, CrossAttentionContext] = {}
+        self.prompt = 0  # the number of that whose context `texts` holds
         # For the rest of the run; a run that is resumed sets it from its last chunk, so that both give the
         # same frames.
         self.fp16_overflowed = False
@@ -178,6 +178,11 @@ class ChunkGenerator:
         networks, request = self.networks, self.resolved.request
         grid = LatentGrid(chunk.frames, self.height, self.width)
         previous = previous if chunk.index else self.conditions.continued
+        shot = [each for each in self.shots if each.start <= chunk.first_new][-1]
+        if shot is not self.shot:
+            self._begin_shot(shot)
+        if self.prompt != (prompt := self.resolved.prompt_of(chunk)):
+            self.texts, self.prompt = {}, prompt
         self.picture = self._encode_picture(self._fit(chunk.seconds), chunk.frames)
         motion = self.picture.motion
         if chunk.repeated:
@@ -250,16 +255,21 @@ class ChunkGenerator:
         pairs = zip(frames.split(1, dim=1), around.unbind(1), strict=True)
         return torch.cat([match_colors(frame, reference, strength) for frame, reference in pairs], dim=1)
 
+    def _begin_shot(self, shot: Shot) -> None:
+        """Compute what the chunks of a shot share."""
+        self.shot = shot
+        self.colors = to_unit_range(self._fit(shot.start / FRAMES_PER_SECOND)).to(self.networks.device)
+        self.regions = self._speaker_regions()
+
     def _fit(self, seconds: float) -> Tensor:
-        picture = self.conditions.reference.frame_at(seconds)
-        return fit(picture, self.width, self.height, self.resolved.framing)
+        return self.shot.fitted(seconds, self.conditions.frame_size)
 
     def _speaker_regions(self) -> Tensor | None:
         if len(self.conditions.audio) == 1:
             return None
         regions = self.conditions.masks or self.resolved.request.speaker_boxes
-        size, frame = self.conditions.reference.size, self.conditions.frame_size
-        masks = speaker_masks(size, regions, frame, self.resolved.framing)
+        size, frame = self.shot.reference.size, self.conditions.frame_size
+        masks = speaker_masks(size, regions, frame, self.shot.framing)
         return speaker_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
 
     def _encode_picture(self, pixels: Tensor, frames: int) -> EncodedPicture:
@@ -296,10 +306,10 @@ class ChunkGenerator:
 
     def _source_frames(self, chunk: Chunk) -> Tensor:
         """The driving video during a chunk, uint8 [F, 3, H, W]."""
-        reference = self.conditions.reference
-        assert isinstance(reference, CopiedVideo), "resolve refuses a portrait"
-        size, framing = (self.width, self.height), self.resolved.framing
-        return reference.fitted_frames(chunk.seconds, chunk.frames, size, framing)
+        shot = self.shot
+        assert isinstance(shot.reference, CopiedVideo), "resolve refuses a portrait"
+        start = shot.time(chunk.seconds)
+        return shot.reference.fitted_frames(start, chunk.frames, self.conditions.frame_size, shot.framing)
 
     def _encode_source(self, frames: Tensor) -> Tensor:
         """The latent of frames uint8 [F, 3, H, W], [1, C, T, h, w]."""
@@ -314,7 +324,8 @@ class ChunkGenerator:
         assert self.picture is not None
         dit, device, keep = self.networks.dit, self.networks.device, self.precompute
         if not self.texts:
-            texts = {True: self.conditions.prompt, False: self.conditions.negative_prompt}
+            prompts = (self.conditions.prompt, *self.conditions.later_prompts)
+            texts = {True: prompts[self.prompt], False: self.conditions.negative_prompt}
             self.texts = {prompt: dit.text_context([text], keep) for prompt, text in texts.items()}
         voices = [audio_windows(voice, chunk, dit.config.audio_window) for voice in self.conditions.audio]
         speech = torch.stack(voices)[None].to(device)

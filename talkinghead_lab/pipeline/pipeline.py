@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.devices import empty_cache
 from talkinghead_lab.media import audio
-from talkinghead_lab.media.inputs import Inputs
+from talkinghead_lab.media.inputs import Inputs, Shot
 from talkinghead_lab.media.mask_files import Mask
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import ReferenceMedia
@@ -34,6 +34,8 @@ from talkinghead_lab.weights.checkpoints import NETWORKS, load_network, load_tok
 from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.transformer import load_transformer
 
+TEXTS_AT_ONCE = 2  # which the plan of memory counts with
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -48,6 +50,8 @@ class Conditions:
         continued: overlap frames of the first chunk, [3, motion_frame, H, W] in [−1, 1], from the end of an
             earlier video.
         masks: where the speakers are in the picture, if that is drawn.
+        later: shots after the first, in order.
+        later_prompts: text embeddings of the prompts after the first.
     """
 
     prompt: Tensor
@@ -57,6 +61,8 @@ class Conditions:
     frame_size: tuple[int, int]
     continued: Tensor | None = None
     masks: tuple[Mask, ...] = ()
+    later: tuple[Shot, ...] = ()
+    later_prompts: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -234,7 +240,7 @@ class Pipeline:
             texts = self._encode_prompts(request, plan, stage, cache)
             with stage("audio"):
                 voices = [self._encode_voice(torch.from_numpy(voice), cache) for voice in inputs.voices]
-        prompt, negative = (text.to(self.device) for text in group.broadcast_rows(texts))
+        prompt, negative, *later = (text.to(self.device) for text in group.broadcast_rows(texts))
         voices = group.broadcast_rows(voices)
         continued = None if inputs.continued is None else to_unit_range(inputs.continued).transpose(0, 1)
         return Conditions(
@@ -245,16 +251,23 @@ class Pipeline:
             inputs.frame_size,
             continued,
             inputs.masks,
+            inputs.later,
+            tuple(later),
         )
 
     def _encode_prompts(
         self, request: GenerationParams, plan: Requirements, stage: Stage, cache: EncodingStore
     ) -> list[Tensor]:
         assert self.text_encoder, "needs the text encoder"
-        texts = (request.prompt, request.negative_prompt)
+        prompt, *later = (each.text for each in request.prompts)
+        texts = (prompt, request.negative_prompt, *later)
+        found: list[Tensor] = []
         with stage("text"):
-            key = [*texts, dtype_name(self.text_encoder)]
-            return list(cache("text", key, lambda: self._encode_texts(texts, plan.needs["text"])))
+            for first in range(0, len(texts), TEXTS_AT_ONCE):
+                part = texts[first : first + TEXTS_AT_ONCE]
+                encode = partial(self._encode_texts, part, plan.needs["text"])
+                found += cache("text", [*part, dtype_name(self.text_encoder)], encode)
+        return found
 
     def _encode_texts(self, texts: tuple[str, ...], memory: StageMemory) -> tuple[Tensor, ...]:
         assert self.text_encoder

@@ -213,4 +213,7 @@ def _settings(resolved: Resolved) -> dict[str, Any]:
         "seam_frames",
         "trim_last_chunk",
     )
-    return {name: decided[name] for name in names} | {name: getattr(resolved.request, name) for name in asked}
+    several = [name for name in ("shots", "prompts") if len(decided[name]) > 1]
+    return {name: decided[name] for name in (*names, *several)} | {
+        name: getattr(resolved.request, name) for name in asked
+    }

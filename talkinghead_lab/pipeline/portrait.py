@@ -68,11 +68,22 @@ def frame_picture(
             speaker boxes or masks cannot be used with it.
     """
     if reference is None:
-        reference = open_reference(local_file(request.image_path), request.background)
+        reference = open_reference(local_file(request.pictures[0].file), request.background)
         masks = read_masks([local_file(path) for path in request.speaker_masks or ()])
         check_masks(masks, reference.size, request.voices)
     size = request.forced_size or nearest_size(*reference.size, request.resolution)
-    first = reference.frame_at(0.0)
+    return framed(request, reference, size, masks)
+
+
+def framed(
+    request: GenerationParams,
+    reference: ReferenceMedia,
+    size: Size,
+    masks: tuple[Mask, ...] = (),
+    seconds: float = 0.0,
+) -> FramedPicture:
+    """Bring a picture, or a video as it is at a time, into a frame of (W, H); errors as `frame_picture`."""
+    first = reference.frame_at(seconds)
     framing = framing_of(request, first)
     place(reference.size, size, framing)
     if request.speakers > 1:

@@ -1,7 +1,7 @@
 """From a request to what the pipeline works with: media read once, settings decided once."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.foundation.digests import FileState
-from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND, LatentGrid, first_frame
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot
 from talkinghead_lab.media import audio
@@ -21,11 +21,12 @@ from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
 from talkinghead_lab.media.frame_size import CENTER, Box, Framing, place
 from talkinghead_lab.media.inputs import Inputs, open_copy
 from talkinghead_lab.media.isolated import Call, call_here
-from talkinghead_lab.media.reference import Portrait
+from talkinghead_lab.media.reference import Portrait, ReferenceMedia
 from talkinghead_lab.models.kernels.attention import choose_attention
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.continuation import last_frames
 from talkinghead_lab.pipeline.portrait import frame_picture
+from talkinghead_lab.pipeline.shots import later_shots, unused_parts
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.guidance import planned_passes
@@ -65,6 +66,7 @@ class Resolved:
         warnings: what the user should know before anything is generated, one sentence or more each.
         framing: how the picture is brought into the frame.
         kept: [left, top, right, bottom] of the picture's part in the frame, in its pixels; None: not known.
+        cuts: numbers of the frames at which a new shot begins.
     """
 
     request: GenerationParams
@@ -77,11 +79,24 @@ class Resolved:
     warnings: tuple[str, ...] = ()
     framing: Framing = CENTER
     kept: Box | None = None
+    cuts: tuple[int, ...] = ()
 
     @cached_property
     def chunks(self) -> list[Chunk]:
         """The chunks that make up the video."""
-        return chunks_of(self.request, self.frames)
+        return chunks_of(self.request, self.frames, self.cuts)
+
+    def prompt_of(self, chunk: Chunk) -> int:
+        """The number of a chunk's prompt: that which applies at the first frame that the chunk adds."""
+        starts = [first_frame(prompt.start) for prompt in self.request.prompts]
+        return max(number for number, start in enumerate(starts) if start <= chunk.first_new)
+
+    @property
+    def prompt_starts(self) -> list[float | None]:
+        """When each prompt takes effect, in seconds of the video; None: no chunk has it."""
+        starts = {self.prompt_of(chunk): chunk.first_new for chunk in reversed(self.chunks)}
+        numbers = range(len(self.request.prompts))
+        return [starts[number] / FRAMES_PER_SECOND if number in starts else None for number in numbers]
 
     @property
     def forward_passes(self) -> int:
@@ -112,6 +127,8 @@ class Resolved:
             "crop": None if self.kept is None else list(self.kept),
             "frames": self.frames,
             "chunks": len(self.chunks),
+            "shots": [start / FRAMES_PER_SECOND for start in (0, *self.cuts)],
+            "prompts": self.prompt_starts,
             "seconds": self.seconds,
             "sample_shift": None if self.sampling.sigmas else self.sampling.shift,
             "sigmas": [round(time / TRAINED_TIMESTEPS, 6) for time in schedule_of(self.sampling).tolist()],
@@ -133,13 +150,14 @@ class Resolved:
         }
 
 
-def chunks_of(request: GenerationParams, frames: int) -> list[Chunk]:
-    """The chunks of a request's video of so many frames."""
+def chunks_of(request: GenerationParams, frames: int, cuts: Sequence[int]) -> list[Chunk]:
+    """The chunks of a request's video of so many frames, with new shots at `cuts`."""
     return plan_chunks(
         frames,
         request.chunk_frames,
         request.motion_frame,
         request.trim_last_chunk,
+        cuts,
         continues=request.continue_video is not None,
     )
 
@@ -159,20 +177,25 @@ def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | 
         MissingExtra: the sampler is not installed.
     """
     check_solver(request.sampler)
-    if isinstance(inputs.reference, Portrait):
+    if any(isinstance(shot.reference, Portrait) for shot in inputs.shots):
         _check_needs_no_video(request)
-    frames = audio.frame_count(inputs.voices[0])
-    return Resolved(
+    recorded = audio.frame_count(inputs.voices[0])
+    frames = min(recorded, request.max_frames or recorded)
+    resolved = Resolved(
         request=request,
         networks=networks or load_settings(request),
         sampling=sampling_config(request),
         frame_size=inputs.frame_size,
         seconds=inputs.seconds,
-        frames=min(frames, request.max_frames or frames),
+        frames=frames,
         budget=memory_budget(request),
         warnings=inputs.warnings,
         framing=inputs.framing,
         kept=place(inputs.reference.size, inputs.frame_size, inputs.framing).kept,
+        cuts=tuple(shot.start for shot in inputs.later if shot.start < frames),
+    )
+    return replace(
+        resolved, warnings=inputs.warnings + unused_parts(request, inputs, frames, resolved.prompt_starts)
     )
 
 
@@ -226,6 +249,10 @@ def read_inputs(
             or `continue_video` is too short.
     """
     copies = {field: copy(field, path) for field, path in request.media.items()}
+
+    def opened(field: str) -> ReferenceMedia:
+        return open_copy(copies[field], request.background, call, limits)
+
     inputs = Inputs.read(
         copies["image_path"],
         [copies[field] for field in request.recordings],
@@ -244,17 +271,19 @@ def read_inputs(
     picture = frame_picture(request, inputs.reference, inputs.masks)
     # Whoever has no recording hears digital silence, as in the released pipeline.
     silent = [np.zeros_like(inputs.voices[0])] * (request.speakers - len(inputs.voices))
-    inputs = replace(
+    continued = None
+    if request.continue_video is not None:
+        continued = last_frames(request, opened("continue_video"), inputs.frame_size)
+    later, warnings = later_shots(request, opened, inputs.frame_size)
+    return replace(
         inputs,
         voices=(*inputs.voices, *silent),
         sha256=tuple(file.sha256 for file in copies.values()),
         framing=picture.framing,
-        warnings=inputs.warnings + picture.warnings,
+        warnings=inputs.warnings + picture.warnings + warnings,
+        continued=continued,
+        later=later,
     )
-    if request.continue_video is None:
-        return inputs
-    video = open_copy(copies["continue_video"], request.background, call, limits)
-    return replace(inputs, continued=last_frames(request, video, inputs.frame_size))
 
 
 def load_settings(request: GenerationParams) -> LoadSettings:

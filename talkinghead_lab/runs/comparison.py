@@ -14,6 +14,7 @@ READER_DEPENDENT = (
     "lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion", "identity", "identity_drift",
     "head_motion",
 )  # fmt: skip
+SEEN_FIELDS = ("image_path", "continue_video")
 FOLLOW_THE_SIZE = ("sharpness", *COSTS)  # depend on the number of pixels
 
 
@@ -40,7 +41,9 @@ def why_unlike(runs: Sequence[PastRun], measure: str) -> str | None:
         ("different recordings", _sound),
         (
             "different portraits or videos",
-            lambda run: tuple(run.record["inputs"].get(name) for name in ("image_path", "continue_video")),
+            lambda run: tuple(
+                part for part in run.record["inputs"].items() if part[0].startswith(SEEN_FIELDS)
+            ),
         ),
         ("different lengths: {} frames", lambda run: run.result.frame_count),
     ]

@@ -228,7 +228,7 @@ def _remove_partial_files(folder: Path) -> None:
 
 
 def _file_stem(params: GenerationParams, frame_size: tuple[int, int]) -> str:
-    words = re.sub(r"[^\w]+", "-", params.prompt.lower())[:40].strip("-_")
+    words = re.sub(r"[^\w]+", "-", params.prompts[0].text.lower())[:40].strip("-_")
     return "infinitetalk_{}x{}_{}".format(*frame_size, words or "no-prompt")
 
 

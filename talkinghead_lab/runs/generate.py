@@ -338,8 +338,14 @@ def _subject(
 ) -> Subject:
     request = resolved.request
     cut = request.max_frames is not None and resolved.frames == request.max_frames
+    portrait, *others = (
+        fit_image(shot.reference.frame_at(shot.offset), resolved.frame_size, shot.framing)
+        for shot in inputs.shots
+    )
+    later = dict(zip(resolved.cuts, others, strict=False))  # fewer, if the video ends before a shot
     return Subject(
-        portrait=fit_image(inputs.reference.frame_at(0.0), resolved.frame_size, resolved.framing),
+        portrait=portrait,
+        later=later,
         speech=inputs.voices[0],
         frame_count=resolved.frames,
         truth=mouth_truth(origin.media.get("audio_path", "")),

@@ -165,7 +165,7 @@ def thumbnail(run: PastRun) -> Image.Image:
         return pictures[len(pictures) // 2][1]
     if run.parts:
         return video.evenly_spaced(run.parts[-1], 1)[0][1]
-    return open_reference(local_file(run.params.image_path), run.params.background).frame_at(0.0)
+    return open_reference(local_file(run.params.pictures[0].file), run.params.background).frame_at(0.0)
 
 
 def in_a_line(params: GenerationParams) -> str:

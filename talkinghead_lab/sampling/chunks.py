@@ -33,6 +33,11 @@ class Chunk:
         """Start of the chunk in the video, in seconds."""
         return self.start / FRAMES_PER_SECOND
 
+    @property
+    def first_new(self) -> int:
+        """Number of the first frame that it adds."""
+        return self.start + self.repeated
+
 
 def plan_chunks(
     total_frames: int,
@@ -66,7 +71,7 @@ def plan_chunks(
 
 def seams(chunks: Sequence[Chunk]) -> list[int]:
     """The numbers of the frames of a video at which a chunk goes on from the one before."""
-    return [chunk.start + chunk.repeated for chunk in chunks[1:] if chunk.repeated]
+    return [chunk.first_new for chunk in chunks[1:] if chunk.repeated]
 
 
 def audio_windows(embedding: Tensor, chunk: Chunk, window: int) -> Tensor:

@@ -38,10 +38,11 @@ def in_allowed_folders(settings: ServiceSettings, fields: dict[str, Any]) -> dic
             located[name] = in_shared(settings, value)
     if isinstance(masks := fields.get(MASKS), list):
         located[MASKS] = [in_shared(settings, path) if isinstance(path, str) else path for path in masks]
-    segments = fields.get("segments")
-    for segment in segments if isinstance(segments, list) else ():
-        if isinstance(segment, dict) and isinstance(segment.get("file"), str):
-            segment["file"] = in_shared(settings, segment["file"])
+    for name in ("segments", "image_path"):
+        parts = fields.get(name)
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, dict) and isinstance(part.get("file"), str):
+                part["file"] = in_shared(settings, part["file"])
     loras = fields.get("loras")
     for lora in loras if isinstance(loras, list) else ():
         path = lora.get("path") if isinstance(lora, dict) else None

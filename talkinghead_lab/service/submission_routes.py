@@ -122,7 +122,7 @@ def _kept(video: Path) -> KeptVideo | None:
             id=name,
             url=f"/api/videos/{name}/{video.name}",
             created=video.stat().st_mtime,
-            prompt=request.prompt,
+            prompt=request.prompts[0].text,
             fields=request.model_dump(mode="json", include=set(FIELDS)),
         )
     return None

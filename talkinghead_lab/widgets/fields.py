@@ -106,10 +106,13 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             # The description is for screen readers; the heading shows the same words.
             self.widget.tooltip, self.widget.description = self.tooltip, title(name)
         self.schedule: Any = None
-        if _number(self.field):
+        lists = {
+            "image_path": ("several shots", '{"start": 0, "file": "a.png"}, {"start": 4, "file": "b.png"}')
+        }
+        if listed := ("over the steps", "5, 3, 1") if _number(self.field) else lists.get(name):
             self.schedule = widgets.Text(
-                description=f"{title(name)}, over the steps",
-                placeholder="or over the steps: 5, 3, 1",
+                description=f"{title(name)}, {listed[0]}",
+                placeholder=f"or {listed[0]}: {listed[1]}",
                 continuous_update=False,
             )
             self.schedule.observe(lambda change: on_change(), "value")
@@ -175,6 +178,8 @@ class Control(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self._assigned = (self.widget.value, value)
 
     def _displayed(self, value: Any) -> Any:
+        if self.name == "prompt" and isinstance(value, list | tuple):
+            return json.dumps(value, ensure_ascii=False)
         if self.name == "loras":
             return "\n".join(f"{lora['path']} {_scales_text(lora['scale'])}" for lora in value)
         if isinstance(value, list | tuple):
@@ -204,7 +209,11 @@ def _number(field: FieldInfo) -> FieldInfo | None:
     """The number alone of a field that takes a number or a list of numbers."""
     options = get_args(field.annotation)
     number, *others = [part for part in options if get_origin(part) is Annotated] or [None]
-    if number is None or not any(get_origin(get_args(part)[0]) is tuple for part in others):
+    if (
+        number is None
+        or get_args(number)[0] not in (int, float)
+        or not any(get_origin(get_args(part)[0]) is tuple for part in others)
+    ):
         return None
     return FieldInfo.from_annotation(number)
 

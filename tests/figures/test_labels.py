@@ -3,7 +3,7 @@
 import pytest
 
 from talkinghead_lab.figures import labels
-from talkinghead_lab.foundation.field_types import Lora
+from talkinghead_lab.foundation.field_types import Lora, TimedFile
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.params import GenerationParams
 
@@ -63,6 +63,9 @@ def test_every_field_that_may_be_unset_says_what_that_means():
         ("loras", (Lora(path="/w/b.pt", scale=(1, 0, 1, 0)),), "b.pt (strength 1, 0, 1, 0)"),
         ("loras", '[{"path": "/w/b.pt", "scale": [1, 0]}]', "b.pt (strength 1, 0)"),
         ("loras", "[]", "none"),
+        ("prompt", '[{"start": 0, "text": "a"}, {"start": 4.5, "text": "b"}]', "from 0 s: a, from 4.5 s: b"),
+        ("prompt", "[a]", "[a]"),
+        ("image_path", (TimedFile(start=0, file="/w/a.png"),), "from 0 s: a.png"),
         ("speaker_boxes", ((0, 1, 2, 3), (4, 5, 6, 7)), "0,1 to 2,3 and 4,5 to 6,7"),
         ("speaker_boxes", "[[0, 1, 2, 3], [4, 5, 6, 7]]", "0,1 to 2,3 and 4,5 to 6,7"),
         ("method", "fast LoRA", "fast LoRA"),

@@ -119,7 +119,10 @@ def test_lists_in_text_keep_their_strings_verbatim():
     given = {"audio_path": "a", "image_path": "i", "second_audio_path": "b"}
     loras = Plain("[{path: /a#b.safetensors, scale: 0.5}, {path: /2024}, {'path': '/x: y'}]")
     boxes = Plain("[[0, 0, 010, 10], [10, 0, 20, 10]]")
-    params = GenerationParams(**given, loras=loras, speaker_boxes=boxes)
+    prompts = Plain("[{start: 0, text: 12:30}, {start: 4.0, text: 'no'}]")
+    params = GenerationParams(**given, loras=loras, speaker_boxes=boxes, prompt=prompts)
+    assert [(each.start, each.text) for each in params.prompts] == [(0, "12:30"), (4, "no")]
+    assert all(params.replace(prompt=text).prompt == text for text in ("[laughs] yes", "[]", "[1, 2]", "[{"))
     assert [lora.path for lora in params.loras] == ["/a#b.safetensors", "/2024", "/x: y"]
     assert params.loras[0].scale == 0.5
     assert params.speaker_boxes[0] == (0, 0, 10, 10)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch.nn import functional
 
 from talkinghead_lab.foundation.paths import local_file
@@ -16,19 +16,19 @@ def features(picture: torch.Tensor) -> torch.Tensor:
 
 def test_identity_is_one_for_the_portrait_itself():
     portrait = open_reference(local_file("sample:portrait")).frame_at(0.0)
-    same, _ = identity_measures(portrait, [portrait] * 3, features)
-    other, _ = identity_measures(portrait, [ImageOps.invert(portrait)] * 3, features)
+    same, _ = identity_measures([portrait] * 3, [portrait] * 3, features)
+    other, _ = identity_measures([portrait] * 3, [ImageOps.invert(portrait)] * 3, features)
     assert same.value > 0.99 > other.value
 
 
 def test_drift_is_the_similarity_that_the_end_lacks():
     portrait = open_reference(local_file("sample:portrait")).frame_at(0.0)
     frames = [portrait] * 6 + [ImageOps.invert(portrait)] * 2
-    other, _ = identity_measures(portrait, frames[-1:], features)
-    _, away = identity_measures(portrait, frames, features)
-    _, back = identity_measures(portrait, frames[::-1], features)
-    _, steady = identity_measures(portrait, frames[:4], features)
-    _, short = identity_measures(portrait, frames[:3], features)
+    other, _ = identity_measures([portrait], frames[-1:], features)
+    _, away = identity_measures([portrait] * len(frames), frames, features)
+    _, back = identity_measures([portrait] * len(frames), frames[::-1], features)
+    _, steady = identity_measures([portrait] * 4, frames[:4], features)
+    _, short = identity_measures([portrait] * 3, frames[:3], features)
     assert away.value == pytest.approx(1 - other.value, abs=1e-4)
     assert back.value == pytest.approx(-away.value, abs=1e-6)
     assert steady.value == 0
@@ -36,6 +36,6 @@ def test_drift_is_the_similarity_that_the_end_lacks():
 
 
 def test_without_an_encoder_there_is_a_reason():
-    for measure in identity_measures(Image.new("RGB", (32, 32)), [], None):
+    for measure in identity_measures([], [], None):
         assert measure.value is None
         assert measure.why_not == "no image encoder was given"
