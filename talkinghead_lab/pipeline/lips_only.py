@@ -1,5 +1,6 @@
 """Lips only: a driving video stays as it is but for the lower face, which is followed from frame to frame."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ from talkinghead_lab.measures.photographed_faces import FaceTracker
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.models.judges.lower_face import lower_faces
 from talkinghead_lab.models.judges.presenters import LARGEST_DIFFERENCE, presenter_difference
+
+SEARCH_STEP = 1 / 16  # of a window; the reader knows presenters that far from their place
+SEARCHED_FRAMES = 8
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,10 @@ def find_lower_faces(frames: Tensor) -> Tensor:
     Raises:
         InvalidRequest: there is no face, or photographs cannot be searched on this machine.
     """
+    drawn = _drawn_lower_faces(to_unit_range(frames))
+    if drawn is not None:
+        return drawn
     height, width = frames.shape[-2:]
-    if height == width:
-        drawn = to_unit_range(frames)
-        if presenter_difference(drawn).median() <= LARGEST_DIFFERENCE:
-            return lower_faces(drawn)
     try:
         tracker = FaceTracker(len(frames))
         for frame in frames:
@@ -80,6 +83,40 @@ def find_lower_faces(frames: Tensor) -> Tensor:
             field="lips_only",
         ) from None
     return torch.from_numpy(_lower_parts(boxes, width, height)).float()
+
+
+def _drawn_lower_faces(frames: Tensor) -> Tensor | None:
+    """The ellipses of a cartoon presenter in frames of any shape; None: there is no presenter.
+
+    Of the square windows along the longer side, that counts in which some of the frames differ least from
+    presenters: the same for all frames, so that the ellipse moves with the face alone.
+    """
+    height, width = frames.shape[-2:]
+    seen = frames[:: max(1, len(frames) // SEARCHED_FRAMES)]
+    places = list(square_windows(width, height))
+    differences = [presenter_difference(_window(seen, *place)).median().item() for place in places]
+    best = int(np.argmin(differences))
+    if differences[best] > LARGEST_DIFFERENCE:
+        return None
+    left, top, side = places[best]
+    found = lower_faces(_window(frames, left, top, side))
+    scale = found.new_tensor([side / width, side / height])
+    centre = found.new_tensor([(2 * left + side) / width - 1, (2 * top + side) / height - 1])
+    return torch.cat([found[:, :2] * scale + centre, found[:, 2:4] * scale, found[:, 4:]], dim=1)
+
+
+def square_windows(width: int, height: int) -> Iterator[tuple[int, int, int]]:
+    """(left, top, side) of the square windows along the longer side of a picture, in pixels."""
+    side = min(width, height)
+    reach = max(width, height) - side
+    count = 1 + round(reach / (side * SEARCH_STEP))
+    for place in np.linspace(0, reach, count) if count > 1 else (reach / 2,):
+        start = round(float(place))
+        yield (start, 0, side) if width > height else (0, start, side)
+
+
+def _window(frames: Tensor, left: int, top: int, side: int) -> Tensor:
+    return frames[..., top : top + side, left : left + side]
 
 
 def _lower_parts(boxes: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -17,9 +17,8 @@ from talkinghead_lab.media.reference import Portrait, ReferenceMedia, open_refer
 from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.judges.presenters import LARGEST_DIFFERENCE, presenter_difference
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.lips_only import find_lower_faces
+from talkinghead_lab.pipeline.lips_only import find_lower_faces, square_windows
 
-SEARCH_STEP = 1 / 16  # of the window; the reader knows presenters that far from their place
 ONE_SPEAKER = (
     "The bundled model was trained with one speaker: it does not tell two people apart. Expect mouths that "
     "follow neither their own recording nor silence. For several people, use the released weights "
@@ -161,18 +160,14 @@ def _presenter_centre(picture: Image.Image) -> tuple[float, float] | None:
     return (left + side / 2) / picture.width, (top + side / 2) / picture.height
 
 
-def presenter_windows(picture: Image.Image) -> tuple[list[tuple[float, float]], Tensor]:
+def presenter_windows(picture: Image.Image) -> tuple[list[tuple[int, int]], Tensor]:
     """Slide a square window along the picture's longer side.
 
     Returns:
         Left and top of each window, in pixels, and how far what it shows is from a presenter, [windows].
     """
-    side = min(picture.size)
-    reach = [length - side for length in picture.size]
-    count = 1 + round(max(reach) / (side * SEARCH_STEP))
     windows, corners = [], []
-    for share in np.linspace(0, 1, count) if count > 1 else (0.5,):
-        left, top = (share * free for free in reach)
+    for left, top, side in square_windows(*picture.size):
         box = (left, top, left + side, top + side)
         windows.append(np.asarray(picture.resize((SEARCH_SIDE, SEARCH_SIDE), box=box)))
         corners.append((left, top))

@@ -134,3 +134,20 @@ def test_two_speakers_are_refused():
     with pytest.raises(InvalidRequest, match="lips_only follows one face") as caught:
         GenerationParams(**media, lips_only=True)
     assert caught.value.field == "lips_only"
+
+
+@pytest.mark.parametrize(("width", "height", "left", "top"), [(320, 160, 100, 0), (160, 288, 0, 40)])
+def test_a_drawn_face_is_followed_in_frames_that_are_not_square(width, height, left, top):
+    motion = Motion.still(12)
+    low, high = POSE_LIMITS["turn"]
+    motion.pose[:, POSE_CHANNELS.index("turn")] = torch.linspace(low, high, 12)
+    shut = render(presenter(3), motion)
+    motion.mouth[:, MOUTH_CHANNELS.index("opening")] = 1.0
+    wide = render(presenter(3), motion)
+    frames = torch.full((12, 3, height, width), 90, dtype=torch.uint8)
+    place = (slice(None), slice(None), slice(top, top + 160), slice(left, left + 160))
+    frames[place] = ((shut + 1) * 127.5).round().to(torch.uint8)
+    weights = ellipses(find_lower_faces(frames), (height, width), 6)
+    moved = ((wide - shut).abs().amax(1, keepdim=True) > 0.1).float()
+    assert (moved * (weights[place[0], :, place[2], place[3]] == 1)).sum() > 0.95 * moved.sum()
+    assert weights.sum() < 0.35 * 160**2 * 12
