@@ -14,7 +14,7 @@ WEIGHT_FOLDERS = ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")
 WEIGHT_FILES = ("transformer", "adapter", "vae", "text_encoder", "image_encoder", "speech_encoder")
 RELEASED_ONLY = ("weights", *WEIGHT_FILES)
 # Fields that name one media file each, or none.
-MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video")
+MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video", "lips_mask")
 SEVERAL_PEOPLE = ("second_audio_path", "speaker_boxes", "speaker_masks", "segments")  # each may tell of two
 
 
@@ -81,18 +81,21 @@ def _sound(request: "GenerationParams") -> None:
 
 
 def _picture(request: "GenerationParams") -> None:
-    if request.lips_only and request.speakers > 1:
+    if request.lips_only and request.speakers > 1 and not request.lips_mask:
         several = next(name for name in SEVERAL_PEOPLE if getattr(request, name))
-        raise Contradiction(f"lips_only follows one face, and {several} is set: leave one out", "lips_only")
+        message = f"lips_only follows one face, and {several} is set: leave one out, or give lips_mask"
+        raise Contradiction(message, "lips_only")
+    if request.lips_mask and not request.lips_only:
+        raise Contradiction("lips_mask requires lips_only: true", "lips_only")
     kept_fields = {"lips_only": request.lips_only, "denoise_strength": request.denoise_strength < 1}
     for name, kept in kept_fields.items():
         if request.continue_video and kept:
             message = f"{name} keeps frames of image_path, continue_video goes on from another: leave one out"
             raise Contradiction(message, name)
-    regions = "speaker_boxes" if request.speaker_boxes else "speaker_masks"
-    if getattr(request, regions) and len(request.pictures) > 1:
-        message = f"{regions} are in pixels of one picture, and image_path lists several: leave them out"
-        raise Contradiction(message, regions)
+    for name in ("speaker_boxes", "speaker_masks", "lips_mask"):
+        if getattr(request, name) and len(request.pictures) > 1:
+            message = f"{name} is drawn on one picture, and image_path lists several: leave one out"
+            raise Contradiction(message, name)
     if request.pad is not None and request.crop != "none":
         raise Contradiction("pad requires crop none; otherwise the picture fills the frame", "pad")
     if request.crop == "face" and request.speakers > 1:

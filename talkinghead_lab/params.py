@@ -134,9 +134,10 @@ class GenerationParams(BaseModel):
     )
     lips_only: bool = Field(False, description="keep a driving video; only its lower face is sampled anew")
     lips_border: int = Field(6, ge=1, le=256, description="lips_only: pixels of the blend around the face")
-    chunk_frames: types.WholeChunk = Field(
-        81, ge=5, le=1001, description="video frames sampled together, 4n + 1"
+    lips_mask: types.MediaPath | None = Field(
+        None, description="lips_only: picture or video, white where to sample anew; unset: the lower face"
     )
+    chunk_frames: types.WholeChunk = Field(81, ge=5, le=1001, description="frames sampled together, 4n + 1")
     motion_frame: types.WholeChunk = Field(
         9, ge=1, le=997, description="overlap: frames shared with the previous chunk, 4n + 1"
     )

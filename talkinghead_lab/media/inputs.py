@@ -106,6 +106,12 @@ class Shot:
         """The time in the driving video at a time of the video that is made."""
         return seconds - self.start / FRAMES_PER_SECOND + self.offset
 
+    def fitted_frames(self, seconds: float, count: int, frame: Size) -> Tensor:
+        """The pictures in a frame of (W, H) from a time on, 1/25 s apart: uint8 [count, 3, H, W]."""
+        if isinstance(self.reference, CopiedVideo):
+            return self.reference.fitted_frames(self.time(seconds), count, frame, self.framing)
+        return self.fitted(seconds, frame).expand(count, -1, -1, -1)
+
     def fitted(self, seconds: float, frame: Size) -> Tensor:
         """The picture in a frame of (W, H) at a time of the video that is made, uint8 [3, H, W]."""
         return fit(self.reference.frame_at(self.time(seconds)), *frame, self.framing)
@@ -126,6 +132,7 @@ class Inputs:
         continued: the last frames of the video that the run goes on from, uint8 [motion_frame, 3, H, W].
         masks: where the speakers are in the picture, if that is drawn.
         later: shots after the first, in order.
+        lips_mask: white where a driving video is sampled anew.
     """
 
     reference: ReferenceMedia
@@ -138,6 +145,7 @@ class Inputs:
     continued: Tensor | None = None
     masks: tuple[Mask, ...] = ()
     later: tuple[Shot, ...] = ()
+    lips_mask: ReferenceMedia | None = None
 
     @classmethod
     def read(

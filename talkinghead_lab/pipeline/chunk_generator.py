@@ -11,13 +11,13 @@ from talkinghead_lab.errors import OutOfMemory
 from talkinghead_lab.foundation.devices import empty_cache
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT, FRAMES_PER_SECOND, LatentGrid
 from talkinghead_lab.media.colors import match_colors
-from talkinghead_lab.media.inputs import CopiedVideo, Shot
+from talkinghead_lab.media.inputs import Shot
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.dit.model import CrossAttentionContext, speaker_regions
 from talkinghead_lab.offload.residency import handle_out_of_memory
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
-from talkinghead_lab.pipeline.lips_only import KeptFrames, keep
+from talkinghead_lab.pipeline.lips_only import KeptFrames, keep, masked
 from talkinghead_lab.pipeline.pipeline import Conditions, Pipeline, dtype_name
 from talkinghead_lab.pipeline.request import Resolved
 from talkinghead_lab.pipeline.stages import Stage, no_stage
@@ -192,7 +192,9 @@ class ChunkGenerator:
         config = self.resolved.sampling
         video = self._source_frames(chunk) if request.lips_only or config.strength < 1 else None
         source = None if video is None else self._encode_source(video)
-        kept = keep(video, request.lips_border) if request.lips_only and video is not None else None
+        kept = None
+        if request.lips_only and video is not None:
+            kept = keep(video, request.lips_border, self._lips_mask(chunk))
         generator = noise_generator(request.drawn_seed, chunk.index)
         drawn = torch.randn(grid.latent_shape(networks.vae.config.z_dim), generator=generator)
         noise = drawn if noise is None else noise
@@ -306,10 +308,14 @@ class ChunkGenerator:
 
     def _source_frames(self, chunk: Chunk) -> Tensor:
         """The driving video during a chunk, uint8 [F, 3, H, W]."""
-        shot = self.shot
-        assert isinstance(shot.reference, CopiedVideo), "resolve refuses a portrait"
-        start = shot.time(chunk.seconds)
-        return shot.reference.fitted_frames(start, chunk.frames, self.conditions.frame_size, shot.framing)
+        return self.shot.fitted_frames(chunk.seconds, chunk.frames, self.conditions.frame_size)
+
+    def _lips_mask(self, chunk: Chunk) -> Tensor | None:
+        """The given mask during a chunk, as the driving video is framed, uint8 [F, 3, H, W]."""
+        if self.conditions.lips_mask is None:
+            return None
+        mask = replace(self.shot, reference=self.conditions.lips_mask, framing=masked(self.shot.framing))
+        return mask.fitted_frames(chunk.seconds, chunk.frames, self.conditions.frame_size)
 
     def _encode_source(self, frames: Tensor) -> Tensor:
         """The latent of frames uint8 [F, 3, H, W], [1, C, T, h, w]."""

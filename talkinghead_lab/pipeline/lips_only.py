@@ -1,22 +1,26 @@
 """Lips only: a driving video stays as it is but for the lower face, which is followed from frame to frame."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.measures.photographed_faces import FaceTracker
+from talkinghead_lab.media.frame_size import Framing, Size
 from talkinghead_lab.media.pixels import to_unit_range
+from talkinghead_lab.media.reference import Portrait, ReferenceMedia
 from talkinghead_lab.models.judges.lower_face import lower_faces
 from talkinghead_lab.models.judges.presenters import LARGEST_DIFFERENCE, presenter_difference
 
 SEARCH_STEP = 1 / 16  # of a window; the reader knows presenters that far from their place
 SEARCHED_FRAMES = 8
+WHITE = 128  # of a mask, and lighter
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,61 @@ class KeptFrames:
         return torch.lerp(frames, piece, weights)
 
 
-def keep(frames: Tensor, border: int) -> KeptFrames:
-    """Follow the lower face through a chunk.
+def keep(frames: Tensor, border: int, mask: Tensor | None = None) -> KeptFrames:
+    """Follow the lower face through a chunk, or take a mask instead.
 
     Args:
         frames: uint8 [F, 3, H, W] of the driving video.
         border: pixels over which the sampled frames go over into the video's, outside of the lower face.
+        mask: uint8 [F, 3, H, W], white where the video is sampled anew.
 
     Raises:
         InvalidRequest: there is no face, or photographs cannot be searched on this machine.
     """
-    weights = ellipses(find_lower_faces(frames), (frames.shape[-2], frames.shape[-1]), border)
+    if mask is None:
+        weights = ellipses(find_lower_faces(frames), (frames.shape[-2], frames.shape[-1]), border)
+    else:
+        weights = mask_weights(mask, border)
     return KeptFrames(to_unit_range(frames).transpose(0, 1), weights.transpose(0, 1))
+
+
+def mask_weights(mask: Tensor, border: int) -> Tensor:
+    """Weights [F, 1, H, W] of a mask uint8 [F, 3, H, W]: 1 where it is white, 0 beyond the border."""
+    inside = (mask.float().mean(1) >= WHITE).numpy()
+    # A frame without white has no distance to it.
+    distances = [
+        distance_transform_edt(~each) if each.any() else np.full(each.shape, np.inf) for each in inside
+    ]
+    return (1 - torch.from_numpy(np.stack(distances)).float() / border).clamp(0, 1)[:, None]
+
+
+def masked(framing: Framing) -> Framing:
+    """How a mask is brought into the frame of its video: with black around it."""
+    return framing if framing.pad is None else replace(framing, pad="#000000")
+
+
+def check_mask(mask: ReferenceMedia, size: Size) -> ReferenceMedia:
+    """Check that a mask is as large as its video and that a still one has white.
+
+    Raises:
+        InvalidRequest: it is or has not.
+    """
+    if mask.size != size:
+        raise InvalidRequest(
+            "lips_mask must have the size of the driving video",
+            received="{}x{} pixels".format(*mask.size),
+            allowed="{}x{} pixels".format(*size),
+            remedy="Draw it on a frame of the video.",
+            field="lips_mask",
+        )
+    if isinstance(mask, Portrait) and np.asarray(mask.image).mean(2).max() < WHITE:
+        raise InvalidRequest(
+            "lips_mask has no white part, so nothing would be sampled anew",
+            received="a picture that is black or nearly so",
+            remedy="Paint white what is to move with the recording.",
+            field="lips_mask",
+        )
+    return mask
 
 
 def find_lower_faces(frames: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Conditions:
         masks: where the speakers are in the picture, if that is drawn.
         later: shots after the first, in order.
         later_prompts: text embeddings of the prompts after the first.
+        lips_mask: white where a driving video is sampled anew; None: on the lower face.
     """
 
     prompt: Tensor
@@ -63,6 +64,7 @@ class Conditions:
     masks: tuple[Mask, ...] = ()
     later: tuple[Shot, ...] = ()
     later_prompts: tuple[Tensor, ...] = ()
+    lips_mask: ReferenceMedia | None = None
 
 
 @dataclass
@@ -253,6 +255,7 @@ class Pipeline:
             inputs.masks,
             inputs.later,
             tuple(later),
+            inputs.lips_mask,
         )
 
     def _encode_prompts(

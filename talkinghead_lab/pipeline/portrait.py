@@ -87,7 +87,8 @@ def framed(
     place(reference.size, size, framing)
     if request.speakers > 1:
         speaker_masks(reference.size, masks or request.speaker_boxes, size, framing)
-    if request.lips_only and not isinstance(reference, Portrait):  # whose refusal names the picture
+    follows = request.lips_only and not request.lips_mask
+    if follows and not isinstance(reference, Portrait):  # whose refusal names the picture
         find_lower_faces(fit(first, *size, framing)[None])
     warnings = picture_warnings(request, fit(first, *size, framing))
     warnings += _box_warnings(request, reference.size)

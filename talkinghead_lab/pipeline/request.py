@@ -25,6 +25,7 @@ from talkinghead_lab.media.reference import Portrait, ReferenceMedia
 from talkinghead_lab.models.kernels.attention import choose_attention
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.continuation import last_frames
+from talkinghead_lab.pipeline.lips_only import check_mask
 from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.pipeline.shots import later_shots, unused_parts
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
@@ -250,8 +251,8 @@ def read_inputs(
     """
     copies = {field: copy(field, path) for field, path in request.media.items()}
 
-    def opened(field: str) -> ReferenceMedia:
-        return open_copy(copies[field], request.background, call, limits)
+    def opened(field: str, background: str = request.background) -> ReferenceMedia:
+        return open_copy(copies[field], background, call, limits)
 
     inputs = Inputs.read(
         copies["image_path"],
@@ -274,6 +275,9 @@ def read_inputs(
     continued = None
     if request.continue_video is not None:
         continued = last_frames(request, opened("continue_video"), inputs.frame_size)
+    mask = None
+    if request.lips_mask is not None:
+        mask = check_mask(opened("lips_mask", "black"), inputs.reference.size)
     later, warnings = later_shots(request, opened, inputs.frame_size)
     return replace(
         inputs,
@@ -283,6 +287,7 @@ def read_inputs(
         warnings=inputs.warnings + picture.warnings + warnings,
         continued=continued,
         later=later,
+        lips_mask=mask,
     )
 
 

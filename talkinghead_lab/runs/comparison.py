@@ -14,7 +14,7 @@ READER_DEPENDENT = (
     "lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion", "identity", "identity_drift",
     "head_motion",
 )  # fmt: skip
-SEEN_FIELDS = ("image_path", "continue_video")
+SEEN_FIELDS = ("image_path", "continue_video", "lips_mask")
 FOLLOW_THE_SIZE = ("sharpness", *COSTS)  # depend on the number of pixels
 
 

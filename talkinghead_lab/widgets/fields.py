@@ -29,7 +29,7 @@ GROUPS = {
     ),
     "Sampling": (
         "sampler", "diffusion_steps", "seed", "sample_shift", "sigmas", "denoise_strength",
-        "lips_only", "lips_border",
+        "lips_only", "lips_border", "lips_mask",
         "step_cache_threshold", "step_cache", "max_consecutive_skips",
         "chunk_frames", "motion_frame", "loras",
     ),
@@ -45,7 +45,7 @@ SHOWN_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     **dict.fromkeys(("step_cache", "max_consecutive_skips"), ("step_cache_threshold", ())),
     "apg_momentum": ("use_apg", ()),
     "apg_norm_threshold": ("use_apg", ()),
-    "lips_border": ("lips_only", ()),
+    **dict.fromkeys(("lips_border", "lips_mask"), ("lips_only", ())),
     "pad": ("crop", ("none",)),
     "color_correction_strength": ("use_color_correction", ()),
     "segments": ("audio_mix", ("timeline",)),

@@ -20,6 +20,7 @@ FILE_FIELDS: dict[str, MediaKind] = {
     "audio_path": "sound",
     "second_audio_path": "sound",
     "continue_video": "picture",
+    "lips_mask": "picture",
 }
 OPEN_GROUPS = ("Inputs", "Guidance", "Sampling")
 

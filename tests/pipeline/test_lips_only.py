@@ -1,8 +1,10 @@
 """Lips only: a driving video is kept but for the lower face."""
 
+import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from talkinghead_lab.errors import InvalidRequest, Stopped
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
@@ -12,7 +14,7 @@ from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import lips_only
-from talkinghead_lab.pipeline.lips_only import ellipses, find_lower_faces, keep
+from talkinghead_lab.pipeline.lips_only import ellipses, find_lower_faces, keep, mask_weights
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.verify import verify
 from talkinghead_lab.training.avatar import MOUTH_CHANNELS, POSE_CHANNELS, POSE_LIMITS, Motion, render
@@ -127,6 +129,87 @@ def test_a_video_without_a_face_is_refused_before_anything_is_loaded():
     with pytest.raises(InvalidRequest, match="lips_only found no face") as caught:
         find_lower_faces(torch.full((2, 3, 64, 64), 128, dtype=torch.uint8))
     assert caught.value.field == "lips_only"
+
+
+@pytest.fixture
+def mask(tmp_path):
+    """White on the right half, as large as the driving video."""
+    pixels = np.zeros((160, 160), np.uint8)
+    pixels[:, 80:] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    return str(tmp_path / "mask.png")
+
+
+def test_a_mask_is_sampled_anew_and_nothing_else(request_for, mask):
+    generator = start(request_for(image_path=DRIVING, lips_only=True, lips_mask=mask, lips_border=4))
+    made = generator.generate(generator.resolved.chunks[0])
+    difference = (made.frames - to_unit_range(driving_frames(0, 9, (32, 32))).transpose(0, 1)).abs()
+    assert difference[..., :12].max() == 0
+    assert difference[..., 17:].mean() > 0.02
+
+
+def test_a_mask_fades_out_of_its_edge():
+    mask = torch.zeros(2, 3, 8, 32, dtype=torch.uint8)
+    mask[0, ..., 20:] = 255
+    weights = mask_weights(mask, 4)
+    assert weights[0, 0, 3, 14:22].tolist() == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert weights[1].max() == 0
+
+
+def test_a_mask_video_is_read_in_time(request_for, tmp_path):
+    with av.open(str(tmp_path / "mask.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
+        stream.width = stream.height = 160
+        stream.pix_fmt = "yuv420p"
+        for number in range(25):
+            pixels = np.zeros((160, 160, 3), np.uint8)
+            pixels[:, : 160 * number // 25] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    mask = str(tmp_path / "mask.mp4")
+    generator = start(request_for(image_path=DRIVING, lips_only=True, lips_mask=mask))
+    chunk = generator.resolved.chunks[2]
+    shown = (generator._lips_mask(chunk)[:, 0] >= 128).float().mean((1, 2))
+    wanted = torch.arange(chunk.start, chunk.start + chunk.frames) / 25
+    assert (shown - wanted).abs().max() < 0.05
+
+
+def test_a_run_with_a_mask_is_made_again_to_the_byte(request_for, mask, tmp_path):
+    request = request_for(image_path=DRIVING, lips_only=True, lips_mask=mask)
+    made = generate(request, tmp_path / "run")
+    assert verify(made.run_dir).identical
+    with pytest.raises(Stopped):
+        generate(request, tmp_path / "stopped", on_progress=lambda progress: progress.chunk < 3)
+    assert generate(request, tmp_path / "stopped").video_path.read_bytes() == made.video_path.read_bytes()
+    Image.new("L", (160, 160), 255).save(mask)
+    again = verify(made.run_dir)
+    assert not again.identical and "inputs.lips_mask" in again.changed
+
+
+@pytest.mark.parametrize(
+    ("picture", "problem"),
+    [
+        (Image.new("L", (80, 160), 255), "must have the size of the driving video: received 80x160"),
+        (Image.new("L", (160, 160)), "no white part"),
+        (Image.new("RGBA", (160, 160)), "no white part"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_refused(request_for, tmp_path, picture, problem):
+    picture.save(tmp_path / "mask.png")
+    mask = str(tmp_path / "mask.png")
+    with pytest.raises(InvalidRequest, match=problem) as caught:
+        resolved_for(request_for(image_path=DRIVING, lips_only=True, lips_mask=mask))
+    assert caught.value.field == "lips_mask"
+
+
+def test_a_mask_needs_lips_only_and_one_video():
+    media = {"audio_path": "a.wav", "image_path": "b.mp4", "lips_mask": "m.png"}
+    with pytest.raises(InvalidRequest, match="lips_mask requires lips_only"):
+        GenerationParams(**media)
+    shots = [{"start": 0, "file": "b.mp4"}, {"start": 1, "file": "c.mp4"}]
+    with pytest.raises(InvalidRequest, match="image_path lists several"):
+        GenerationParams(**media | {"image_path": shots}, lips_only=True)
+    assert GenerationParams(**media, lips_only=True, second_audio_path="c.wav").speakers == 2
 
 
 def test_two_speakers_are_refused():

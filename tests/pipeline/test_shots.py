@@ -185,7 +185,7 @@ def test_every_shot_must_be_a_video_where_one_is_needed(request_for, kept):
 
 def test_boxes_are_of_one_picture(request_for, gradient):
     boxes = [[0, 0, 20, 40], [30, 0, 60, 40]]
-    with pytest.raises(InvalidRequest, match="several") as caught:
+    with pytest.raises(InvalidRequest, match="image_path lists several") as caught:
         request_for(image_path=two_shots(gradient), second_audio_path="b.wav", speaker_boxes=boxes)
     assert caught.value.field == "speaker_boxes"
 

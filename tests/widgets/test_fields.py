@@ -176,14 +176,16 @@ def test_only_applicable_fields_are_shown(project):
     folders = {*WEIGHT_FOLDERS, *RELEASED_ONLY}
     assert hidden() == {
         *("pad", "segments", "zero_init_steps", "apg_momentum", "apg_norm_threshold"),
-        *("step_cache", "max_consecutive_skips", "lips_border"),
+        *("step_cache", "max_consecutive_skips", "lips_border", "lips_mask"),
         *folders,
     }
     form["use_apg"].widget.value = True
     form["checkpoint"].widget.value = "released"
     form["use_color_correction"].widget.value = False
     form["step_cache_threshold"].value = 0.1
-    assert hidden() == {*("pad", "segments", "zero_init_steps", "lips_border", "color_correction_strength")}
+    assert hidden() == {
+        *("pad", "segments", "zero_init_steps", "lips_border", "lips_mask", "color_correction_strength")
+    }
 
 
 def test_fields_at_their_defaults_follow_the_checkpoint():
