@@ -20,6 +20,11 @@ from tests.browsers import chromium
 
 FAKE_MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
 PLAYER = "() => { const v = document.getElementById('%s'); return [v.readyState, v.duration, v.videoWidth] }"
+SAME_MOMENT = """() => {
+    const [video, compared] = ['video', 'compared'].map((id) => document.getElementById(id));
+    return video.paused && compared.paused && compared.currentTime > 0.4
+        && Math.abs(video.currentTime - compared.currentTime) < 0.02;
+}"""
 WIDTHS = (360, 768, 1280, 1920)
 PATIENCE = 120_000  # milliseconds: the first plan imports PyTorch, however busy the machine
 CUT_PLACEHOLDERS = """() => [...document.querySelectorAll('[placeholder]')].filter((field) => {
@@ -133,6 +138,7 @@ def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_serv
     expect(page.locator("#compared-caption")).to_contain_text("seed 42")
     page.wait_for_timeout(500)
     assert page.evaluate(PLAYER % "compared")[2] == 32
+    page.wait_for_function(SAME_MOMENT)
 
 
 def test_samples_are_shown_and_heard(visit, page_server):

@@ -193,7 +193,7 @@ async function listRuns() {
   $('compare').value = chosen;
 }
 
-const caption = (run) => `${run.prompt || 'no prompt'}, ${run.fields.diffusion_steps} steps, seed ${run.fields.seed}`;
+const caption = (run) => `${run.prompt || 'no prompt'}, ${run.fields.diffusion_steps} ${run.fields.diffusion_steps === 1 ? 'step' : 'steps'}, seed ${run.fields.seed}`;
 
 function compare() {
   const url = $('compare').value;
@@ -214,11 +214,15 @@ function synchronise() {
   for (const kind of ['play', 'pause', 'seeking']) {
     video.addEventListener(kind, () => {
       if ($('other-video').hidden) return;
-      if (kind !== 'pause') compared.currentTime = video.currentTime;
+      compared.currentTime = video.currentTime;
       if (kind === 'play') compared.play().catch(() => {});
       if (kind === 'pause') compared.pause();
     });
   }
+  compared.addEventListener('loadedmetadata', () => {
+    compared.currentTime = video.currentTime; // also shows a frame, which an element without it does not everywhere
+    if (!video.paused) compared.play().catch(() => {});
+  });
 }
 
 async function copy(text, what) {
