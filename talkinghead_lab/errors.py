@@ -99,7 +99,7 @@ class OutputError(TalkingHeadError):
 
 
 class NoFinishedRun(OutputError):
-    """The folder is not that of a finished run."""
+    """The folder is no finished run's, or holds none."""
 
     exit_code = 2
 

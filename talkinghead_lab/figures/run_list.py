@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from talkinghead_lab.errors import InvalidRequest, OutputError, nearest_name
+from talkinghead_lab.errors import InvalidRequest, NoFinishedRun, nearest_name
 from talkinghead_lab.figures.comparison import NONE
 from talkinghead_lab.figures.labels import capitalised, path_labels, readable_name, title, value_labels
 from talkinghead_lab.figures.run_names import shortened
@@ -158,11 +158,11 @@ def list_runs(folder: str | Path = "outputs") -> RunList:
             project.
 
     Raises:
-        OutputError: there is no such folder, or it is that of one run or of a sweep.
+        NoFinishedRun: there is no such folder, or it is that of one run or of a sweep.
     """
     path = project_folder() / folder
     if not path.is_dir():
-        raise OutputError("no such folder", received=str(folder), remedy="Name a folder that holds runs.")
+        raise NoFinishedRun("no such folder", received=str(folder), remedy="Name a folder that holds runs.")
     runs = find_runs(path)
     known = {run.folder for run in runs}
     hidden = sorted(request.parent for request in path.glob(f"*/{REQUEST}") if request.parent not in known)
@@ -170,7 +170,7 @@ def list_runs(folder: str | Path = "outputs") -> RunList:
         for part, kind in ((REQUEST, "one run"), ("sweep.yaml", "a sweep")):
             if (path / part).is_file():
                 inside = path.parent if kind == "one run" else path / "cells"
-                raise OutputError(
+                raise NoFinishedRun(
                     f"the folder is that of {kind}", received=str(folder), remedy=f"List {inside}."
                 )
     return RunList(runs, hidden)

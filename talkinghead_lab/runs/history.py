@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from talkinghead_lab.errors import OutputError, TalkingHeadError
+from talkinghead_lab.errors import NoFinishedRun, OutputError, TalkingHeadError
 from talkinghead_lab.foundation.paths import local_file, project_folder
 from talkinghead_lab.media import video
 from talkinghead_lab.media.growing_video import plain_copy
@@ -110,7 +110,7 @@ def finished_run(folder: Path) -> PastRun:
         raise OutputError(f"the run cannot be used: {run.problem.rstrip('.')}", received=str(folder))
     if not run.finished:
         remedy = f"Finish it: generate {folder}/{REQUEST} --run {folder}"
-        raise OutputError("the run is not finished", received=str(folder), remedy=remedy)
+        raise NoFinishedRun("the run is not finished", received=str(folder), remedy=remedy)
     return run
 
 
@@ -118,7 +118,7 @@ def run_in(folder: Path) -> PastRun:
     """The run in a folder.
 
     Raises:
-        OutputError: the folder has no request.
+        NoFinishedRun: the folder has no request.
         InvalidRequest: its request is not valid.
     """
     request = folder / REQUEST
@@ -126,7 +126,7 @@ def run_in(folder: Path) -> PastRun:
         listed = Path("outputs") / folder.name
         is_listed = (project_folder() / listed / REQUEST).is_file()
         remedy = f"Did you mean {listed}?" if is_listed else "Name the folder of a run."
-        raise OutputError("no run", received=str(folder), remedy=remedy)
+        raise NoFinishedRun("no run", received=str(folder), remedy=remedy)
     params = GenerationParams.from_yaml(request)
     begun = datetime.fromtimestamp(request.stat().st_mtime)
     if not (folder / RECORD).is_file():

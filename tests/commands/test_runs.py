@@ -33,7 +33,7 @@ def test_list_prints_a_table_or_json(project, capsys):
         assert [run["run"] for run in json.loads(capsys.readouterr().out)["runs"]] == names
     assert main(["runs", "list", "--sort", "lips"]) == 2
     assert "no such column to sort by" in capsys.readouterr().err
-    assert main(["runs", "list", "nowhere"]) == 1
+    assert main(["runs", "list", "nowhere"]) == 2
 
 
 def test_compare_prints_the_table_and_writes_the_video(project, capsys):
@@ -51,8 +51,8 @@ def test_compare_prints_the_table_and_writes_the_video(project, capsys):
     ("arguments", "status", "message"),
     [
         (["outputs/one"], 2, "two or more"),
-        (["outputs/one", "two"], 1, "Did you mean outputs/two?"),
-        (["outputs/one", "outputs"], 1, "Name the folder of a run"),
+        (["outputs/one", "two"], 2, "Did you mean outputs/two?"),
+        (["outputs/one", "outputs"], 2, "Name the folder of a run"),
         (["outputs/one", "outputs/two", "--sound", "one"], 2, "Add --video"),
         (["outputs/one", "outputs/two", "--video", "a.mp4", "--sound", "three"], 2, "no run of this name"),
         (["outputs/one", "outputs/two", "--video", "missing/a.mp4"], 1, "cannot be written"),
@@ -75,7 +75,7 @@ def test_export_prints_what_became_of_each_run(project, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [run["new"] for run in found["runs"]] == [False, True]
     (Path("outputs") / "one" / "run.json").unlink()
-    assert main(["runs", "export", "outputs/one", "--mlflow", "store"]) == 1
+    assert main(["runs", "export", "outputs/one", "--mlflow", "store"]) == 2
     assert "the run is not finished" in capsys.readouterr().err
 
 
