@@ -238,6 +238,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream) or container.format.name in TEXT_ART_FORMATS:
                 raise _unreadable(path, "no video stream")
+            if stream.codec_context is None:
+                raise _unreadable(path, "its kind of video cannot be decoded")
             yield container, stream
     except (av.error.FFmpegError, ValueError) as error:
         raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error

@@ -252,11 +252,14 @@ def test_a_recording_with_cover_art_is_not_a_video(tmp_path):
     assert not is_video(path)
 
 
-@pytest.mark.parametrize("name", ["text.txt", "weights.bin", "empty.mp4", "cut.mp4", "missing.mp4", "."])
+@pytest.mark.parametrize(
+    "name", ["text.txt", "weights.bin", "empty.mp4", "cut.mp4", "drawing.png", "missing.mp4", "."]
+)
 def test_the_error_names_a_file_that_is_neither(tmp_path, name):
     write_numbered(tmp_path / "cut.mp4")
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "cut.mp4").read_bytes()[:400])
     (tmp_path / "text.txt").write_text("words\n" * 500)
+    (tmp_path / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")  # no decoder for it
     (tmp_path / "weights.bin").write_bytes(np.random.default_rng(0).bytes(50_000))
     (tmp_path / "empty.mp4").write_bytes(b"")
     assert not is_video(tmp_path / name)
