@@ -2,7 +2,7 @@
 
 The day has 2,000 requests, one in twenty of them hostile, within SOAK_SECONDS:
 
-    SOAK_JOBS=2000 SOAK_SECONDS=3600 python -m pytest -s tests/service/test_day_of_requests.py
+    SOAK_JOBS=2000 SOAK_SECONDS=4500 python -m pytest -s tests/service/test_day_of_requests.py
 """
 
 import os
@@ -28,7 +28,8 @@ AT_ONCE = 6
 FILES = 60  # hostile ones
 KEPT_MIB = 8
 # What a large allocation may leave, and what the first hundred jobs add; a leak of 0.1 MiB a job exceeds it.
-GROWTH_MIB = 120
+# Over the whole day, only caches that are full by a quarter of it remain.
+GROWTH_MIB = 120 if JOBS < 1000 else 20
 
 
 @pytest.fixture(scope="module")
