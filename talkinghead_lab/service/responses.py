@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from talkinghead_lab.service.problems import MEDIA_TYPE, Problem
@@ -16,7 +16,7 @@ CLEARER = {
     "Invalid host header": "The request names a host that is not allowed. Set ALLOWED_HOSTS on the service."
 }
 EMPTY: Message = {"type": "http.response.body", "body": b""}
-BYTES = re.compile(rb"\s*bytes\s*=.*", re.IGNORECASE | re.DOTALL)
+BYTES = re.compile(rb"\s*bytes\s*=[^_]*", re.IGNORECASE)  # int() would take 1_0 for 10
 
 
 def problem_response(problem: Problem) -> JSONResponse:
@@ -26,12 +26,15 @@ def problem_response(problem: Problem) -> JSONResponse:
 
 def allowed_methods(scope: Scope) -> str:
     """All methods of a request's path, for the header `Allow`."""
+    whole = dict(scope, root_path=scope.get("app_root_path", ""))  # within a mount, it is the mount's path
+
+    def takes(route: BaseRoute, method: str) -> bool:
+        # Mounted are files only; a mount itself matches every method.
+        matches = route.matches(dict(whole, method=method))[0] is Match.FULL
+        return matches and (method == "GET" or not isinstance(route, Mount))
+
     routes = scope["app"].routes
-    found = [
-        method
-        for method in ROUTED_METHODS
-        if any(route.matches(dict(scope, method=method))[0] is Match.FULL for route in routes)
-    ]
+    found = [method for method in ROUTED_METHODS if any(takes(route, method) for route in routes)]
     return ", ".join([*found, *(["HEAD"] if "GET" in found else []), "OPTIONS"])
 
 

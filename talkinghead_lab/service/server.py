@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -143,11 +144,19 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals that end the server end the process in the end: first, the log is written."""
+        """Signals that end the server end the process in the end: first, the log is written.
+
+        SIGHUP, of a terminal that closes, is one of them, unless it is ignored, as under nohup.
+        """
+        hangs_up = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         with super().capture_signals():
             try:
+                if hangs_up:
+                    signal.signal(signal.SIGHUP, self.handle_exit)
                 yield
             finally:
+                if hangs_up:
+                    signal.signal(signal.SIGHUP, signal.SIG_DFL)
                 for handler in logging.getLogger().handlers:
                     handler.flush()
 

@@ -12,6 +12,7 @@ from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.params import GenerationParams
 
 PORT = 8200
+MOST = 1e9  # seconds, hours, MiB or GiB: as good as no limit, and no timer overflows
 FRAME_SIZES = {"infinitetalk-480": "1024x576", "infinitetalk-720": "1280x720"}
 
 
@@ -36,7 +37,9 @@ class ServiceSettings(BaseSettings):
         InvalidRequest: from `read`, if a variable has an invalid value.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, str_strip_whitespace=True, allow_inf_nan=False
+    )
 
     ckpt_dir: Path | None = Field(None, description="Wan2.1-I2V-14B folder; unset: the bundled model")
     wav2vec_dir: Path | None = Field(None, description="wav2vec2 folder")
@@ -55,8 +58,10 @@ class ServiceSettings(BaseSettings):
 
     shared_dir: Path = Field(Path("/data/shared"), description="folder of portraits and recordings")
     output_dir: Path = Field(Path("/output"), description="folder of finished videos")
-    keep_hours: float = Field(168, gt=0, description="age at which a finished run is removed")
-    keep_gib: float = Field(50, gt=0, description="total size above which the oldest runs are removed")
+    keep_hours: float = Field(168, gt=0, le=MOST, description="age at which a finished run is removed")
+    keep_gib: float = Field(
+        50, gt=0, le=MOST, description="total size above which the oldest runs are removed"
+    )
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(PORT, ge=0, le=65535, description="port to listen on; 0: any free port")
@@ -75,17 +80,23 @@ class ServiceSettings(BaseSettings):
         "json", description="`json` or `text`: form of the log's lines"
     )
     queue_length: int = Field(8, ge=0, le=10_000, description="maximum number of waiting requests")
-    idle_seconds: float = Field(900, gt=0, description="idle time after which the model is unloaded")
+    idle_seconds: float = Field(900, gt=0, le=MOST, description="idle time after which the model is unloaded")
     stuck_seconds: float = Field(
         1800,
         gt=0,
+        le=MOST,
         description="time without progress after which the process ends; loading, a step, and the work after "
         "the last step must each take less",
     )
     body_seconds: float = Field(
-        10, gt=0, description="time limit for receiving a request's header, and its body without files"
+        10,
+        gt=0,
+        le=MOST,
+        description="time limit for receiving a request's header, and its body without files",
     )
-    upload_seconds: float = Field(600, gt=0, description="time limit for receiving a request with files")
+    upload_seconds: float = Field(
+        600, gt=0, le=MOST, description="time limit for receiving a request with files"
+    )
     callback_hosts: str = Field(
         "", description="host names, separated by commas, that `callback_url` may name; unset: none"
     )
@@ -97,10 +108,13 @@ class ServiceSettings(BaseSettings):
     largest_pixels: int = Field(
         40_000_000, gt=0, description="maximum number of pixels of a portrait or a driving video's frame"
     )
-    largest_mib: float = Field(1024, gt=0, description="maximum size of an input file")
-    media_seconds: float = Field(120, gt=0, description="time limit for decoding an input file")
+    largest_mib: float = Field(1024, gt=0, le=MOST, description="maximum size of an input file")
+    media_seconds: float = Field(120, gt=0, le=MOST, description="time limit for decoding an input file")
     media_mib: float = Field(
-        1536, ge=64, description="memory limit for decoding an input file; a minute of sound takes 27 MiB"
+        1536,
+        ge=64,
+        le=MOST,
+        description="memory limit for decoding an input file; a minute of sound takes 27 MiB",
     )
 
     @classmethod
@@ -130,16 +144,16 @@ class ServiceSettings(BaseSettings):
                 raise ValueError("host names without scheme and port, such as `video.example.com`")
         return value
 
-    @field_validator("token")
+    @field_validator("token", "callback_secret")
     @classmethod
-    def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
-        """Strip white space, which no client can send; refuse what is not sent in one way only."""
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        """Strip white space, which comes from files; refuse what is not sent in one way only."""
         if value is None:
             return None
-        token = value.get_secret_value().strip()
-        if not (token and token.isascii() and token.isprintable()):
+        secret = value.get_secret_value().strip()
+        if not (secret and secret.isascii() and secret.isprintable()):
             raise ValueError("printable ASCII characters, at least one")
-        return SecretStr(token)
+        return SecretStr(secret)
 
     @model_validator(mode="after")
     def _check_defaults(self) -> "ServiceSettings":

@@ -235,6 +235,8 @@ def test_options_and_405_name_all_methods(server, video):
         video: {"GET", "HEAD", "OPTIONS"},
         GENERATE: {"POST", "OPTIONS"},
         "/api/health": {"GET", "HEAD", "OPTIONS"},
+        "/page/page.js": {"GET", "HEAD", "OPTIONS"},
+        "/api/samples/portrait": {"GET", "HEAD", "OPTIONS"},
     }
     for path, methods in expected.items():
         options, refused = server.client.options(path), server.client.patch(path)
@@ -251,6 +253,7 @@ def test_options_and_405_name_all_methods(server, video):
         ("bytes=9-0", 400), ("bytes=x-y", 400), ("bytes=", 400), ("bytes=-", 400), ("bytes=0-1,9-0", 400),
         ("bytes=99999999-", 416), ("items=0-5", 200), ("none", 200), ("0-5", 200), ("BYTES=4-7", 206),
         ("bytes=-4", 206), ("bytes=0-1,4-7", 206), ("bytes=0-" + "9" * 4000, 206),
+        ("bytes=1_0-20", 200),
     ],
 )  # fmt: skip
 def test_ranges(server, video, given, status):
@@ -264,7 +267,8 @@ def test_ranges(server, video, given, status):
         assert response.content[4:8] == b"ftyp"
 
 
-def test_waiting_clients_are_told_to_retry_when_the_service_ends(launch):
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_waiting_clients_are_told_to_retry_when_the_service_ends(launch, ending):
     server = launch(BODY_SECONDS="60")
     head = b"POST /api/generate-video HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
     with ThreadPoolExecutor() as clients:
@@ -272,13 +276,13 @@ def test_waiting_clients_are_told_to_retry_when_the_service_ends(launch):
         slow = clients.submit(exchange, server, head, seconds=60)
         while len(jobs := server.client.get("/api/jobs").json()) < 3 or jobs[0]["state"] == "waiting":
             time.sleep(0.05)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(ending)
         for request in requests:
             assert_problem(request.result(), 503)
             assert int(request.result().headers["Retry-After"]) > 0
         assert slow.result().startswith(b"HTTP/1.1 503 ")
         assert PROBLEM.encode() in slow.result()
-    assert server.process.wait(30) == -signal.SIGTERM
+    assert server.process.wait(30) == -ending
     assert [line for line in server.log if "Traceback" in line] == []
 
 

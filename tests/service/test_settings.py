@@ -74,6 +74,10 @@ def test_request_fields_take_precedence_over_the_environment(environment):
         ({"IDLE_SECONDS": "-1"}, "IDLE_SECONDS"),
         ({"IDLE_SECONDS": "nan"}, "IDLE_SECONDS"),
         ({"KEEP_GIB": "nan"}, "KEEP_GIB"),
+        ({"LARGEST_MIB": "inf"}, "LARGEST_MIB"),
+        ({"MEDIA_MIB": "1e400"}, "MEDIA_MIB"),
+        ({"IDLE_SECONDS": "1e10"}, "IDLE_SECONDS"),
+        ({"CALLBACK_HOSTS": "example.org", "CALLBACK_SECRET": " "}, "CALLBACK_SECRET"),
         ({"MOTION_FRAME": "10"}, "motion_frame"),
         ({"FRAME_SIZE": "33x32"}, "frame_size"),
         ({"CKPT_DIR": "/w"}, "WAV2VEC_DIR"),
@@ -91,6 +95,10 @@ def test_the_token_is_not_in_the_repr(environment):
 @pytest.mark.parametrize("token", [" s3cret ", "s3cret\n", "\ts3cret"])
 def test_white_space_around_the_token_is_ignored(environment, token):
     assert environment(TOKEN=token).token.get_secret_value() == "s3cret"
+
+
+def test_white_space_around_an_address_is_ignored(environment):
+    assert environment(HOST=" 127.0.0.1 ", PORT=" 80 ").host == "127.0.0.1"
 
 
 @pytest.mark.parametrize("token", ["  ", "\n", "geheim\u00e4", "s3\ncret", "s3\x00cret"])
