@@ -21,17 +21,16 @@ from talkinghead_lab.training.avatar import Motion, render
 from talkinghead_lab.training.samples import presenter
 from talkinghead_lab.training.train_vae import to_bytes
 
-MOTIONS = 2
 LATE = 3  # frames, 120 ms
 SIZE = 96  # quick to draw, and enough for the face reader
 Drawn = np.ndarray
 
 
 def motion(seed: int, frames: int) -> Motion:
-    """A head that sways, and a mouth that opens and shuts at random."""
+    """A head that sways, from any moment of its sway on, and a mouth that opens and shuts at random."""
     made = Motion.still(frames)
     rng, time = np.random.default_rng(seed), np.arange(frames) / 25
-    made.pose[:, 0] = torch.from_numpy(4 * np.sin(2 * np.pi * 0.5 * time))
+    made.pose[:, 0] = torch.from_numpy(4 * np.sin(2 * np.pi * (0.5 * time + rng.random())))
     corners = rng.uniform(0, 1, frames // 3 + 2) * (rng.random(frames // 3 + 2) < 0.7)
     made.mouth[:, 0] = torch.from_numpy(np.interp(np.arange(frames) / 3, np.arange(len(corners)), corners))
     made.mouth[:, 1] = 0.3
@@ -50,35 +49,30 @@ def drawn(number: int, seed: int, frames: int) -> Drawn:
     return drawn_early(number, seed, frames)[LATE:]
 
 
-def seed_of(number: int) -> int:
-    """The seed of a clip's motion: few motions, so that other people make the same ones."""
-    return number % MOTIONS
-
-
 def late(number: int, frames: int) -> Drawn:
     """Lips 120 ms behind the sound."""
-    return drawn_early(number, seed_of(number), frames)[:frames]
+    return drawn_early(number, number, frames)[:frames]
 
 
 def other_person(number: int, frames: int) -> Drawn:
     """The right motion by another presenter."""
-    return drawn(number + MOTIONS, seed_of(number), frames)
+    return drawn(number + 1, number, frames)
 
 
 def blurred(number: int, frames: int) -> Drawn:
     """Out of focus."""
-    pictures = map(Image.fromarray, drawn(number, seed_of(number), frames))
+    pictures = map(Image.fromarray, drawn(number, number, frames))
     return np.stack([np.asarray(picture.filter(ImageFilter.GaussianBlur(1))) for picture in pictures])
 
 
 def frozen(number: int, frames: int) -> Drawn:
     """The first frame throughout."""
-    return drawn(number, seed_of(number), frames)[:1].repeat(frames, 0)
+    return drawn(number, number, frames)[:1].repeat(frames, 0)
 
 
 def other_lips(number: int, frames: int) -> Drawn:
     """The mouth of another clip."""
-    return drawn(number, seed_of(number + 1), frames)
+    return drawn(number, number + 1, frames)
 
 
 FAULTS: dict[str, Callable[[int, int], Drawn]] = {
@@ -100,8 +94,8 @@ def clips(folder: Path, count: int, frames: int) -> Manifest:
     """A manifest of `count` clips of as many presenters."""
     folder.mkdir(parents=True)
     for number in range(count):
-        opening = motion(seed_of(number), LATE + frames).mouth[LATE:, 0].double().numpy()
-        write(folder / f"clip{number}.mp4", drawn(number, seed_of(number), frames), opening)
+        opening = motion(number, LATE + frames).mouth[LATE:, 0].double().numpy()
+        write(folder / f"clip{number}.mp4", drawn(number, number, frames), opening)
     found = from_folder(folder, "faults", frames / 25, identity="(.+)", cartoon=True)
     found.write(folder / "clips.yaml")
     return Manifest.from_yaml(folder / "clips.yaml")
@@ -145,7 +139,10 @@ def main() -> None:
     """Print the matrix of 24 clips of 1.6 seconds as Markdown."""
     folder = Path(sys.argv[1])
     rows = scored(folder, clips(folder / "clips", 24, 40), tuple(FAULTS), progress=True)
-    measures = list(dict.fromkeys(row.measure for row in rows if row.why_not is None))
+    # Fréchet distances are above 0 by their bias, so their intervals prove nothing.
+    biased = ("drawn_fid", "drawn_fvd")
+    taken = [row.measure for row in rows if row.why_not is None and row.measure not in biased]
+    measures = list(dict.fromkeys(taken))
     print("| fault |", " | ".join(measures), "|")
     print("| --- " * (len(measures) + 1) + "|")
     for fault in FAULTS:
