@@ -132,6 +132,7 @@ class GenerationParams(BaseModel):
     denoise_strength: float = Field(
         1.0, ge=0.01, le=1, description="how much noise a driving video is restyled from; 1.0: only noise"
     )
+    scene_cuts: bool = Field(False, description="a new shot at each cut of a driving video; extra scenes")
     lips_only: bool = Field(False, description="keep a driving video; only its lower face is sampled anew")
     lips_border: int = Field(6, ge=1, le=256, description="lips_only: pixels of the blend around the face")
     lips_mask: types.MediaPath | None = Field(

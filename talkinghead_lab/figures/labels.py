@@ -48,6 +48,7 @@ NAMES = {
     "apg_norm_threshold": "APG norm threshold",
     "denoise_strength": "denoising strength",
     "lips_only": "lips only",
+    "scene_cuts": "cuts at scene changes",
     "lips_border": "border of the lower face (pixels)",
     "lips_mask": "mask instead of the lower face",
     "step_cache_threshold": "step cache threshold",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
-from talkinghead_lab.errors import InvalidRequest, MediaError
+from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND, LatentGrid, first_frame
@@ -19,7 +19,7 @@ from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot
 from talkinghead_lab.media import audio
 from talkinghead_lab.media.acceptance import NO_FURTHER_LIMITS, MediaLimits
 from talkinghead_lab.media.frame_size import CENTER, Box, Framing, place
-from talkinghead_lab.media.inputs import Inputs, open_copy
+from talkinghead_lab.media.inputs import Inputs, Shot, open_copy
 from talkinghead_lab.media.isolated import Call, call_here
 from talkinghead_lab.media.reference import Portrait, ReferenceMedia
 from talkinghead_lab.models.kernels.attention import choose_attention
@@ -27,7 +27,8 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.continuation import last_frames
 from talkinghead_lab.pipeline.lips_only import check_mask
 from talkinghead_lab.pipeline.portrait import frame_picture
-from talkinghead_lab.pipeline.shots import later_shots, unused_parts
+from talkinghead_lab.pipeline.scenes import split_at_cuts
+from talkinghead_lab.pipeline.shots import check_needs_no_video, later_shots, unused_parts
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.guidance import planned_passes
@@ -163,6 +164,12 @@ def chunks_of(request: GenerationParams, frames: int, cuts: Sequence[int]) -> li
     )
 
 
+def video_frames(request: GenerationParams, inputs: Inputs) -> int:
+    """How many frames the video has."""
+    recorded = audio.frame_count(inputs.voices[0])
+    return min(recorded, request.max_frames or recorded)
+
+
 def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | None = None) -> Resolved:
     """Decide every setting of a run.
 
@@ -179,9 +186,8 @@ def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | 
     """
     check_solver(request.sampler)
     if any(isinstance(shot.reference, Portrait) for shot in inputs.shots):
-        _check_needs_no_video(request)
-    recorded = audio.frame_count(inputs.voices[0])
-    frames = min(recorded, request.max_frames or recorded)
+        check_needs_no_video(request)
+    frames = video_frames(request, inputs)
     resolved = Resolved(
         request=request,
         networks=networks or load_settings(request),
@@ -198,22 +204,6 @@ def resolve(request: GenerationParams, inputs: Inputs, networks: LoadSettings | 
     return replace(
         resolved, warnings=inputs.warnings + unused_parts(request, inputs, frames, resolved.prompt_starts)
     )
-
-
-def _check_needs_no_video(request: GenerationParams) -> None:
-    """Refuse for a portrait what is done to driving videos."""
-    wanted = {
-        "denoise_strength": request.denoise_strength < 1 and "restyles a driving video",
-        "lips_only": request.lips_only and "keeps a driving video",
-    }
-    for field, does in wanted.items():
-        if does:
-            raise InvalidRequest(
-                f"{field} {does}, and image_path is a picture",
-                received=getattr(request, field),
-                remedy=f"Set image_path to a video, or leave {field} out.",
-                field=field,
-            )
 
 
 def copied(field: str, value: str) -> Snapshot:
@@ -279,6 +269,9 @@ def read_inputs(
     if request.lips_mask is not None:
         mask = check_mask(opened("lips_mask", "black"), inputs.reference.size)
     later, warnings = later_shots(request, opened, inputs.frame_size)
+    if request.scene_cuts:
+        shots = (Shot(inputs.reference, picture.framing), *later)
+        later = split_at_cuts(request, shots, video_frames(request, inputs), inputs.frame_size)[1:]
     return replace(
         inputs,
         voices=(*inputs.voices, *silent),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND, first_frame
 from talkinghead_lab.media.frame_size import Size
 from talkinghead_lab.media.inputs import Inputs, Shot, warnings_of
@@ -35,6 +36,23 @@ def later_shots(
             for warning in (*warnings_of(reference), *found.warnings)
         ]
     return tuple(shots), tuple(warnings)
+
+
+def check_needs_no_video(request: GenerationParams) -> None:
+    """Refuse for a portrait what is done to driving videos."""
+    wanted = {
+        "denoise_strength": request.denoise_strength < 1 and "restyles a driving video",
+        "lips_only": request.lips_only and "keeps a driving video",
+        "scene_cuts": request.scene_cuts and "follows the scenes of a driving video",
+    }
+    for field, does in wanted.items():
+        if does:
+            raise InvalidRequest(
+                f"{field} {does}, and image_path is a picture",
+                received=getattr(request, field),
+                remedy=f"Set image_path to a video, or leave {field} out.",
+                field=field,
+            )
 
 
 def unused_parts(

@@ -29,7 +29,7 @@ GROUPS = {
     ),
     "Sampling": (
         "sampler", "diffusion_steps", "seed", "sample_shift", "sigmas", "denoise_strength",
-        "lips_only", "lips_border", "lips_mask",
+        "lips_only", "lips_border", "lips_mask", "scene_cuts",
         "step_cache_threshold", "step_cache", "max_consecutive_skips",
         "chunk_frames", "motion_frame", "loras",
     ),
