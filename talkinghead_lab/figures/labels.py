@@ -225,7 +225,7 @@ def _is_timed(value: Any) -> bool:
 
 
 def _mapping_label(value: Mapping[str, Any], parts: int) -> str:
-    if "file" in value:  # a segment
+    if "speaker" in value:  # a segment
         end = value.get("end")
         times = f"{value.get('start', 0):g} s to {'its end' if end is None else f'{end:g} s'}"
         return f"speaker {value['speaker']} from {times} {_path_label(value['file'], parts)}"
