@@ -94,4 +94,4 @@ def _features(
 ) -> Iterator[tuple[str, Features | None]]:
     for score in scores:
         if score.failure is None:
-            yield score.identity, stored_features(folder, score.clip).get(kind.name)
+            yield score.identity, stored_features(folder, score.clip, kind)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from torch import Tensor
 from torch.nn import functional
 
@@ -213,19 +213,25 @@ def write_features(path: Path, features: Mapping[str, Features]) -> None:
         temporary.write_bytes(save(dict(features)))
 
 
-def stored_features(scores: Path, clip: str) -> dict[str, Features]:
-    """Features of a scored clip by kind, [samples, channels] each; without kinds that were not taken.
+def stored_features(scores: Path, clip: str, kind: FeatureKind) -> Features | None:
+    """Features of a scored clip, [samples, channels]; None if they were not taken.
 
     Args:
         scores: folder of a system's scores.
         clip: id.
+        kind: of features; no others are read.
 
     Raises:
         OutputError: the file is damaged.
     """
     path = scores / f"{clip}.safetensors"
     try:
-        return load_file(path) if path.is_file() else {}
+        if not path.is_file():
+            return None
+        with safe_open(path, "numpy") as stored:
+            names = stored.keys()
+            found: Features | None = stored.get_tensor(kind.name) if kind.name in names else None
+            return found
     except SafetensorError as error:
         raise OutputError(
             f"a file of the benchmark cannot be read ({error})", received=str(path), remedy="Remove it."

@@ -9,6 +9,7 @@ from talkinghead_lab.errors import CheckpointError, OutputError
 from talkinghead_lab.evaluation import distances, set_features
 from talkinghead_lab.evaluation.scoring import Score, score_tasks
 from talkinghead_lab.evaluation.set_features import CLIPS, FRAMES, MOTION, FeatureKind, write_features
+from talkinghead_lab.evaluation.statistics import FrameSets
 from talkinghead_lab.evaluation.systems import REAL, WRONG
 from talkinghead_lab.evaluation.table import benchmark_table, to_frame, to_markdown
 from talkinghead_lab.measures.given_weights import GIVEN_WEIGHTS, I3D, INCEPTION
@@ -160,6 +161,36 @@ def test_motion_is_told_from_none_and_from_jumps_whoever_moves():
     assert np.linalg.norm(jumping[32:]) > 1.5 * np.linalg.norm(moving[32:])  # acceleration
 
 
+def test_drawn_kvd_sees_how_people_move_and_not_who_moves():
+    people, frames = 8, 32
+    real = [drawn(number, 100 + number, frames) for number in range(people)]
+    place = np.arange(frames)
+    rng = np.random.default_rng(0)
+    made = {
+        "other motions": [drawn(number, 500 + number, frames) for number in range(people)],
+        "other people": [drawn(people + number, 100 + number, frames) for number in range(people)],
+        "out of place": [each[(place + rng.integers(-2, 3, frames)).clip(0, frames - 1)] for each in real],
+        "frozen": [each[:1].repeat(frames, 0) for each in real],
+        "shuffled": [each[rng.permutation(frames)] for each in real],
+    }
+
+    def features(videos):
+        starts = set_features.window_starts(frames)
+        return [
+            np.stack([set_features.motion_features(each[start : start + 16]) for start in starts]).astype(
+                float
+            )
+            for each in videos
+        ]
+
+    far = {
+        name: FrameSets(features(real), features(videos)).kernel_distance().value
+        for name, videos in made.items()
+    }
+    by_chance = max(far["other motions"], far["other people"])
+    assert by_chance < far["out of place"] < far["frozen"] < far["shuffled"]
+
+
 def test_other_weights_are_never_loaded(tmp_path, files, monkeypatch):
     """TorchScript may run code, so a wrong file must not reach its loader."""
     monkeypatch.setattr(torch.jit, "load", lambda *_: pytest.fail("loaded"))
@@ -174,6 +205,6 @@ def test_other_weights_are_never_loaded(tmp_path, files, monkeypatch):
 def test_a_damaged_file_of_features_is_told(tmp_path):
     (tmp_path / "clip.safetensors").write_bytes(b"damaged")
     with pytest.raises(OutputError, match=r"cannot be read.*clip.safetensors"):
-        set_features.stored_features(tmp_path, "clip")
-    assert set_features.stored_features(tmp_path, "none") == {}
+        set_features.stored_features(tmp_path, "clip", MOTION)
+    assert set_features.stored_features(tmp_path, "none", MOTION) is None
     assert MOTION.name in set_features.FeatureTaker(20, cartoon=True).features()
