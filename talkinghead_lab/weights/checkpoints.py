@@ -70,7 +70,7 @@ def _transformer_paths(files: CheckpointFiles) -> list[tuple[Path, ...]]:
 
 def transformer_width(files: CheckpointFiles) -> int | None:
     """The transformer's width, without reading tensors; None where the file does not tell."""
-    return network_content(*_transformer_paths(files)[0]).width
+    return network_content(*_transformer_paths(files)[0]).rows.get("transformer")
 
 
 def stored_types(files: CheckpointFiles) -> dict[str, int]:

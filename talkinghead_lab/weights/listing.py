@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.weights.checkpoints import FLOAT32_NETWORKS, load_network, load_tokenizer
 from talkinghead_lab.weights.formats.names.recognition import ROLES
+from talkinghead_lab.weights.formats.network_file import read_network
 from talkinghead_lab.weights.layer_checks import kind_of, multiply_layers
 from talkinghead_lab.weights.locating import CheckpointFiles, located, places
 from talkinghead_lab.weights.search import Candidate, Progress, candidate, candidates, fitting
@@ -129,11 +130,12 @@ def with_remedy(reason: str, remedy: str) -> str:
 
 @dataclass(frozen=True)
 class _Result:
-    """What checking a file gave: the largest error of a product, and why it cannot be used."""
+    """What checking a file gave: the largest error of a matmul, why it cannot be used, and what it stores."""
 
     error: float | None
     problem: CheckpointError | None = None
     is_built: bool = True
+    stored: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,20 +156,23 @@ class _Checks:
 
     def of(self, each: Candidate) -> _Result:
         """Multiply layers of a file, and build its network."""
-        if each.network is None:
+        if each.content is None:
             return _Result(None, each.problem)
+        tensors = read_network(*each.paths).tensors
+        stored = Counter(map(kind_of, tensors.values()))
         name = _network_of(each.roles[0])
         machine = self.machine
         compute = torch.float32 if name in FLOAT32_NETWORKS else machine.compute
         in_fp8 = machine.fp8_matmuls and name == "transformer"
         try:
-            error = multiply_layers(each.network.tensors, each.paths[0].name, compute, machine.device, in_fp8)
+            error = multiply_layers(tensors, each.paths[0].name, compute, machine.device, in_fp8)
         except CheckpointError as problem:
-            return _Result(None, problem)
+            return _Result(None, problem, stored=stored)
         files = self._with(each)
         if files is None:
-            return _Result(error, is_built=False)
-        return _Result(error, _problem(partial(load_network, name, files, machine.compute, "meta")))
+            return _Result(error, is_built=False, stored=stored)
+        built = _problem(partial(load_network, name, files, machine.compute, "meta"))
+        return _Result(error, built, stored=stored)
 
     def _with(self, each: Candidate) -> CheckpointFiles | None:
         """The checkpoint with a file in its roles; None if the other file of its network is missing."""
@@ -206,8 +211,8 @@ def _file_row(
         path=str(path.relative_to(folder)),
         shards=len(each.paths),
         roles=each.roles,
-        layout=each.network.layout if each.network else "",
-        stored=dict(Counter(map(kind_of, each.network.tensors.values()))) if each.network else {},
+        layout=each.content.layout if each.content else "",
+        stored=dict(result.stored),
         gib=sum(map(_nbytes, each.paths)) / GIB,
         state=state,
         error=result.error,

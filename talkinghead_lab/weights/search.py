@@ -12,7 +12,7 @@ from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 from talkinghead_lab.weights.formats.names.hints import doubt
 from talkinghead_lab.weights.formats.names.lookalikes import WANTED
 from talkinghead_lab.weights.formats.names.recognition import ROLES
-from talkinghead_lab.weights.formats.network_file import NetworkFile, read_network
+from talkinghead_lab.weights.formats.network_file import NetworkContent, network_content
 
 SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"}
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
@@ -33,18 +33,18 @@ class Candidate:
 
     Args:
         paths: where it is.
-        network: what it holds; None if it cannot be used.
+        content: what it holds; None if it cannot be used.
         problem: why it cannot be used.
     """
 
     paths: tuple[Path, ...]
-    network: NetworkFile | None
+    content: NetworkContent | None
     problem: CheckpointError | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
         """What it can be used for."""
-        return () if self.network is None else self.network.roles
+        return () if self.content is None else self.content.roles
 
 
 def candidates(folder: Path, progress: Progress = iter) -> list[Candidate]:
@@ -75,7 +75,7 @@ def has_weights(path: Path) -> bool:
 def candidate(paths: tuple[Path, ...]) -> Candidate:
     """Look at one weight file, or at all shards of one."""
     try:
-        return Candidate(paths, read_network(*paths))
+        return Candidate(paths, network_content(*paths))
     except CheckpointError as problem:
         return Candidate(paths, None, problem)
     except Exception as error:  # a file that is made to look like another must not hide the others
@@ -134,8 +134,7 @@ def chosen(
     if "text_encoder" not in roles:
         return files, problems
     try:
-        read = [each.network for each in found if each.paths == files.get("text_encoder")]
-        files["tokenizer"] = (tokenizer_of(files, problems, folder, *read),)
+        files["tokenizer"] = (tokenizer_of(files, problems, folder),)
     except CheckpointError as problem:
         problems["tokenizer"] = problem
     return files, problems
@@ -216,7 +215,6 @@ def tokenizer_of(
     files: Roles,
     problems: Mapping[str, CheckpointError],
     folder: Path | None = None,
-    network: NetworkFile | None = None,
 ) -> Path:
     """Where the tokenizer of the text encoder is: umT5's in the package, any other's in a folder or below.
 
@@ -224,16 +222,13 @@ def tokenizer_of(
         files: by role.
         problems: why the other roles have no file.
         folder: unset: that of the text encoder.
-        network: the text encoder, if it was read already.
 
     Raises:
         CheckpointError: there is no text encoder, or no tokenizer or several could be its.
     """
     if "text_encoder" in problems:
         raise problems["text_encoder"]
-    network = network or read_network(*files["text_encoder"])
-    embedding = network.tensors.get(ROLES["text_encoder"])
-    if embedding is not None and embedding.shape[0] == UMT5_VOCABULARY:
+    if network_content(*files["text_encoder"]).rows.get("text_encoder") == UMT5_VOCABULARY:
         return UMT5_TOKENIZER
     text_encoder = files["text_encoder"][0]
     folder = folder or text_encoder.parent

@@ -76,6 +76,17 @@ def test_weight_files_are_read_again_only_once_they_have_changed(request_for, co
         load_settings(request)
 
 
+def test_a_folder_with_all_weights_is_searched_without_reading_them_again(
+    request_for, copied_checkpoint, tmp_path, monkeypatch
+):
+    folders = dict.fromkeys(copied_checkpoint)
+    request = request_for(**folders, weights=str(tmp_path / "checkpoint"))
+    before, read = load_settings(request), []
+    monkeypatch.setattr(network_file, "open_file", lambda path: (read.append(path), open_file(path))[1])
+    assert load_settings(request) == before
+    assert read == []
+
+
 def fast(path="sample:fast-lora", scale=1.0) -> dict:
     return {"path": str(path), "scale": scale}
 

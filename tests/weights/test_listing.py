@@ -180,8 +180,8 @@ def test_hostile_entries_do_not_end_the_listing(models):
 
 def test_of_thousands_of_files_only_weight_files_are_opened(models, monkeypatch):
     opened = []
-    real = search.read_network
-    monkeypatch.setattr(search, "read_network", lambda *paths: opened.append(paths) or real(*paths))
+    real = search.network_content
+    monkeypatch.setattr(search, "network_content", lambda *paths: opened.append(paths) or real(*paths))
     (models / "many").mkdir()
     for number in range(3000):
         (models / "many" / f"{number}.txt").touch()

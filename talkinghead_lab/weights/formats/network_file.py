@@ -63,14 +63,15 @@ class NetworkContent:
     """What a weight file holds, without its tensors.
 
     Args:
-        roles: see `NetworkFile`.
+        roles, layout: see `NetworkFile`.
         stored_as: number of tensors by the type in which they are stored.
-        width: of the transformer; None where the file does not tell.
+        rows: of the tensor by which a role is recognised, by role.
     """
 
     roles: tuple[str, ...]
+    layout: str
     stored_as: Mapping[str, int]
-    width: int | None
+    rows: Mapping[str, int]
 
 
 def network_content(*paths: Path) -> NetworkContent:
@@ -86,7 +87,7 @@ def network_content(*paths: Path) -> NetworkContent:
     return _content_in(paths, states)
 
 
-@lru_cache(maxsize=16)  # safetensors 0.8.0 leaks two objects for each tensor of a file that it maps
+@lru_cache(maxsize=256)  # safetensors 0.8.0 leaks two objects for each tensor of a file that it maps
 def _content_in(paths: tuple[Path, ...], states: tuple[FileState, ...]) -> NetworkContent:
     return _content(read_network(*paths))
 
@@ -96,5 +97,6 @@ def _content(network: NetworkFile) -> NetworkContent:
         tensor.stored_as if isinstance(tensor, QuantizedLinear) else str(tensor.dtype).removeprefix("torch.")
         for tensor in network.tensors.values()
     )
-    marker = network.tensors.get(ROLES["transformer"])
-    return NetworkContent(network.roles, Counter(types), None if marker is None else marker.shape[0])
+    shapes = {role: network.tensors[name].shape for role, name in ROLES.items() if name in network.tensors}
+    rows = {role: shape[0] for role, shape in shapes.items() if shape}
+    return NetworkContent(network.roles, network.layout, Counter(types), rows)
