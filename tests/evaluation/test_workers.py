@@ -38,6 +38,7 @@ class Interrupted(systems.tqdm):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_table_of_one_also_after_an_interrupt(tmp_path, monkeypatch):
     manifest = clips(tmp_path / "clips", 4, 8)
     threads = torch.get_num_threads()
@@ -58,6 +59,7 @@ def test_two_processes_give_the_table_of_one_also_after_an_interrupt(tmp_path, m
     assert table_files(tmp_path / "two") == table_files(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_whole_benchmark_give_the_same_table(tmp_path):
     """From drawing the clips to the table, by generated videos."""
     request = {

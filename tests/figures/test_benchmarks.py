@@ -128,6 +128,7 @@ def test_the_report_holds_table_pictures_and_failures(page, folder):
 def test_the_report_opens_from_disk_and_axe_finds_nothing(page, folder):
     with chromium() as browser:
         shown = browser.new_page(viewport={"width": 390, "height": 800})
+        shown.set_default_timeout(120_000)  # on a busy machine
         requested, errors = [], []
         shown.on("request", lambda request: requested.append(request.url))
         shown.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
