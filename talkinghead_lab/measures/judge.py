@@ -10,6 +10,7 @@ from PIL import Image
 from talkinghead_lab.errors import MediaError, TalkingHeadError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures import lips
+from talkinghead_lab.measures.active_speaker import PeopleReader, Person, not_taken
 from talkinghead_lab.measures.cartoon_faces import MouthReader
 from talkinghead_lab.measures.checks import StillnessMeter, check_video
 from talkinghead_lab.measures.clip_quality import clip_quality
@@ -45,6 +46,7 @@ class Subject:
         changes: how much the luma of each frame but the first differs from the frame before, before encoding
             (`LumaChanges`); None: not known.
         speakers: 1 or 2.
+        people: with two speakers, who and where they are.
         cartoon: whether the bundled model made it, whose cartoon presenters the mouth reader knows.
         warnings: what was said about the request before the video was made.
     """
@@ -57,6 +59,7 @@ class Subject:
     seams: Sequence[int] = ()
     changes: Sequence[float] | None = None
     speakers: int = 1
+    people: Sequence[Person] = ()
     cartoon: bool = False
     warnings: Sequence[str] = ()
     later: Mapping[int, Image.Image] = field(default_factory=dict)
@@ -165,6 +168,7 @@ def _measures(
     poses = viewing.mouths.pose() if viewing.mouths else faces.pose if faces else None
     return [
         *_lip_measures(viewing, subject, faces, cartoon, soundtrack),
+        *(viewing.people.measures() if viewing.people else not_taken()),
         *_sync_measures(path, viewing, soundtrack),
         *identity_measures(portraits, list(pictures.values()), features),
         csim(subject.portrait, pictures, faces) if faces and not cuts else Measure.of("csim", None, no_csim),
@@ -183,7 +187,7 @@ class _Viewing:
         self.statistics, self.meter = FrameStatistics(), StillnessMeter()
         self.mouths = MouthReader() if subject.cartoon and subject.speakers == 1 else None
         self.tracker: FaceTracker | None = None
-        self.no_faces = "two people speak, and the readers follow one"
+        self.no_faces = "there are two people, and the readers follow one"
         self.finder: FaceFinder | None = None
         self.no_track = self.no_faces
         if subject.speakers == 1:
@@ -196,6 +200,8 @@ class _Viewing:
                 self.finder = FaceFinder(LONGEST_READ)
             except TalkingHeadError as error:
                 self.no_track = str(error)
+        people = subject.people
+        self.people = PeopleReader(people, subject.cartoon, LONGEST_READ) if people else None
         self.identity_numbers = video.evenly_spaced_numbers(frame_count, FRAMES_FOR_IDENTITY)
         self.snapshot_numbers = video.evenly_spaced_numbers(frame_count, snapshots) if snapshots else []
         self.kept: dict[int, Image.Image] = {}
@@ -203,7 +209,7 @@ class _Viewing:
 
     def add(self, pixels: video.Frames) -> None:
         number = self.meter.frames
-        for each in (self.statistics, self.meter, self.mouths, self.tracker, self.finder):
+        for each in (self.statistics, self.meter, self.mouths, self.tracker, self.finder, self.people):
             if each is not None:
                 each.add(pixels)
         if number in self._wanted:

@@ -58,12 +58,18 @@ def silent_lip_motion(openings: Openings, soundtrack: audio.Wave) -> Measure:
     Silent are frames 30 dB below the loudest one, at least 0.2 s away from others. After THEval's stability
     of silent lips (arXiv 2511.04520), which takes another reader of lips. Unit: opening, as its reader's.
     """
-    level = _level(to_mono(soundtrack), audio.SOUNDTRACK_RATE, len(openings))
-    heard = level > SILENCE * level.max(initial=0.0)
-    silent = ~binary_dilation(heard, np.ones(2 * AROUND_SPEECH + 1)) if heard.any() else ~heard
+    silent = silent_frames(to_mono(soundtrack), audio.SOUNDTRACK_RATE, len(openings))
     changes = np.abs(np.diff(openings))[silent[1:] & silent[:-1]]
     value = float(changes.mean()) if len(changes) else None
     return Measure.of("silent_lip_motion", value, "the sound has no silence" if value is None else None)
+
+
+def silent_frames(wave: NDArray[np.float32], rate: int, frames: int) -> NDArray[np.bool_]:
+    """Frames 30 dB below the loudest one of a mono sound, at least 0.2 s away from others: [frames]."""
+    level = _level(wave, rate, frames)
+    heard = level > SILENCE * level.max(initial=0.0)
+    spoken = binary_dilation(heard, np.ones(2 * AROUND_SPEECH + 1)) if heard.any() else heard
+    return ~np.asarray(spoken, dtype=bool)
 
 
 def correlation_with_loudness(openings: Openings, wave: NDArray[np.float32], rate: int) -> float | None:

@@ -38,6 +38,9 @@ KINDS: dict[str, Kind] = {
     "lip_error": Kind("opening", "lower"),
     "mouth_follows_sound": Kind("1", "higher", "after Chandrasekaran et al. 2009", (LANDMARKER,)),
     "silent_lip_motion": Kind("opening", "lower", "after THEval, arXiv 2511.04520", (LANDMARKER,)),
+    "active_speaker_own": Kind("1", "higher", OWN, (LANDMARKER,)),
+    "active_speaker_other": Kind("1", "lower", OWN, (LANDMARKER,)),
+    "active_speaker_silent": Kind("1", "lower", OWN, (LANDMARKER,)),
     "lse_c": Kind("1", "higher", "Chung & Zisserman 2016, LSE-C", (SYNCNET, S3FD_FACES)),
     "lse_d": Kind("1", "lower", "Chung & Zisserman 2016, LSE-D", (SYNCNET, S3FD_FACES)),
     "identity": Kind("1", "higher", "CLIP-I of DreamBooth, arXiv 2208.12242"),
@@ -56,7 +59,10 @@ KINDS: dict[str, Kind] = {
     "peak_host_gib": Kind("GiB", "lower", "operating system"),
     "peak_gpu_gib": Kind("GiB", "lower", "PyTorch"),
 }
-CORRELATIONS = ("lip_correlation", "mouth_follows_sound")  # between −1 and 1, as their intervals must be
+CORRELATIONS = (  # between −1 and 1, as their intervals must be
+    *("lip_correlation", "mouth_follows_sound"),
+    *("active_speaker_own", "active_speaker_other"),
+)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,21 @@
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.foundation.field_types import MOST_REGIONS
+from talkinghead_lab.foundation.latent_grid import PIXELS_PER_LATENT
 from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.measures.active_speaker import Person
 from talkinghead_lab.measures.photographed_faces import find_faces
 from talkinghead_lab.media.frame_size import Box
+from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.reference import open_reference
+from talkinghead_lab.media.speaker_masks import speaker_masks
 from talkinghead_lab.models.judges.presenters import LARGEST_DIFFERENCE
 from talkinghead_lab.pipeline.portrait import presenter_windows
+from talkinghead_lab.pipeline.request import Resolved
 
 # Head and shoulders of a presenter in the square that it fills: left, top, right, bottom.
 HEAD_AND_SHOULDERS = (0.16, 0.08, 0.84, 0.98)
@@ -37,6 +43,27 @@ def propose_boxes(image_path: str) -> tuple[Box, ...]:
     picture = open_reference(local_file(image_path)).frame_at(0.0)
     found = _presenters(picture) or _photographed(picture)
     return _apart(sorted(found)[:MOST_REGIONS])
+
+
+def people_in_frame(resolved: Resolved, inputs: Inputs) -> tuple[Person, ...]:
+    """The two people of a run, in the frame; none of a run with one speaker."""
+    request = resolved.request
+    if request.speakers == 1:
+        return ()
+    regions = inputs.masks or request.speaker_boxes
+    masks = speaker_masks(inputs.reference.size, regions, resolved.frame_size, resolved.framing)
+    boxes: list[Box | None] = [_around(mask) for mask in masks[:2]]
+    if regions and len(regions) != 2:  # the rest of the picture, or several people, are silent
+        boxes[1] = None
+    return tuple(Person(box, voice) for box, voice in zip(boxes, inputs.voices, strict=True))
+
+
+def _around(mask: Tensor) -> Box:
+    """The smallest box around a mask at latent resolution, in pixels of the frame."""
+    rows, columns = (mask.any(dim=axis).nonzero().flatten() for axis in (1, 0))
+    left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    scale = PIXELS_PER_LATENT
+    return int(left) * scale, int(top) * scale, int(right) * scale, int(bottom) * scale
 
 
 def _presenters(picture: Image.Image) -> list[Box]:

@@ -11,6 +11,7 @@ TIMES = ("time_to_first_frame", "seconds_per_frame", TOTAL_SECONDS)
 COSTS = (*TIMES, "peak_host_gib", "peak_gpu_gib")
 # Taken by networks or readers that the bundled model and the released weights do not share.
 READER_DEPENDENT = (
+    "active_speaker_own", "active_speaker_other", "active_speaker_silent",
     "lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion", "identity", "identity_drift",
     "head_motion",
 )  # fmt: skip

@@ -32,6 +32,7 @@ from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
+from talkinghead_lab.pipeline.people import people_in_frame
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
 from talkinghead_lab.request_text import VIDEO_METADATA_KEY
@@ -353,6 +354,7 @@ def _subject(
         seams=seams(resolved.chunks),
         changes=changes,
         speakers=request.speakers,
+        people=people_in_frame(resolved, inputs),
         cartoon=request.checkpoint == "embedded",
         warnings=resolved.warnings,
     )

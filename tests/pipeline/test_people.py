@@ -12,8 +12,9 @@ from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import people
-from talkinghead_lab.pipeline.people import propose_boxes
+from talkinghead_lab.pipeline.people import people_in_frame, propose_boxes
 from talkinghead_lab.pipeline.portrait import frame_picture
+from talkinghead_lab.pipeline.request import read_inputs, resolve
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from talkinghead_lab.widgets.request_form import RequestForm
 
@@ -103,3 +104,20 @@ def test_the_panel_proposes_boxes_and_shows_them(presenters):
     form["image_path"].value = "gone.png"
     find.click()
     assert "no such file" in form.people.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"speaker_boxes": ((0, 0, 160, 160), (160, 0, 320, 160))}, [(0, 0, 32, 32), (32, 0, 64, 32)]),
+        ({"speaker_boxes": ((160, 0, 320, 160),)}, [(32, 0, 64, 32), None]),
+        ({"second_audio_path": "sample:recording-2"}, [(8, 8, 32, 32), (40, 8, 64, 32)]),
+        ({}, []),
+    ],
+)
+def test_where_the_people_of_a_run_are_in_the_frame(request_for, fields, expected):
+    request = request_for(image_path="sample:two-people", frame_size="64x32", **fields)
+    inputs = read_inputs(request)
+    found = people_in_frame(resolve(request, inputs), inputs)
+    assert [person.box for person in found] == expected
+    assert [person.voice.any() for person in found][1:] == ["second_audio_path" in fields] * (len(found) - 1)
