@@ -128,6 +128,28 @@ def test_of_many_samples_the_kernel_takes_some_evenly(tmp_path, monkeypatch):
     assert taken.moments.count == 40
 
 
+def test_of_many_drawn_samples_the_kernel_takes_some_and_the_frechet_distance_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(distances, "KERNEL_SAMPLES", 10)
+    rng = np.random.default_rng(2)
+    kind = FeatureKind("motion", "drawn_fvd", "drawn_kvd", 3, 0, "windows")
+    scores = [Score(f"clip{number:02}", f"person{number:02}", {}) for number in range(12)]
+    sets = [rng.normal(shift, size=(12, 4, 3)).astype(np.float32) for shift in (0, 1)]
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder, features in zip(folders, sets, strict=True):
+        folder.mkdir()
+        for score, own in zip(scores, features, strict=True):
+            write_features(folder / f"{score.clip}.safetensors", {"motion": own})
+    found = distances.set_distances(kind, scores, folders[0], scores, folders[1])
+    one, other = ([own.astype(float) for own in features] for features in sets)
+    assert found.frechet == FrameSets(one, other).frechet_distance()
+    fifths = [  # of 48 samples in a row, as at most 10 are wanted
+        [np.array([own[i] for i in range(4) if (4 * person + i) % 5 == 0]).reshape(-1, 3)
+         for person, own in enumerate(groups)]
+        for groups in (one, other)
+    ]  # fmt: skip
+    assert found.kernel == FrameSets(*fifths).kernel_distance()
+
+
 def test_windows_are_apart_and_span_the_clip():
     assert set_features.window_starts(15) == []
     assert set_features.window_starts(16) == [0]
