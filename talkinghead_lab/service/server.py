@@ -5,6 +5,7 @@ import json
 import logging
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -148,7 +149,8 @@ class Server(uvicorn.Server):
 
         SIGHUP, of a terminal that closes, is one of them, unless it is ignored, as under nohup.
         """
-        hangs_up = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        is_main = threading.current_thread() is threading.main_thread()  # signals reach no other thread
+        hangs_up = is_main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         with super().capture_signals():
             try:
                 if hangs_up:
