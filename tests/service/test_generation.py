@@ -1,12 +1,15 @@
-"""NUM_PERSISTENT_PARAM_IN_DIT becomes a memory budget for each request."""
+"""NUM_PERSISTENT_PARAM_IN_DIT becomes a memory budget for each request; copies of inputs do not stay."""
 
 import json
 import os
 import subprocess
 import sys
 
+import pytest
+
 from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.service.generation import Generator
+from talkinghead_lab.service.inputs import in_allowed_folders
 from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.settings import ServiceSettings
 from tests.service.conftest import ROOT
@@ -50,12 +53,41 @@ def test_without_the_variable_there_is_no_budget(checkpoint, shared, tmp_path):
     assert generator._pipeline.budget is None
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"second_audio_path": "recording.wav", "speaker_masks": ["portrait.png", "portrait.png"]},
+        {
+            "audio_path": None,
+            "audio_mix": "timeline",
+            "segments": [{"speaker": n, "start": n, "file": "recording.wav"} for n in (1, 2)],
+        },
+        {"image_path": [{"start": 0, "file": "portrait.png"}, {"start": 1, "file": "portrait.png"}]},
+        {"continue_video": "portrait.png"},
+        {"lips_only": True, "lips_mask": "portrait.png"},
+    ],
+    ids=lambda fields: list(fields)[-1],
+)
+def test_copies_that_a_killed_process_left_go_with_their_run(checkpoint, shared, tmp_path, fields):
+    generator = service(checkpoint, shared, tmp_path / "output", None)
+    fields = {"audio_path": "recording.wav", "image_path": "portrait.png"} | fields
+    params = generator.settings.params(**in_allowed_folders(generator.settings, fields))
+    with generator._copies("one") as copy:
+        paths = [copy(field, path).path for field, path in params.media.items()]
+        for path in paths:  # a copy removes itself unless its process is killed
+            path.parent.mkdir(exist_ok=True)
+            path.touch(exist_ok=False)
+    assert len(set(paths)) == len(params.media)
+    assert not (generator.settings.output_dir / "one").exists()
+
+
 # Prints the number of objects in the largest collection of garbage from the first job on, and what is left of
 # the networks in the end. In a new process, because this one has imported everything.
 COLLECTIONS = """
 import gc, json, sys, weakref
 import torch
 from talkinghead_lab.service.generation import Generator
+from talkinghead_lab.service.inputs import in_allowed_folders
 from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.settings import ServiceSettings
 
