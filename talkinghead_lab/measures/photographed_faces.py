@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from talkinghead_lab.errors import CheckpointError, MediaError, MissingExtra
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
@@ -116,6 +115,7 @@ def find_faces(pixels: Frames, most: int) -> NDArray[np.float64]:
 def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] | None:
     """[18]: opening, box, points and pose, as in `Faces`; None where no face is visible."""
     import mediapipe
+    from scipy.spatial.transform import Rotation
 
     picture = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(pixels))
     seen = landmarker.detect_for_video(picture, round(1000 * number / FRAMES_PER_SECOND))

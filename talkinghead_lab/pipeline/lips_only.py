@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
@@ -70,6 +69,8 @@ def keep(frames: Tensor, border: int, mask: Tensor | None = None) -> KeptFrames:
 
 def mask_weights(mask: Tensor, border: int) -> Tensor:
     """Weights [F, 1, H, W] of a mask uint8 [F, 3, H, W]: 1 where it is white, 0 beyond the border."""
+    from scipy.ndimage import distance_transform_edt  # slow to import, and the pipeline imports this module
+
     inside = (mask.float().mean(1) >= WHITE).numpy()
     # A frame without white has no distance to it.
     distances = [

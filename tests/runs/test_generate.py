@@ -87,6 +87,7 @@ def test_record(run, request_for):
     assert record["schema_version"] == SCHEMA_VERSION
     assert record["resolved"] == {
         "frame_size": "32x32", "crop": [0, 0, 320, 320], "frames": 25, "chunks": 5, "seconds": 1.0,
+        "shots": [0.0], "prompts": [0.0],
         "sample_shift": 7.0, "sigmas": [1.0, 0.0], "forward_passes": 15,
         "skippable_passes": 0, "lora_strengths": [],
         "guided_by_text": True, "guided_by_audio": True, "device": "cpu", "compute_type": "float32",

@@ -141,6 +141,18 @@ def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_serv
     page.wait_for_function(SAME_MOMENT)
 
 
+def test_settings_that_are_typed_while_the_page_loads_stay(visit, page_server):
+    page, held = visit(page_server), []
+    page.route("**/api/presets", lambda route: held.append(route))
+    with page.expect_request("**/api/presets"):
+        page.reload()
+    page.get_by_text("Settings").click()
+    page.fill("#diffusion_steps", "6")
+    held[0].continue_()
+    expect(page.locator("#preset option").first).to_have_text("Defaults of the service")
+    expect(page.locator("#diffusion_steps")).to_have_value("6")
+
+
 def test_samples_are_shown_and_heard(visit, page_server):
     page = visit(page_server)
     for button in page.get_by_role("button", name="Use the sample").all():

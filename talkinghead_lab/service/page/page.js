@@ -251,7 +251,7 @@ async function start() {
   note('health', `${health.status === 'healthy' ? 'Ready' : health.reason}, on ${health.gpu_available ? 'a GPU' : 'the processor'}, version ${health.version}`);
   presets = await getJson('/api/presets');
   $('preset').replaceChildren(...presets.map(({ name, title }) => new Option(title, name)));
-  usePreset();
+  replan(); // the first preset changes nothing: settings that are typed by now stay
   await listRuns();
   const going = (await getJson('/api/jobs')).findLast(({ state }) => state === 'running' || state === 'waiting');
   if (going) {
