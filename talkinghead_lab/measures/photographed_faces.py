@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from talkinghead_lab.errors import CheckpointError, MediaError, MissingExtra
+from talkinghead_lab.errors import (
+    CheckpointError,
+    InvalidRequest,
+    MediaError,
+    MissingExtra,
+    TalkingHeadError,
+)
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.given_weights import LANDMARKER
 from talkinghead_lab.media.video import Frames
@@ -110,6 +116,26 @@ def find_faces(pixels: Frames, most: int) -> NDArray[np.float64]:
     meshes = [[(point.x, point.y) for point in face[:MESH_POINTS]] for face in seen.face_landmarks]
     corners = [[*np.min(mesh, axis=0), *np.max(mesh, axis=0)] for mesh in meshes]
     return np.array(corners) * (pixels.shape[1::-1] * 2)
+
+
+def nobody_found(
+    error: TalkingHeadError, problem: str, *, received: str, instead: str, field: str
+) -> InvalidRequest:
+    """What a request gets where no cartoon presenter is seen, and looking for a photographed one failed.
+
+    Args:
+        error: of `find_face`, `find_faces` or `FaceTracker`.
+        problem: who was not found, and for which field.
+        received: the picture, in words.
+        instead: what else the user may do.
+        field: of the request.
+    """
+    return InvalidRequest(
+        f"{problem}: no cartoon presenter, and no photographed one ({error.problem})",
+        received=received,
+        remedy=f"{error.remedy or ''} Or {instead}.".strip(),
+        field=field,
+    )
 
 
 def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] | None:

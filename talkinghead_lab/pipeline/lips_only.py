@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool2d
 
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
-from talkinghead_lab.measures.photographed_faces import FaceTracker
+from talkinghead_lab.measures.photographed_faces import FaceTracker, nobody_found
 from talkinghead_lab.media.frame_size import Framing, Size
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.reference import Portrait, ReferenceMedia
@@ -124,10 +124,11 @@ def find_lower_faces(frames: Tensor) -> Tensor:
             tracker.add(frame.permute(1, 2, 0).numpy())
         boxes = tracker.faces().boxes
     except TalkingHeadError as error:
-        raise InvalidRequest(
-            f"lips_only found no face: no cartoon presenter, and no photographed one ({error.problem})",
+        raise nobody_found(
+            error,
+            "lips_only found no face",
             received=f"frames of {width}x{height} pixels",
-            remedy=f"{error.remedy or ''} Or leave lips_only out.".strip(),
+            instead="leave lips_only out",
             field="lips_only",
         ) from None
     return torch.from_numpy(_lower_parts(boxes, width, height)).float()

@@ -4,12 +4,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
+from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.field_types import MOST_REGIONS
 from talkinghead_lab.foundation.latent_grid import PIXELS_PER_LATENT
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.measures.active_speaker import Person
-from talkinghead_lab.measures.photographed_faces import find_faces
+from talkinghead_lab.measures.photographed_faces import find_faces, nobody_found
 from talkinghead_lab.media.frame_size import Box
 from talkinghead_lab.media.inputs import Inputs
 from talkinghead_lab.media.reference import open_reference
@@ -83,10 +83,11 @@ def _photographed(picture: Image.Image) -> list[Box]:
     try:
         faces = find_faces(np.asarray(picture), MOST_REGIONS)
     except TalkingHeadError as error:
-        raise InvalidRequest(
-            f"found no people: no cartoon presenter, and no photographed one ({error.problem})",
+        raise nobody_found(
+            error,
+            "found no people",
             received="a picture of {}x{} pixels".format(*picture.size),
-            remedy=f"{error.remedy or ''} Or draw `speaker_boxes` or `speaker_masks` yourself.".strip(),
+            instead="draw `speaker_boxes` or `speaker_masks` yourself",
             field="speaker_boxes",
         ) from None
     size = faces[:, 2:] - faces[:, :2]

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
+from talkinghead_lab.errors import TalkingHeadError
 from talkinghead_lab.foundation.paths import local_file
-from talkinghead_lab.measures.photographed_faces import find_face
+from talkinghead_lab.measures.photographed_faces import find_face, nobody_found
 from talkinghead_lab.media.frame_size import Framing, Placement, Size, fit, nearest_size, place
 from talkinghead_lab.media.mask_files import Mask, check_masks, read_masks
 from talkinghead_lab.media.pixels import to_unit_range
@@ -142,10 +142,11 @@ def face_centre(picture: Image.Image) -> tuple[float, float]:
     try:
         left, top, right, bottom = find_face(np.asarray(picture)).boxes[0]
     except TalkingHeadError as error:
-        raise InvalidRequest(
-            f"`crop: face` found no face: no cartoon presenter, and no photographed one ({error.problem})",
+        raise nobody_found(
+            error,
+            "`crop: face` found no face",
             received="a picture of {}x{} pixels".format(*picture.size),
-            remedy=f"{error.remedy or ''} Or choose `crop: center` or `top`.".strip(),
+            instead="choose `crop: center` or `top`",
             field="crop",
         ) from None
     return (left + right) / 2 / picture.width, (top + bottom) / 2 / picture.height
