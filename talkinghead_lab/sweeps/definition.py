@@ -7,7 +7,7 @@ axes:
   model:                                   # a linked axis, freely named: each value sets several fields
     guided: {}
     fast LoRA: {loras: [{path: sample:fast-lora}], text_guide_scale: 1, audio_guide_scale: 1}
-seeds: [1, 2, 3]
+seeds: [1, 2, 3]                           # or a range
 portraits: [sample:portrait]               # default: that of the base
 recordings: [sample:recording]
 precision: 0.02                            # adaptive: more seeds, until each difference is known to ±0.02
@@ -40,7 +40,7 @@ REPLICATED = {"seeds": "seed", "portraits": "image_path", "recordings": "audio_p
 TARGET = ("precision", "max_runs", "measure")
 SECTIONS = ("base", "axes", *REPLICATED, *TARGET)
 MAX_CELLS = 100_000
-FEWEST_SEEDS = 24  # with 12, intervals of differences as skewed as the published ones cover in 90 %
+FEWEST_SEEDS = 40  # with 24, intervals of differences as skewed as the published ones cover in 90 %
 
 Axis = tuple[Any, ...] | dict[str, dict[str, Any]]
 Combination = tuple[Any, ...]  # a value of each axis, as in the table
@@ -135,6 +135,8 @@ class Sweep:
                     "unknown section of a sweep", received=name, remedy=nearest_name(name, SECTIONS)
                 )
         axes = {name: _parsed_axis(name, axis) for name, axis in _section(sections, "axes", dict).items()}
+        if seeds := _range("seed", sections.get("seeds")):
+            sections = {**sections, "seeds": list(seeds)}
         replicates: dict[str, Any] = {
             name: tuple(typed_value(field, value) for value in _section(sections, name, list))
             for name, field in REPLICATED.items()
@@ -251,6 +253,18 @@ def _parsed_axis(name: str, values: Any) -> Axis:
         and all(isinstance(value, Mapping) for value in values.values())
     ):
         return {str(label): _typed(fields) for label, fields in values.items()}
+    if numbers := _range(name, values):
+        return numbers
+    raise InvalidRequest(
+        f"the axis `{name}` is not valid",
+        received=values,
+        allowed="a list of values; {from: 1, to: 5, step: 0.5}, which includes its end; or names, each with "
+        "a mapping of the fields it sets",
+    )
+
+
+def _range(name: str, values: Any) -> tuple[int | float, ...] | None:
+    """The numbers of a range of a field, including its end; None: the values are no range."""
     if isinstance(values, Mapping) and values.keys() == {"from", "to", "step"}:
         first, last, step = (typed_value(name, values[key]) for key in ("from", "to", "step"))
         if (
@@ -260,12 +274,7 @@ def _parsed_axis(name: str, values: Any) -> Axis:
             count = int((last - first) / step + 1e-9) + 1
             integers = all(isinstance(number, int) for number in (first, step))
             return tuple(first + k * step if integers else round(first + k * step, 10) for k in range(count))
-    raise InvalidRequest(
-        f"the axis `{name}` is not valid",
-        received=values,
-        allowed="a list of values; {from: 1, to: 5, step: 0.5}, which includes its end; or names, each with "
-        "a mapping of the fields it sets",
-    )
+    return None
 
 
 def _target(sections: Mapping[str, Any], seeds: int, runs: int) -> Target | None:
@@ -308,7 +317,11 @@ def _section(sections: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
     """A section of the file, empty if it is left out."""
     found = sections.get(name) or kind()
     if not isinstance(found, kind):
-        allowed = "a list" if kind is list else "a mapping of names to values"
+        allowed = (
+            "a list; seeds also {from: 1, to: 40, step: 1}"
+            if kind is list
+            else "a mapping of names to values"
+        )
         raise InvalidRequest(f"the section `{name}` is not valid", received=found, allowed=allowed)
     return found
 

@@ -15,9 +15,9 @@ from talkinghead_lab.sweeps.statistics import (
     CONFIDENCE_LEVEL,
     FEWEST_VALUES,
     PAIRED_BY,
+    FirstStage,
     by_seed,
     compared,
-    half_width,
     whole_seeds,
 )
 from talkinghead_lab.sweeps.two_stage import allocated
@@ -128,12 +128,12 @@ def _foreseen(sweep: Sweep, spread: float) -> Foreseen:
     reference, *others = combinations = sweep.combinations()
     runs = len(sweep.cells())
     first = len(sweep.seeds) if sweep.target else runs // len(combinations)
-    half = half_width(spread, first, first)
+    stage = FirstStage(spread, 0.0, first)
+    half = stage.half_width(first)
     if sweep.target:
         listed = dict.fromkeys(combinations, first)
-        width = half_width(spread, first, 1)
-        counts = allocated(dict.fromkeys(others, width), reference, listed, sweep.runs_per_seed, sweep.target)
+        counts = allocated(dict.fromkeys(others, stage), reference, listed, sweep.runs_per_seed, sweep.target)
         runs = sweep.runs_per_seed * sum(counts.values())
-        half = width / np.sqrt(min(counts.values()))
+        half = stage.half_width(min(counts.values()))
     confidence, power = stats.t.ppf([(1 + CONFIDENCE_LEVEL) / 2, POWER], first - 1)
-    return Foreseen(spread, runs, float(half), float(half * (1 + power / confidence)))
+    return Foreseen(spread, runs, half, float(half * (1 + power / confidence)))

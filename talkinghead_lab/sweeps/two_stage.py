@@ -1,9 +1,9 @@
-"""How many seeds each comparison of an adaptive sweep gets: Stein's two-stage design (1945).
+"""The seeds of each comparison of an adaptive sweep: Stein's two-stage design (1945), corrected for skew.
 
-The listed seeds are the first stage. Its standard deviation s₁ alone decides how many seeds are added, and is
-that of the interval: mean ± t s₁ / √n, with t of n₁ − 1 degrees of freedom. As the mean has no say in when to
-stop, the interval covers in 95 % of sweeps, exactly so for normal differences, however many seeds were added.
-The same holds where `max_runs` ends a sweep early: its intervals are wider.
+The listed seeds are the first stage. Its standard deviation and skew alone decide how many seeds are added,
+and how far the ends of the interval lie from the mean of all seeds (`FirstStage`). As the mean has no say in
+when to stop, looking at it does not make intervals too narrow, however many seeds are added. The same holds
+where `max_runs` ends a sweep early: its intervals are wider.
 
 Values are independent by seed: the mean difference over all portraits and recordings, which stay the same.
 """
@@ -11,16 +11,15 @@ Values are independent by seed: the mean difference over all portraits and recor
 import logging
 from collections.abc import Mapping
 
-import numpy as np
 import polars
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.sweeps.definition import Combination, Sweep, Target
 from talkinghead_lab.sweeps.statistics import (
     FEWEST_VALUES,
+    FirstStage,
     by_seed,
     compared,
-    half_width,
     paired_differences,
     whole_seeds,
 )
@@ -41,7 +40,7 @@ def seeds_of_each(sweep: Sweep, table: polars.DataFrame) -> dict[Combination, in
         for combination, pairs in compared(table, list(sweep.axes), sweep.target.measure, base):
             values = by_seed(whole_seeds(pairs))
             if len(values) >= FEWEST_VALUES:
-                first[combination] = half_width(float(np.std(values, ddof=1)), len(values), 1)
+                first[combination] = FirstStage.of(values)
     except InvalidRequest:  # no run has the measure
         pass
     counts = dict.fromkeys(sweep.combinations(), len(sweep.seeds))
@@ -49,7 +48,7 @@ def seeds_of_each(sweep: Sweep, table: polars.DataFrame) -> dict[Combination, in
 
 
 def allocated(
-    first: Mapping[Combination, float],
+    first: Mapping[Combination, FirstStage],
     reference: Combination,
     listed: Mapping[Combination, int],
     runs_per_seed: int,
@@ -58,7 +57,7 @@ def allocated(
     """Add seeds to the comparison with the widest interval, until all are narrow or the runs are spent.
 
     Args:
-        first: half the width of the interval that one seed would have, t s₁, of each comparison.
+        first: what the listed seeds tell of each comparison.
         reference: has the seeds of every comparison.
         listed: number of listed seeds of each combination.
         runs_per_seed: portraits times recordings.
@@ -66,7 +65,7 @@ def allocated(
     """
     counts = dict(listed)
     left = target.max_runs - runs_per_seed * sum(counts.values())
-    widths = {each: width / np.sqrt(counts[each]) for each, width in first.items()}
+    widths = {each: stage.half_width(counts[each]) for each, stage in first.items()}
     while widths:
         widest = max(widths, key=lambda each: widths[each])
         cost = runs_per_seed * (1 + (counts[widest] == counts[reference]))
@@ -75,7 +74,7 @@ def allocated(
         left -= cost
         counts[widest] += 1
         counts[reference] = max(counts[reference], counts[widest])
-        widths[widest] = first[widest] / np.sqrt(counts[widest])
+        widths[widest] = first[widest].half_width(counts[widest])
     return counts
 
 

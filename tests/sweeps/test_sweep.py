@@ -97,6 +97,9 @@ def test_ranges_include_their_end_without_rounding_errors(sections):
     sweep = Sweep.from_sections(sections | {"axes": {"text_guide_scale": {"from": 1, "to": 2, "step": 0.1}}})
     values = [cell.position["text_guide_scale"] for cell in sweep.cells()[::2]]
     assert values == [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
+    assert Sweep.from_sections(sections | {"seeds": {"from": 2, "to": 6, "step": 2}}).seeds == (2, 4, 6)
+    with pytest.raises(InvalidRequest, match=r"seeds also {from: 1, to: 40, step: 1}"):
+        Sweep.from_sections(sections | {"seeds": {"from": 2}})
 
 
 @pytest.mark.parametrize(
