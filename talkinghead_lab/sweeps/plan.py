@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import polars
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from talkinghead_lab.errors import InvalidRequest, OutputError
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.sweeps.definition import Sweep, Target
 from talkinghead_lab.sweeps.statistics import (
-    CONFIDENCE_LEVEL,
     FEWEST_VALUES,
     PAIRED_BY,
     FirstStage,
@@ -23,23 +23,28 @@ from talkinghead_lab.sweeps.statistics import (
 from talkinghead_lab.sweeps.two_stage import allocated
 
 POWER = 0.8
+SIMULATED = 10_000  # comparisons, which give the power to 0.4 %
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What a sweep will know of a comparison whose differences spread as those of finished runs.
+    """What a sweep will know of a comparison whose differences have this spread and skew.
 
     Args:
         spread: standard deviation of a difference.
-        runs: of the sweep, if all its comparisons spread so.
+        skew: of a difference.
+        runs: of the sweep, if all its comparisons are such.
         half_width: of the 95 % interval.
-        visible: the difference whose interval excludes zero in 80 % of sweeps.
+        rise: the positive difference whose interval excludes zero in 80 % of sweeps.
+        fall: the same of a negative one, without its sign.
     """
 
     spread: float
+    skew: float
     runs: int
     half_width: float
-    visible: float
+    rise: float
+    fall: float
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ class SweepPlan:
         lines.append(f"{self.measure}, from {self.comparisons} finished comparisons:")
         for name, each in (("typical", self.typical), ("noisiest", self.noisiest)):
             lines.append(
-                f"  {name}: differences are known to ±{each.half_width:.3g} after {each.runs} runs; one of "
-                f"{each.visible:.3g} is seen with 80 % power at 95 % confidence"
+                f"  {name}: differences are known to ±{each.half_width:.3g} after {each.runs} runs; a rise "
+                f"of {each.rise:.2g} or a fall of {each.fall:.2g} is seen with 80 % power at 95 % confidence"
             )
         return "\n".join(lines)
 
@@ -92,16 +97,16 @@ def plan_sweep(sweep: Sweep, runs: Path | None = None, measure: str = Target.mea
         return plan
     if combinations < 2 or count < 2 * combinations:
         raise InvalidRequest("the sweep has no pairs to compare", received=f"{count} runs")
-    spreads = _spreads(project_folder() / runs, sweep, measure)
-    typical, noisiest = (_foreseen(sweep, float(spread)) for spread in (np.median(spreads), max(spreads)))
-    return replace(plan, comparisons=len(spreads), typical=typical, noisiest=noisiest)
+    found = sorted(_finished(project_folder() / runs, sweep, measure))
+    typical, noisiest = (_foreseen(sweep, *each) for each in (found[(len(found) - 1) // 2], found[-1]))
+    return replace(plan, comparisons=len(found), typical=typical, noisiest=noisiest)
 
 
-def _spreads(folder: Path, sweep: Sweep, measure: str) -> list[float]:
-    """Standard deviation of the values that the sweep averages, one of each finished comparison.
+def _finished(folder: Path, sweep: Sweep, measure: str) -> list[tuple[float, float]]:
+    """Standard deviation and skew of the values that the sweep averages, of each finished comparison.
 
-    Those are differences of pairs; in an adaptive sweep the means of a seed, whose spread is scaled by the
-    root of the number of portraits and recordings, as if these were independent.
+    Those are differences of pairs; in an adaptive sweep the means of a seed, whose spread and skew are scaled
+    by the root of the number of portraits and recordings, as if these were independent.
     """
     try:
         table = polars.read_parquet(folder / "results.parquet")
@@ -117,23 +122,37 @@ def _spreads(folder: Path, sweep: Sweep, measure: str) -> list[float]:
         values = by_seed(whole) if sweep.target else pairs["difference"].to_numpy()
         if len(values) >= FEWEST_VALUES:
             theirs, ours = len(whole) / len(by_seed(whole)), sweep.runs_per_seed
-            found.append(float(np.std(values, ddof=1)) * (np.sqrt(theirs / ours) if sweep.target else 1))
+            scale = float(np.sqrt(theirs / ours)) if sweep.target else 1.0
+            stage = FirstStage.of(values)
+            found.append((scale * float(stage.spread), scale * float(stage.skew)))
     if not found:
         problem = f"no comparison of {measure} has {FEWEST_VALUES} values"
         raise InvalidRequest(problem, received=str(folder))
     return found
 
 
-def _foreseen(sweep: Sweep, spread: float) -> Foreseen:
-    reference, *others = combinations = sweep.combinations()
-    runs = len(sweep.cells())
-    first = len(sweep.seeds) if sweep.target else runs // len(combinations)
-    stage = FirstStage(spread, 0.0, first)
-    half = stage.half_width(first)
+def _foreseen(sweep: Sweep, spread: float, skew: float) -> Foreseen:
+    """Simulate the sweep; differences have a shifted gamma distribution (Pearson's type III)."""
+    generator = np.random.default_rng(0)
+
+    def means(count: ArrayLike, size: tuple[int, ...]) -> NDArray[np.float64]:
+        """Means of `count` differences, which have the same kind of distribution."""
+        root = np.sqrt(count)
+        return np.asarray(stats.pearson3.rvs(skew / root, 0, spread / root, size, random_state=generator))
+
+    comparisons = len(sweep.combinations()) - 1
+    size = (-(-SIMULATED // comparisons), comparisons)
+    listed = len(sweep.seeds) if sweep.target else len(sweep.cells()) // (comparisons + 1)
+    values = means(1, (*size, listed))
+    first, counts, runs = FirstStage.of(values), np.full(size, listed), float(len(sweep.cells()))
     if sweep.target:
-        listed = dict.fromkeys(combinations, first)
-        counts = allocated(dict.fromkeys(others, stage), reference, listed, sweep.runs_per_seed, sweep.target)
-        runs = sweep.runs_per_seed * sum(counts.values())
-        half = stage.half_width(min(counts.values()))
-    confidence, power = stats.t.ppf([(1 + CONFIDENCE_LEVEL) / 2, POWER], first - 1)
-    return Foreseen(spread, runs, half, float(half * (1 + power / confidence)))
+        counts = allocated(first, listed, sweep.runs_per_seed, sweep.target)
+        runs = sweep.runs_per_seed * float((counts.sum(axis=1) + counts.max(axis=1)).mean())
+    else:
+        first.skew[:] = 0  # Student's t
+    added = counts - listed
+    error = (listed * values.mean(axis=-1) + added * means(np.maximum(added, 1), size)) / counts
+    low, high = first.ends(counts)
+    half_width = float(np.median(first.half_width(counts)))
+    rise, fall = (float(np.quantile(each, POWER)) for each in (-error - low, error + high))
+    return Foreseen(spread, skew, round(runs), half_width, rise, fall)

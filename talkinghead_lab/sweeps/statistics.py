@@ -4,7 +4,6 @@ Runs with the same seed, portrait and recording form pairs. A paired difference 
 seed is, so an effect shows with far fewer runs than in a comparison of two means.
 """
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -134,51 +133,63 @@ def _two_stage(pairs: polars.DataFrame, first_stage: Collection[int]) -> Estimat
     if mean is None or len(first) < FEWEST_VALUES:
         return Estimate(mean, None, None, len(pairs), "two-stage")
     low, high = FirstStage.of(first).ends(len(found))
-    return Estimate(mean, mean + low, mean + high, len(pairs), "two-stage")
+    return Estimate(mean, float(mean + low), float(mean + high), len(pairs), "two-stage")
 
 
 @dataclass(frozen=True)
 class FirstStage:
-    """What the first stage of an adaptive sweep tells of a comparison: all of its interval but the mean.
+    """What the first stage of an adaptive sweep tells of comparisons: all of their intervals but the means.
 
     Args:
-        spread: standard deviation of its differences.
+        spread: standard deviation of the differences of each comparison.
         skew: their third moment about the mean, divided by the 3/2 power of the second.
-        count: number of them, at least two.
+        count: number of their differences, at least two.
     """
 
-    spread: float
-    skew: float
-    count: int
+    spread: NDArray[np.float64]
+    skew: NDArray[np.float64]
+    count: NDArray[np.int64]
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Self:
-        """The first stage with these differences."""
-        spread = float(np.std(values, ddof=1))
-        if spread == 0:
-            return cls(spread, 0.0, len(values))
-        deviations = values - values.mean()
-        skew = float((deviations**3).mean() / (deviations**2).mean() ** 1.5)
-        return cls(spread, skew, len(values))
+        """The first stage with these differences: [..., count]."""
+        deviations = values - values.mean(axis=-1, keepdims=True)
+        variance = (deviations**2).mean(axis=-1)
+        third = (deviations**3).mean(axis=-1)
+        skew = np.divide(third, variance**1.5, out=np.zeros_like(third), where=variance > 0)
+        return cls(np.std(values, axis=-1, ddof=1), skew, np.full(skew.shape, values.shape[-1]))
 
-    def ends(self, count: int) -> tuple[float, float]:
-        """How far from the mean of `count` values the ends of its 95 % interval are: below it, and above.
+    def __getitem__(self, which: Any) -> Self:
+        """Some of the comparisons."""
+        return type(self)(self.spread[which], self.skew[which], self.count[which])
+
+    def __setitem__(self, which: Any, comparisons: Self) -> None:
+        """Replace some of the comparisons."""
+        self.spread[which] = comparisons.spread
+        self.skew[which] = comparisons.skew
+        self.count[which] = comparisons.count
+
+    def ends(self, counts: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How far from the mean of `counts` values the ends of its 95 % interval are: below it, and above.
 
         Student's t, corrected for skew by Hall's cubic transformation (1992); without skew it is Student's t.
         """
-        quantile = float(special.stdtrit(self.count - 1, (1 + CONFIDENCE_LEVEL) / 2))
-        skew = self.skew / math.sqrt(count)
+        root = np.sqrt(np.asarray(counts))
+        quantile = special.stdtrit(self.count - 1, (1 + CONFIDENCE_LEVEL) / 2)
+        skew = self.skew / root
 
-        def end(t: float) -> float:  # 3 (∛(1 + x) − 1) / skew, written so that the skew may be zero
-            t -= skew / 6
-            root = math.cbrt(1 + skew * t)
-            return -self.spread / math.sqrt(count) * 3 * t / (root * root + root + 1)
+        def end(t: NDArray[np.float64]) -> NDArray[np.float64]:
+            shifted = t - skew / 6
+            cube_root = np.cbrt(1 + skew * shifted)
+            # Hall's 3 (∛(1 + x) − 1) / skew, written so that the skew may be zero
+            found: NDArray[np.float64] = -3 * self.spread / root * shifted / (cube_root**2 + cube_root + 1)
+            return found
 
         return end(quantile), end(-quantile)
 
-    def half_width(self, count: int) -> float:
-        """Half the width of the interval of the mean of `count` values."""
-        low, high = self.ends(count)
+    def half_width(self, counts: ArrayLike) -> NDArray[np.float64]:
+        """Half the width of the interval of the mean of `counts` values."""
+        low, high = self.ends(counts)
         return (high - low) / 2
 
 

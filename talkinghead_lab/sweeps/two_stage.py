@@ -9,9 +9,11 @@ Values are independent by seed: the mean difference over all portraits and recor
 """
 
 import logging
-from collections.abc import Mapping
+from contextlib import suppress
 
+import numpy as np
 import polars
+from numpy.typing import NDArray
 
 from talkinghead_lab.errors import InvalidRequest
 from talkinghead_lab.sweeps.definition import Combination, Sweep, Target
@@ -33,49 +35,49 @@ def seeds_of_each(sweep: Sweep, table: polars.DataFrame) -> dict[Combination, in
     A comparison with fewer than three whole seeds gets no more.
     """
     assert sweep.target
-    reference = sweep.combinations()[0]
-    first = {}
-    try:
+    listed = len(sweep.seeds)
+    reference, *others = sweep.combinations()
+    if not others:
+        return {reference: listed}
+    first = FirstStage(np.zeros(len(others)), np.zeros(len(others)), np.full(len(others), FEWEST_VALUES))
+    with suppress(InvalidRequest):  # no run has the measure
         base = dict(zip(sweep.axes, reference, strict=True))
         for combination, pairs in compared(table, list(sweep.axes), sweep.target.measure, base):
             values = by_seed(whole_seeds(pairs))
             if len(values) >= FEWEST_VALUES:
-                first[combination] = FirstStage.of(values)
-    except InvalidRequest:  # no run has the measure
-        pass
-    counts = dict.fromkeys(sweep.combinations(), len(sweep.seeds))
-    return counts | allocated(first, reference, counts, sweep.runs_per_seed, sweep.target)
+                first[others.index(combination)] = FirstStage.of(values)
+    (counts,) = allocated(first[None], listed, sweep.runs_per_seed, sweep.target).tolist()
+    return {reference: max(counts), **dict(zip(others, counts, strict=True))}
 
 
-def allocated(
-    first: Mapping[Combination, FirstStage],
-    reference: Combination,
-    listed: Mapping[Combination, int],
-    runs_per_seed: int,
-    target: Target,
-) -> dict[Combination, int]:
+def allocated(first: FirstStage, listed: int, runs_per_seed: int, target: Target) -> NDArray[np.int64]:
     """Add seeds to the comparison with the widest interval, until all are narrow or the runs are spent.
 
+    The reference has as many seeds as the comparison with the most.
+
     Args:
-        first: what the listed seeds tell of each comparison.
-        reference: has the seeds of every comparison.
-        listed: number of listed seeds of each combination.
+        first: what the listed seeds tell of the comparisons of some sweeps: [sweeps, comparisons].
+        listed: number of listed seeds.
         runs_per_seed: portraits times recordings.
         target: precision and budget.
+
+    Returns:
+        The number of seeds of each comparison: [sweeps, comparisons].
     """
-    counts = dict(listed)
-    left = target.max_runs - runs_per_seed * sum(counts.values())
-    widths = {each: stage.half_width(counts[each]) for each, stage in first.items()}
-    while widths:
-        widest = max(widths, key=lambda each: widths[each])
-        cost = runs_per_seed * (1 + (counts[widest] == counts[reference]))
-        if widths[widest] <= target.precision or cost > left:
-            break
-        left -= cost
-        counts[widest] += 1
-        counts[reference] = max(counts[reference], counts[widest])
-        widths[widest] = first[widest].half_width(counts[widest])
-    return counts
+    sweeps, comparisons = first.spread.shape
+    counts = np.full((sweeps, comparisons), listed)
+    left = np.full(sweeps, target.max_runs - runs_per_seed * listed * (1 + comparisons))
+    widths = first.half_width(counts)
+    while True:
+        each, widest = np.arange(sweeps), widths.argmax(axis=1)
+        cost = runs_per_seed * (1 + (counts[each, widest] == counts.max(axis=1)))
+        goes_on = (widths[each, widest] > target.precision) & (cost <= left)
+        if not goes_on.any():
+            return counts
+        left[goes_on] -= cost[goes_on]
+        which = each[goes_on], widest[goes_on]
+        counts[which] += 1
+        widths[which] = first[which].half_width(counts[which])
 
 
 def warn_of_wide_intervals(sweep: Sweep, table: polars.DataFrame) -> None:
