@@ -247,8 +247,8 @@ class GenerationParams(BaseModel):
         checkpoint = values.get("checkpoint", type(self).model_fields["checkpoint"].default)
         if values.get("sample_shift", 0) is None:
             del values["sample_shift"]  # unset: that of the checkpoint
-        if isinstance(values.get("sigmas"), list | tuple):
-            values.setdefault("diffusion_steps", len(values["sigmas"]))
+        if isinstance(levels := values.get("sigmas"), list | tuple) and levels:
+            values.setdefault("diffusion_steps", len(levels))
         try:
             super().__init__(**{**defaults.of_checkpoint(checkpoint), **values})
         except ValidationError as error:

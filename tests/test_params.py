@@ -70,6 +70,7 @@ def test_the_media_of_every_preset_ship_with_the_package(path):
         ("guidance_interval", [0, 0.1], "holds none of the 4 steps"),
         ("zero_init_steps", 1, "requires cfg_zero_star"),
         ("diffusion_steps", 0, "greater than or equal to 1"),
+        ("sigmas", [], "`sigmas` is not valid"),
         ("diffusion_steps", 8.5, "integer"),
         ("chunk_frames", 80, "77 and 81"),
         ("chunk_frames", 2, "greater than or equal to 5"),

@@ -136,12 +136,6 @@ def mix_speakers(first: Wave, second: Wave, mix: Mix) -> tuple[Wave, Wave]:
     return _pad(first, 0, longest - samples_first), _pad(second, 0, longest - samples_second)
 
 
-def mix_soundtracks(first: Wave, second: Wave, mix: Mix) -> Wave:
-    """Sum two sound tracks [channels, samples]; scaled down if the sum clips but neither part did."""
-    first, second = mix_speakers(first, second, mix)
-    return limited(first + second, (first, second))  # broadcasts mono to both channels of stereo
-
-
 def limited(total: Wave, parts: Sequence[Wave]) -> Wave:
     """A sum of waves, scaled down if it clips but none of its parts does."""
     loudest_part = max([1.0, *(np.abs(part).max(initial=0) for part in parts)])

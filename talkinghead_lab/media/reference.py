@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideDataContainer, Type
+from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -27,6 +29,7 @@ from talkinghead_lab.media.packets import demux
 
 # Demuxers that render text files and unknown bytes as video.
 TEXT_ART_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
+IMAGES = re.compile(r"image2|\w+_pipe")  # demuxers of still images
 DOLBY_VISION = {"dvh1", "dvhe", "dav1", "dva1", "dvav"}  # codec tags
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -194,7 +197,7 @@ def _seek(container: InputContainer, stream: VideoStream, target: float) -> None
 def open_reference(
     path: str | Path, background: str = "white", max_pixels: int = MAX_PIXELS
 ) -> ReferenceMedia:
-    """Open a portrait or a driving video, distinguished by content.
+    """Open a portrait or a driving video, distinguished by content; a video of one frame is a portrait.
 
     Args:
         path: the picture or video.
@@ -204,24 +207,29 @@ def open_reference(
     Raises:
         MediaError: neither of them, or not usable.
     """
-    if is_video(path):
-        return DrivingVideo(path, background, max_pixels)
+    if frames := _count_to_two(path):
+        video = DrivingVideo(path, background, max_pixels)
+        if frames == 2:
+            return video
+        return Portrait(video.frame_at(0.0), ("The video has a single frame: it is used as a picture.",))
     warnings: list[str] = []
     portrait = read_portrait(path, background, max_pixels, warnings.append)
     return Portrait(portrait, tuple(warnings))
 
 
-def is_video(path: str | Path) -> bool:
-    """Whether a file is a video; animated images and cover art do not count."""
+def _count_to_two(path: str | Path) -> int:
+    """Frames of a video, at most 2; 0 for what is none: still and animated images, and cover art."""
     if is_picture(path):
-        return False
+        return 0
     try:
         with open_video(Path(path)) as (container, stream):
+            if stream.disposition & Disposition.attached_pic or IMAGES.fullmatch(container.format.name):
+                return 0
             if stream.width * stream.height > MAX_PIXELS:
-                return True  # not decoded: DrivingVideo refuses it by its size
-            return len(list(itertools.islice(timed_frames(container, stream), 2))) == 2
+                return 2  # not decoded: DrivingVideo refuses it by its size
+            return len(list(itertools.islice(timed_frames(container, stream), 2)))
     except MediaError:
-        return False
+        return 0
 
 
 @contextmanager

@@ -38,7 +38,8 @@ def lay_out(
 
     Raises:
         MediaTooLarge: the time line is too long.
-        InvalidRequest: a segment is longer than its recording, or segments of one speaker overlap.
+        InvalidRequest: a segment is longer than its recording or shorter than a video frame, or segments of
+            one speaker overlap.
     """
     speakers, starts = list(range(1, 1 + len(recordings))), [0.0] * len(recordings)
     if mix == "timeline":
@@ -64,7 +65,7 @@ def lay_out(
     else:
         voices = audio.mix_speakers(recordings[0].speech, recordings[1].speech, mix)
         first, second = audio.mix_speakers(tracks[0], tracks[1], mix)
-        total = first + second
+        total = first + second  # broadcasts mono to both channels of stereo
     if not loudness:
         return voices, audio.limited(total, tracks) if len(tracks) > 1 else total, ()
     return voices, audio.limited(total, ()), _warning(total)
@@ -85,6 +86,14 @@ def _spans(
     for number, (segment, recording) in enumerate(zip(segments, recordings, strict=True), start=1):
         lasts = recording.soundtrack.shape[-1] / SOUNDTRACK_RATE
         end = segment.start + lasts if segment.end is None else segment.end
+        if round((end - segment.start) * SOUNDTRACK_RATE) * FRAMES_PER_SECOND < SOUNDTRACK_RATE:
+            raise InvalidRequest(
+                f"segment {number} is shorter than one video frame",
+                received=f"{segment.start:g} to {end:g} s",
+                allowed=f"{1 / FRAMES_PER_SECOND:g} s or more",
+                remedy="End it later, or leave out `end`: the segment then lasts as long as the recording.",
+                field="segments",
+            )
         if end - segment.start > lasts + 1 / FRAMES_PER_SECOND:
             raise InvalidRequest(
                 f"segment {number} is longer than its recording",

@@ -23,7 +23,7 @@ def last_frames(request: GenerationParams, video: ReferenceMedia, frame: Size) -
     count = request.motion_frame
     if not isinstance(video, CopiedVideo):
         raise InvalidRequest(
-            "continue_video goes on from the last frames of a video, and this is a picture",
+            "continue_video goes on from the last frames of a video, and this is a single picture",
             received=request.continue_video,
             remedy="Name a video, or set image_path to the picture alone.",
             field="continue_video",

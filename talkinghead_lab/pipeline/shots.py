@@ -48,7 +48,7 @@ def check_needs_no_video(request: GenerationParams) -> None:
     for field, does in wanted.items():
         if does:
             raise InvalidRequest(
-                f"{field} {does}, and image_path is a picture",
+                f"{field} {does}, and image_path is a single picture",
                 received=getattr(request, field),
                 remedy=f"Set image_path to a video, or leave {field} out.",
                 field=field,

@@ -12,12 +12,15 @@ from talkinghead_lab.agreement import MEDIA_FIELDS
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, local_file
 from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot, open_beneath
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.settings import ServiceSettings
 
 MASKS = "speaker_masks"  # a list of files
 UNUSABLE_PATH = (OSError, ValueError, RuntimeError)  # a name too long, a null byte, a loop of links
 SUFFIX = re.compile(r"\.\w{1,10}", re.ASCII)
+# Names that `copy_allowed` gives: a key of `GenerationParams.media`, which begins with its field, and a suffix.
+COPY_NAME = re.compile(rf"(?:{'|'.join(GenerationParams.model_fields)})(?:\.\w+)*", re.ASCII)
 
 
 def in_shared(settings: ServiceSettings, value: str) -> str:

@@ -18,17 +18,15 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from talkinghead_lab.agreement import MEDIA_FIELDS
 from talkinghead_lab.runs.jobs import GROWING, INPUTS
 from talkinghead_lab.service.file_clock import FileClock
+from talkinghead_lab.service.inputs import COPY_NAME
 
 RUN_NAME = re.compile(r"\d{8}_\d{6}_[0-9a-f]{16}")
 VIDEO_NAME = re.compile(r"infinitetalk_\d+x\d+_[\w-]+_\d{8}_\d{6}\.mp4")
 OTHER_NAMES = re.compile(
     r"request\.yaml|run\.json|checks\.json|contact_sheet\.png|growing\.mp4|\d{5}\.(?:mp4|safetensors)"
     r"|\.[0-9a-f]{16}\.partial(?:\.\w+)?|\.lock"
-    # Copies of inputs, by the keys of `GenerationParams.media`.
-    rf"|(?:{'|'.join(MEDIA_FIELDS)}|segments|speaker_masks)(?:\.\d+)?(?:\.file)?(?:\.\w{{1,10}})?"
 )
 FINISHED = "checks.json"  # written last
 UNNAMED_SECONDS = 60.0  # age at which a claim without its name is abandoned
@@ -179,7 +177,8 @@ class OutputFolder:
             if not place.is_dir() or place.is_symlink():
                 continue
             for file in place.iterdir():
-                ours = VIDEO_NAME.fullmatch(file.name) or OTHER_NAMES.fullmatch(file.name)
+                known = (COPY_NAME,) if place.name == INPUTS else (VIDEO_NAME, OTHER_NAMES)
+                ours = any(names.fullmatch(file.name) for names in known)
                 if ours and file.is_file() and not file.is_symlink():
                     try:
                         file.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.foundation.html_media import data_url, video_html
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, SAMPLES_FOLDER, local_file, project_folder
 from talkinghead_lab.media import audio
-from talkinghead_lab.media.reference import is_video, open_reference
+from talkinghead_lab.media.reference import Portrait, open_reference
 
 MediaKind = Literal["picture", "sound"]
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
@@ -152,7 +152,7 @@ def picture_html(file: Path) -> str:
     """
     source = open_reference(file)
     size = "{} × {}".format(*source.size)
-    if is_video(file) and file.suffix == ".mp4" and file.stat().st_size <= LARGEST_PREVIEW:
+    if not isinstance(source, Portrait) and file.suffix == ".mp4" and file.stat().st_size <= LARGEST_PREVIEW:
         return f"{video_html(file.read_bytes(), 'controls muted loop')}<span>{size}</span>"
     picture = source.frame_at(0.0).convert("RGB")
     return f'<img alt="the portrait" src="{jpeg_url(picture)}"><span>{size}</span>'

@@ -14,7 +14,6 @@ from talkinghead_lab.media.audio import (
     SAMPLE_RATE,
     SOUNDTRACK_RATE,
     frame_count,
-    mix_soundtracks,
     mix_speakers,
     normalize_loudness,
     read_recording,
@@ -137,16 +136,6 @@ def test_mixing_places_both_speakers_on_one_timeline():
     assert [list(wave) for wave in together] == [[1, 1, 1, 0, 0], [2, 2, 2, 2, 2]]
     in_turn = mix_speakers(first, second, "add")
     assert [list(wave) for wave in in_turn] == [[1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 2, 2, 2, 2, 2]]
-
-
-def test_soundtracks_sum_without_clipping():
-    mono, stereo = np.full((1, 4), 0.8, np.float32), np.full((2, 2), 0.6, np.float32)
-    total = mix_soundtracks(mono, stereo, "para")
-    assert total.shape == (2, 4)
-    assert total.max() == pytest.approx(1.0)
-    assert total[0, 3] / total[0, 0] == pytest.approx(0.8 / 1.4)
-    in_turn = mix_soundtracks(mono, stereo, "add")
-    np.testing.assert_allclose(in_turn, [[0.8] * 4 + [0.6] * 2] * 2, rtol=1e-6)
 
 
 def test_a_truncated_recording_yields_what_is_left(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from talkinghead_lab.errors import MediaError
-from talkinghead_lab.media.reference import DrivingVideo, Portrait, is_video, open_reference
+from talkinghead_lab.media.reference import DrivingVideo, Portrait, open_reference
 
 WIDTH, HEIGHT = 64, 48
 STEP = 6  # grey levels between two frames
@@ -204,11 +204,9 @@ def test_non_square_pixels_are_scaled(tmp_path):
 
 def test_content_not_the_name_tells_videos_from_images(tmp_path):
     write_numbered(tmp_path / "video.mp4").rename(tmp_path / "video.png")
-    assert is_video(tmp_path / "video.png")
     assert isinstance(open_reference(tmp_path / "video.png"), DrivingVideo)
     Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.png")
     (tmp_path / "picture.png").rename(tmp_path / "picture.mp4")
-    assert not is_video(tmp_path / "picture.mp4")
     portrait = open_reference(tmp_path / "picture.mp4")
     assert isinstance(portrait, Portrait)
     assert portrait.size == (40, 30)
@@ -232,7 +230,8 @@ def test_of_several_streams_the_default_one_is_shown(tmp_path):
 def test_an_animation_is_an_image(tmp_path):
     frames = [Image.new("RGB", (40, 30), color) for color in ("red", "blue", "lime")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert not is_video(tmp_path / "a.gif")
+    shown = open_reference(tmp_path / "a.gif")
+    assert isinstance(shown, Portrait) and shown.frame_at(9.0).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_recording_with_cover_art_is_not_a_video(tmp_path):
@@ -249,7 +248,26 @@ def test_a_recording_with_cover_art_is_not_a_video(tmp_path):
         container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
         container.mux(cover.encode(None))
-    assert not is_video(path)
+    with pytest.raises(MediaError, match="the image cannot be read"):
+        open_reference(path)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9")])
+def test_a_video_of_one_frame_is_a_picture(tmp_path, name, codec):
+    portrait = open_reference(write_numbered(tmp_path / name, count=1, codec=codec))
+    assert isinstance(portrait, Portrait) and portrait.size == (WIDTH, HEIGHT)
+    assert number_at(portrait, 0.0) == number_at(portrait, 9.0) == 0
+    assert portrait.warnings == ("The video has a single frame: it is used as a picture.",)
+
+
+def test_a_picture_that_only_ffmpeg_reads_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "a.dpx"), "w", format="image2", options={"update": "1"}) as container:
+        stream = container.add_stream("dpx", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "rgb24"
+        container.mux(stream.encode(av.VideoFrame(WIDTH, HEIGHT, "rgb24")))
+        container.mux(stream.encode(None))
+    with pytest.raises(MediaError, match="the image cannot be read"):
+        open_reference(tmp_path / "a.dpx")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +280,6 @@ def test_the_error_names_a_file_that_is_neither(tmp_path, name):
     (tmp_path / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")  # no decoder for it
     (tmp_path / "weights.bin").write_bytes(np.random.default_rng(0).bytes(50_000))
     (tmp_path / "empty.mp4").write_bytes(b"")
-    assert not is_video(tmp_path / name)
     with pytest.raises(MediaError, match=f"{name}; allowed: .*a video to dub"):
         open_reference(tmp_path / name)
 

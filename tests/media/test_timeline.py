@@ -6,7 +6,7 @@ import pytest
 
 from talkinghead_lab.errors import InvalidRequest, MediaTooLarge
 from talkinghead_lab.foundation.field_types import Segment
-from talkinghead_lab.media.audio import Recording, mix_soundtracks, mix_speakers
+from talkinghead_lab.media.audio import Recording, mix_speakers
 from talkinghead_lab.media.timeline import lay_out
 
 
@@ -49,10 +49,21 @@ def test_a_timeline_says_the_same_as_para_and_add():
     for mix, start in (("para", 0.0), ("add", 1.0)):
         voices, sound, _ = lay_out(pair, mix)
         assert np.array_equal(np.stack(voices), mix_speakers(pair[0].speech, pair[1].speech, mix))
-        assert np.array_equal(sound, mix_soundtracks(pair[0].soundtrack, pair[1].soundtrack, mix))
         again, same, _ = lay_out(pair, "timeline", [segment(1, 0.0), segment(2, start)])
         assert np.array_equal(np.stack(voices), np.stack(again))
         assert np.array_equal(sound, same)
+
+
+def test_sound_tracks_sum_without_clipping():
+    speech = np.zeros(4, np.float32)
+    mono = Recording(speech, np.full((1, 4), 0.8, np.float32))
+    stereo = Recording(speech, np.full((2, 2), 0.6, np.float32))
+    _, total, _ = lay_out([mono, stereo], "para")
+    assert total.shape == (2, 4)
+    assert total.max() == pytest.approx(1.0)
+    assert total[0, 3] / total[0, 0] == pytest.approx(0.8 / 1.4)
+    _, in_turn, _ = lay_out([mono, stereo], "add")
+    np.testing.assert_allclose(in_turn, [[0.8] * 4 + [0.6] * 2] * 2, rtol=1e-6)
 
 
 def test_whoever_says_nothing_is_silent():
@@ -104,6 +115,10 @@ def test_a_sum_that_would_clip_is_lowered_and_told():
             r"segments 1 and 2 of speaker 1 overlap: received 0\.00 to 1\.00 s and 0\.90 to 1\.90",
         ),
         ([segment(2, 0.5), segment(2, 0.0)], r"segments 2 and 1 of speaker 2 overlap"),
+        (
+            [segment(1, 0.5), segment(2, 0.5, 0.53)],
+            r"segment 2 is shorter than one video frame: received 0\.5 to 0\.53 s; allowed: 0\.04 s",
+        ),
     ],
 )
 def test_segments_that_do_not_fit_are_refused(segments, message):
@@ -114,6 +129,12 @@ def test_segments_that_do_not_fit_are_refused(segments, message):
 
 def test_speakers_may_interrupt_each_other_and_segments_may_touch():
     lay_out([recording(1.0)] * 3, "timeline", [segment(1, 0.0), segment(1, 1.0), segment(2, 0.5)])
+
+
+def test_a_segment_may_last_one_video_frame_at_any_time():
+    parts = [segment(1, start, start + 0.04) for start in (0.1, 1.8, 7.3)]
+    voices, _, _ = lay_out([recording(1.0)] * 3, "timeline", parts)
+    assert [np.count_nonzero(voices[0][round(p.start * 16_000) :][:640]) > 600 for p in parts] == [True] * 3
 
 
 def test_a_time_line_has_the_limit_of_a_recording():

@@ -107,7 +107,7 @@ def test_a_video_shorter_than_the_overlap_is_refused(request_for, tmp_path):
 
 
 def test_a_picture_is_refused(request_for):
-    with pytest.raises(InvalidRequest, match="and this is a picture") as caught:
+    with pytest.raises(InvalidRequest, match="and this is a single picture") as caught:
         read_inputs(request_for(continue_video="sample:portrait"))
     assert caught.value.field == "continue_video"
 

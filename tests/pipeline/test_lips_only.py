@@ -119,7 +119,7 @@ def test_a_photographed_face_counts_from_half_its_height(monkeypatch):
 
 def test_a_picture_has_no_lips_only(request_for):
     with pytest.raises(
-        InvalidRequest, match="lips_only keeps a driving video, and image_path is a picture"
+        InvalidRequest, match="lips_only keeps a driving video, and image_path is a single picture"
     ) as caught:
         resolved_for(request_for(lips_only=True))
     assert caught.value.field == "lips_only"

@@ -52,7 +52,7 @@ def test_a_restyled_run_is_made_again_to_the_byte(request_for, tmp_path):
 
 
 def test_a_picture_is_not_restyled(request_for):
-    with pytest.raises(InvalidRequest, match="image_path is a picture") as caught:
+    with pytest.raises(InvalidRequest, match="image_path is a single picture") as caught:
         resolved_for(request_for(denoise_strength=0.5))
     assert caught.value.field == "denoise_strength"
 

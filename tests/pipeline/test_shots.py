@@ -179,7 +179,7 @@ def test_a_missing_file_of_a_later_shot_is_named(request_for):
 @pytest.mark.parametrize("kept", [{"lips_only": True}, {"denoise_strength": 0.5}])
 def test_every_shot_must_be_a_video_where_one_is_needed(request_for, kept):
     shots = [{"start": 0, "file": DRIVING}, {"start": 0.4, "file": PORTRAIT}]
-    with pytest.raises(InvalidRequest, match="image_path is a picture"):
+    with pytest.raises(InvalidRequest, match="image_path is a single picture"):
         resolved_for(request_for(image_path=shots, **kept))
 
 
