@@ -19,7 +19,7 @@ from talkinghead_lab.service.settings import ServiceSettings
 MASKS = "speaker_masks"  # a list of files
 UNUSABLE_PATH = (OSError, ValueError, RuntimeError)  # a name too long, a null byte, a loop of links
 SUFFIX = re.compile(r"\.\w{1,10}", re.ASCII)
-# Names that `copy_allowed` gives: a key of `GenerationParams.media`, which begins with its field, and a suffix.
+# Names from `copy_allowed`: a key of `GenerationParams.media`, which begins with its field, and a suffix.
 COPY_NAME = re.compile(rf"(?:{'|'.join(GenerationParams.model_fields)})(?:\.\w+)*", re.ASCII)
 
 
