@@ -51,7 +51,7 @@ class TrainingBatch:
         given: [B, 1, T, 1, 1], true at the latent frames that the chunk starts with.
         condition: [B, 4 + C, T, h, w], mask and encoded portrait.
         portrait: [B, 3, H, W] in [−1, 1].
-        windows: [B, 1, F, window, layers, channels], speech embeddings.
+        windows: [B, P, F, window, layers, channels], speech embeddings of P voices.
         ids, mask: [B, N], tokens of the caption.
     """
 
@@ -112,9 +112,7 @@ class EncodedVideos:
             parts.append(_encode(clips, maker, networks))
             if (start // at_once) % 20 == 0:
                 print("videos", start, flush=True)
-        tokens, dropped = tokenizer(captions), tokenizer([RELEASED_NEGATIVE_PROMPT, ""])
-        device = maker.device
-        text = [t.to(device) for t in (tokens.ids, tokens.mask, dropped.ids, dropped.mask)]
+        text = caption_tokens(captions, tokenizer, maker.device)
         return cls(*(torch.cat(part) for part in zip(*parts, strict=True)), *text)
 
     def draw(
@@ -147,7 +145,7 @@ class EncodedVideos:
             exchanged = chance(NARRATED_SHARE * narrated) & self.talking[chosen]
             speaker = torch.where(exchanged, self.talking_videos[pick(len(self.talking_videos))], chosen)
         windows = self.speech[speaker[:, None, None], variant[:, None, None], _windows(window, device)[later]]
-        no_audio = (chance(AUDIO_DROPPED * drops) | both).view(-1, 1, 1, 1, 1)
+        no_audio = (chance(AUDIO_DROPPED * drops) | both).view(-1, *[1] * (windows.ndim - 1))
         no_text = (chance(TEXT_DROPPED * drops) | both)[:, None]
         negative = pick(2)
         latent, overlap = self.chunks[chosen, later].float(), self.motions[chosen].float()
@@ -172,6 +170,12 @@ class EncodedVideos:
         )
 
 
+def caption_tokens(captions: list[str], tokenizer: Tokenizer, device: torch.device) -> list[Tensor]:
+    """The `ids`, `mask`, `dropped_ids` and `dropped_mask` of encoded videos."""
+    tokens, dropped = tokenizer(captions), tokenizer([RELEASED_NEGATIVE_PROMPT, ""])
+    return [t.to(device) for t in (tokens.ids, tokens.mask, dropped.ids, dropped.mask)]
+
+
 def with_mask(encoded: Tensor) -> Tensor:
     """Prepend mask channels, 1 at the first latent frame, to the encoded portrait [B, C, T, h, w]."""
     mask = encoded.new_zeros(len(encoded), FRAMES_PER_LATENT, *encoded.shape[2:])
@@ -187,13 +191,26 @@ def _windows(window: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _encode(clips: Sequence[Clip], maker: ClipMaker, networks: Networks) -> tuple[Tensor, ...]:
-    device = maker.device
-    motion = Motion.stack([clip.motion for clip in clips]).to(device)
+    motion = Motion.stack([clip.motion for clip in clips]).to(maker.device)
     video = to_bytes(render([clip.identity for clip in clips], motion, FRAME_SIZE))
-    waves = torch.stack([clip.wave for clip in clips]).to(device)
+    speech = encode_speech(torch.stack([clip.wave for clip in clips]), maker, networks)
+    talking = motion.mouth[..., 0].amax(dim=1) > 0
+    return *encode_video(video, networks), talking, speech
+
+
+def encode_speech(waves: Tensor, maker: ClipMaker, networks: Networks) -> Tensor:
+    """Speech embeddings [B, audio variants, F, layers, channels] of waves [B, samples]."""
+    waves = waves.to(maker.device)
     versions = [waves, *(augment(waves, maker.generator) for _ in range(AUDIO_VARIANTS - 1))]
+    with torch.autocast(maker.device.type, torch.bfloat16, enabled=maker.device.type == "cuda"):
+        rows = [embed(networks.speech_encoder, wave, VIDEO_FRAMES) for wave in versions]
+    return torch.stack(rows, dim=1).half()
+
+
+def encode_video(video: Tensor, networks: Networks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The `portraits`, `conditions`, `chunks` and `motions` of videos [B, F, 3, H, W] uint8."""
+    device = video.device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        speech = torch.stack([embed(networks.speech_encoder, wave, VIDEO_FRAMES) for wave in versions], dim=1)
         frames = from_bytes(video).transpose(1, 2)
         portrait = frames[:, :, :SETTLED_FRAMES] * (torch.arange(SETTLED_FRAMES, device=device) == 0).view(
             -1, 1, 1
@@ -205,8 +222,7 @@ def _encode(clips: Sequence[Clip], maker: ClipMaker, networks: Networks) -> tupl
         motions = encode(networks.vae, decoded[:, :, -OVERLAP_FRAMES:])
         rest = latents.shape[3] - settled.shape[2]
         conditions = torch.cat([settled, settled[:, :, -1:].expand(-1, -1, rest, -1, -1)], dim=2)
-    talking = motion.mouth[..., 0].amax(dim=1) > 0
-    return video[:, 0], conditions.half(), latents.half(), motions.half(), talking, speech.half()
+    return video[:, 0], conditions.half(), latents.half(), motions.half()
 
 
 def encode(vae: VAE, video: Tensor) -> Tensor:

@@ -87,10 +87,13 @@ class ClipMaker:
         captions = [clip.performance.caption for clip in clips]
         return ClipBatch(render(identities, motion, size), wave, captions, motion, identities)
 
-    def clip(self, frames: int) -> Clip:
-        """One clip. Half start with a performance, facing the viewer; half are cut from the middle of one."""
+    def clip(self, frames: int, performance: Performance | None = None) -> Clip:
+        """One clip. Half start with a performance, facing the viewer; half are cut from the middle of one.
+
+        Without a `performance`, a random one is drawn.
+        """
         wave, mouth = self._sound(frames)
-        performance = sample_performance(self.rng)
+        performance = performance or sample_performance(self.rng)
         start = 0 if self.rng.random() < 0.5 else int(self.rng.integers(LONGEST_PERFORMANCE - frames))
         pose, face = perform(performance, start + frames, self.rng)
         motion = Motion(mouth, pose[start:], face[start:])

@@ -17,17 +17,19 @@ from talkinghead_lab.training.networks import (
     build_untrained,
     vocabulary,
 )
+from talkinghead_lab.training.pairs import EncodedPairs
 from talkinghead_lab.training.schedule import Budget, NetworkTraining
 from talkinghead_lab.training.train_dit import train_dit
 from talkinghead_lab.training.train_lora import train_lora
+from talkinghead_lab.training.train_pairs import train_pairs
 from talkinghead_lab.training.train_speech import train_speech
 from talkinghead_lab.training.train_vae import PHASES, Phase, reconstruction_psnr, render_clips, train_vae
 from talkinghead_lab.weights import checkpoints, locating
 from talkinghead_lab.weights.locating import CheckpointFiles
 from talkinghead_lab.weights.writing import Networks, write_checkpoint
 
-LORA = "fast-lora.safetensors"
-STAGES = ("speech", "vae", "dit", "lora")
+LORA, PAIRS_LORA = "fast-lora.safetensors", "pairs-lora.safetensors"
+STAGES = ("speech", "vae", "dit", "lora", "pairs")
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class TrainingSettings:
 
     Args:
         minutes: minutes of synthesised training speech.
-        speech, vae, dit, lora: budget of each stage.
+        speech, vae, dit, lora, pairs: budget of each stage.
         vae_clips, vae_clip_frames: number and length of the autoencoder's training clips.
-        videos: training videos of the transformer, two chunks each.
-        speech_batch, dit_batch: examples per step.
+        videos, pair_videos: training videos of one and of two presenters, two chunks each.
+        speech_batch, dit_batch, pairs_batch: examples per step.
         vae_phases: batch size, frames and crop of the autoencoder's steps.
         seed: of data and initial weights.
     """
@@ -49,12 +51,15 @@ class TrainingSettings:
     vae: Budget = field(default_factory=lambda: Budget(9_000))
     dit: Budget = field(default_factory=lambda: Budget(11_000))
     lora: Budget = field(default_factory=lambda: Budget(500))
+    pairs: Budget = field(default_factory=lambda: Budget(6_000))
     vae_clips: int = 1200
     vae_clip_frames: int = 65
     videos: int = 1600
+    pair_videos: int = 640
     speech_batch: int = 48
     vae_phases: tuple[Phase, ...] = PHASES
     dit_batch: int = 32
+    pairs_batch: int = 24
     seed: int = 0
 
     def in_words(self) -> dict[str, str]:
@@ -66,6 +71,7 @@ class TrainingSettings:
             "Video autoencoder": f"{self.vae} on {clips}; {', '.join(map(str, self.vae_phases))}",
             "Transformer": f"{self.dit} on {self.videos} videos, batch size {self.dit_batch}",
             "LoRA for fast sampling": str(self.lora),
+            "Two speakers": f"{self.pairs} on {self.pair_videos} videos, batch size {self.pairs_batch}",
             "Seed": str(self.seed),
         }
 
@@ -76,12 +82,15 @@ SMOKE = TrainingSettings(
     vae=Budget(4),
     dit=Budget(3),
     lora=Budget(2),
+    pairs=Budget(2),
     vae_clips=2,
     vae_clip_frames=17,
     videos=1,
+    pair_videos=1,
     speech_batch=2,
     vae_phases=(Phase(0.5, 1, 5, 32), Phase(1.0, 1, 5, 64)),
     dit_batch=1,
+    pairs_batch=1,
 )
 
 
@@ -165,6 +174,23 @@ class Training:
         settings = self.settings
         path, batch = self.folder / LORA, settings.dit_batch
         return train_lora(self._networks(), self.videos, settings.lora, settings.seed, path, batch)
+
+    def pairs(self) -> NetworkTraining:
+        """Train the two-speaker adapter and the LoRA for frames with two people."""
+        networks, settings = self._networks(), self.settings
+        tokenizer = Tokenizer(self.weights / "ckpt_dir" / locating.TOKENIZER, TEXT_TOKENS)
+        pairs = EncodedPairs.make(self._maker("train"), networks, tokenizer, settings.pair_videos)
+        adapter = self.weights / "infinitetalk_dir" / locating.PAIRS_ADAPTER
+        return train_pairs(
+            networks,
+            pairs,
+            settings.pairs,
+            settings.seed,
+            adapter,
+            self.folder / PAIRS_LORA,
+            settings.pairs_batch,
+            folder=self.folder,
+        )
 
 
 def load_networks(folder: Path) -> Networks:

@@ -45,9 +45,15 @@ def text_tokens(networks: Networks, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def predict(
-    networks: Networks, noisy: Tensor, times: Tensor, batch: TrainingBatch, rotation: Rotation, bf16: bool
+    networks: Networks,
+    noisy: Tensor,
+    times: Tensor,
+    batch: TrainingBatch,
+    rotation: Rotation,
+    bf16: bool,
+    regions: Tensor | None = None,
 ) -> Tensor:
-    """Velocity [B, C, T, h, w] of noisy latents at times in [0, 1]."""
+    """Velocity [B, C, T, h, w] of noisy latents at times in [0, 1]; speaker `regions` as for the blocks."""
     dit: DiT = networks.dit
     device = noisy.device.type
     time = dit.time_embedding_of(times * TRAINED_TIMESTEPS)
@@ -57,7 +63,7 @@ def predict(
         text = dit.text_context(list(texts), precompute=False)
         image = dit.image_context(networks.image_encoder(batch.portrait), precompute=False)
         audio = dit.audio_context(batch.windows, precompute=False)
-        tokens = dit.run_blocks(tokens, time, rotation, text, image, audio)
+        tokens = dit.run_blocks(tokens, time, rotation, text, image, audio, regions)
     return dit.unpatchify(tokens.float(), time, noisy.shape)
 
 
@@ -94,6 +100,7 @@ class Examples:
         self.count, self.seed, self.drops = count, seed, drops
         device, shape = videos.portraits.device, videos.chunks.shape[2:]
         self.rotation = networks.dit.rotation(shape, device)
+        self.regions: Tensor | None = None
         self.weights = mouth_weights(shape[-2], shape[-1], device)
         self.batch = self._draw(step_generator(seed, 0, device))
         self.times = torch.zeros(count, device=device)
@@ -119,7 +126,7 @@ class Examples:
 
     def velocity(self, noisy: Tensor, batch: TrainingBatch) -> Tensor:
         """Velocity predicted from `noisy` under the conditions of `batch`."""
-        return predict(self.networks, noisy, self.times, batch, self.rotation, bf16=noisy.is_cuda)
+        return predict(self.networks, noisy, self.times, batch, self.rotation, noisy.is_cuda, self.regions)
 
     def error(self, velocity: Tensor, target: Tensor) -> Tensor:
         """Weighted mean squared error over the latent frames that are not given."""

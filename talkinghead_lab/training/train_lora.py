@@ -1,5 +1,6 @@
 """Distil guidance into a LoRA: one forward pass replaces three (Meng et al., arXiv 2210.03142)."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ LAYERS = (
 class LowRank(nn.Module):
     """Adds up @ down to a weight unless `strength` is 0."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, rank: int = RANK) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.empty(RANK, weight.shape[1], device=weight.device))
-        self.up = nn.Parameter(torch.zeros(weight.shape[0], RANK, device=weight.device))
+        self.down = nn.Parameter(torch.empty(rank, weight.shape[1], device=weight.device))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
         nn.init.normal_(self.down, std=weight.shape[1] ** -0.5)
         self.strength = 1.0
 
@@ -41,15 +42,15 @@ class LowRank(nn.Module):
         return weight + self.up @ self.down if self.strength else weight
 
 
-def add_low_rank(dit: DiT, seed: int) -> dict[str, LowRank]:
-    """Add a low-rank update, initially zero, to the LAYERS of every block."""
+def add_low_rank(dit: DiT, seed: int, layers: Sequence[str] = LAYERS, rank: int = RANK) -> dict[str, LowRank]:
+    """Add a low-rank update, initially zero, to some layers of every block."""
     updates = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for number, block in enumerate(dit.blocks):
-            for name in LAYERS:
+            for name in layers:
                 layer = block.get_submodule(name)
-                update = LowRank(layer.get_parameter("weight"))
+                update = LowRank(layer.get_parameter("weight"), rank)
                 parametrize.register_parametrization(layer, "weight", update)
                 updates[f"blocks.{number}.{name}"] = update
     return updates
@@ -112,5 +113,5 @@ def save_low_rank(updates: dict[str, LowRank], path: Path) -> None:
     for name, update in updates.items():
         tensors[f"{name}.lora_down.weight"] = update.down.detach().half().cpu().contiguous()
         tensors[f"{name}.lora_up.weight"] = update.up.detach().half().cpu().contiguous()
-        tensors[f"{name}.alpha"] = torch.tensor(float(RANK))
+        tensors[f"{name}.alpha"] = torch.tensor(float(len(update.down)))
     save_file(tensors, path)

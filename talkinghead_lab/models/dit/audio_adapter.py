@@ -62,8 +62,10 @@ class AudioCrossAttention(nn.Module):
         projected = self.kv_linear(audio).flatten(0, 1)
         key, value = projected.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         if speakers > 1:
-            centres = torch.tensor([sum(span) / 2 for span in SPEAKER_RANGES], device=audio.device)
-            positions = centres.repeat_interleave(audio.shape[2] // speakers)
+            tokens = audio.shape[2] // speakers
+            # Filled on the device: a CUDA graph cannot capture a copy from the host.
+            centres = [key.new_full((tokens,), sum(span) / 2, dtype=torch.float32) for span in SPEAKER_RANGES]
+            positions = torch.cat(centres)
             key = Rotation.from_angles(rotary_angles(positions, key.shape[-1]))(key)
         return key, value
 

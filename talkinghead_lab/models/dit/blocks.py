@@ -240,9 +240,9 @@ class SelfAttention(nn.Module):
         """
         counted = max(1, self.num_heads // 2 * 2)
         own = max(0, counted - group.rank * query.shape[2])
-        first = group.first_tokens(key, regions.shape[1])[:, :, :own]
+        first = group.first_tokens(key, regions.shape[1])[:, :, :own].detach()  # without gradients, as fitted
         use_triton = self.uses_two_speaker_kernels(query)
-        return region_attention(query[:, :, :own], first, regions, use_triton) / counted
+        return region_attention(query[:, :, :own].detach(), first, regions, use_triton) / counted
 
 
 class CrossAttention(SelfAttention):
