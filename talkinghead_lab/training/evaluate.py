@@ -96,12 +96,14 @@ class VideoSampler:
 
     Args:
         at_once: videos in a batch.
+        regions: speaker regions [3, S], with two speakers only.
     """
 
     networks: Networks
     tokenizer: Tokenizer
     device: torch.device
     at_once: int
+    regions: Tensor | None = None
 
     @torch.no_grad()
     def videos(self, cases: EvaluationCases, params: GenerationParams) -> Tensor:
@@ -114,11 +116,12 @@ class VideoSampler:
         fast = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
         networks, dit, vae = self.networks, self.networks.dit, self.networks.vae
         config = sampling_config(params)
-        count, frames = len(cases.captions), cases.openings.shape[1]
+        count, frames = len(cases.captions), cases.openings.shape[-1]
+        voices = cases.waves.view(count, -1, cases.waves.shape[-1])
         chunks = plan_chunks(frames, params.chunk_frames, params.motion_frame, params.trim_last_chunk)
         made: list[Tensor] = []
         with fast:
-            speech = embed(networks.speech_encoder, cases.waves, frames).float()
+            speech = embed(networks.speech_encoder, voices.flatten(0, 1), frames).float()
             texts = networks.text_encoder.encode([*cases.captions, params.negative_prompt], self.tokenizer)
             contexts = {True: dit.text_context(texts[:-1]), False: dit.text_context(texts[-1:] * count)}
             image = dit.image_context(networks.image_encoder(cases.portraits))
@@ -128,11 +131,11 @@ class VideoSampler:
                 if chunk.repeated:
                     motion = vae.encode(made[-1][:, :, -chunk.repeated :], 100)
                 windows = [audio_windows(row, chunk, dit.config.audio_window) for row in speech]
-                audio = torch.stack(windows)[:, None]
-                grid = LatentGrid(chunk.frames, FRAME_SIZE, FRAME_SIZE)
+                audio = torch.stack(windows).unflatten(0, voices.shape[:2])
+                grid = LatentGrid(chunk.frames, *cases.portraits.shape[-2:])
                 shape = grid.latent_shape(vae.config.z_dim)
                 noises = [chunk_noise(params.drawn_seed + seed + i, chunk.index, shape) for i in range(count)]
-                silence = torch.zeros_like(audio)
+                silence = torch.zeros_like(audio[:, :1])
                 conditions = ChunkConditions(
                     picture=with_mask(picture[:, :, : grid.latent_frames].float()),
                     image=image,
@@ -140,7 +143,7 @@ class VideoSampler:
                     audios={True: dit.audio_context(audio), False: dit.audio_context(silence)},
                     motion=motion.float(),
                     rotation=dit.rotation(shape, self.device),
-                    regions=None,
+                    regions=self.regions,
                 )
                 latent = sample_chunk(dit, torch.stack(noises).to(self.device), conditions, config)
                 out = vae.decode(latent, LATENTS_AT_ONCE)

@@ -193,10 +193,10 @@ class Training:
         )
 
 
-def load_networks(folder: Path) -> Networks:
-    """Load a checkpoint written by `write_checkpoint`, in float32 on the CPU."""
+def load_networks(folder: Path, adapter: Path = locating.ADAPTER) -> Networks:
+    """Load a checkpoint written by `write_checkpoint`, in float32 on the CPU; one of its adapters."""
     files = CheckpointFiles(
-        folder / "ckpt_dir", folder / "wav2vec_dir", folder / "infinitetalk_dir" / "infinitetalk.safetensors"
+        folder / "ckpt_dir", folder / "wav2vec_dir", folder / "infinitetalk_dir" / adapter
     )
     return Networks(
         checkpoints.load_dit(files, torch.float32, "cpu"),

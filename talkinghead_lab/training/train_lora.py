@@ -44,7 +44,8 @@ class LowRank(nn.Module):
 
 def add_low_rank(dit: DiT, seed: int, layers: Sequence[str] = LAYERS, rank: int = RANK) -> dict[str, LowRank]:
     """Add a low-rank update, initially zero, to some layers of every block."""
-    updates = {}
+    updates: dict[str, LowRank] = {}
+    kind: type[nn.Module] | None = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for number, block in enumerate(dit.blocks):
@@ -52,6 +53,8 @@ def add_low_rank(dit: DiT, seed: int, layers: Sequence[str] = LAYERS, rank: int 
                 layer = block.get_submodule(name)
                 update = LowRank(layer.get_parameter("weight"), rank)
                 parametrize.register_parametrization(layer, "weight", update)
+                # Each layer got a class of its own. Equal ones let compiled blocks share one graph.
+                layer.__class__ = kind = kind or type(layer)
                 updates[f"blocks.{number}.{name}"] = update
     return updates
 

@@ -40,6 +40,10 @@ class PairExamples(Examples):
         self.weights = mouth_weights(half, half, device).repeat(1, 2)
         self.regions: Tensor = torch.zeros(3, SIDE * 2 * SIDE, device=device)
 
+    def noisy(self) -> Tensor:
+        """As for one speaker; with gradients, so that the first block shares the others' compiled graph."""
+        return super().noisy().requires_grad_()
+
     def fill(self, step: int, narrated: bool = False) -> None:
         """Write new random examples and regions into the buffers."""
         super().fill(step, narrated)

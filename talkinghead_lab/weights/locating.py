@@ -35,7 +35,8 @@ IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14"
 STEMS = {"vae": VAE, "text_encoder": TEXT_ENCODER, "image_encoder": IMAGE_ENCODER}
 SPEECH_PICKLE = "pytorch_model.bin"  # on the main branch of the speech encoder's repository
 TOKENIZER = Path("google", "umt5-xxl")
-PAIRS_ADAPTER = Path("multi", "infinitetalk.safetensors")
+ADAPTER = Path("infinitetalk.safetensors")
+PAIRS_ADAPTER = Path("multi", ADAPTER)
 RELEASED_REPOSITORIES = {
     "ckpt_dir": "Wan-AI/Wan2.1-I2V-14B-480P",
     "wav2vec_dir": "TencentGameMate/chinese-wav2vec2-base",

@@ -41,10 +41,11 @@ def _attention_to_masks(query: Tensor, key: Tensor, masks: Tensor, use_triton: b
     sums = query.new_zeros(batch, len(masks), tokens, dtype=torch.float32)
     keys, masks = rearrange(key, "b s n d -> (b n) d s"), masks.float().mT
     rows = max(1, SCORE_BYTES // (4 * max(1, batch * heads) * key.shape[1]))
-    for start in range(0, tokens if heads else 0, rows):
-        part = rearrange(query[:, start : start + rows], "b l n d -> (b n) l d")
-        attended = (bmm_float32(part, keys) / width**0.5).softmax(dim=-1) @ masks
-        sums[:, :, start : start + rows] = attended.unflatten(0, (batch, heads)).sum(dim=1).mT
+    with torch.autocast(query.device.type, enabled=False):
+        for start in range(0, tokens if heads else 0, rows):
+            part = rearrange(query[:, start : start + rows], "b l n d -> (b n) l d")
+            attended = (bmm_float32(part, keys) / width**0.5).softmax(dim=-1) @ masks
+            sums[:, :, start : start + rows] = attended.unflatten(0, (batch, heads)).sum(dim=1).mT
     return sums
 
 

@@ -1,0 +1,94 @@
+"""Measure the bundled model on pairs of speakers: whether each mouth follows its own voice alone."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from talkinghead_lab.media.speaker_masks import speaker_masks
+from talkinghead_lab.models.dit.model import speaker_regions
+from talkinghead_lab.models.judges.face_reader import mouth_opening
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.training.avatar import Motion
+from talkinghead_lab.training.data import VIDEO_FRAMES
+from talkinghead_lab.training.dataset import ClipMaker
+from talkinghead_lab.training.evaluate import EvaluationCases, Table, VideoSampler, interval, readings
+from talkinghead_lab.training.networks import FRAME_SIZE
+from talkinghead_lab.training.pairs import Pair, draw_pair, render_pairs
+from talkinghead_lab.training.scores import LARGEST_LAG, correlations_at_lags
+from talkinghead_lab.training.train_vae import from_bytes
+
+# The first frames still resemble the picture.
+SETTLED = 5
+
+
+def pair_cases(maker: ClipMaker, count: int, frames: int = VIDEO_FRAMES) -> EvaluationCases:
+    """Random pairs who both speak: `waves` [B, 2, samples], `openings` [B, 2, F], left presenter first."""
+    pairs = [draw_pair(maker, frames, "both") for _ in range(count)]
+    still = [Pair(*(replace(clip, motion=Motion.still(1)) for clip in pair.clips)) for pair in pairs]
+    return EvaluationCases(
+        [clip.identity for pair in pairs for clip in pair.clips],
+        from_bytes(render_pairs(still, maker.device)[:, 0]),
+        torch.stack([pair.waves for pair in pairs]).to(maker.device),
+        [pair.left.performance.caption for pair in pairs],
+        torch.stack([pair.openings for pair in pairs]).to(maker.device),
+        [pair.left.performance.action for pair in pairs],
+    )
+
+
+def pair_regions(sampler: VideoSampler) -> Tensor:
+    """Regions [3, S] of a request without boxes: half of the picture for each speaker."""
+    size = (2 * FRAME_SIZE, FRAME_SIZE)
+    masks = speaker_masks(size, None, size)
+    return speaker_regions(masks, sampler.networks.dit.config.patch_size).to(sampler.device)
+
+
+@dataclass
+class PairEvaluation:
+    """Measures of a checkpoint with the two-speaker adapter.
+
+    Args:
+        sampler: its `regions` are those of `pair_regions`.
+        cases: from `pair_cases`.
+        params: preset; its paths and prompt are not used.
+        keep: receives the first videos of every kind for contact sheets.
+    """
+
+    sampler: VideoSampler
+    cases: EvaluationCases
+    params: GenerationParams
+    keep: dict[str, Tensor]
+
+    def openings(self, name: str, waves: Tensor) -> Tensor:
+        """Mouth openings [B, 2, F], left and right, read from videos with these voices."""
+        videos = self.sampler.videos(replace(self.cases, waves=waves), self.params)
+        self.keep[name] = videos[:8]
+        halves = videos.split(FRAME_SIZE, dim=-1)
+        return torch.stack([readings(half, mouth_opening) for half in halves], dim=1)
+
+    @torch.no_grad()
+    def measure(self) -> Table:
+        """Correlations with the true openings of both voices; openings of the silent, relative to speech.
+
+        Both presenters and, where voices are swapped, both orders count as cases of their own.
+        """
+        waves, truth = self.cases.waves, self.cases.openings
+        both = self.openings("pair", waves)
+        swapped = self.openings("pair, voices swapped", waves.flip(1))
+        quiet = []
+        for silent in range(2):
+            alone = waves.clone()
+            alone[:, silent] = 0
+            quiet.append(self.openings(f"pair, speaker {silent + 1} silent", alone)[:, silent, SETTLED:])
+        spoken = both[..., SETTLED:].mean()
+        return {
+            "pair, own voice": _correlation(both, truth),
+            "pair, other voice": _correlation(both, truth.flip(1)),
+            "pair swapped, own voice": _correlation(swapped, truth.flip(1)),
+            "pair swapped, other voice": _correlation(swapped, truth),
+            "pair, silent over speech": interval(torch.stack(quiet, dim=1).mean(dim=-1) / spoken),
+        }
+
+
+def _correlation(opening: Tensor, truth: Tensor) -> dict[str, float]:
+    return interval(correlations_at_lags(opening.flatten(0, 1), truth.flatten(0, 1))[:, LARGEST_LAG])
