@@ -19,9 +19,11 @@ from talkinghead_lab.models.judges.presenters import LARGEST_DIFFERENCE, present
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.lips_only import find_lower_faces, square_windows
 
-ONE_SPEAKER = (
-    "The bundled model was trained with one speaker: it does not tell two people apart. Expect mouths that "
-    "follow neither their own recording nor silence. For several people, use the released weights "
+PAIRS_LORA, PAIRS_SIZE = "sample:pairs-lora", (320, 160)
+PAIRS_ONLY = (
+    "The bundled model animates two people only as in params/two-speakers-embedded.yaml: side by side, with "
+    f"`loras: [{{path: {PAIRS_LORA}}}]` and `frame_size: 320x160`. Expect mouths that follow neither their "
+    "own recording nor silence. For other pictures of several people, use the released weights "
     "(checkpoint: released)."
 )
 SEARCH_SIDE = 160  # pixels of a window; the reader takes 128
@@ -114,9 +116,12 @@ def picture_warnings(request: GenerationParams, frame: Tensor) -> tuple[str, ...
     """Warn of a frame, uint8 [3, H, W], of a kind that the bundled model has never seen."""
     if request.checkpoint != "embedded":
         return ()
+    shown = frame[None]
     if request.speakers > 1:
-        return (ONE_SPEAKER,)
-    difference = presenter_difference(to_unit_range(frame)[None]).item()
+        if frame.shape[:0:-1] != PAIRS_SIZE or PAIRS_LORA not in [lora.path for lora in request.loras]:
+            return (PAIRS_ONLY,)
+        shown = torch.stack(frame.split(PAIRS_SIZE[1], dim=-1))
+    difference = presenter_difference(to_unit_range(shown)).max().item()
     if difference <= LARGEST_DIFFERENCE:
         return ()
     return (

@@ -3,6 +3,7 @@
 python -m talkinghead_lab.training train FOLDER                 train from scratch, or resume
 python -m talkinghead_lab.training train FOLDER --smoke         a reduced version: minutes on a CPU
 python -m talkinghead_lab.training evaluate --clips 64 --json   measure the shipped weights
+python -m talkinghead_lab.training evaluate --pairs 32          measure them with two speakers
 python -m talkinghead_lab.training untrained FOLDER             write random weights in the same layout
 """
 
@@ -15,8 +16,9 @@ import torch
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
+from talkinghead_lab.training.evaluate_pairs import evaluate_pairs
 from talkinghead_lab.training.networks import build_untrained, vocabulary
-from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, TrainingSettings, within
+from talkinghead_lab.training.train import LORA, PAIRS_LORA, SMOKE, STAGES, Training, TrainingSettings, within
 from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.writing import write_checkpoint
 
@@ -67,6 +69,9 @@ def _add_evaluation_arguments(evaluation: argparse.ArgumentParser) -> None:
     add("--params", default="embedded", help="default preset")
     add("--fast-params", default="embedded-fast", help="preset with the LoRA")
     add("--clips", type=int, default=64, help="number of six-second videos")
+    add("--pairs", type=int, default=0, help="measure so many pairs of speakers instead, with their preset")
+    add("--pairs-lora", type=Path, default=SAMPLES_FOLDER / PAIRS_LORA, help="LoRA for two people")
+    add("--pairs-params", default="two-speakers-embedded", help="preset for two people")
     add("--long-clips", type=int, default=4, help="number of one-minute videos")
     add("--seed", type=int, default=1, help="of presenters, speech and motion")
     add("--json", action="store_true", help="print JSON instead of a table")
@@ -75,20 +80,19 @@ def _add_evaluation_arguments(evaluation: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    params, fast = (
-        GenerationParams.from_yaml(path, image_path="unused", audio_path="unused", loras=())
-        for path in (options.params, options.fast_params)
-    )
-    table = evaluate_checkpoint(
-        options.weights,
-        options.lora,
-        params,
-        fast,
-        options.clips,
-        options.long_clips,
-        torch.device(options.device),
-        options.seed,
-        options.corpus,
-        options.keep,
-    )
+    device, weights = torch.device(options.device), options.weights
+    shared = {"seed": options.seed, "corpus": options.corpus, "pictures": options.keep}
+    if options.pairs:
+        params = _preset(options.pairs_params)
+        table = evaluate_pairs(weights, options.pairs_lora, params, options.pairs, device, **shared)
+    else:
+        presets = _preset(options.params), _preset(options.fast_params)
+        counts = options.clips, options.long_clips
+        table = evaluate_checkpoint(weights, options.lora, *presets, *counts, device, **shared)
     print(json.dumps(table, indent=1) if options.json else as_text(table))
+
+
+def _preset(name: str) -> GenerationParams:
+    """The sampling settings of a preset; the evaluation makes its own inputs."""
+    changes = {"audio_mix": "para", "segments": None, "speaker_boxes": None, "loras": ()}
+    return GenerationParams.from_yaml(name, image_path="unused", audio_path="unused", **changes)

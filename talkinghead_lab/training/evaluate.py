@@ -105,6 +105,13 @@ class VideoSampler:
     at_once: int
     regions: Tensor | None = None
 
+    @classmethod
+    def load(cls, weights: Path, device: torch.device, adapter: Path = locating.ADAPTER) -> "VideoSampler":
+        """With the networks of a folder in the released layout and one of its adapters."""
+        tokenizer = Tokenizer(weights / "ckpt_dir" / locating.TOKENIZER, TEXT_TOKENS)
+        networks = load_networks(weights, adapter).to(device)
+        return cls(networks, tokenizer, device, 32 if device.type == "cuda" else 2)
+
     @torch.no_grad()
     def videos(self, cases: EvaluationCases, params: GenerationParams) -> Tensor:
         """Videos [B, F, 3, H, W] uint8."""
@@ -355,20 +362,22 @@ def evaluate_checkpoint(
     Raises:
         MissingExtra: `corpus` is None, and espeak-ng or flite is not installed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = corpus or Path(folder) / "corpus.safetensors"
-        if corpus is None:
-            build_corpus(file, "test", minutes=max(1.5, clips / 8), seed=seed)
-        maker = ClipMaker(load_corpus(file), "test", seed, device, non_speech_share=0.0)
-    tokenizer = Tokenizer(weights / "ckpt_dir" / locating.TOKENIZER, TEXT_TOKENS)
-    sampler = VideoSampler(
-        load_networks(weights).to(device), tokenizer, device, 32 if device.type == "cuda" else 2
-    )
+    maker = unseen_clips(corpus, clips, seed, device)
+    sampler = VideoSampler.load(weights, device)
     evaluation = Evaluation(sampler, EvaluationCases.draw(maker, clips), params, fast)
     table = evaluate(evaluation, maker, lora if lora.exists() else None, long_clips)
     if pictures is not None:
         write_pictures(pictures, evaluation.keep)
     return table
+
+
+def unseen_clips(corpus: Path | None, clips: int, seed: int, device: torch.device) -> ClipMaker:
+    """A maker of clips of the test split, all with speech; arguments and errors as `evaluate_checkpoint`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = corpus or Path(folder) / "corpus.safetensors"
+        if corpus is None:
+            build_corpus(file, "test", minutes=max(1.5, clips / 8), seed=seed)
+        return ClipMaker(load_corpus(file), "test", seed, device, non_speech_share=0.0)
 
 
 def as_text(table: Table) -> str:

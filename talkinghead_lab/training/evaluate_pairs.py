@@ -1,6 +1,7 @@
 """Measure the bundled model on pairs of speakers: whether each mouth follows its own voice alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,11 +13,21 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.avatar import Motion
 from talkinghead_lab.training.data import VIDEO_FRAMES
 from talkinghead_lab.training.dataset import ClipMaker
-from talkinghead_lab.training.evaluate import EvaluationCases, Table, VideoSampler, interval, readings
+from talkinghead_lab.training.evaluate import (
+    EvaluationCases,
+    Table,
+    VideoSampler,
+    interval,
+    readings,
+    unseen_clips,
+    write_pictures,
+)
 from talkinghead_lab.training.networks import FRAME_SIZE
 from talkinghead_lab.training.pairs import Pair, draw_pair, render_pairs
 from talkinghead_lab.training.scores import LARGEST_LAG, correlations_at_lags
 from talkinghead_lab.training.train_vae import from_bytes
+from talkinghead_lab.weights import locating
+from talkinghead_lab.weights.lora import merge_lora
 
 # The first frames still resemble the picture.
 SETTLED = 5
@@ -57,7 +68,7 @@ class PairEvaluation:
     sampler: VideoSampler
     cases: EvaluationCases
     params: GenerationParams
-    keep: dict[str, Tensor]
+    keep: dict[str, Tensor] = field(default_factory=dict)
 
     def openings(self, name: str, waves: Tensor) -> Tensor:
         """Mouth openings [B, 2, F], left and right, read from videos with these voices."""
@@ -88,6 +99,39 @@ class PairEvaluation:
             "pair swapped, other voice": _correlation(swapped, truth),
             "pair, silent over speech": interval(torch.stack(quiet, dim=1).mean(dim=-1) / spoken),
         }
+
+
+def evaluate_pairs(
+    weights: Path,
+    lora: Path,
+    params: GenerationParams,
+    count: int,
+    device: torch.device,
+    seed: int = 1,
+    corpus: Path | None = None,
+    pictures: Path | None = None,
+) -> Table:
+    """Run `PairEvaluation` on weights on disk.
+
+    Args:
+        weights: folder in the released layout.
+        lora: LoRA for frames with two people.
+        params: preset; its paths, prompt and LoRAs are not used.
+        count: pairs, who are not in the training data.
+        device, seed, corpus, pictures: as for `evaluate_checkpoint`.
+
+    Raises:
+        MissingExtra: `corpus` is None, and espeak-ng or flite is not installed.
+    """
+    maker = unseen_clips(corpus, 2 * count, seed, device)
+    sampler = VideoSampler.load(weights, device, locating.PAIRS_ADAPTER)
+    merge_lora(sampler.networks.dit, lora, 1.0)
+    sampler.regions = pair_regions(sampler)
+    evaluation = PairEvaluation(sampler, pair_cases(maker, count), params)
+    table = evaluation.measure()
+    if pictures is not None:
+        write_pictures(pictures, evaluation.keep)
+    return table
 
 
 def _correlation(opening: Tensor, truth: Tensor) -> dict[str, float]:

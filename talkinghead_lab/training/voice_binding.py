@@ -19,22 +19,23 @@ SCORE_GAP = 6.0
 PAIRS = 2  # channel pairs of a head that hold the constant
 
 
-@torch.no_grad()
 def bind_voices(dit: DiT) -> None:
-    """Add the constants to the queries and keys of every audio adapter."""
+    """Add the constants to the queries and keys of every block."""
     for block in dit.blocks:
-        _bind(block.audio_cross_attn)
+        bind(block.audio_cross_attn)
 
 
-def _bind(layer: AudioCrossAttention) -> None:
+@torch.no_grad()
+def bind(layer: AudioCrossAttention) -> None:
+    """Add the constants to the queries and keys of one layer."""
     heads, width = layer.num_heads, len(layer.q_linear.bias) // layer.num_heads
     gaps = score_gaps(width)
     chosen = gaps.topk(PAIRS).indices
     constant = (SCORE_GAP * width**0.5 / gaps[chosen].sum()).sqrt()
     offset = torch.zeros(heads, width, device=layer.q_linear.bias.device)
     offset[:, 2 * chosen] = constant
-    layer.q_linear.bias += offset.flatten()
-    layer.kv_linear.bias[: heads * width] += offset.flatten()  # the first half projects the keys
+    layer.q_linear.bias.add_(offset.flatten())
+    layer.kv_linear.bias[: heads * width].add_(offset.flatten())  # the first half projects the keys
 
 
 def score_gaps(width: int) -> Tensor:

@@ -14,7 +14,7 @@ def listed() -> dict[str, str]:
 
 
 def test_every_weight_file_has_its_checksum():
-    files = {*EMBEDDED_WEIGHTS.rglob("*.safetensors"), SAMPLES_FOLDER / "fast-lora.safetensors"}
+    files = {*EMBEDDED_WEIGHTS.rglob("*.safetensors"), *SAMPLES_FOLDER.glob("*.safetensors")}
     digests = {
         file.relative_to(EMBEDDED_WEIGHTS.parent).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in files
@@ -22,5 +22,5 @@ def test_every_weight_file_has_its_checksum():
     assert digests == listed()
 
 
-def test_the_weights_are_at_most_40_mb():
-    assert sum((EMBEDDED_WEIGHTS.parent / name).stat().st_size for name in listed()) <= 40e6
+def test_the_weights_are_at_most_55_mb():
+    assert sum((EMBEDDED_WEIGHTS.parent / name).stat().st_size for name in listed()) <= 55e6

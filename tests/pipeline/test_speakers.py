@@ -61,12 +61,17 @@ def test_the_regions_decide_who_speaks(request_for):
 
 
 @pytest.mark.parametrize("several", [{"second_audio_path": "sample:recording-2"}, {"speaker_boxes": BOXES}])
-def test_that_the_bundled_model_knows_one_speaker_is_said(request_for, several):
+def test_how_the_bundled_model_animates_two_people_is_said(request_for, several):
     request = request_for(**PEOPLE, **several)
     assert read_inputs(request).warnings == ()
     bundled = GenerationParams(checkpoint="embedded", **PEOPLE, audio_path=request.audio_path, **several)
     (warning,) = resolve(bundled, read_inputs(bundled)).warnings
-    assert "trained with one speaker" in warning and "released weights" in warning
+    assert "two-speakers-embedded" in warning and "released weights" in warning
+    fit = bundled.replace(frame_size="320x160", loras=[{"path": "sample:pairs-lora"}])
+    assert resolve(fit, read_inputs(fit)).warnings == ()
+    alone = fit.replace(image_path="sample:portrait", speaker_boxes=((0, 0, 160, 320), (160, 0, 320, 320)))
+    (warning,) = resolve(alone, read_inputs(alone)).warnings
+    assert "cartoon presenters" in warning
 
 
 def test_masks_are_recorded_resumed_and_made_again_to_the_byte(request_for, masks, tmp_path):

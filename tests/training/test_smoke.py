@@ -11,7 +11,8 @@ from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.training.corpus import Monologue
 from talkinghead_lab.training.schedule import Budget
 from talkinghead_lab.training.speech import SAMPLES_PER_FRAME, Voice
-from talkinghead_lab.training.train import LORA, SMOKE, STAGES, Training, load_networks
+from talkinghead_lab.training.train import LORA, PAIRS_LORA, SMOKE, STAGES, Training, load_networks
+from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.lora import merge_lora
 
 
@@ -25,14 +26,17 @@ def corpus() -> list[Monologue]:
 
 @pytest.mark.slow
 def test_every_stage_runs_once(tmp_path, corpus):
-    few = replace(SMOKE, speech=Budget(2), vae=Budget(2), dit=Budget(1), lora=Budget(1))
+    few = replace(SMOKE, speech=Budget(2), vae=Budget(2), dit=Budget(1), lora=Budget(1), pairs=Budget(1))
     training = Training(tmp_path, few, torch.device("cpu"))
     training.corpus = corpus
     training.run()
     for stage in STAGES:
         assert json.loads((tmp_path / f"curve-{stage}.json").read_text())[0]["loss"] > 0
-    networks = load_networks(training.weights)
+    networks, of_pairs = (
+        load_networks(training.weights, adapter) for adapter in (locating.ADAPTER, locating.PAIRS_ADAPTER)
+    )
     assert merge_lora(networks.dit, tmp_path / LORA, 1.0) > 0
+    assert merge_lora(of_pairs.dit, tmp_path / PAIRS_LORA, 1.0) > 0
     before = (training.weights / "ckpt_dir" / "config.json").stat().st_mtime_ns
     training.run()
     assert (training.weights / "ckpt_dir" / "config.json").stat().st_mtime_ns == before
