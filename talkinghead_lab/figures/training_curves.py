@@ -13,6 +13,7 @@ TITLES = {
     "vae": "autoencoder",
     "dit": "transformer",
     "lora": "fast LoRA",
+    "pairs": "two speakers",
 }
 
 
