@@ -27,9 +27,7 @@ def test_every_preset_is_a_request(path):
     written = read_yaml(path)
     assert params.diffusion_steps == written["diffusion_steps"]
     assert (
-        params.checkpoint
-        == written["checkpoint"]
-        == ("embedded" if "embedded" in path.stem else "released")
+        params.checkpoint == written["checkpoint"] == ("embedded" if "embedded" in path.stem else "released")
     )
     assert GenerationParams(**yaml.safe_load(params.to_yaml())) == params
 

@@ -51,15 +51,15 @@ class TrainingSettings:
     vae: Budget = field(default_factory=lambda: Budget(9_000))
     dit: Budget = field(default_factory=lambda: Budget(11_000))
     lora: Budget = field(default_factory=lambda: Budget(500))
-    pairs: Budget = field(default_factory=lambda: Budget(6_000))
+    pairs: Budget = field(default_factory=lambda: Budget(4_600))
     vae_clips: int = 1200
     vae_clip_frames: int = 65
     videos: int = 1600
-    pair_videos: int = 640
+    pair_videos: int = 720
     speech_batch: int = 48
     vae_phases: tuple[Phase, ...] = PHASES
     dit_batch: int = 32
-    pairs_batch: int = 24
+    pairs_batch: int = 16
     seed: int = 0
 
     def in_words(self) -> dict[str, str]:

@@ -84,7 +84,7 @@ def train_pairs(
     seed: int,
     adapter: Path,
     lora: Path,
-    batch: int = 32,
+    batch: int = 16,
     **options: Any,
 ) -> NetworkTraining:
     """Train adapter and LoRA together, from the one-speaker adapter; write them to `adapter` and `lora`."""
