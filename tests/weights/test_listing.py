@@ -54,6 +54,7 @@ def test_an_empty_folder_lacks_everything(tmp_path):
 def test_three_folders_are_listed_with_what_they_lack(tmp_path):
     folders = {name: EMBEDDED_WEIGHTS / name for name in FOLDERS}
     files, roles = listed(1, **folders)
+    assert files.pop("multi/infinitetalk.safetensors").state == "usable"  # with two speakers
     assert {row.state for row in files.values()} == {"used"}
     assert {row.state for row in roles.values()} == {"complete"}
     files, roles = listed(1, **folders | {"wav2vec_dir": tmp_path, "infinitetalk_dir": tmp_path / "none"})
