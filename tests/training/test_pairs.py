@@ -19,12 +19,17 @@ from tests.training.test_parts import numbered_videos
 FRAMES = 100
 
 
+def monologue(opening: torch.Tensor) -> Monologue:
+    """A steady rising sound, and a mouth that opens as far as given for each frame [F]."""
+    wave = torch.linspace(3000, 9000, len(opening) * SAMPLES_PER_FRAME).short()
+    mouth = torch.nn.functional.pad(opening[:, None], (0, 4))
+    return Monologue(Voice("", ""), (), wave, mouth)
+
+
 @pytest.fixture
 def maker() -> ClipMaker:
     """Clips in which everybody speaks all the time, with an open mouth."""
-    wave = torch.full((4 * FRAMES * SAMPLES_PER_FRAME,), 3000, dtype=torch.int16)
-    monologue = Monologue(Voice("", ""), (), wave, torch.full((4 * FRAMES, 5), 0.5))
-    return ClipMaker([monologue], "train", 0, non_speech_share=0.0)
+    return ClipMaker([monologue(torch.full((4 * FRAMES,), 0.5))], "train", 0, non_speech_share=0.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
