@@ -39,9 +39,8 @@ class DrawnVideos:
 
 @pytest.mark.parametrize("deaf", [False, True])
 def test_drawings_score_as_their_mouths_move(deaf):
-    maker = ClipMaker(
-        [monologue(torch.rand(400, generator=step_generator(2, 0)))], "test", 0, non_speech_share=0.0
-    )
+    openings = torch.rand(400, generator=step_generator(2, 0))
+    maker = ClipMaker([monologue(openings)], "test", 0, non_speech_share=0.0)
     cases = pair_cases(maker, 2, FRAMES)
     params = GenerationParams(image_path=local_file("sample:two-people"), audio_path="unused")
     evaluation = PairEvaluation(DrawnVideos(cases, deaf), cases, params)
