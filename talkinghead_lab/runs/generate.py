@@ -151,13 +151,13 @@ def generate(
     with clock("read"):
         inputs = inputs or read_inputs(params)
         resolved = resolve(params, inputs)
-    origin = InputDigests.begin(params, inputs, resolved.networks, show_progress)
     opened = RunFolder.open(params, run_dir, resolved.frame_size, lambda: origin().digest)
     with opened as run, ExitStack() as ending:
         if run.finished:
             if pipeline is not None:
                 pipeline.dit.group.broadcast(None)  # the other processes have nothing to do
             return GenerationResult.from_run(run.path)
+        origin = InputDigests.begin(params, inputs, resolved.networks, show_progress)
         for warning in resolved.warnings:
             LOG.warning(warning)
         with clock("load"):
