@@ -10,7 +10,7 @@ The protocol:
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talkinghead_lab.errors import OutputError, TalkingHeadError
+from talkinghead_lab.errors import MediaError, OutputError, TalkingHeadError
 from talkinghead_lab.evaluation.manifest import Clip, Manifest, mouth_truth, reference_picture
 from talkinghead_lab.evaluation.set_features import Features, FeatureTaker, write_features
 from talkinghead_lab.foundation.digests import combined, known_sha256
 from talkinghead_lab.foundation.files import atomic_path, output_errors
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.given_weights import given_digests
-from talkinghead_lab.measures.judge import Subject, judge_frames
+from talkinghead_lab.measures.judge import Heard, Subject, judge_frames
 from talkinghead_lab.measures.measure import Measure
 from talkinghead_lab.media import audio, video
 from talkinghead_lab.media.reference import DrivingVideo
@@ -87,33 +87,35 @@ class ScoreTask:
     """One video to score, which a worker process may do.
 
     Args:
-        stored: the file of its score; features lie beside it.
+        stored: the files of its scores, one for each recording; features lie beside them.
         clip, heard, path, cartoon: as of `score_clip`.
     """
 
-    stored: Path
+    stored: tuple[Path, ...]
     clip: Clip
-    heard: Clip
+    heard: tuple[Clip, ...]
     path: Path
     cartoon: bool
 
     @property
     def name(self) -> str:
         """System and clip."""
-        return f"{self.stored.parents[1].name}/{self.clip.id}"
+        return f"{self.stored[0].parents[1].name}/{self.clip.id}"
 
     @property
     def is_done(self) -> bool:
-        """Whether the score of these very files is stored.
+        """Whether the scores of these very files are stored.
 
         Raises:
-            OutputError: the stored score is damaged.
+            OutputError: a stored score is damaged.
         """
-        known = read_json(self.stored) if self.stored.is_file() else {}
-        return bool(known.get("made_from") == self._made_from())
+        return all(
+            stored.is_file() and read_json(stored).get("made_from") == self._made_from(heard)
+            for stored, heard in zip(self.stored, self.heard, strict=True)
+        )
 
     def run(self, worker: Worker) -> None:
-        """Score the video and store the score.
+        """Score the video and store the scores.
 
         One thread computes, since sums depend on their number, and as many videos as there are workers are
         scored at once.
@@ -124,17 +126,18 @@ class ScoreTask:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            score = score_clip(self.clip, self.heard, self.path, self.cartoon)
+            scores = score_clip(self.clip, self.heard, self.path, self.cartoon)
         finally:
             torch.set_num_threads(threads)
-        write_features(self.stored.with_suffix(".safetensors"), score.features)
         shown = {
             "video": str(self.path),
             "start": self.clip.start if self.path == self.clip.video else 0.0,
             "frames": self.clip.frames,
         }
-        content = {"made_from": self._made_from(), "shown": shown, "score": score.to_json()}
-        write_json(self.stored, content)
+        for stored, heard, score in zip(self.stored, self.heard, scores, strict=True):
+            write_features(stored.with_suffix(".safetensors"), score.features)
+            content = {"made_from": self._made_from(heard), "shown": shown, "score": score.to_json()}
+            write_json(stored, content)
 
     def record_failure(self, failure: Failure) -> None:
         """End the scoring: what is no fault of the video is no failure of its system.
@@ -148,16 +151,14 @@ class ScoreTask:
             remedy="Run the same command again, with fewer --workers if memory ran out. Scores stay.",
         )
 
-    def _made_from(self) -> str:
-        files = (self.path, self.heard.truth)
+    def _made_from(self, heard: Clip) -> str:
+        files = (self.path, heard.truth)
         digests = [known_sha256(file) if file and file.is_file() else None for file in files]
-        spans = [each.model_dump(mode="json", exclude={"video", "truth"}) for each in (self.clip, self.heard)]
+        spans = [each.model_dump(mode="json", exclude={"video", "truth"}) for each in (self.clip, heard)]
         return combined([PROTOCOL, *spans, *digests, self.cartoon, given_digests()])
 
 
-def score_tasks(
-    folder: Path, manifest: Manifest, video_of: Callable[[Clip], Path], wrong: bool = False
-) -> list[ScoreTask]:
+def score_tasks(folder: Path, manifest: Manifest, video_of: Callable[[Clip], Path]) -> list[ScoreTask]:
     """The videos of a system, to be scored into a folder; a clip without a video gets its failure at once.
 
     Args:
@@ -165,14 +166,11 @@ def score_tasks(
         manifest: the clips.
         video_of: the system's video of a clip; it may be missing. An error of the package is a failure of
             this clip.
-        wrong: give every clip the recording of another one, as a bound for measures of lips and sound.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    with output_errors("the folder of the scores cannot be created", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    clips = {clip.id: clip for clip in manifest.clips}
+    _make_folders(folder)
     tasks = []
     for clip in manifest.clips:
         stored = folder / f"{clip.id}.json"
@@ -182,52 +180,84 @@ def score_tasks(
             stored.with_suffix(".safetensors").unlink(missing_ok=True)
             write_json(stored, {"made_from": None, "score": Score.failed(clip, str(error)).to_json()})
         else:
-            heard = clips[clip.other] if wrong else clip
-            tasks.append(ScoreTask(stored, clip, heard, path, manifest.cartoon))
+            tasks.append(ScoreTask((stored,), clip, (clip,), path, manifest.cartoon))
     return tasks
 
 
-def score_clip(clip: Clip, heard: Clip, path: Path, cartoon: bool) -> Score:
-    """Score one video of a clip; a video that is missing, damaged or too short gives a failure.
+def bound_tasks(real: Path, wrong: Path, manifest: Manifest) -> list[ScoreTask]:
+    """The real videos, each to be scored with its own recording and with another one, decoded once for both.
+
+    Args:
+        real, wrong: folders of the scores.
+        manifest: the clips.
+
+    Raises:
+        OutputError: a folder cannot be written.
+    """
+    _make_folders(real, wrong)
+    clips = {clip.id: clip for clip in manifest.clips}
+    return [
+        ScoreTask(
+            (real / f"{clip.id}.json", wrong / f"{clip.id}.json"),
+            clip,
+            (clip, clips[clip.other]),
+            clip.video,
+            manifest.cartoon,
+        )
+        for clip in manifest.clips
+    ]
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        with output_errors("the folder of the scores cannot be created", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def score_clip(clip: Clip, heard: Sequence[Clip], path: Path, cartoon: bool) -> list[Score]:
+    """Score one video of a clip; a video that is missing, damaged or too short gives failures.
 
     Args:
         clip: what the video should show.
-        heard: the clip whose recording is heard: the same one, or a wrong one.
+        heard: the clips whose recordings it is scored with: the same one, or a wrong one.
         path: the video, which starts with the clip; or the clip's own file.
         cartoon: whether the presenters are those of the bundled model.
     """
-    if not path.is_file():
-        return Score.failed(clip, f"no file {path.name}")
     try:
+        if not path.is_file():
+            raise MediaError(f"no file {path.name}")
         is_real = path == clip.video
         frames = FeatureTaker(clip.frames, cartoon)
         shown = DrivingVideo(path).frames(clip.start if is_real else 0.0, clip.frames)
-        recording = audio.read_recording(heard.video, start=heard.start)
-        length = round(clip.seconds * audio.SOUNDTRACK_RATE)
-        measures = judge_frames(
+        judged = judge_frames(
             frames.watch(np.array(picture) for picture in shown),
-            _subject(clip, heard, recording.speech, cartoon),
-            recording.soundtrack[:, :length],
+            _subject(clip, cartoon),
+            [_heard(each, clip.seconds) for each in heard],
             presenter_features if cartoon else None,
             path if _is_whole(path, clip, is_real) else None,
         )
+        if frames.count < (1 - LONGEST_GAP) * clip.frames:
+            raise MediaError(f"too short: {frames.count} of {clip.frames} frames")
     except TalkingHeadError as error:
-        return Score.failed(clip, str(error))
-    if frames.count < (1 - LONGEST_GAP) * clip.frames:
-        return Score.failed(clip, f"too short: {frames.count} of {clip.frames} frames")
-    compared = {measure.name: measure for measure in measures if measure.name in COMPARED}
-    return Score(clip.id, clip.identity, compared, None, given_digests(), frames.features())
+        return [Score.failed(clip, str(error)) for _ in heard]
+    compared = [{each.name: each for each in measures if each.name in COMPARED} for measures in judged]
+    features = frames.features()
+    return [Score(clip.id, clip.identity, measures, None, given_digests(), features) for measures in compared]
 
 
-def _subject(clip: Clip, heard: Clip, speech: audio.Wave, cartoon: bool) -> Subject:
+def _subject(clip: Clip, cartoon: bool) -> Subject:
     return Subject(
         portrait=reference_picture(clip),
-        speech=speech[: round(clip.seconds * audio.SAMPLE_RATE)],
+        speech=np.zeros(0, np.float32),  # only checks of a finished run look at it
         frame_count=clip.frames,
         seconds=clip.seconds,
-        truth=mouth_truth(heard),
         cartoon=cartoon,
     )
+
+
+def _heard(clip: Clip, seconds: float) -> Heard:
+    soundtrack = audio.read_soundtrack(clip.video, start=clip.start)
+    return Heard(soundtrack[:, : round(seconds * audio.SOUNDTRACK_RATE)], mouth_truth(clip))
 
 
 def _is_whole(path: Path, clip: Clip, is_real: bool) -> bool:

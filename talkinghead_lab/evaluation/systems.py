@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from talkinghead_lab.errors import InvalidRequest, MediaError, OutputError, TalkingHeadError
 from talkinghead_lab.evaluation.manifest import VIDEO_SUFFIXES, Clip, Manifest, reference_picture
-from talkinghead_lab.evaluation.scoring import Score, read_json, score_tasks, write_json
+from talkinghead_lab.evaluation.scoring import Score, bound_tasks, read_json, score_tasks, write_json
 from talkinghead_lab.foundation.digests import combined
 from talkinghead_lab.foundation.files import atomic_path, locked, output_errors
 from talkinghead_lab.media.reference import DrivingVideo
@@ -145,9 +145,8 @@ class Benchmark:
     def _scored(self, name: str, video: Callable[[Clip], Path]) -> list[Score]:
         folder = self._system(name) / "scores"
         tasks = score_tasks(folder, self.manifest, video)
-        for bound in (REAL, WRONG):
-            bound_folder = self._system(bound, bound=True) / "scores"
-            tasks += score_tasks(bound_folder, self.manifest, lambda clip: clip.video, bound == WRONG)
+        real, wrong = (self._system(bound, bound=True) / "scores" for bound in (REAL, WRONG))
+        tasks += bound_tasks(real, wrong, self.manifest)
         self._work([task for task in tasks if not task.is_done], f"score {name}", "video")
         return [stored_score(folder, clip.id) for clip in self.manifest.clips]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from talkinghead_lab.measures.loudness import loudness
 from talkinghead_lab.measures.measure import Measure
 from talkinghead_lab.measures.photographed_faces import Faces, FaceTracker
 from talkinghead_lab.measures.syncnet_faces import FaceFinder
-from talkinghead_lab.measures.syncnet_scores import sync_scores
+from talkinghead_lab.measures.syncnet_scores import SyncedLips, sync_scores
 from talkinghead_lab.media import audio, video
 
 LONGEST_READ = 2000  # frames whose mouths count; of longer videos the first ones
@@ -70,6 +71,19 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """A recording that the lips are compared with.
+
+    Args:
+        sound: as `audio.read_soundtrack` gives it; None: the video has no sound.
+        truth: the true opening of the mouth that it belongs to, as in `Subject`.
+    """
+
+    sound: audio.Wave | None
+    truth: lips.Openings | None
+
+
+@dataclass(frozen=True)
 class Judgement:
     """Everything learned about a video.
 
@@ -108,7 +122,7 @@ def judge_video(
         MediaError: the video is damaged.
     """
     facts = video.probe(path)
-    viewing = _Viewing(subject, facts.frame_count, snapshots)
+    viewing = _Viewing(path, subject, facts.frame_count, snapshots)
 
     def add(pixels: video.Frames) -> None:
         viewing.add(pixels)
@@ -116,7 +130,10 @@ def judge_video(
 
     soundtrack = video.decode_once(path, add)
     openings = viewing.mouths.openings() if viewing.mouths else None
-    measures = _measures(path, subject, viewing, openings, soundtrack, features)
+    measures = [
+        *_heard_measures(viewing, Heard(soundtrack, subject.truth)),
+        *_seen_measures(subject, viewing, features),
+    ]
     checks = check_video(
         facts,
         viewing.meter,
@@ -133,57 +150,59 @@ def judge_video(
 def judge_frames(
     frames: Iterable[video.Frames],
     subject: Subject,
-    sound: audio.Wave | None,
+    heard: Sequence[Heard],
     features: Features | None = None,
     path: Path | None = None,
-) -> list[Measure]:
-    """Take every measure of a span of a video, whose frames somebody else decodes.
+) -> list[list[Measure]]:
+    """Take every measure of a span of a video, whose frames somebody else decodes, for each recording.
 
     Args:
         frames: uint8 [H, W, 3] each, 25 per second.
         subject: what the span should be.
-        sound: what is heard with it, as `audio.read_soundtrack` gives it.
+        heard: the recordings that lips and sound are measured with, one after another.
         features: an image encoder, as for `judge_video`.
         path: the file, if the frames are all of its frames; SyncNet's scores decode it again.
     """
-    viewing = _Viewing(subject, subject.frame_count, 0)
+    viewing = _Viewing(path, subject, subject.frame_count, 0)
     for pixels in frames:
         viewing.add(pixels)
-    openings = viewing.mouths.openings() if viewing.mouths else None
-    return _measures(path, subject, viewing, openings, sound, features)
+    seen = _seen_measures(subject, viewing, features)
+    return [_heard_measures(viewing, each) + seen for each in heard]
 
 
-def _measures(
-    path: str | Path | None,
-    subject: Subject,
-    viewing: "_Viewing",
-    cartoon: lips.Openings | None,
-    soundtrack: audio.Wave | None,
-    features: Features | None,
-) -> list[Measure]:
-    faces, cuts = viewing.faces(), list(subject.later)
+def _heard_measures(viewing: "_Viewing", heard: Heard) -> list[Measure]:
+    """Those of lips and sound, and of the sound alone."""
+    sound = heard.sound
+    return [
+        *_lip_measures(viewing, heard),
+        *_sync_measures(viewing, sound),
+        Measure.of("loudness", None, NO_SOUND) if sound is None else loudness(sound),
+    ]
+
+
+def _seen_measures(subject: Subject, viewing: "_Viewing", features: Features | None) -> list[Measure]:
+    """Those that no recording but the subject's own changes."""
+    faces, cuts = viewing.faces, list(subject.later)
     pictures = {number: viewing.kept[number] for number in viewing.identity_numbers if number in viewing.kept}
     portraits = [subject.portrait_at(number) for number in pictures]
     no_csim = "the video has several shots" if cuts else viewing.no_faces
     poses = viewing.mouths.pose() if viewing.mouths else faces.pose if faces else None
     return [
-        *_lip_measures(viewing, subject, faces, cartoon, soundtrack),
         *(viewing.people.measures() if viewing.people else not_taken()),
-        *_sync_measures(path, viewing, soundtrack),
         *identity_measures(portraits, list(pictures.values()), features),
         csim(subject.portrait, pictures, faces) if faces and not cuts else Measure.of("csim", None, no_csim),
         seam_jump(subject.changes, subject.seams, cuts),
         *frame_measures(viewing.statistics, cuts),
         clip_quality(list(pictures.values())),
         head_motion(poses) if poses is not None else Measure.of("head_motion", None, viewing.no_faces),
-        Measure.of("loudness", None, NO_SOUND) if soundtrack is None else loudness(soundtrack),
     ]
 
 
 class _Viewing:
     """Everything that looks at the frames while they are decoded."""
 
-    def __init__(self, subject: Subject, frame_count: int, snapshots: int):
+    def __init__(self, path: str | Path | None, subject: Subject, frame_count: int, snapshots: int):
+        self.path = path
         self.statistics, self.meter = FrameStatistics(), StillnessMeter()
         self.mouths = MouthReader() if subject.cartoon and subject.speakers == 1 else None
         self.tracker: FaceTracker | None = None
@@ -215,6 +234,7 @@ class _Viewing:
         if number in self._wanted:
             self.kept[number] = Image.fromarray(pixels)
 
+    @cached_property
     def faces(self) -> Faces | None:
         """The photographed faces; None, with the reason in `no_faces`, where none were followed."""
         try:
@@ -223,14 +243,21 @@ class _Viewing:
             self.no_faces = f"the reader of photographed faces follows none: {error}"
             return None
 
+    @cached_property
+    def synced_lips(self) -> SyncedLips:
+        """The lips as SyncNet sees them.
 
-def _lip_measures(
-    viewing: _Viewing,
-    subject: Subject,
-    faces: Faces | None,
-    cartoon: lips.Openings | None,
-    soundtrack: audio.Wave | None,
-) -> list[Measure]:
+        Raises:
+            MediaError, CheckpointError: as for `FaceFinder.track` and `SyncedLips.read`.
+        """
+        assert self.finder is not None
+        assert self.path is not None
+        return SyncedLips.read(self.path, self.finder.track())
+
+
+def _lip_measures(viewing: _Viewing, heard: Heard) -> list[Measure]:
+    cartoon = viewing.mouths.openings() if viewing.mouths else None
+    faces, soundtrack = viewing.faces, heard.sound
     openings = cartoon if cartoon is not None else faces.opening if faces else None
     if openings is None:
         names = ("lip_correlation", "lip_error", "mouth_follows_sound", "silent_lip_motion")
@@ -239,8 +266,8 @@ def _lip_measures(
         openings = openings[:LONGEST_READ]
         no_size = "only a cartoon mouth's opening has a true size"
         found = [
-            lips.lip_correlation(openings, subject.truth),
-            lips.lip_error(openings, subject.truth)
+            lips.lip_correlation(openings, heard.truth),
+            lips.lip_error(openings, heard.truth)
             if cartoon is not None
             else Measure.of("lip_error", None, no_size),
             *(
@@ -255,18 +282,15 @@ def _lip_measures(
     return found
 
 
-def _sync_measures(
-    path: str | Path | None, viewing: _Viewing, soundtrack: audio.Wave | None
-) -> list[Measure]:
+def _sync_measures(viewing: _Viewing, soundtrack: audio.Wave | None) -> list[Measure]:
     reason = viewing.no_track
     if viewing.finder is not None and soundtrack is None:
         reason = NO_SOUND
-    elif viewing.finder is not None and path is None:
+    elif viewing.finder is not None and viewing.path is None:
         reason = "SyncNet's scores take whole files with 25 frames per second"
     elif viewing.finder is not None and soundtrack is not None:
-        assert path is not None
         try:
-            scores = sync_scores(path, viewing.finder.track(), soundtrack)
+            scores = sync_scores(viewing.synced_lips, soundtrack)
             return [Measure.of("lse_c", scores.confidence), Measure.of("lse_d", scores.distance)]
         except TalkingHeadError as error:
             reason = str(error)

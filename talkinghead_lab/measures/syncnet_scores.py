@@ -7,6 +7,7 @@ figures. That writes frames as JPEG and crops as MPEG-4 and reads them again; th
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import soxr
@@ -48,37 +49,77 @@ class SyncScores:
     shift: int
 
 
-def sync_scores(path: str | Path, track: FaceTrack, soundtrack: audio.Wave) -> SyncScores:
-    """Score a finished video with the weights that the variable SYNCNET_MODEL names.
-
-    Decodes the pictures a second time: the crops follow the smoothed path of the face, which is known only
-    then.
+@dataclass(frozen=True)
+class SyncedLips:
+    """What SyncNet sees of a face; any recording can be compared with it.
 
     Args:
-        path: the video.
-        track: its face; what lies before and after does not count.
-        soundtrack: of the video, [channels, samples] at 48 kHz.
+        network: SyncNet.
+        embeddings: [T, C], of the windows that begin at each frame.
+        start: number of the first frame.
+        frames: of the face; sound before and after does not count.
+    """
+
+    network: SyncNet
+    embeddings: Tensor
+    start: int
+    frames: int
+
+    @classmethod
+    def read(cls, path: str | Path, track: FaceTrack) -> Self:
+        """Read the lips of a finished video with the weights that the variable SYNCNET_MODEL names.
+
+        Decodes the pictures a second time: the crops follow the smoothed path of the face, which is known
+        only then.
+
+        Args:
+            path: the video.
+            track: its face; what lies before and after does not count.
+
+        Raises:
+            CheckpointError: no weights, or not SyncNet's.
+            MediaError: the face is shown for less than a window of 0.2 s.
+        """
+        network = load_syncnet(SYNCNET.path())
+        pictures = face_crops(path, track)
+        windows = _at_least_one(len(pictures) - WINDOW, len(pictures))
+        with torch.inference_mode():
+            embeddings = [
+                network.embed_face(
+                    torch.stack([pictures[k : k + WINDOW] for k in batch]).transpose(1, 2).float()
+                )
+                for batch in torch.arange(windows).split(WINDOWS_AT_ONCE)
+            ]
+        return cls(network, torch.cat(embeddings), track.start, len(track.boxes))
+
+
+def sync_scores(lips: SyncedLips, soundtrack: audio.Wave) -> SyncScores:
+    """Compare the lips of a video with a recording.
+
+    Args:
+        lips: of the video.
+        soundtrack: from the video's start on, [channels, samples] at 48 kHz.
 
     Raises:
-        CheckpointError: no weights, or not SyncNet's.
         MissingExtra: python_speech_features is not installed.
-        MediaError: the video is shorter than a window of 0.2 s.
+        MediaError: the recording is shorter than a window of 0.2 s.
     """
-    network = load_syncnet(SYNCNET.path())
-    pictures = face_crops(path, track)
     samples = audio.SOUNDTRACK_RATE // FRAMES_PER_SECOND
-    cepstrum = sound_cepstrum(soundtrack[:, track.start * samples :][:, : len(track.boxes) * samples])
-    windows = min(len(pictures), (cepstrum.shape[1] + 1) // 4) - WINDOW  # the last column is padded away
-    if windows < 1:
-        raise MediaError("the video is shorter than a window of SyncNet", received=f"{len(pictures)} frames")
-    lips, sound = [], []
+    cepstrum = sound_cepstrum(soundtrack[:, lips.start * samples :][:, : lips.frames * samples])
+    heard = (cepstrum.shape[1] + 1) // 4  # the last column is padded away
+    windows = _at_least_one(min(len(lips.embeddings), heard - WINDOW), heard)
     with torch.inference_mode():
-        for batch in torch.arange(windows).split(WINDOWS_AT_ONCE):
-            clips = torch.stack([pictures[k : k + WINDOW] for k in batch]).transpose(1, 2)
-            sounds = torch.stack([cepstrum[None, :, 4 * k : 4 * k + COLUMNS] for k in batch])
-            lips.append(network.embed_face(clips.float()))
-            sound.append(network.embed_sound(sounds))
-        return best_shift(torch.cat(lips), torch.cat(sound))
+        sound = [
+            lips.network.embed_sound(torch.stack([cepstrum[None, :, 4 * k : 4 * k + COLUMNS] for k in batch]))
+            for batch in torch.arange(windows).split(WINDOWS_AT_ONCE)
+        ]
+        return best_shift(lips.embeddings[:windows], torch.cat(sound))
+
+
+def _at_least_one(windows: int, frames: int) -> int:
+    if windows < 1:
+        raise MediaError("the video is shorter than a window of SyncNet", received=f"{frames} frames")
+    return windows
 
 
 def load_syncnet(path: Path) -> SyncNet:

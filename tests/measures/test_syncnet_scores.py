@@ -83,7 +83,7 @@ def test_without_weights_the_variable_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv(SYNCNET.variable, raising=False)
     track = FaceTrack(0, np.tile([10.0, 10, 30, 30], (10, 1)))
     with pytest.raises(CheckpointError, match=r"SYNCNET_MODEL is not set.*syncnet_v2.model"):
-        syncnet_scores.sync_scores(tmp_path / "a.mp4", track, np.zeros((1, 48_000), np.float32))
+        syncnet_scores.SyncedLips.read(tmp_path / "a.mp4", track)
 
 
 def test_a_crop_is_the_square_about_the_face(tmp_path):
@@ -111,11 +111,14 @@ def test_a_video_is_scored(weights_file, tmp_path, monkeypatch):
     soundtrack = read_soundtrack(path)
     assert syncnet_scores.sound_cepstrum(soundtrack).shape[0] == 13
     boxes = np.tile([20.0, 20, 44, 44], (20, 1))
-    scores = syncnet_scores.sync_scores(path, FaceTrack(0, boxes), soundtrack)
+    lips = syncnet_scores.SyncedLips.read(path, FaceTrack(0, boxes))
+    scores = syncnet_scores.sync_scores(lips, soundtrack)
     assert scores.distance > 0
     assert scores.confidence >= 0
     with pytest.raises(MediaError, match="shorter than a window"):
-        syncnet_scores.sync_scores(path, FaceTrack(0, boxes[:5]), soundtrack)
+        syncnet_scores.SyncedLips.read(path, FaceTrack(0, boxes[:5]))
+    with pytest.raises(MediaError, match="shorter than a window"):
+        syncnet_scores.sync_scores(lips, soundtrack[:, : 5 * 1920])
 
 
 def test_only_the_pictures_and_the_sound_of_the_track_count(weights_file, tmp_path, monkeypatch):
@@ -129,8 +132,8 @@ def test_only_the_pictures_and_the_sound_of_the_track_count(weights_file, tmp_pa
     before, during = sound.copy(), sound.copy()
     before[:, : 8 * 1920] = 0
     during[:, 8 * 1920 : 20 * 1920] = 0
-    track = FaceTrack(8, boxes[8:])
-    scores, same, other = (syncnet_scores.sync_scores(path, track, wave) for wave in (sound, before, during))
+    lips = syncnet_scores.SyncedLips.read(path, FaceTrack(8, boxes[8:]))
+    scores, same, other = (syncnet_scores.sync_scores(lips, wave) for wave in (sound, before, during))
     assert same == scores != other
 
 
