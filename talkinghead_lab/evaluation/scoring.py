@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talkinghead_lab.errors import MediaError, OutputError, TalkingHeadError
+from talkinghead_lab.errors import OutputError, TalkingHeadError
 from talkinghead_lab.evaluation.manifest import Clip, Manifest, mouth_truth, reference_picture
 from talkinghead_lab.evaluation.set_features import Features, FeatureTaker, write_features
 from talkinghead_lab.foundation.digests import combined, known_sha256
@@ -223,9 +223,9 @@ def score_clip(clip: Clip, heard: Sequence[Clip], path: Path, cartoon: bool) -> 
         path: the video, which starts with the clip; or the clip's own file.
         cartoon: whether the presenters are those of the bundled model.
     """
+    if not path.is_file():
+        return [Score.failed(clip, f"no file {path.name}")] * len(heard)
     try:
-        if not path.is_file():
-            raise MediaError(f"no file {path.name}")
         is_real = path == clip.video
         frames = FeatureTaker(clip.frames, cartoon)
         shown = DrivingVideo(path).frames(clip.start if is_real else 0.0, clip.frames)
@@ -236,10 +236,10 @@ def score_clip(clip: Clip, heard: Sequence[Clip], path: Path, cartoon: bool) -> 
             presenter_features if cartoon else None,
             path if _is_whole(path, clip, is_real) else None,
         )
-        if frames.count < (1 - LONGEST_GAP) * clip.frames:
-            raise MediaError(f"too short: {frames.count} of {clip.frames} frames")
     except TalkingHeadError as error:
-        return [Score.failed(clip, str(error)) for _ in heard]
+        return [Score.failed(clip, str(error))] * len(heard)
+    if frames.count < (1 - LONGEST_GAP) * clip.frames:
+        return [Score.failed(clip, f"too short: {frames.count} of {clip.frames} frames")] * len(heard)
     compared = [{each.name: each for each in measures if each.name in COMPARED} for measures in judged]
     features = frames.features()
     return [Score(clip.id, clip.identity, measures, None, given_digests(), features) for measures in compared]

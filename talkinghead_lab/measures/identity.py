@@ -33,8 +33,9 @@ def identity_measures(
         reason = "no image encoder was given"
         return [Measure.of(name, None, reason) for name in ("identity", "identity_drift")]
     with torch.inference_mode():
+        different = {id(portrait): portrait for portrait in portraits}  # mostly a single one
         of_portraits = {
-            id(portrait): _mean_token(features, fit(portrait, *frames[0].size)) for portrait in portraits
+            key: _mean_token(features, fit(portrait, *frames[0].size)) for key, portrait in different.items()
         }
         wanted = torch.stack([of_portraits[id(portrait)] for portrait in portraits])
         found = torch.stack([_mean_token(features, fit(frame, *frames[0].size)) for frame in frames])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch.nn import functional
 
 from talkinghead_lab.foundation.paths import local_file
@@ -39,3 +39,15 @@ def test_without_an_encoder_there_is_a_reason():
     for measure in identity_measures([], [], None):
         assert measure.value is None
         assert measure.why_not == "no image encoder was given"
+
+
+def test_each_portrait_is_encoded_once():
+    seen = []
+
+    def encode(pixels):
+        seen.append(pixels)
+        return features(pixels)
+
+    portrait, other = (Image.new("RGB", (32, 32), color) for color in ("red", "blue"))
+    identity_measures([portrait, portrait, other, other], [other] * 4, encode)
+    assert len(seen) == 2 + 4
