@@ -1,7 +1,7 @@
 """From a request to what the pipeline works with: media read once, settings decided once."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -244,21 +244,7 @@ def read_inputs(
     def opened(field: str, background: str = request.background) -> ReferenceMedia:
         return open_copy(copies[field], background, call, limits)
 
-    inputs = Inputs.read(
-        copies["image_path"],
-        [copies[field] for field in request.recordings],
-        request.audio_mix,
-        request.resolution,
-        request.forced_size,
-        request.audio_track,
-        request.audio_start,
-        request.background,
-        [file for field, file in copies.items() if field.startswith("speaker_masks.")],
-        segments=request.segments or (),
-        loudness=request.speaker_loudness or (),
-        call=call,
-        limits=limits,
-    )
+    inputs = _first_picture_and_sound(request, copies, call, limits)
     picture = frame_picture(request, inputs.reference, inputs.masks)
     # Whoever has no recording hears digital silence, as in the released pipeline.
     silent = [np.zeros_like(inputs.voices[0])] * (request.speakers - len(inputs.voices))
@@ -281,6 +267,27 @@ def read_inputs(
         continued=continued,
         later=later,
         lips_mask=mask,
+    )
+
+
+def _first_picture_and_sound(
+    request: GenerationParams, copies: Mapping[str, Snapshot], call: Call, limits: MediaLimits
+) -> Inputs:
+    """Read the first picture, masks and sound; `copies` has every file by its key in `request.media`."""
+    return Inputs.read(
+        copies["image_path"],
+        [copies[field] for field in request.recordings],
+        request.audio_mix,
+        request.resolution,
+        request.forced_size,
+        request.audio_track,
+        request.audio_start,
+        request.background,
+        [file for field, file in copies.items() if field.startswith("speaker_masks.")],
+        segments=request.segments or (),
+        loudness=request.speaker_loudness or (),
+        call=call,
+        limits=limits,
     )
 
 
