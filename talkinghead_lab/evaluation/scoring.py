@@ -33,7 +33,7 @@ from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.models.judges.presenters import presenter_appearance
 from talkinghead_lab.runs.worker import Failure, Worker
 
-PROTOCOL = 6  # a change of anything that moves a value raises it
+PROTOCOL = 7  # a change of anything that moves a value raises it
 LONGEST_GAP = 0.1  # of the clip's frames
 # Of the measures of a run, those that compare systems; the others are about one run.
 COMPARED = (

@@ -1,6 +1,8 @@
 """Faces of photographed people, found by MediaPipe's FaceLandmarker, whose model file the user supplies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ class FaceTracker:
     def add(self, pixels: Frames) -> None:
         """Add the next frame, uint8 [H, W, 3]."""
         if len(self._rows) < self._most_frames:
-            self._rows.append(_face(self._landmarker, pixels, len(self._rows)))
+            time = round(1000 * len(self._rows) / FRAMES_PER_SECOND)
+            self._rows.append(_face(self._landmarker.detect_for_video(_picture(pixels), time), pixels))
 
     def faces(self) -> Faces:
         """End the tracking; a frame without a face is interpolated from its neighbours.
@@ -74,15 +77,7 @@ class FaceTracker:
             MediaError: too many frames show no face.
         """
         self._landmarker.close()
-        rows = self._rows
-        found = [number for number, row in enumerate(rows) if row is not None]
-        if len(found) < (1 - LARGEST_SHARE_WITHOUT_FACE) * len(rows) or not found:
-            raise MediaError(
-                "no face is visible in too many frames", received=f"{len(rows) - len(found)} of {len(rows)}"
-            )
-        known = np.stack([row for row in rows if row is not None])
-        filled = np.stack([np.interp(range(len(rows)), found, column) for column in known.T], axis=1)
-        return Faces(filled[:, 0], filled[:, 1:5], filled[:, 5:15].reshape(-1, 5, 2), filled[:, 15:])
+        return _faces(self._rows)
 
 
 def find_face(pixels: Frames) -> Faces:
@@ -92,9 +87,7 @@ def find_face(pixels: Frames) -> Faces:
         MediaError: there is none.
         CheckpointError, MissingExtra: as for `FaceTracker`.
     """
-    tracker = FaceTracker(1)
-    tracker.add(pixels)
-    return tracker.faces()
+    return _faces([_face(_of_pictures(LANDMARKER.path(), 1).detect(_picture(pixels)), pixels)])
 
 
 def find_faces(pixels: Frames, most: int) -> NDArray[np.float64]:
@@ -104,13 +97,7 @@ def find_faces(pixels: Frames, most: int) -> NDArray[np.float64]:
         MediaError: there is none.
         CheckpointError, MissingExtra: as for `FaceTracker`.
     """
-    landmarker = _landmarker(LANDMARKER.path(), most)
-    import mediapipe
-
-    seen = landmarker.detect_for_video(
-        mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(pixels)), 0
-    )
-    landmarker.close()
+    seen = _of_pictures(LANDMARKER.path(), most).detect(_picture(pixels))
     if not seen.face_landmarks:
         raise MediaError("no face is visible", received="a picture")
     meshes = [[(point.x, point.y) for point in face[:MESH_POINTS]] for face in seen.face_landmarks]
@@ -138,13 +125,28 @@ def nobody_found(
     )
 
 
-def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] | None:
-    """[18]: opening, box, points and pose, as in `Faces`; None where no face is visible."""
+def _faces(rows: Sequence[NDArray[np.float64] | None]) -> Faces:
+    """The rows of `_face`, one a frame; those without a face are interpolated."""
+    found = [number for number, row in enumerate(rows) if row is not None]
+    if len(found) < (1 - LARGEST_SHARE_WITHOUT_FACE) * len(rows) or not found:
+        raise MediaError(
+            "no face is visible in too many frames", received=f"{len(rows) - len(found)} of {len(rows)}"
+        )
+    known = np.stack([row for row in rows if row is not None])
+    filled = np.stack([np.interp(range(len(rows)), found, column) for column in known.T], axis=1)
+    return Faces(filled[:, 0], filled[:, 1:5], filled[:, 5:15].reshape(-1, 5, 2), filled[:, 15:])
+
+
+def _picture(pixels: Frames) -> Any:
     import mediapipe
+
+    return mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(pixels))
+
+
+def _face(seen: Any, pixels: Frames) -> NDArray[np.float64] | None:
+    """[18]: opening, box, points and pose, as in `Faces`; None where no face is visible."""
     from scipy.spatial.transform import Rotation
 
-    picture = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(pixels))
-    seen = landmarker.detect_for_video(picture, round(1000 * number / FRAMES_PER_SECOND))
     if not seen.face_landmarks:
         return None
     height, width = pixels.shape[:2]
@@ -156,7 +158,13 @@ def _face(landmarker: Any, pixels: Frames, number: int) -> NDArray[np.float64] |
     return np.concatenate([[gap / eyes], mesh.min(0), mesh.max(0), *five, pose])
 
 
-def _landmarker(model: Path, faces: int = 1) -> Any:
+@cache
+def _of_pictures(model: Path, faces: int) -> Any:
+    """A landmarker that remembers no picture, so one serves all pictures of a process."""
+    return _landmarker(model, faces, moving=False)
+
+
+def _landmarker(model: Path, faces: int = 1, moving: bool = True) -> Any:
     try:
         from mediapipe.tasks import python as tasks
         from mediapipe.tasks.python import vision
@@ -166,7 +174,7 @@ def _landmarker(model: Path, faces: int = 1) -> Any:
         ) from None
     options = vision.FaceLandmarkerOptions(
         base_options=tasks.BaseOptions(model_asset_path=str(model)),
-        running_mode=vision.RunningMode.VIDEO,
+        running_mode=vision.RunningMode.VIDEO if moving else vision.RunningMode.IMAGE,
         num_faces=faces,
         output_facial_transformation_matrixes=True,
     )
