@@ -70,6 +70,32 @@ def process_coverage() -> Iterator[dict[str, str]]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[None]:
+    """A Ray cluster of two workers on this machine, which `auto` finds."""
+    ray = pytest.importorskip("ray")
+    token = tmp_path_factory.mktemp("ray") / "token"
+    token.write_text("0" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))  # not in the user's home
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for attempts_left in (
+            2,
+            1,
+            0,
+        ):  # on a busy machine Ray's own 15 seconds for its agent can be too short
+            try:
+                ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+                break
+            except Exception:
+                ray.shutdown()
+                if not attempts_left:
+                    raise
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of seeded random weights in the released layout: every file that a real one has."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from talkinghead_lab.commands.completion import complete_preset
 from talkinghead_lab.commands.overrides import add_overrides, overrides
+from talkinghead_lab.commands.sweeps import add_workers
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -57,10 +58,7 @@ def _add_clips(command: argparse.ArgumentParser) -> None:
 
 def _add_out(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, help="folder of the benchmark")
-    command.add_argument(
-        "--workers", type=int, default=0,
-        help="number of processes that generate and score; unset: one per GPU, or a single one",
-    )  # fmt: skip
+    add_workers(command)
 
 
 def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -113,7 +111,7 @@ def run_methods(options: argparse.Namespace) -> int:
     from talkinghead_lab.params import read_yaml
 
     manifest = open_manifest(options.manifest, options.clips)
-    benchmark = Benchmark(manifest, options.out, workers=options.workers)
+    benchmark = Benchmark(manifest, options.out, workers=options.workers, ray_address=options.ray)
     scores = [
         score
         for method in options.method
@@ -130,7 +128,7 @@ def run_score(options: argparse.Namespace) -> int:
     from talkinghead_lab.evaluation.table import codec_effect
 
     manifest = open_manifest(options.manifest, options.clips)
-    benchmark = Benchmark(manifest, options.out, workers=options.workers)
+    benchmark = Benchmark(manifest, options.out, workers=options.workers, ray_address=options.ray)
     scores = benchmark.score(options.name, options.videos)
     if options.codec_check:
         scores += benchmark.codec_check(options.name, options.videos)

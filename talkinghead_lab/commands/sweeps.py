@@ -16,17 +16,22 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--out", type=Path, required=True, help="folder of the sweep; finished runs in it are reused"
     )
+    add_workers(command)
+    command.add_argument("--retry-failed", action="store_true", help="retry cells that failed")
+    command.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    command.set_defaults(run=run)
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """Add the options that say where tasks run."""
     command.add_argument(
         "--workers", type=int, default=0, help="number of processes; unset: one per GPU, or a single one"
     )
-    command.add_argument("--retry-failed", action="store_true", help="retry cells that failed")
     command.add_argument(
         "--ray",
         metavar="ADDRESS",
         help="run on a Ray cluster; auto: the one of this machine; local: start one",
     )
-    command.add_argument("--json", action="store_true", help="print the counts as one JSON object")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

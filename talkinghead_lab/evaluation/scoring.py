@@ -10,8 +10,8 @@ The protocol:
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -121,8 +121,12 @@ class ScoreTask:
         scored at once.
 
         Raises:
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or a clip is not there, which is no fault of the video.
         """
+        for clip in (self.clip, *self.heard):
+            if not clip.video.is_file():
+                remedy = "Every machine that scores needs the clips at the same place."
+                raise OutputError("a clip is missing", received=str(clip.video), remedy=remedy)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -150,6 +154,35 @@ class ScoreTask:
             received=f"{self.name}, {self.path}",
             remedy="Run the same command again, with fewer --workers if memory ran out. Scores stay.",
         )
+
+    def moved(self, folder: Path) -> Self:
+        """The same task with its scores in another folder."""
+        return replace(self, stored=tuple(folder / f"{k}.json" for k in range(len(self.stored))))
+
+    def results(self) -> dict[str, bytes]:
+        """The features and the scores, by the number of the recording."""
+        return {
+            f"{number}{suffix}": stored.with_suffix(suffix).read_bytes()
+            for number, stored in enumerate(self.stored)
+            for suffix in (".safetensors", ".json")
+        }
+
+    def collect(self, results: Mapping[str, bytes]) -> None:
+        """Store the features and the scores, which mark the features as complete.
+
+        Raises:
+            OutputError: they cannot be written, or are those of other files.
+        """
+        for number, (stored, heard) in enumerate(zip(self.stored, self.heard, strict=True)):
+            if json.loads(results[f"{number}.json"])["made_from"] != self._made_from(heard):
+                raise OutputError(
+                    "a machine of the cluster scored other files",
+                    received=f"{self.name}, {self.path}",
+                    remedy="Every machine needs the same clips, videos and given weights at the same place.",
+                )
+            for suffix in (".safetensors", ".json"):
+                with atomic_path(stored.with_suffix(suffix), overwrite=True) as temporary:
+                    temporary.write_bytes(results[f"{number}{suffix}"])
 
     def _made_from(self, heard: Clip) -> str:
         files = (self.path, heard.truth)

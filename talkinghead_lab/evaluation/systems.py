@@ -30,6 +30,7 @@ from talkinghead_lab.runs.record import video_of
 from talkinghead_lab.runs.worker import Job, Task
 from talkinghead_lab.sweeps.definition import Cell
 from talkinghead_lab.sweeps.processes import ThisMachine
+from talkinghead_lab.sweeps.ray_cluster import run_on_ray
 
 REENCODED = "-reencoded"
 REAL, WRONG = "real", "real-wrong-recordings"  # the bounds: what any table has
@@ -43,6 +44,8 @@ class Benchmark:
         folder: of the benchmark; it need not exist.
         show_progress: draw progress bars.
         workers: processes that generate and score. 0: one per GPU, or this process if there is no GPU.
+        ray_address: generate and score on this Ray cluster instead; see `ray_cluster.run_on_ray`. All its
+            machines have the folder and the clips at the same place.
 
     Raises:
         OutputError: the folder belongs to another manifest, or cannot be written.
@@ -50,10 +53,15 @@ class Benchmark:
     """
 
     def __init__(
-        self, manifest: Manifest, folder: Path, show_progress: bool = True, workers: int = 0
+        self,
+        manifest: Manifest,
+        folder: Path,
+        show_progress: bool = True,
+        workers: int = 0,
+        ray_address: str | None = None,
     ) -> None:
         self.manifest, self.folder, self.show_progress = manifest, folder, show_progress
-        self.workers = workers
+        self.workers, self.ray_address = workers, ray_address
         manifest.check()
         with output_errors("the folder of the benchmark cannot be created", folder):
             (folder / "inputs").mkdir(parents=True, exist_ok=True)
@@ -154,8 +162,11 @@ class Benchmark:
         """Let the workers do tasks; an interrupt leaves what is finished."""
         if not tasks:
             return
-        machine = ThisMachine(self.workers, len(tasks))
         with tqdm(total=len(tasks), desc=description, unit=unit, disable=not self.show_progress) as bar:
+            if self.ray_address:
+                run_on_ray(tasks, self.ray_address, bar.update)
+                return
+            machine = ThisMachine(self.workers, len(tasks))
             try:
                 machine.run(tasks, bar.update)
             finally:

@@ -2,19 +2,22 @@
 
 import gc
 import json
+import shutil
 import threading
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from talkinghead_lab.errors import FolderLocked, NoSpaceLeft
-from talkinghead_lab.foundation.files import atomic_path, is_no_space
+from talkinghead_lab.foundation.files import LOCK, atomic_path, is_no_space, locked
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import load_settings, read_inputs
+from talkinghead_lab.runs.folder import RECORD
 from talkinghead_lab.runs.generate import generate
 
 
@@ -27,7 +30,7 @@ class Failure:
 
 
 class Task(Protocol):
-    """What a worker can do; it travels to the worker's process."""
+    """What a worker can do; it travels to the worker's process, or to another machine."""
 
     @property
     def name(self) -> str:
@@ -40,6 +43,23 @@ class Task(Protocol):
 
     def record_failure(self, failure: Failure) -> None:
         """Record that the worker died."""
+        ...
+
+    def moved(self, folder: Path) -> Self:
+        """The same task with its results in another, empty folder."""
+        ...
+
+    def results(self) -> dict[str, bytes]:
+        """The files that it left, by name: a failure alone, if there is one."""
+        ...
+
+    def collect(self, results: Mapping[str, bytes]) -> None:
+        """Store the results of the same task, moved.
+
+        Raises:
+            FolderLocked: another process writes there; nothing is stored.
+            OutputError: they cannot be written, or are those of other inputs.
+        """
         ...
 
 
@@ -74,10 +94,43 @@ class Job:
 
     def record_failure(self, failure: Failure) -> None:
         """Record why the job failed."""
-        self.failure.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps(asdict(failure), indent=1, ensure_ascii=False)
+        self._write_failure(f"{content}\n".encode())
+
+    def _write_failure(self, content: bytes) -> None:
+        self.failure.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.failure, overwrite=True) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+            temporary.write_bytes(content)
+
+    def moved(self, folder: Path) -> Self:
+        """The same job in another folder."""
+        return replace(self, run_dir=folder / self.run_dir.name)
+
+    def results(self) -> dict[str, bytes]:
+        """The files of the finished run, or the record of its failure."""
+        files = [self.failure] if self.failure.is_file() else self.run_dir.iterdir()
+        return {path.name: path.read_bytes() for path in files}
+
+    def collect(self, results: Mapping[str, bytes]) -> None:
+        """Store a finished run, whose record comes last, because it marks the run as finished; or a failure.
+
+        Raises:
+            FolderLocked: another process writes this run.
+            OutputError: the files cannot be written.
+        """
+        if self.failure.name in results:
+            return self._write_failure(results[self.failure.name])
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with locked(self.run_dir):
+            for earlier in self.run_dir.iterdir():  # of an interrupted call
+                if earlier.is_dir():
+                    shutil.rmtree(earlier)
+                elif earlier.name != LOCK:
+                    earlier.unlink()
+            for name in sorted(results, key=lambda name: name == RECORD):
+                with atomic_path(self.run_dir / name) as temporary:
+                    temporary.write_bytes(results[name])
+        return None
 
 
 @dataclass

@@ -18,6 +18,11 @@ from talkinghead_lab.runs.worker import Worker
 from talkinghead_lab.sweeps.processes import ThisMachine
 from tests.evaluation.faults import clips, drawn_early
 
+REQUEST = {
+    "image_path": "sample:portrait", "audio_path": "sample:recording", "checkpoint": "embedded",
+    "diffusion_steps": 1, "text_guide_scale": 1, "audio_guide_scale": 1, "frame_size": "96x96",
+}  # fmt: skip
+
 
 def scored_files(folder: Path) -> dict[str, bytes]:
     """All scores and features of a benchmark."""
@@ -60,16 +65,50 @@ def test_two_processes_give_the_table_of_one_also_after_an_interrupt(tmp_path, m
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_gives_the_table_of_one_process_also_after_an_interrupt(tmp_path, monkeypatch):
+    manifest = clips(tmp_path / "clips", 3, 5)
+    Benchmark(manifest, tmp_path / "one", False).generate("embedded", REQUEST)
+    there = Benchmark(manifest, tmp_path / "there", ray_address="auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(systems, "tqdm", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            there.score("copy", tmp_path / "clips")
+    finished = scored_files(tmp_path / "there")
+    assert 3 <= len([name for name in finished if name.endswith(".json")]) < 9
+    there.score("copy", tmp_path / "clips")
+    assert {name: scored_files(tmp_path / "there")[name] for name in finished} == finished
+    scores = there.generate("embedded", REQUEST)
+    assert [score.failure for score in scores] == [None] * 3
+    Benchmark(manifest, tmp_path / "one", False).score("copy", tmp_path / "clips")
+    assert table_files(tmp_path / "there") == table_files(tmp_path / "one")
+
+
+def test_a_machine_with_other_files_fails_no_clip(tmp_path):
+    manifest = clips(tmp_path / "clips", 2, 4)
+    (task, other) = score_tasks(tmp_path / "scores", manifest, lambda clip: clip.video)
+    there = other.moved(tmp_path / "there")
+    (tmp_path / "there").mkdir()
+    there.run(Worker())
+    with pytest.raises(
+        OutputError, match=r"scored other files.*/clip0.*same clips, videos and given weights"
+    ):
+        task.collect(there.results())
+    assert list((tmp_path / "scores").iterdir()) == []
+    other.collect(there.results())
+    assert other.is_done
+    other.clip.video.unlink()
+    with pytest.raises(OutputError, match=r"a clip is missing.*clip1.mp4"):
+        other.run(Worker())
+
+
+@pytest.mark.slow
 def test_two_runs_of_the_whole_benchmark_give_the_same_table(tmp_path):
     """From drawing the clips to the table, by generated videos."""
-    request = {
-        "image_path": "sample:portrait", "audio_path": "sample:recording", "checkpoint": "embedded",
-        "diffusion_steps": 1, "text_guide_scale": 1, "audio_guide_scale": 1, "frame_size": "96x96",
-    }  # fmt: skip
     tables = []
     for name in ("one", "two"):
         manifest = clips(tmp_path / name / "clips", 2, 5)
-        scores = Benchmark(manifest, tmp_path / name / "out", False).generate("embedded", request)
+        scores = Benchmark(manifest, tmp_path / name / "out", False).generate("embedded", REQUEST)
         assert [score.failure for score in scores] == [None, None]
         tables.append(table_files(tmp_path / name / "out"))
         drawn_early.cache_clear()

@@ -25,7 +25,6 @@ from talkinghead_lab.runs import generate
 from talkinghead_lab.runs.folder import RunFolder
 from talkinghead_lab.runs.worker import Failure, Job
 from talkinghead_lab.sweeps.definition import Sweep
-from talkinghead_lab.sweeps.ray_cluster import _save
 from talkinghead_lab.sweeps.sweep import results, run_sweep
 
 
@@ -240,18 +239,15 @@ def test_a_full_disk_ends_all_workers_and_leaves_their_cells_unfinished(sections
     assert main(["sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]) == 0
 
 
-def test_a_run_of_a_cluster_waits_for_no_lock_and_fits_on_the_disk(sections, tmp_path):
+def test_a_run_of_a_cluster_replaces_an_interrupted_one_that_nobody_writes(sections, tmp_path):
     job = jobs(Sweep.from_sections(sections), tmp_path)[0]
     (job.run_dir / "chunks").mkdir(parents=True)
     (job.run_dir / "chunks" / "00000.mp4").write_bytes(b"of an interrupted call")
     files = {"run.json": b"{}", "video.mp4": b"video"}
     with locked(job.run_dir), pytest.raises(FolderLocked):
-        _save(job, files)
+        job.collect(files)
     assert (job.run_dir / "chunks" / "00000.mp4").exists()
-    with pytest.raises(NoSpaceLeft):
-        _save(job, NoSpaceLeft("no space left on the worker's machine"))
-    assert not job.failure.exists()
-    _save(job, files)
+    job.collect(files)
     assert {path.name: path.read_bytes() for path in job.run_dir.iterdir()} == files
 
 
