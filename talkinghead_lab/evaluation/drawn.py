@@ -56,8 +56,8 @@ def open_manifest(
     if maker.digest and found != maker.digest:
         logger.warning(
             "the clips in %s show what those of %s show, but are not equal to the byte (%s…, not %s…): "
-            "other versions of espeak-ng, flite, PyTorch or FFmpeg drew them. Compare with the author's "
-            "table only roughly.",
+            "another processor, or other versions of espeak-ng, flite, PyTorch or FFmpeg, drew them. Compare "
+            "with the author's table only roughly.",
             *(folder, path, found[:12], maker.digest[:12]),
         )
     return drawn
