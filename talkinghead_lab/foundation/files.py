@@ -146,7 +146,8 @@ def _cannot_write(final: Path, error: OSError) -> OutputError:
         return NoSpaceLeft(
             f"no space left while writing ({error.strerror})",
             received=str(final),
-            remedy=f"Free space under {final.parent}, or write to another disk. Nothing was left behind.",
+            remedy=f"Free space under {final.parent}, or write to another disk. "
+            "No half-written file was left behind.",
         )
     return OutputError(
         f"the file cannot be written ({error.strerror})",
