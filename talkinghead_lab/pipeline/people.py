@@ -25,22 +25,30 @@ AROUND_FACE = 0.35  # of a photographed face's size, on each side: hair, neck
 
 
 def propose_boxes(image_path: str) -> tuple[Box, ...]:
-    """Find the people in a picture, or in the first frame of a video, from left to right.
-
-    Cartoon presenters are found as `crop: face` finds them, side by side or one above the other, each as high
-    or wide as the picture's shorter side. Photographed people need MediaPipe's face landmarker.
+    """Find the people in the file of a picture, or in the first frame of a video.
 
     Args:
         image_path: as in a request.
+
+    Raises:
+        MediaError: the picture cannot be read.
+        InvalidRequest: as `boxes_of_people`.
+    """
+    return boxes_of_people(open_reference(local_file(image_path)).frame_at(0.0))
+
+
+def boxes_of_people(picture: Image.Image) -> tuple[Box, ...]:
+    """Find the people in a picture, from left to right.
+
+    Cartoon presenters are found as `crop: face` finds them, side by side or one above the other, each as high
+    or wide as the picture's shorter side. Photographed people need MediaPipe's face landmarker.
 
     Returns:
         [left, top, right, bottom] of each in pixels of the picture, at most six; they do not overlap.
 
     Raises:
-        MediaError: the picture cannot be read.
         InvalidRequest: nobody is found, or photographs cannot be searched on this machine.
     """
-    picture = open_reference(local_file(image_path)).frame_at(0.0)
     found = _presenters(picture) or _photographed(picture)
     return _apart(sorted(found)[:MOST_REGIONS])
 

@@ -62,13 +62,19 @@ class Generator:
             self._call(check_media, {name: file.path for name, file in copies.items()}, self._limits)
             del copies
 
-    def plan(self, job_id: str, params: GenerationParams) -> dict[str, Any]:
+    def plan(self, job_id: str, params: GenerationParams, people: bool = False) -> dict[str, Any]:
         """What a request would do, with the fields of `PlanAnswer`; its files are copied, read and removed.
 
+        Args:
+            job_id: names the folder of the copies.
+            params: the request.
+            people: look for people in the picture, too.
+
         Raises:
-            Problem, TalkingHeadError: the request cannot be used.
+            Problem, TalkingHeadError: the request cannot be used, or nobody is found.
         """
         _import_libraries()
+        from talkinghead_lab.pipeline.people import boxes_of_people
         from talkinghead_lab.pipeline.request import read_inputs, resolve
 
         with self._copies(job_id) as copy:
@@ -86,6 +92,7 @@ class Generator:
                 "forward_passes": resolved.forward_passes,
                 "skippable_passes": resolved.skippable_passes,
                 "warnings": list(map(without_paths, resolved.warnings)),
+                "people": boxes_of_people(inputs.reference.frame_at(0.0)) if people else None,
             }
 
     @contextmanager

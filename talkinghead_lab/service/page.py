@@ -28,6 +28,8 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 BINARY = "application/octet-stream"
+# What a visitor brings; a preset has its own for the samples.
+VISITORS = (*MEDIA_FIELDS, "prompt", "audio_mix", "segments")
 HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
 
 
@@ -100,13 +102,12 @@ def presets(settings: ServiceSettings) -> list[Preset]:
             params = GenerationParams.from_yaml(file)
         except TalkingHeadError:
             continue  # a sweep
-        is_usable = params.checkpoint == checkpoint and params.speakers == 1
-        if not is_usable or not all(lora.path.startswith(SAMPLE_PREFIX) for lora in params.loras):
+        if params.checkpoint != checkpoint or not all(
+            lora.path.startswith(SAMPLE_PREFIX) for lora in params.loras
+        ):
             continue
         given = params.model_dump(mode="json", exclude_unset=True)
-        fields = {
-            name: given[name] for name in given if name in FIELDS and name not in (*MEDIA_FIELDS, "prompt")
-        }
+        fields = {name: given[name] for name in given if name in FIELDS and name not in VISITORS}
         found.append(Preset(name=name, title=_title(file), fields=fields))
     return found
 

@@ -144,14 +144,15 @@ class Service:
             if job is None or job.id != name:
                 await asyncio.to_thread(output.remove_uploads, name)
 
-    async def plan(self, request: Request) -> dict[str, Any]:
-        """Tell what a request would do, without generating; errors as for `submit`."""
+    async def plan(self, request: Request, people: bool) -> dict[str, Any]:
+        """Tell what a request would do, without generating; errors and arguments as for `Generator.plan`."""
         name = self.generator.output.new_name()
         try:
             sent = await read_submission(request, self.generator.output.uploads(name))
             params = self.settings.params(**in_allowed_folders(self.settings, sent.fields))
             with self.jobs.place():
-                return await self._in_checks(copy_context(), partial(self.generator.plan, name, params))
+                check = partial(self.generator.plan, name, params, people)
+                return await self._in_checks(copy_context(), check)
         finally:
             await asyncio.to_thread(self.generator.output.remove_uploads, name)
 

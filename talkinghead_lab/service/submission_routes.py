@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -21,7 +21,7 @@ REFUSALS = problem_responses(400, 403, 404, 413, 422, 503, 507)
 
 
 class PlanAnswer(BaseModel):
-    """What a request would do. `crop` is [left, top, right, bottom] in pixels of the picture."""
+    """What a request would do. Boxes are [left, top, right, bottom] in pixels of the picture."""
 
     frame_size: tuple[int, int]
     picture: tuple[int, int]
@@ -33,6 +33,7 @@ class PlanAnswer(BaseModel):
     forward_passes: int
     skippable_passes: int
     warnings: list[str]
+    people: list[tuple[int, int, int, int]] | None
 
 
 class KeptVideo(BaseModel):
@@ -85,8 +86,11 @@ def add_submissions(router: APIRouter, service: Service) -> None:
         openapi_extra={"requestBody": BODY},
         summary="What a request would do: its size, crop, chunks and warnings; nothing is generated",
     )
-    async def plan(request: Request) -> PlanAnswer:
-        return PlanAnswer(**await service.plan(request))
+    async def plan(
+        request: Request,
+        people: Annotated[bool, Query(description="propose boxes for the people in the picture")] = False,
+    ) -> PlanAnswer:
+        return PlanAnswer(**await service.plan(request, people))
 
     @router.get(
         "/api/jobs/{job_id}/request",

@@ -9,11 +9,13 @@ import httpx
 import pytest
 import soundfile
 import yaml
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from talkinghead_lab.figures.labels import title
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.people import propose_boxes
 from talkinghead_lab.service.page import FOLDER
 from tests.accessibility import findings
 from tests.browsers import chromium
@@ -143,6 +145,7 @@ def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_serv
 
 def test_settings_that_are_typed_while_the_page_loads_stay(visit, page_server):
     page, held = visit(page_server), []
+    expect(page.locator("#preset option").first).to_have_text("Defaults of the service")
     page.route("**/api/presets", lambda route: held.append(route))
     with page.expect_request("**/api/presets"):
         page.reload()
@@ -215,6 +218,80 @@ def test_a_job_can_be_stopped_and_is_found_again_after_a_reload(visit, page_serv
     expect(page.locator("#job")).to_be_hidden()
 
 
+def box_of(page: Page, speaker: int) -> list[int]:
+    return [int(number) for number in page.locator(f"#box-{speaker}").input_value().split(",")]
+
+
+def choose_two_people(page: Page) -> None:
+    page.set_input_files("#image", SAMPLES_FOLDER / "two-people.png")
+    page.locator("#sample-audio").click()
+    page.get_by_text("Two speakers").click()
+
+
+def test_boxes_are_found_dragged_moved_and_typed(visit, page_server):
+    page = visit(page_server)
+    choose_two_people(page)
+    page.get_by_role("button", name="Find people").click()
+    expect(page.locator("#found")).to_have_text("2 people found, counted from the left")
+    found = [list(box) for box in propose_boxes("sample:two-people")]
+    assert [box_of(page, 1), box_of(page, 2)] == found
+
+    first = page.locator(".box").first
+    first.scroll_into_view_if_needed()
+    canvas = page.locator("#picture").bounding_box()
+    scale = canvas["width"] / Image.open(SAMPLES_FOLDER / "two-people.png").width
+    shown = first.bounding_box()
+    assert shown["x"] - canvas["x"] == pytest.approx(found[0][0] * scale, abs=1)
+    assert shown["width"] == pytest.approx((found[0][2] - found[0][0]) * scale, abs=1)
+    page.mouse.move(shown["x"] + shown["width"] / 2, shown["y"] + shown["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(shown["x"] + shown["width"] / 2 + 10 * scale, shown["y"] + shown["height"] / 2)
+    page.mouse.up()
+    dragged = box_of(page, 1)
+    assert dragged == pytest.approx([found[0][0] + 10, found[0][1], found[0][2] + 10, found[0][3]], abs=1)
+    first.press("ArrowLeft")
+    moved = box_of(page, 1)
+    assert moved[0] < dragged[0]
+    assert moved[2] - moved[0] == dragged[2] - dragged[0]
+    first.press("Shift+ArrowUp")
+    assert box_of(page, 1)[:3] == moved[:3]
+    assert box_of(page, 1)[3] < moved[3]
+    page.fill("#box-1", "0, 0, 160, 160")
+    page.locator("#box-1").press("Tab")
+    assert first.bounding_box()["width"] == pytest.approx(160 * scale, abs=1)
+    page.get_by_text("Two speakers").click()
+    expect(first).to_be_hidden()
+
+
+def test_a_dialogue_of_two_recordings(visit, page_server):
+    page = visit(page_server)
+    choose_two_people(page)
+    boxes = [[80, 0, 160, 160], [160, 0, 240, 160]]  # what the square frame shows of them
+    for speaker, box in enumerate(boxes, start=1):
+        page.fill(f"#box-{speaker}", str(box)[1:-1])
+    page.get_by_role("button", name="Use the second sample").click()
+    expect(page.locator("#second-note")).to_have_text("The sample that comes with the service")
+    page.select_option("#audio_mix", "add")
+    page.get_by_text("Settings").click()
+    for name, value in {"max_frames": "5", "diffusion_steps": "1", "audio_guide_scale": "1"}.items():
+        page.fill(f"#{name}", value)
+    page.locator("#max_frames").press("Tab")
+    expect(page.locator("#plan")).to_contain_text("32 × 32 pixels, 12.4 s, 5 frames")
+    generate(page)
+    page.get_by_role("button", name="Copy as YAML").click()
+    expect(page.locator("#copied")).to_have_text("The request is copied.")
+    request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
+    assert request["speaker_boxes"] == boxes
+    assert (request["audio_mix"], request["second_audio_path"]) == ("add", "sample:recording-2")
+    page.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#copied")).to_have_text("The command is copied.")
+    command = page.evaluate("() => navigator.clipboard.readText()")
+    assert "--form 'second_audio_path=sample:recording-2'" in command
+
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator("#second-sound")).to_be_hidden()
+
+
 def test_the_microphone(visit, page_server):
     page = visit(page_server)
     page.get_by_role("button", name="Record", exact=True).click()
@@ -261,6 +338,9 @@ def test_every_control_is_in_reach_and_named(visit, page_server, width, scheme):
     page = visit(page_server, viewport={"width": width, "height": 800}, color_scheme=scheme)
     expect(page.locator("#preset option")).not_to_have_count(0)
     page.get_by_text("Settings").click()
+    page.get_by_text("Two speakers").click()
+    page.locator("#sample-image").click()
+    expect(page.locator(".box").first).to_be_visible()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     for control in page.locator("button:visible, select:visible, input:visible, textarea:visible").all():
         box = control.bounding_box()

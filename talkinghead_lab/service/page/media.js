@@ -1,6 +1,8 @@
-// The two files of a request: chosen, dropped, recorded or a sample; shown as picture and waveform.
+// The files of a request: chosen, dropped, recorded or a sample; shown as picture and waveform.
 
 import { call } from '/page/api.js';
+
+const SAMPLES = { image_path: 'portrait', audio_path: 'recording', second_audio_path: 'recording-2' };
 
 /** What a field of the request is to be: `file` is shown, and uploaded unless it is a `sample` of the service. */
 export class Media {
@@ -31,7 +33,7 @@ export class Media {
   }
 
   async useSample() {
-    const name = this.field === 'image_path' ? 'portrait' : 'recording';
+    const name = SAMPLES[this.field];
     const content = await (await call(`/api/samples/${name}`)).blob();
     [this.file, this.sample] = [new File([content], name, { type: content.type }), `sample:${name}`];
     this.input.value = '';
@@ -39,25 +41,32 @@ export class Media {
     this.onChange(this.file);
   }
 
+  remove() {
+    this.file = this.sample = null;
+    this.input.value = this.note.textContent = '';
+    this.onChange(null);
+  }
+
   addTo(form) {
+    if (!this.isChosen) return;
     if (this.sample) form.append(this.field, this.sample);
     else form.append(this.field, this.file, this.file.name);
   }
 
-  /** For `curl --form`. */
+  /** For `curl --form`; a list, empty if nothing is chosen. */
   get asText() {
-    return `${this.field}=${this.sample ?? `@${this.file.name}`}`;
+    return this.isChosen ? [`${this.field}=${this.sample ?? `@${this.file.name}`}`] : [];
   }
 }
 
 export const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
-/** Draw a picture with the part outside `crop` dimmed; for a video, its first frame. */
+/** Draw a picture with the part outside `crop` dimmed; for a video, its first frame. Returns its width and height. */
 export async function drawPicture(canvas, file, crop = null) {
   const picture = await decoded(file);
   if (!picture) {
     canvas.hidden = true;
-    return;
+    return null;
   }
   const scale = Math.min(1, 640 / picture.width, 480 / picture.height);
   canvas.width = Math.round(picture.width * scale);
@@ -79,6 +88,7 @@ export async function drawPicture(canvas, file, crop = null) {
   }
   canvas.ariaLabel = told;
   canvas.hidden = false;
+  return [picture.width, picture.height];
 }
 
 async function decoded(file) {

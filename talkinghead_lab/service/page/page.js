@@ -1,6 +1,7 @@
 // The page: a portrait and a recording become a job of the API, and its growing video is played.
 
 import { call, getJson } from '/page/api.js';
+import { Boxes } from '/page/boxes.js';
 import { Media, drawPicture, drawWaveform, recordWith } from '/page/media.js';
 
 const SETTINGS = ['crop', 'diffusion_steps', 'text_guide_scale', 'audio_guide_scale', 'seed', 'max_frames'];
@@ -45,18 +46,50 @@ const audio = new Media('audio_path', {
   },
 });
 
+const second = new Media('second_audio_path', {
+  input: $('second-audio'), drop: $('second'), sample: $('second-sample'), note: $('second-note'), onError: fail,
+  onChange: (file) => {
+    URL.revokeObjectURL($('second-sound').src);
+    if (file) $('second-sound').src = URL.createObjectURL(file);
+    $('second-sound').hidden = $('second-remove').hidden = !file;
+    replan();
+  },
+});
+const boxes = new Boxes($('picture'), document.querySelectorAll('.box'), [$('box-1'), $('box-2')], () => replan());
+
 async function showPicture() {
-  if (image.file) await drawPicture($('picture'), image.file, plan?.crop);
+  const size = image.file && await drawPicture($('picture'), image.file, plan?.crop);
+  boxes.show($('two').open ? size : null);
+}
+
+async function findPeople() {
+  note('error', '');
+  note('found', 'Searching …');
+  try {
+    const body = form();
+    for (const name of ['speaker_boxes', 'second_audio_path', 'audio_mix']) body.delete(name); // they may not fit yet
+    const { people } = await (await call('/api/plan?people=true', { method: 'POST', body })).json();
+    boxes.use(people.slice(0, 2));
+    note('found', `${people.length} ${people.length === 1 ? 'person' : 'people'} found, counted from the left`);
+    replan();
+  } catch (error) {
+    note('found', '');
+    fail(error);
+  }
 }
 
 /** The request as form data: preset, settings that were changed, prompt and files. */
 function form() {
   const fields = { ...presets.find(({ name }) => name === $('preset').value)?.fields, prompt: $('prompt').value };
   for (const name of SETTINGS) if ($(name).value !== '') fields[name] = asList($(name).value);
+  delete fields.speaker_boxes;
+  if (boxes.typed.length) fields.speaker_boxes = `[${boxes.typed.map((box) => `[${box}]`)}]`;
+  if (second.isChosen) fields.audio_mix = $('audio_mix').value;
   const data = new FormData();
   for (const [name, value] of Object.entries(fields)) data.append(name, typeof value === 'object' ? JSON.stringify(value) : value);
   image.addTo(data);
   audio.addTo(data);
+  second.addTo(data);
   return data;
 }
 
@@ -65,7 +98,7 @@ let planned = 0;
 /** Ask what the request would do, a moment after the last change. */
 function replan() {
   clearTimeout(planned);
-  $('generate').disabled = !(image.isChosen && audio.isChosen);
+  $('generate').disabled = $('find').disabled = !(image.isChosen && audio.isChosen);
   if ($('generate').disabled) return;
   planned = setTimeout(async () => {
     try {
@@ -90,7 +123,7 @@ async function generate(event) {
   $('generate').disabled = true;
   try {
     const body = form();
-    sent = [...body].filter(([name]) => !name.endsWith('_path')).map(([name, value]) => `${name}=${value}`).concat(image.asText, audio.asText);
+    sent = [...body].filter(([name]) => !name.endsWith('_path')).map(([name, value]) => `${name}=${value}`).concat(image.asText, audio.asText, second.asText);
     job = await (await call('/api/jobs', { method: 'POST', body, headers: { 'Idempotency-Key': crypto.randomUUID?.() ?? String(Math.random()) } })).json();
     follow(job.id);
   } catch (error) {
@@ -243,6 +276,8 @@ function curl() {
 function usePreset() {
   const fields = presets.find(({ name }) => name === $('preset').value)?.fields ?? {};
   for (const name of SETTINGS) $(name).value = [fields[name] ?? (name === 'crop' ? 'center' : '')].flat().join(', ');
+  boxes.use(fields.speaker_boxes ?? []);
+  if (fields.speaker_boxes) $('two').open = true;
   replan();
 }
 
@@ -260,10 +295,13 @@ async function start() {
   }
 }
 
-$('generate').disabled = true;
+$('generate').disabled = $('find').disabled = true;
 $('request').addEventListener('submit', generate);
 $('preset').addEventListener('change', usePreset);
-for (const name of SETTINGS) $(name).addEventListener('change', replan);
+for (const name of [...SETTINGS, 'audio_mix']) $(name).addEventListener('change', replan);
+$('two').addEventListener('toggle', showPicture);
+$('second-remove').addEventListener('click', () => second.remove());
+$('find').addEventListener('click', findPeople);
 $('stop').addEventListener('click', () => call(`/api/jobs/${job.id}`, { method: 'DELETE' }).catch(fail));
 $('video').addEventListener('error', resume);
 $('compare').addEventListener('change', compare);
