@@ -27,6 +27,14 @@ SAME_MOMENT = """() => {
     return video.paused && compared.paused && compared.currentTime > 0.4
         && Math.abs(video.currentTime - compared.currentTime) < 0.02;
 }"""
+ONE_TYPED = """async () => {
+    const { Boxes } = await import('/page/boxes.js');
+    const inputs = ['', '170, 2, 300, 140'].map(
+        (value) => Object.assign(document.createElement('input'), { value }));
+    const boxes = new Boxes(document.getElementById('picture'), [], inputs, () => {});
+    boxes.show([320, 160], false);
+    return boxes.text;
+}"""
 WIDTHS = (360, 768, 1280, 1920)
 PATIENCE = 120_000  # milliseconds: the first plan imports PyTorch, however busy the machine
 CUT_PLACEHOLDERS = """() => [...document.querySelectorAll('[placeholder]')].filter((field) => {
@@ -259,6 +267,9 @@ def test_boxes_are_found_dragged_moved_and_typed(visit, page_server):
     page.fill("#box-1", "0, 0, 160, 160")
     page.locator("#box-1").press("Tab")
     assert first.bounding_box()["width"] == pytest.approx(160 * scale, abs=1)
+    assert page.evaluate(ONE_TYPED) == "[[0,0,160,160],[170, 2, 300, 140]]", "both are sent as they are shown"
+    page.locator("#sample-image").click()
+    expect(page.locator("#box-2")).to_have_value("")
     page.get_by_text("Two speakers").click()
     expect(first).to_be_hidden()
 

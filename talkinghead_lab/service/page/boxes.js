@@ -7,7 +7,7 @@ const CORNER = 16; // pixels of the screen, at the lower right, that resize a bo
 export class Boxes {
   /** `shown` are the elements over `canvas`, `inputs` hold the numbers; `onChange` is called after a change. */
   constructor(canvas, shown, inputs, onChange) {
-    Object.assign(this, { canvas, shown: [...shown], inputs, onChange, size: null });
+    Object.assign(this, { canvas, shown: [...shown], inputs, onChange, size: null, visible: false });
     this.shown.forEach((box, which) => {
       box.addEventListener('pointerdown', (event) => this.drag(event, which));
       box.addEventListener('keydown', (event) => this.step(event, which));
@@ -21,14 +21,15 @@ export class Boxes {
     new ResizeObserver(() => this.place()).observe(canvas);
   }
 
-  /** What is typed, without empty boxes. */
-  get typed() {
-    return this.inputs.map(({ value }) => value.trim()).filter((text) => text);
+  /** Both boxes as the request takes them, as they are shown if only one is typed; null: none is. */
+  get text() {
+    if (!this.inputs.some(({ value }) => value.trim())) return null;
+    return `[${this.inputs.map(({ value }, which) => `[${value.trim() || this.edges[which]}]`)}]`;
   }
 
   /** [left, top, right, bottom] of each; a box that is not typed is a half of the picture. */
   get edges() {
-    const [width, height] = this.size;
+    const [width, height] = this.size ?? [0, 0];
     const halves = [[0, 0, Math.floor(width / 2), height], [Math.floor(width / 2), 0, width, height]];
     return this.inputs.map(({ value }, which) => {
       const numbers = value.split(',').map(Number);
@@ -42,15 +43,15 @@ export class Boxes {
     this.place();
   }
 
-  /** Show the boxes over a picture of `size`; null hides them. */
-  show(size) {
-    this.size = size;
+  /** The picture has this `size`, null if there is none; the boxes are shown over it if they are `visible`. */
+  show(size, visible) {
+    Object.assign(this, { size, visible: visible && size !== null });
     this.place();
   }
 
   place() {
-    for (const box of this.shown) box.hidden = this.size === null;
-    if (this.size === null) return;
+    for (const box of this.shown) box.hidden = !this.visible;
+    if (!this.visible) return;
     const scale = this.canvas.offsetWidth / this.size[0];
     this.edges.forEach(([left, top, right, bottom], which) => {
       const { style } = this.shown[which];

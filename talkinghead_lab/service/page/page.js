@@ -30,6 +30,8 @@ const image = new Media('image_path', {
   input: $('image'), drop: $('portrait'), sample: $('sample-image'), note: $('image-note'), onError: fail,
   onChange: async (file) => {
     plan = null;
+    if (boxes.size) boxes.use([]); // those of another picture
+    note('found', '');
     await showPicture();
     replan();
   },
@@ -59,7 +61,7 @@ const boxes = new Boxes($('picture'), document.querySelectorAll('.box'), [$('box
 
 async function showPicture() {
   const size = image.file && await drawPicture($('picture'), image.file, plan?.crop);
-  boxes.show($('two').open ? size : null);
+  boxes.show(size, $('two').open);
 }
 
 async function findPeople() {
@@ -83,7 +85,7 @@ function form() {
   const fields = { ...presets.find(({ name }) => name === $('preset').value)?.fields, prompt: $('prompt').value };
   for (const name of SETTINGS) if ($(name).value !== '') fields[name] = asList($(name).value);
   delete fields.speaker_boxes;
-  if (boxes.typed.length) fields.speaker_boxes = `[${boxes.typed.map((box) => `[${box}]`)}]`;
+  if (boxes.text) fields.speaker_boxes = boxes.text;
   if (second.isChosen) fields.audio_mix = $('audio_mix').value;
   const data = new FormData();
   for (const [name, value] of Object.entries(fields)) data.append(name, typeof value === 'object' ? JSON.stringify(value) : value);
