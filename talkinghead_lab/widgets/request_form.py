@@ -1,6 +1,7 @@
 """A form with every field of the request, in groups, that shows and returns `GenerationParams`."""
 
 import html
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import ipywidgets as widgets
 from talkinghead_lab.agreement import RELEASED_ONLY
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.figures.labels import title
+from talkinghead_lab.foundation.paths import local_file
+from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.people import propose_boxes
+from talkinghead_lab.widgets.box_editor import BoxEditor
 from talkinghead_lab.widgets.fields import SHOWN_WITH, Control, OnChange, grouped_fields
 from talkinghead_lab.widgets.frame_preview import FramePreview
 from talkinghead_lab.widgets.media_picker import MediaKind, MediaPicker
@@ -38,7 +42,7 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self, params: GenerationParams, on_change: OnChange, media_folder: Path | None = None
     ) -> None:
         self._on_change: OnChange | None = None
-        self._loading = True
+        self._loading, self._showing = True, False
         self.loaded, self._checkpoint = params, params.checkpoint
         self.controls: dict[str, Control] = {}
         self.preview = FramePreview()
@@ -56,7 +60,9 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         find, self.people = widgets.Button(description="Find people"), widgets.HTML()
         find.tooltip = "proposes a box for each person in the picture, which can be changed"
         find.on_click(self._find_people)
-        self.controls["speaker_boxes"].children += (find, self.people)
+        self.boxes = BoxEditor()
+        self.boxes.observe(self._drag, "boxes")
+        self.controls["speaker_boxes"].children += (find, self.people, self.boxes)
         super().__init__(sections)
         self.add_class("thl-settings")
         self.load(params)
@@ -85,13 +91,20 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def _find_people(self, button: object) -> None:
         """Propose a box for each person in the picture; the preview shows them."""
         try:
-            boxes = propose_boxes(self["image_path"].value)
+            media = {"image_path": self["image_path"].value, "audio_path": "none"}
+            request = GenerationParams(**media, speaker_boxes=((0, 0, 1, 1),))  # boxes need a single picture
+            boxes = propose_boxes(request.pictures[0].file)
         except TalkingHeadError as error:
             self.people.value = f'<span class="thl-error">{html.escape(str(error))}</span>'
             return
         people = f"{len(boxes)} {'person' if len(boxes) == 1 else 'people'}"
         self.people.value = f"<span>{people} found, from left to right; the first speaks first</span>"
         self["speaker_boxes"].value = boxes
+
+    def _drag(self, change: dict[str, Any]) -> None:
+        """Take over boxes that were moved on the picture."""
+        if change["new"] and not self._showing:
+            self["speaker_boxes"].value = change["new"]
 
     def _follow_checkpoint(self) -> None:
         """Fields at the defaults of the earlier checkpoint take those of the one now chosen."""
@@ -108,6 +121,7 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         try:
             params = self.params
             self.preview.show(params)
+            self._show_boxes(params)
             message, invalid = str(self.preview.error or ""), self.preview.invalid_field
         except InvalidRequest as error:
             message, invalid = str(error), error.field
@@ -116,6 +130,16 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             if params is not None:
                 control.mark("changed", getattr(params, name) != getattr(self.loaded, name))
         return message
+
+    def _show_boxes(self, params: GenerationParams) -> None:
+        """Show boxes over the first picture, also where they do not fit the frame."""
+        picture = None
+        if params.speaker_boxes:
+            with suppress(TalkingHeadError):  # the preview says why there is none
+                picture = open_reference(local_file(params.pictures[0].file)).frame_at(0.0)
+        self._showing = True
+        self.boxes.show(picture, params.speaker_boxes)
+        self._showing = False
 
     def _changed(self) -> None:
         if self._loading:

@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Page
 from talkinghead_lab.figures.runs import video_player
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.widgets import player
+from talkinghead_lab.widgets.box_editor import BoxEditor
 from tests.accessibility import findings
 from tests.browsers import chromium
 
@@ -45,6 +46,19 @@ CHANGING_CLIPS = """async () => {
     }
     await Promise.all([...el.querySelectorAll('video')].map(shown =>
         shown.readyState >= 3 || new Promise(done => shown.oncanplay = done)));
+}"""
+BOXES_OVER_A_PICTURE = """async () => {
+    const {default: {render}} = await import('/boxes.js');
+    const blob = await (await fetch('/clip.png')).blob();
+    const state = window.state = {picture: URL.createObjectURL(blob), size: [320, 160], boxes: []};
+    const followers = {};
+    render({el: document.body, model: {
+        get: name => state[name], set: (name, value) => state[name] = value,
+        save_changes: () => state.saved = true,
+        on: (event, callback) => followers[event] = callback,
+    }});
+    window.follow = boxes => { state.boxes = boxes; followers['change:boxes'](); };
+    await document.querySelector('img').decode();
 }"""
 KERNEL_IS_IDLE = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
 TINY = {"max_frames": 53, "chunk_frames": 13, "motion_frame": 5, "diffusion_steps": 2, "frame_size": "64x64"}
@@ -79,6 +93,39 @@ def test_clips_that_change_while_loading_or_playing_are_released(browser):
     )
     page.goto("http://player.test/")
     page.evaluate(CHANGING_CLIPS)
+    assert errors == []
+    page.close()
+
+
+def test_boxes_are_dragged_over_the_picture_and_follow_the_form(browser):
+    served = {
+        "/": {"body": "<body></body>", "content_type": "text/html"},
+        "/boxes.js": {"body": BoxEditor._esm, "content_type": "text/javascript"},
+        "/clip.png": {"path": player.FOLDER.parent / "embedded" / "samples" / "two-people.png"},
+    }
+    page = browser.new_page()
+    errors = errors_of(page)
+    page.route(
+        "http://boxes.test/**", lambda route: route.fulfill(**served[urlsplit(route.request.url).path])
+    )
+    page.goto("http://boxes.test/")
+    page.add_style_tag(path=player.FOLDER / "panel.css")
+    page.evaluate(BOXES_OVER_A_PICTURE)
+    second, picture = page.locator(".thl-box").nth(1), page.locator("img").bounding_box()
+    at = second.bounding_box()
+    assert at["x"] - picture["x"] == pytest.approx(picture["width"] / 2, abs=1)
+    second.press("Shift+ArrowLeft")
+    assert page.evaluate("() => [state.boxes, state.saved]") == [[[0, 0, 160, 160], [160, 0, 317, 160]], True]
+    page.mouse.move(at["x"] + 60, at["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(at["x"] + 40, at["y"] + 60)
+    page.mouse.up()
+    moved = page.evaluate("() => state.boxes")[1]
+    assert moved == pytest.approx([160 - 20 * 320 / picture["width"], 0, moved[0] + 157, 160], abs=1)
+    page.evaluate("() => follow([[10, 20, 100, 120], [200, 20, 300, 120], [120, 0, 180, 160]])")
+    assert page.locator(".thl-box").count() == 3
+    third = page.locator(".thl-box").nth(2).bounding_box()
+    assert third["width"] == pytest.approx(60 * picture["width"] / 320, abs=1)
     assert errors == []
     page.close()
 

@@ -8,6 +8,7 @@ import pytest
 from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.foundation.field_types import Lora
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.pipeline.people import propose_boxes
 from talkinghead_lab.widgets.fields import Control, bounds, grouped_fields
 from talkinghead_lab.widgets.request_form import RequestForm
 
@@ -165,6 +166,30 @@ def test_switching_on_a_second_speaker_selects_a_recording(project):
     assert form.params.second_audio_path == "sample:recording"
     form["second_audio_path"].switch.value = False
     assert form.params == REQUEST
+
+
+def test_boxes_are_found_shown_over_the_picture_and_dragged(project):
+    form = RequestForm(REQUEST.replace(image_path="sample:two-people"), lambda: None)
+    assert form.mark() == ""
+    assert (form.boxes.size, form.boxes.boxes) == ([], [])
+    find = form["speaker_boxes"].children[-3]
+    find.click()
+    assert "2 people found" in form.people.value
+    form.mark()
+    found = [list(box) for box in propose_boxes("sample:two-people")]
+    assert (form.boxes.size, form.boxes.boxes) == ([320, 160], found)
+    assert form.boxes.picture.startswith("data:image/jpeg")
+    dragged = [found[0], [180, 0, 300, 150]]
+    form.boxes.boxes = dragged
+    assert [list(box) for box in form.params.speaker_boxes] == dragged
+    form["speaker_boxes"].switch.value = False
+    form.mark()
+    assert form.boxes.size == []
+    shots = [{"start": 0, "file": "sample:two-people"}, {"start": 1, "file": "sample:portrait"}]
+    form["image_path"].value = shots
+    find.click()
+    assert "drawn on one picture" in form.people.value
+    assert form.params.speaker_boxes is None
 
 
 def test_only_applicable_fields_are_shown(project):
