@@ -6,7 +6,7 @@ the first, as in `sampling.chunks`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -96,24 +96,38 @@ class EncodedVideos:
     dropped_ids: Tensor
     dropped_mask: Tensor
 
+    AT_ONCE: ClassVar[int] = 16  # videos that are rendered and encoded together
+
     def __post_init__(self) -> None:
         self.talking_videos = self.talking.nonzero().flatten()
 
     @classmethod
-    def make(
-        cls, maker: ClipMaker, networks: Networks, tokenizer: Tokenizer, count: int, at_once: int = 16
-    ) -> Self:
+    def make(cls, maker: ClipMaker, networks: Networks, tokenizer: Tokenizer, count: int) -> Self:
         """Render and encode `count` videos."""
         parts: list[tuple[Tensor, ...]] = []
         captions: list[str] = []
-        for start in range(0, count, at_once):
-            clips = [maker.clip(VIDEO_FRAMES) for _ in range(min(at_once, count - start))]
-            captions += [clip.performance.caption for clip in clips]
-            parts.append(_encode(clips, maker, networks))
-            if (start // at_once) % 20 == 0:
+        for start in range(0, count, cls.AT_ONCE):
+            part, told = cls._encoded(maker, networks, min(cls.AT_ONCE, count - start))
+            parts.append(part)
+            captions += told
+            if (start // cls.AT_ONCE) % 20 == 0:
                 print("videos", start, flush=True)
-        text = caption_tokens(captions, tokenizer, maker.device)
+        tokens, dropped = tokenizer(captions), tokenizer([RELEASED_NEGATIVE_PROMPT, ""])
+        text = (t.to(maker.device) for t in (tokens.ids, tokens.mask, dropped.ids, dropped.mask))
         return cls(*(torch.cat(part) for part in zip(*parts, strict=True)), *text)
+
+    @classmethod
+    def _encoded(
+        cls, maker: ClipMaker, networks: Networks, count: int
+    ) -> tuple[tuple[Tensor, ...], list[str]]:
+        """The fields of `count` new videos from `portraits` to `speech`, and their captions."""
+        clips = [maker.clip(VIDEO_FRAMES) for _ in range(count)]
+        return _encode(clips, maker, networks), [clip.performance.caption for clip in clips]
+
+    @staticmethod
+    def _by_speaker(windows: Tensor) -> Tensor:
+        """Windows of speech [B, F, window, …] as [B, speakers, F, window, layers, channels]."""
+        return windows[:, None]
 
     def draw(
         self,
@@ -164,16 +178,10 @@ class EncodedVideos:
             given=(times < motion_latents[:, None])[:, None, :, None, None],
             condition=with_mask(self.conditions[chosen].float()),
             portrait=from_bytes(self.portraits[chosen]),
-            windows=torch.where(no_audio, 0.0, windows.float())[:, None],
+            windows=self._by_speaker(torch.where(no_audio, 0.0, windows.float())),
             ids=torch.where(no_text, self.dropped_ids[negative], self.ids[chosen]),
             mask=torch.where(no_text, self.dropped_mask[negative], self.mask[chosen]),
         )
-
-
-def caption_tokens(captions: list[str], tokenizer: Tokenizer, device: torch.device) -> list[Tensor]:
-    """The `ids`, `mask`, `dropped_ids` and `dropped_mask` of encoded videos."""
-    tokens, dropped = tokenizer(captions), tokenizer([RELEASED_NEGATIVE_PROMPT, ""])
-    return [t.to(device) for t in (tokens.ids, tokens.mask, dropped.ids, dropped.mask)]
 
 
 def with_mask(encoded: Tensor) -> Tensor:

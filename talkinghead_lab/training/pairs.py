@@ -5,25 +5,21 @@ one or both are silent; a silent presenter's mouth is shut.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from talkinghead_lab.models.encoders.text import Tokenizer
 from talkinghead_lab.training.avatar import POSE_CHANNELS, POSE_LIMITS, Identity, Motion, render
 from talkinghead_lab.training.data import (
     VIDEO_FRAMES,
     EncodedVideos,
-    TrainingBatch,
-    caption_tokens,
     encode_speech,
     encode_video,
 )
 from talkinghead_lab.training.dataset import Clip, ClipMaker
-from talkinghead_lab.training.motion import Performance, sample_performance
+from talkinghead_lab.training.motion import sample_performance
 from talkinghead_lab.training.networks import FRAME_SIZE
 from talkinghead_lab.training.speech import SAMPLES_PER_FRAME
 from talkinghead_lab.training.train_vae import to_bytes
@@ -95,34 +91,19 @@ def render_pairs(pairs: list[Pair], device: torch.device) -> Tensor:
 class EncodedPairs(EncodedVideos):
     """Encoded videos of pairs; `speech` is [N, audio variants, F, 2, layers, channels]."""
 
-    @classmethod
-    def make(
-        cls, maker: ClipMaker, networks: Networks, tokenizer: Tokenizer, count: int, at_once: int = 8
-    ) -> Self:
-        """Render and encode `count` videos."""
-        parts: list[tuple[Tensor, ...]] = []
-        performances: list[Performance] = []
-        for start in range(0, count, at_once):
-            pairs = [draw_pair(maker, VIDEO_FRAMES) for _ in range(min(at_once, count - start))]
-            performances += [pair.left.performance for pair in pairs]
-            parts.append(_encode(pairs, maker, networks))
-            if (start // at_once) % 20 == 0:
-                print("pairs", start, flush=True)
-        captions = [performance.caption for performance in performances]
-        text = caption_tokens(captions, tokenizer, maker.device)
-        return cls(*(torch.cat(part) for part in zip(*parts, strict=True)), *text)
+    AT_ONCE = 8  # as many halves as one-person videos
 
-    def draw(
-        self,
-        count: int,
-        generator: torch.Generator,
-        window: int,
-        drops: bool = True,
-        narrated: bool = False,
-    ) -> TrainingBatch:
-        """A batch of `count` random chunks with `windows` of both voices, the left presenter's first."""
-        batch = super().draw(count, generator, window, drops, narrated)
-        return replace(batch, windows=batch.windows[:, 0].movedim(3, 1))
+    @classmethod
+    def _encoded(
+        cls, maker: ClipMaker, networks: Networks, count: int
+    ) -> tuple[tuple[Tensor, ...], list[str]]:
+        pairs = [draw_pair(maker, VIDEO_FRAMES) for _ in range(count)]
+        return _encode(pairs, maker, networks), [pair.left.performance.caption for pair in pairs]
+
+    @staticmethod
+    def _by_speaker(windows: Tensor) -> Tensor:
+        """The left presenter's windows are the first."""
+        return windows.movedim(3, 1)
 
 
 @torch.no_grad()
