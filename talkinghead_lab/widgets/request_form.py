@@ -1,7 +1,6 @@
 """A form with every field of the request, in groups, that shows and returns `GenerationParams`."""
 
 import html
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import ipywidgets as widgets
 from talkinghead_lab.agreement import RELEASED_ONLY
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.figures.labels import title
-from talkinghead_lab.foundation.paths import local_file
-from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.people import propose_boxes
 from talkinghead_lab.widgets.box_editor import BoxEditor
@@ -121,7 +118,9 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         try:
             params = self.params
             self.preview.show(params)
-            self._show_boxes(params)
+            self._showing = True
+            self.boxes.show(params)
+            self._showing = False
             message, invalid = str(self.preview.error or ""), self.preview.invalid_field
         except InvalidRequest as error:
             message, invalid = str(error), error.field
@@ -130,16 +129,6 @@ class RequestForm(widgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             if params is not None:
                 control.mark("changed", getattr(params, name) != getattr(self.loaded, name))
         return message
-
-    def _show_boxes(self, params: GenerationParams) -> None:
-        """Show boxes over the first picture, also where they do not fit the frame."""
-        picture = None
-        if params.speaker_boxes:
-            with suppress(TalkingHeadError):  # the preview says why there is none
-                picture = open_reference(local_file(params.pictures[0].file)).frame_at(0.0)
-        self._showing = True
-        self.boxes.show(picture, params.speaker_boxes)
-        self._showing = False
 
     def _changed(self) -> None:
         if self._loading:
