@@ -35,6 +35,10 @@ ONE_TYPED = """async () => {
     boxes.show([320, 160], false);
     return boxes.text;
 }"""
+PIXELS = """(canvas) => {
+    const at = (x) => [...canvas.getContext('2d').getImageData(x * canvas.width, canvas.height / 2, 1, 1).data];
+    return { left: at(0.25), right: at(0.75) };
+}"""
 WIDTHS = (360, 768, 1280, 1920)
 PATIENCE = 120_000  # milliseconds: the first plan imports PyTorch, however busy the machine
 CUT_PLACEHOLDERS = """() => [...document.querySelectorAll('[placeholder]')].filter((field) => {
@@ -274,12 +278,18 @@ def test_boxes_are_found_dragged_moved_and_typed(visit, page_server):
     expect(first).to_be_hidden()
 
 
+BOXES = [[80, 0, 160, 160], [160, 0, 240, 160]]  # what the square frame shows of two people
+
+
+def type_boxes(page: Page) -> None:
+    for speaker, box in enumerate(BOXES, start=1):
+        page.fill(f"#box-{speaker}", str(box)[1:-1])
+
+
 def test_a_dialogue_of_two_recordings(visit, page_server):
     page = visit(page_server)
     choose_two_people(page)
-    boxes = [[80, 0, 160, 160], [160, 0, 240, 160]]  # what the square frame shows of them
-    for speaker, box in enumerate(boxes, start=1):
-        page.fill(f"#box-{speaker}", str(box)[1:-1])
+    type_boxes(page)
     page.get_by_role("button", name="Use the second sample").click()
     expect(page.locator("#second-note")).to_have_text("The sample that comes with the service")
     page.select_option("#audio_mix", "add")
@@ -292,7 +302,7 @@ def test_a_dialogue_of_two_recordings(visit, page_server):
     page.get_by_role("button", name="Copy as YAML").click()
     expect(page.locator("#copied")).to_have_text("The request is copied.")
     request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
-    assert request["speaker_boxes"] == boxes
+    assert request["speaker_boxes"] == BOXES
     assert (request["audio_mix"], request["second_audio_path"]) == ("add", "sample:recording-2")
     page.get_by_role("button", name="Copy as curl").click()
     expect(page.locator("#copied")).to_have_text("The command is copied.")
@@ -301,6 +311,94 @@ def test_a_dialogue_of_two_recordings(visit, page_server):
 
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#second-sound")).to_be_hidden()
+
+
+def test_a_dialogue_of_parts(visit, page_server, shared):
+    page = visit(page_server)
+    page.set_input_files("#image", SAMPLES_FOLDER / "two-people.png")
+    page.get_by_text("Two speakers").click()
+    type_boxes(page)
+    page.select_option("#audio_mix", "timeline")
+    expect(page.locator("#recording")).to_be_hidden()
+    first = page.get_by_role("group", name="Part 1")
+    first.get_by_role("button", name="Use the sample").click()
+    seconds = soundfile.info(SAMPLES_FOLDER / "recording.wav").duration
+    expect(first.locator(".note")).to_contain_text(f", {seconds:.1f} s")
+    first.get_by_label("to").fill("1.5")
+    page.get_by_role("button", name="Add a part").click()
+    second = page.get_by_role("group", name="Part 2")
+    expect(second.get_by_label("from")).to_have_value("1.5")
+    second.get_by_label("Speaker").select_option("2")
+    expect(page.get_by_role("button", name="Generate")).to_be_disabled()
+    second.locator("input[type=file]").set_input_files(shared / "recording.wav")
+    seconds = soundfile.info(shared / "recording.wav").duration
+    expect(second.locator(".note")).to_contain_text(f", {seconds:.1f} s")
+    page.get_by_role("button", name="Add a part").click()
+    third = page.get_by_role("group", name="Part 3")
+    expect(third.get_by_label("from")).to_have_value(f"{1.5 + seconds:g}")
+    third.get_by_role("button", name="Remove").click()
+    page.get_by_text("Settings").click()
+    for name, value in {"diffusion_steps": "1", "audio_guide_scale": "1"}.items():
+        page.fill(f"#{name}", value)
+    second.get_by_label("to").fill("1")
+    page.locator("#diffusion_steps").press("Tab")
+    expect(page.locator("#error")).to_contain_text("“Dialogue”, number 2")
+    second.get_by_label("to").fill("1.9")
+    page.fill("#max_frames", "5")
+    page.locator("#max_frames").press("Tab")
+    expect(page.locator("#plan")).to_contain_text("1.9 s, 5 frames")
+    page.get_by_text("Two speakers").click()
+    expect(page.locator("#in-use")).to_have_text("dialogue, boxes")
+    generate(page)
+    page.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#copied")).to_have_text("The command is copied.")
+    command = page.evaluate("() => navigator.clipboard.readText()")
+    assert "--form 'segments.0=sample:recording'" in command
+    assert "--form 'segments.1=@recording.wav'" in command
+    page.get_by_role("button", name="Copy as YAML").click()
+    expect(page.locator("#copied")).to_have_text("The request is copied.")
+    request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
+    parts = [(part["speaker"], part["start"], part["end"]) for part in request["segments"]]
+    assert parts == [(1, 0, 1.5), (2, 1.5, 1.9)]
+    assert request["audio_mix"] == "timeline"
+    assert "audio_path" not in request
+
+
+def test_masks_take_the_place_of_boxes(visit, page_server, tmp_path):
+    page = visit(page_server)
+    choose_two_people(page)
+    people = Image.open(SAMPLES_FOLDER / "two-people.png")
+    plain = page.locator("#picture").evaluate(PIXELS)
+    for name, left in {"one": 0, "two": people.width // 2}.items():
+        mask = Image.new("L", people.size)
+        mask.paste(255, (left, 0, left + people.width // 2, people.height))
+        mask.save(tmp_path / f"{name}.png")
+    page.fill("#box-1", "0, 0, 160, 160")
+    page.set_input_files("#masks-file", [tmp_path / "one.png", tmp_path / "two.png"])
+    expect(page.locator(".box").first).to_be_hidden()
+    expect(page.locator("#box-1")).to_be_disabled()
+    expect(page.locator("#in-use")).to_have_text("masks")
+    tinted = page.locator("#picture").evaluate(PIXELS)
+    red, green = range(2)
+    assert tinted["left"][red] > plain["left"][red]
+    assert tinted["left"][green] == plain["left"][green]
+    assert tinted["right"][green] > plain["right"][green]
+    page.get_by_role("button", name="Swap").click()
+    expect(page.locator("#masks-note")).to_have_text(re.compile("two.png, .*; one.png, "))
+    page.get_by_text("Settings").click()
+    for name, value in {"max_frames": "5", "diffusion_steps": "1", "audio_guide_scale": "1"}.items():
+        page.fill(f"#{name}", value)
+    page.locator("#max_frames").press("Tab")
+    expect(page.locator("#plan")).to_contain_text("5 frames")
+    generate(page)
+    page.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#copied")).to_have_text("The command is copied.")
+    command = page.evaluate("() => navigator.clipboard.readText()")
+    assert re.findall("speaker_masks=@(.*)'", command) == ["two.png", "one.png"]
+    assert "speaker_boxes" not in command
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator("#box-1")).to_be_enabled()
+    expect(page.locator("#in-use")).to_have_text("boxes")
 
 
 def test_the_microphone(visit, page_server):
@@ -352,16 +450,18 @@ def test_every_control_is_in_reach_and_named(visit, page_server, width, scheme):
     page.get_by_text("Two speakers").click()
     page.locator("#sample-image").click()
     expect(page.locator(".box").first).to_be_visible()
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-    for control in page.locator("button:visible, select:visible, input:visible, textarea:visible").all():
-        box = control.bounding_box()
-        assert box["x"] >= 0, control
-        assert box["x"] + box["width"] <= width + 1, control
-        assert control.evaluate(
-            "e => e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim()"
-        ), control
-    assert page.evaluate(CUT_PLACEHOLDERS) == []
-    assert findings(page) == []
+    for timing in ("para", "timeline"):
+        page.select_option("#audio_mix", timing)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+        for control in page.locator("button:visible, select:visible, input:visible, textarea:visible").all():
+            box = control.bounding_box()
+            assert box["x"] >= 0, control
+            assert box["x"] + box["width"] <= width + 1, control
+            assert control.evaluate(
+                "e => e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim()"
+            ), control
+        assert page.evaluate(CUT_PLACEHOLDERS) == []
+        assert findings(page) == []
     for name in GenerationParams.model_fields.keys() & set(
         page.evaluate("() => [...document.querySelectorAll('form [id]')].map(e => e.id)")
     ):

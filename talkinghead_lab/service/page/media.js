@@ -2,14 +2,15 @@
 
 import { call } from '/page/api.js';
 
-const SAMPLES = { image_path: 'portrait', audio_path: 'recording', second_audio_path: 'recording-2' };
+const MASK_COLOURS = ['red', 'lime']; // of the first and the second speaker, as in one mask for all
 
-/** What a field of the request is to be: `file` is shown, and uploaded unless it is a `sample` of the service. */
+/** What a field of the request is to be: `files` are shown, and uploaded unless they are a `sample` of the service. */
 export class Media {
-  constructor(field, { input, drop, sample, note, onChange, onError }) {
-    Object.assign(this, { field, input, note, onChange, file: null, sample: null });
-    input.addEventListener('change', () => input.files[0] && this.use(input.files[0]));
-    sample.addEventListener('click', () => this.useSample().catch(onError));
+  /** `sampleName` tells which sample the button `sample` uses; without a button there is none. */
+  constructor(sampleName, { input, drop, sample, note, onChange, onError }) {
+    Object.assign(this, { sampleName, input, note, onChange, files: [], sample: null });
+    input.addEventListener('change', () => input.files[0] && this.use([...input.files]));
+    sample?.addEventListener('click', () => this.useSample().catch(onError));
     drop.addEventListener('dragover', (event) => {
       event.preventDefault();
       drop.classList.add('over');
@@ -18,52 +19,52 @@ export class Media {
     drop.addEventListener('drop', (event) => {
       event.preventDefault();
       drop.classList.remove('over');
-      if (event.dataTransfer.files[0]) this.use(event.dataTransfer.files[0]);
+      const files = [...event.dataTransfer.files];
+      if (files[0]) this.use(input.multiple ? files : files.slice(0, 1));
     });
   }
 
   get isChosen() {
-    return this.file !== null;
+    return this.files.length > 0;
   }
 
-  use(file) {
-    [this.file, this.sample] = [file, null];
-    this.note.textContent = `${file.name}, ${size(file.size)}`;
-    this.onChange(file);
+  get file() {
+    return this.files[0] ?? null;
+  }
+
+  use(files) {
+    [this.files, this.sample] = [files, null];
+    this.note.textContent = files.map((file) => `${file.name}, ${size(file.size)}`).join('; ');
+    this.onChange(this.file);
   }
 
   async useSample() {
-    const name = SAMPLES[this.field];
+    const name = this.sampleName();
     const content = await (await call(`/api/samples/${name}`)).blob();
-    [this.file, this.sample] = [new File([content], name, { type: content.type }), `sample:${name}`];
+    [this.files, this.sample] = [[new File([content], name, { type: content.type })], `sample:${name}`];
     this.input.value = '';
     this.note.textContent = 'The sample that comes with the service';
     this.onChange(this.file);
   }
 
   remove() {
-    this.file = this.sample = null;
+    [this.files, this.sample] = [[], null];
     this.input.value = this.note.textContent = '';
     this.onChange(null);
   }
 
-  addTo(form) {
-    if (!this.isChosen) return;
-    if (this.sample) form.append(this.field, this.sample);
-    else form.append(this.field, this.file, this.file.name);
-  }
-
-  /** For `curl --form`; a list, empty if nothing is chosen. */
-  get asText() {
-    return this.isChosen ? [`${this.field}=${this.sample ?? `@${this.file.name}`}`] : [];
+  addTo(form, field) {
+    if (this.sample) form.append(field, this.sample);
+    else for (const file of this.files) form.append(field, file, file.name);
   }
 }
 
 export const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
-/** Draw a picture with the part outside `crop` dimmed; for a video, its first frame. Returns its width and height. */
-export async function drawPicture(canvas, file, crop = null) {
-  const picture = await decoded(file);
+/** Draw a picture, or the first frame of a video, with the part outside `crop` dimmed and the speakers' `masks` tinted.
+ *  Returns its width and height. */
+export async function drawPicture(canvas, file, crop = null, masks = []) {
+  const [picture, ...layers] = await Promise.all([file, ...masks].map(decoded));
   if (!picture) {
     canvas.hidden = true;
     return null;
@@ -73,6 +74,7 @@ export async function drawPicture(canvas, file, crop = null) {
   canvas.height = Math.round(picture.height * scale);
   const draw = canvas.getContext('2d');
   draw.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  drawMasks(draw, layers);
   let told = `Portrait of ${picture.width} × ${picture.height} pixels`;
   if (crop) {
     const [left, top, right, bottom] = crop.map((edge) => edge * scale);
@@ -89,6 +91,24 @@ export async function drawPicture(canvas, file, crop = null) {
   canvas.ariaLabel = told;
   canvas.hidden = false;
   return [picture.width, picture.height];
+}
+
+/** Several masks are white, each for a speaker; one for all has the colours itself. */
+function drawMasks(draw, masks) {
+  const { width, height } = draw.canvas;
+  draw.save();
+  Object.assign(draw, { globalCompositeOperation: 'screen', globalAlpha: 0.6 });
+  masks.forEach((mask, speaker) => {
+    if (!mask) return; // the service says what is wrong with it
+    const layer = new OffscreenCanvas(width, height).getContext('2d');
+    layer.drawImage(mask, 0, 0, width, height);
+    if (masks.length > 1) {
+      Object.assign(layer, { globalCompositeOperation: 'multiply', fillStyle: MASK_COLOURS[speaker] ?? 'blue' });
+      layer.fillRect(0, 0, width, height);
+    }
+    draw.drawImage(layer.canvas, 0, 0);
+  });
+  draw.restore();
 }
 
 async function decoded(file) {

@@ -2,6 +2,7 @@
 
 import { call, getJson } from '/page/api.js';
 import { Boxes } from '/page/boxes.js';
+import { Dialogue } from '/page/dialogue.js';
 import { Media, drawPicture, drawWaveform, recordWith } from '/page/media.js';
 
 const SETTINGS = ['crop', 'diffusion_steps', 'text_guide_scale', 'audio_guide_scale', 'seed', 'max_frames'];
@@ -12,9 +13,9 @@ const fail = (error) => note('error', withTitles(error.message));
 
 /** A message of the service in which fields are called as the form shows them. */
 function withTitles(text) {
-  return text.replace(/`(\w+)`/g, (whole, name) => {
+  return text.replace(/`(\w+)(?:\.(\d+)[\w.]*)?`/g, (whole, name, place) => {
     const shown = document.querySelector(`label[for="${name}"], fieldset[data-field="${name}"] legend`);
-    return shown ? `“${shown.textContent}”` : whole;
+    return shown ? `“${shown.textContent}”${place ? `, number ${Number(place) + 1}` : ''}` : whole;
   });
 }
 
@@ -26,17 +27,20 @@ let job = null; // the one that is followed, as the API shows it
 let sent = null; // what `Copy as curl` repeats
 let plan = null;
 
-const image = new Media('image_path', {
+const image = new Media(() => 'portrait', {
   input: $('image'), drop: $('portrait'), sample: $('sample-image'), note: $('image-note'), onError: fail,
   onChange: async (file) => {
     plan = null;
-    if (boxes.size) boxes.use([]); // those of another picture
+    if (boxes.size) { // those of another picture
+      boxes.use([]);
+      masks.remove();
+    }
     note('found', '');
     await showPicture();
     replan();
   },
 });
-const audio = new Media('audio_path', {
+const audio = new Media(() => 'recording', {
   input: $('audio'), drop: $('recording'), sample: $('sample-audio'), note: $('audio-note'), onError: fail,
   onChange: async (file) => {
     URL.revokeObjectURL($('sound').src);
@@ -48,7 +52,7 @@ const audio = new Media('audio_path', {
   },
 });
 
-const second = new Media('second_audio_path', {
+const second = new Media(() => 'recording-2', {
   input: $('second-audio'), drop: $('second'), sample: $('second-sample'), note: $('second-note'), onError: fail,
   onChange: (file) => {
     URL.revokeObjectURL($('second-sound').src);
@@ -57,11 +61,23 @@ const second = new Media('second_audio_path', {
     replan();
   },
 });
+const masks = new Media(null, {
+  input: $('masks-file'), drop: $('masks'), note: $('masks-note'),
+  onChange: (file) => {
+    $('masks-remove').hidden = !file;
+    $('masks-swap').hidden = masks.files.length !== 2;
+    $('box-1').disabled = $('box-2').disabled = masks.isChosen;
+    showPicture();
+    replan();
+  },
+});
+const dialogue = new Dialogue($('parts'), $('part'), () => replan(), fail);
+const isDialogue = () => $('audio_mix').value === 'timeline';
 const boxes = new Boxes($('picture'), document.querySelectorAll('.box'), [$('box-1'), $('box-2')], () => replan());
 
 async function showPicture() {
-  const size = image.file && await drawPicture($('picture'), image.file, plan?.crop);
-  boxes.show(size, $('two').open);
+  const size = image.file && await drawPicture($('picture'), image.file, plan?.crop, masks.files);
+  boxes.show(size, $('two').open && !masks.isChosen);
 }
 
 async function findPeople() {
@@ -69,7 +85,7 @@ async function findPeople() {
   note('found', 'Searching …');
   try {
     const body = form();
-    for (const name of ['speaker_boxes', 'second_audio_path', 'audio_mix']) body.delete(name); // they may not fit yet
+    for (const name of ['speaker_boxes', ...(isDialogue() ? [] : ['second_audio_path', 'audio_mix'])]) body.delete(name); // they may not fit yet
     const { people } = await (await call('/api/plan?people=true', { method: 'POST', body })).json();
     boxes.use(people.slice(0, 2));
     note('found', `${people.length} ${people.length === 1 ? 'person' : 'people'} found, counted from the left`);
@@ -85,13 +101,17 @@ function form() {
   const fields = { ...presets.find(({ name }) => name === $('preset').value)?.fields, prompt: $('prompt').value };
   for (const name of SETTINGS) if ($(name).value !== '') fields[name] = asList($(name).value);
   delete fields.speaker_boxes;
-  if (boxes.text) fields.speaker_boxes = boxes.text;
-  if (second.isChosen) fields.audio_mix = $('audio_mix').value;
+  if (boxes.text && !masks.isChosen) fields.speaker_boxes = boxes.text;
+  if (second.isChosen || isDialogue()) fields.audio_mix = $('audio_mix').value;
   const data = new FormData();
   for (const [name, value] of Object.entries(fields)) data.append(name, typeof value === 'object' ? JSON.stringify(value) : value);
-  image.addTo(data);
-  audio.addTo(data);
-  second.addTo(data);
+  image.addTo(data, 'image_path');
+  masks.addTo(data, 'speaker_masks');
+  if (isDialogue()) dialogue.addTo(data);
+  else {
+    audio.addTo(data, 'audio_path');
+    second.addTo(data, 'second_audio_path');
+  }
   return data;
 }
 
@@ -100,8 +120,11 @@ let planned = 0;
 /** Ask what the request would do, a moment after the last change. */
 function replan() {
   clearTimeout(planned);
-  $('generate').disabled = $('find').disabled = !(image.isChosen && audio.isChosen);
-  if ($('generate').disabled) return;
+  const ready = image.isChosen && (isDialogue() ? dialogue.isComplete : audio.isChosen);
+  $('generate').disabled = !ready;
+  $('find').disabled = !ready || masks.isChosen;
+  note('in-use', inUse().join(', '));
+  if (!ready) return;
   planned = setTimeout(async () => {
     try {
       plan = await (await call('/api/plan', { method: 'POST', body: form() })).json();
@@ -118,6 +141,22 @@ function replan() {
   }, 300);
 }
 
+/** What of the two speakers' section is sent, also while it is closed. */
+function inUse() {
+  return [
+    isDialogue() ? 'dialogue' : second.isChosen && 'second recording',
+    masks.isChosen ? 'masks' : boxes.text && 'boxes',
+  ].filter(Boolean);
+}
+
+/** A dialogue has its own recordings. */
+function showTiming() {
+  $('recording').hidden = $('second').hidden = isDialogue();
+  $('dialogue').hidden = !isDialogue();
+  if (isDialogue() && !dialogue.parts.length) dialogue.add();
+  replan();
+}
+
 async function generate(event) {
   event.preventDefault();
   if ($('generate').disabled) return;
@@ -125,7 +164,7 @@ async function generate(event) {
   $('generate').disabled = true;
   try {
     const body = form();
-    sent = [...body].filter(([name]) => !name.endsWith('_path')).map(([name, value]) => `${name}=${value}`).concat(image.asText, audio.asText, second.asText);
+    sent = [...body].map(([name, value]) => `${name}=${value instanceof File ? `@${value.name}` : value}`);
     job = await (await call('/api/jobs', { method: 'POST', body, headers: { 'Idempotency-Key': crypto.randomUUID?.() ?? String(Math.random()) } })).json();
     follow(job.id);
   } catch (error) {
@@ -300,9 +339,16 @@ async function start() {
 $('generate').disabled = $('find').disabled = true;
 $('request').addEventListener('submit', generate);
 $('preset').addEventListener('change', usePreset);
-for (const name of [...SETTINGS, 'audio_mix']) $(name).addEventListener('change', replan);
+for (const name of SETTINGS) $(name).addEventListener('change', replan);
+$('audio_mix').addEventListener('change', showTiming);
+$('add-part').addEventListener('click', () => {
+  dialogue.add();
+  replan();
+});
 $('two').addEventListener('toggle', showPicture);
 $('second-remove').addEventListener('click', () => second.remove());
+$('masks-swap').addEventListener('click', () => masks.use(masks.files.toReversed()));
+$('masks-remove').addEventListener('click', () => masks.remove());
 $('find').addEventListener('click', findPeople);
 $('stop').addEventListener('click', () => call(`/api/jobs/${job.id}`, { method: 'DELETE' }).catch(fail));
 $('video').addEventListener('error', resume);
@@ -311,6 +357,6 @@ $('copy-yaml').addEventListener('click', async () => copy(await (await call(`/ap
 $('copy-curl').addEventListener('click', () => copy(curl(), 'The command'));
 // The waveform is drawn in the colour of the theme.
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => audio.file && drawWaveform($('waveform'), audio.file));
-recordWith($('record'), (file) => audio.use(file), (text) => note('audio-note', text));
+recordWith($('record'), (file) => audio.use([file]), (text) => note('audio-note', text));
 synchronise();
 start().catch(fail);
