@@ -100,3 +100,12 @@ def test_plan_says_what_a_bare_request_gets(tmp_path, capsys):
     printed = capsys.readouterr().out
     for setting in ("frame_size 160x160", "sample_shift 3.0", "diffusion_steps 4", "text_guide_scale 2.0"):
         assert f" {setting}," in printed
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate", "embedded", "--run", ""], ["verify", ""], ["runs", "list", ""]]
+)
+def test_an_empty_path_is_not_the_working_directory(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "a path is needed" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from talkinghead_lab.errors import InvalidRequest, OutputError
-from talkinghead_lab.foundation.paths import project_folder
+from talkinghead_lab.foundation.paths import local_file, project_folder
 from talkinghead_lab.sweeps.definition import Sweep, Target
 from talkinghead_lab.sweeps.statistics import (
     FEWEST_VALUES,
@@ -86,11 +86,15 @@ def plan_sweep(sweep: Sweep, runs: Path | None = None, measure: str = Target.mea
         measure: the measure of a sweep that is not adaptive.
 
     Raises:
+        MediaError: a picture or recording of the sweep is missing.
         OutputError: the folder has no table of results.
         InvalidRequest: its runs give no spread.
     """
     measure = sweep.target.measure if sweep.target else measure
-    count = len(sweep.cells())
+    cells = sweep.cells()
+    for path in {path: None for cell in cells for path in cell.params.media.values()}:
+        local_file(path)
+    count = len(cells)
     combinations = len(sweep.combinations())
     plan = SweepPlan(combinations, count, sweep.target.max_runs if sweep.target else count, measure)
     if runs is None:

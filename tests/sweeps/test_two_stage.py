@@ -9,7 +9,7 @@ import yaml
 from scipy import stats
 
 from talkinghead_lab.__main__ import main
-from talkinghead_lab.errors import InvalidRequest
+from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.sweeps import definition, processes
 from talkinghead_lab.sweeps.definition import FEWEST_SEEDS, Sweep, Target
 from talkinghead_lab.sweeps.plan import plan_sweep
@@ -282,3 +282,9 @@ def test_a_plan_foresees_what_a_sweep_will_see(sections, tmp_path, capsys):
     assert (fixed.runs, fixed.half_width) == (80, pytest.approx(2.022691 / 40**0.5, rel=0.02))
     assert plan_sweep(two).typical is None
     assert "--runs FOLDER" in str(plan_sweep(two))
+
+
+def test_a_plan_names_a_missing_recording(sections):
+    sweep = Sweep.from_sections(sections | {"recordings": ["sample:recording", "gone.wav"]})
+    with pytest.raises(MediaError, match=r"no such file.*gone\.wav"):
+        plan_sweep(sweep)
