@@ -21,6 +21,7 @@ class Published:
         system: which was measured.
         set: dataset of the clips, as `benchmark manifest` calls it.
         figures: by measure.
+        paper: who printed them, in short.
         source: address of the paper.
         by: who measured, and how the figures were come by.
         unknown: what nobody says about them.
@@ -29,9 +30,15 @@ class Published:
     system: str
     set: str
     figures: Mapping[str, float]
+    paper: str
     source: str
     by: str
     unknown: str
+
+    @property
+    def name(self) -> str:
+        """System, mark, and the paper if it is of another system; several papers may have measured one."""
+        return f"{self.system} {MARK}" + ("" if self.paper == self.system else f" in {self.paper}")
 
 
 def published(dataset: str | None = None) -> Sequence[Published]:
@@ -42,5 +49,5 @@ def published(dataset: str | None = None) -> Sequence[Published]:
 
 def published_notes(rows: Sequence[Published]) -> list[str]:
     """What the rows are, and for each its source and what is unknown about it."""
-    sources = [f"{row.system} {MARK}: {row.source}, {row.by}; unknown: {row.unknown}." for row in rows]
+    sources = [f"{row.name}: {row.source}, {row.by}; unknown: {row.unknown}." for row in rows]
     return [NOTE, *sources] if rows else []

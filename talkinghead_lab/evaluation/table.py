@@ -252,7 +252,7 @@ def table_cells(rows: Sequence[Row], others: Sequence[Published] = ()) -> tuple[
         body.append([name, clips, *(_cell(row) for row in across)])
     for other in others:
         shown = [_number(other.figures[name]) if name in other.figures else "" for name in measures]
-        body.append([f"{other.system} {MARK}", "", *shown])
+        body.append([other.name, "", *shown])
     return header, body
 
 

@@ -221,4 +221,4 @@ def _published_section() -> str:
 
 def _published_line(row: Published, names: Sequence[str]) -> list[str]:
     figures = [f"{row.figures[name]:g}" if name in row.figures else "" for name in names]
-    return [row.system, *figures, row.set, row.by, row.unknown, row.source]
+    return [row.name, *figures, row.set, row.by, row.unknown, row.source]
