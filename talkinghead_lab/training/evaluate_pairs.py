@@ -24,7 +24,7 @@ from talkinghead_lab.training.evaluate import (
 )
 from talkinghead_lab.training.networks import FRAME_SIZE
 from talkinghead_lab.training.pairs import Pair, draw_pair, render_pairs
-from talkinghead_lab.training.scores import LARGEST_LAG, correlations_at_lags
+from talkinghead_lab.training.scores import LARGEST_LAG, correlations_at_lags, seam_jumps
 from talkinghead_lab.training.train_vae import from_bytes
 from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.lora import merge_lora
@@ -70,27 +70,28 @@ class PairEvaluation:
     params: GenerationParams
     keep: dict[str, Tensor] = field(default_factory=dict)
 
-    def openings(self, name: str, waves: Tensor) -> Tensor:
-        """Mouth openings [B, 2, F], left and right, read from videos with these voices."""
+    def make(self, name: str, waves: Tensor) -> Tensor:
+        """Generate videos with these voices, [B, F, 3, H, W] uint8."""
         videos = self.sampler.videos(replace(self.cases, waves=waves), self.params)
         self.keep[name] = videos[:8]
-        halves = videos.split(FRAME_SIZE, dim=-1)
-        return torch.stack([readings(half, mouth_opening) for half in halves], dim=1)
+        return videos
 
     @torch.no_grad()
     def measure(self) -> Table:
-        """Correlations with the true openings of both voices; openings of the silent, relative to speech.
+        """Correlations with the truth of both voices; openings of the silent, relative to speech; seams.
 
         Both presenters and, where voices are swapped, both orders count as cases of their own.
         """
         waves, truth = self.cases.waves, self.cases.openings
-        both = self.openings("pair", waves)
-        swapped = self.openings("pair, voices swapped", waves.flip(1))
+        videos = self.make("pair", waves)
+        both = _openings(videos)
+        swapped = _openings(self.make("pair, voices swapped", waves.flip(1)))
         quiet = []
         for silent in range(2):
             alone = waves.clone()
             alone[:, silent] = 0
-            quiet.append(self.openings(f"pair, speaker {silent + 1} silent", alone)[:, silent, SETTLED:])
+            shown = self.make(f"pair, speaker {silent + 1} silent", alone)
+            quiet.append(_openings(shown)[:, silent, SETTLED:])
         spoken = both[..., SETTLED:].mean()
         return {
             "pair, own voice": _correlation(both, truth),
@@ -98,6 +99,7 @@ class PairEvaluation:
             "pair swapped, own voice": _correlation(swapped, truth.flip(1)),
             "pair swapped, other voice": _correlation(swapped, truth),
             "pair, silent over speech": interval(torch.stack(quiet, dim=1).mean(dim=-1) / spoken),
+            "pair, seams": interval(seam_jumps(videos, self.params.chunk_frames)),
         }
 
 
@@ -132,6 +134,12 @@ def evaluate_pairs(
     if pictures is not None:
         write_pictures(pictures, evaluation.keep)
     return table
+
+
+def _openings(videos: Tensor) -> Tensor:
+    """Mouth openings [B, 2, F], left and right."""
+    halves = videos.split(FRAME_SIZE, dim=-1)
+    return torch.stack([readings(half, mouth_opening) for half in halves], dim=1)
 
 
 def _correlation(opening: Tensor, truth: Tensor) -> dict[str, float]:

@@ -13,11 +13,11 @@ from talkinghead_lab.training.schedule import step_generator
 from talkinghead_lab.training.train_vae import to_bytes
 from tests.training.test_pairs import monologue
 
-FRAMES = 20
+FRAMES, CHUNK = 20, 13
 
 
 class DrawnVideos:
-    """Draws pairs whose mouths follow their voices, or, `deaf`, the truth of the left voice."""
+    """Draws pairs whose mouths follow their voices; `deaf`, the truth of the left voice, and with a seam."""
 
     def __init__(self, cases: EvaluationCases, deaf: bool) -> None:
         self.voices, self.openings, self.deaf = cases.waves, cases.openings, deaf
@@ -34,6 +34,8 @@ class DrawnVideos:
         motion = Motion.stack([Motion.still(FRAMES)] * openings.shape[0] * 2)
         motion.mouth[..., 0] = openings.flatten(0, 1)
         halves = to_bytes(render(cases.identities, motion))
+        if self.deaf:
+            halves[:, CHUNK:] //= 2
         return torch.cat([halves[::2], halves[1::2]], dim=-1)
 
 
@@ -42,15 +44,19 @@ def test_drawings_score_as_their_mouths_move(deaf):
     openings = torch.rand(400, generator=step_generator(2, 0))
     maker = ClipMaker([monologue(openings)], "test", 0, non_speech_share=0.0)
     cases = pair_cases(maker, 2, FRAMES)
-    params = GenerationParams(image_path=local_file("sample:two-people"), audio_path="unused")
+    params = GenerationParams(
+        image_path=local_file("sample:two-people"), audio_path="unused", chunk_frames=CHUNK
+    )
     evaluation = PairEvaluation(DrawnVideos(cases, deaf), cases, params)
     means = {name: row["mean"] for name, row in evaluation.measure().items()}
     own, silent = means["pair, own voice"], means["pair, silent over speech"]
     if deaf:
         assert own < 0.7 and means["pair, other voice"] > 0.3
         assert silent > 0.9
+        assert means["pair, seams"] > 3
     else:
         assert own > 0.9 and means["pair swapped, own voice"] > 0.9
         assert means["pair, other voice"] < 0.5 and means["pair swapped, other voice"] < 0.5
         assert silent < 0.1
+        assert means["pair, seams"] < 3
     assert evaluation.keep["pair"].shape == (2, FRAMES, 3, 160, 320)
