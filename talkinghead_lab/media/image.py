@@ -1,6 +1,7 @@
 """Read portraits."""
 
 import logging
+import warnings
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -52,7 +53,7 @@ def read_portrait(
             return upright_srgb(picture, background, warn)
     except MediaError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise _too_large(path, str(error), max_pixels) from error
     except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
@@ -64,7 +65,7 @@ def is_picture(path: str | Path) -> bool:
     try:
         with _opened(Path(path)):
             return True
-    except (MediaError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except (MediaError, Image.DecompressionBombError):
         return True  # recognised; read_portrait says why it is refused
     except Exception:  # as in read_portrait
         return False
@@ -82,7 +83,9 @@ def _opened(path: Path) -> Image.Image:
     if unread:
         raise _unread(path, f"{unread} is not supported", "Save it as PNG or JPEG.")
     if not _is_heic(start):
-        picture = Image.open(path, formats=PICTURE_FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size refuses it with a reason
+            picture = Image.open(path, formats=PICTURE_FORMATS)
         if points := code_points(start, picture.format):
             picture.info[CODE_POINTS] = points
         return picture

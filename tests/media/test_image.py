@@ -129,15 +129,21 @@ def cut(path, kept):
             lambda path: Image.new("1", (10_000, 8_001)).save(path),
             "too large: .*; allowed: up to 80",
         ),
+        (
+            "larger.png",
+            lambda path: Image.new("1", (10_000, 9_500)).save(path),  # Pillow warns from 89 million pixels on
+            "too large: .*10000x9500; allowed: up to 80",
+        ),
         ("bomb.png", lambda path: Image.new("1", (20_000, 20_000)).save(path), "too large"),
     ],
 )
-def test_the_error_names_an_unusable_image(tmp_path, name, write, message):
+def test_the_error_names_an_unusable_image(tmp_path, recwarn, name, write, message):
     write(tmp_path / name)
     with pytest.raises(MediaError, match=message) as caught:
         read_portrait(tmp_path / name)
     assert name in str(caught.value)
     assert caught.value.remedy
+    assert not recwarn.list
 
 
 # Keys of the released tables: height / width.
