@@ -84,7 +84,7 @@ def _opened(path: Path) -> Image.Image:
         raise _unread(path, f"{unread} is not supported", "Save it as PNG or JPEG.")
     if not _is_heic(start):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size refuses it with a reason
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size says why not
             picture = Image.open(path, formats=PICTURE_FORMATS)
         if points := code_points(start, picture.format):
             picture.info[CODE_POINTS] = points

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import yaml
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from talkinghead_lab.figures.labels import title
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
@@ -36,7 +36,8 @@ ONE_TYPED = """async () => {
     return boxes.text;
 }"""
 PIXELS = """(canvas) => {
-    const at = (x) => [...canvas.getContext('2d').getImageData(x * canvas.width, canvas.height / 2, 1, 1).data];
+    const { width, height } = canvas;
+    const at = (x) => [...canvas.getContext('2d').getImageData(x * width, height / 2, 1, 1).data];
     return { left: at(0.25), right: at(0.75) };
 }"""
 WIDTHS = (360, 768, 1280, 1920)
@@ -108,6 +109,12 @@ def generate(page: Page) -> None:
     expect(page.get_by_role("link", name="Download")).to_be_visible()
 
 
+def copied(page: Page, kind: str, what: str) -> str:
+    page.get_by_role("button", name=f"Copy as {kind}").click()
+    expect(page.locator("#copied")).to_have_text(f"The {what} is copied.")
+    return page.evaluate("() => navigator.clipboard.readText()")
+
+
 def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_server, shared, tmp_path):
     page = visit(page_server)
     expect(page.locator("#health")).to_contain_text("Ready, on the processor")
@@ -127,13 +134,9 @@ def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_serv
         page.get_by_role("link", name="Download").click()
     assert download.value.path().read_bytes()[4:8] == b"ftyp"
 
-    page.get_by_role("button", name="Copy as YAML").click()
-    expect(page.locator("#copied")).to_have_text("The request is copied.")
-    request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
+    request = yaml.safe_load(copied(page, "YAML", "request"))
     assert (request["diffusion_steps"], request["prompt"]) == (1, "a calm presenter speaks to the camera")
-    page.get_by_role("button", name="Copy as curl").click()
-    expect(page.locator("#copied")).to_have_text("The command is copied.")
-    command = page.evaluate("() => navigator.clipboard.readText()")
+    command = copied(page, "curl", "command")
     assert f"curl {page_server.url}/api/jobs" in command
     assert "--form 'image_path=@portrait.png'" in command
     assert "--form 'diffusion_steps=1'" in command
@@ -144,9 +147,7 @@ def test_from_two_files_to_a_video_its_request_and_a_comparison(visit, page_serv
     page.locator("#seed").press("Tab")
     generate(page)
     expect(page.locator("#runs li")).to_have_count(2)
-    page.get_by_role("button", name="Copy as YAML").click()
-    expect(page.locator("#copied")).to_have_text("The request is copied.")
-    request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
+    request = yaml.safe_load(copied(page, "YAML", "request"))
     assert (request["seed"], request["audio_guide_scale"]) == (7, [1, 1])
     page.select_option("#compare", index=2)
     expect(page.locator("#compared-caption")).to_contain_text("seed 42")
@@ -299,44 +300,51 @@ def test_a_dialogue_of_two_recordings(visit, page_server):
     page.locator("#max_frames").press("Tab")
     expect(page.locator("#plan")).to_contain_text("32 × 32 pixels, 12.4 s, 5 frames")
     generate(page)
-    page.get_by_role("button", name="Copy as YAML").click()
-    expect(page.locator("#copied")).to_have_text("The request is copied.")
-    request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
+    request = yaml.safe_load(copied(page, "YAML", "request"))
     assert request["speaker_boxes"] == BOXES
     assert (request["audio_mix"], request["second_audio_path"]) == ("add", "sample:recording-2")
-    page.get_by_role("button", name="Copy as curl").click()
-    expect(page.locator("#copied")).to_have_text("The command is copied.")
-    command = page.evaluate("() => navigator.clipboard.readText()")
+    command = copied(page, "curl", "command")
     assert "--form 'second_audio_path=sample:recording-2'" in command
 
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#second-sound")).to_be_hidden()
 
 
-def test_a_dialogue_of_parts(visit, page_server, shared):
-    page = visit(page_server)
+def start_dialogue(page: Page, shared: Path) -> Locator:
+    """Two parts, of the first and of the second speaker, which is returned."""
     page.set_input_files("#image", SAMPLES_FOLDER / "two-people.png")
     page.get_by_text("Two speakers").click()
     type_boxes(page)
     page.select_option("#audio_mix", "timeline")
-    expect(page.locator("#recording")).to_be_hidden()
-    first = page.get_by_role("group", name="Part 1")
+    first, second = (page.get_by_role("group", name=f"Part {number}") for number in (1, 2))
     first.get_by_role("button", name="Use the sample").click()
     seconds = soundfile.info(SAMPLES_FOLDER / "recording.wav").duration
     expect(first.locator(".note")).to_contain_text(f", {seconds:.1f} s")
     first.get_by_label("to").fill("1.5")
     page.get_by_role("button", name="Add a part").click()
-    second = page.get_by_role("group", name="Part 2")
-    expect(second.get_by_label("from")).to_have_value("1.5")
     second.get_by_label("Speaker").select_option("2")
     expect(page.get_by_role("button", name="Generate")).to_be_disabled()
     second.locator("input[type=file]").set_input_files(shared / "recording.wav")
+    return second
+
+
+def test_a_part_of_a_dialogue_starts_where_the_last_one_ends(visit, page_server, shared):
+    page = visit(page_server)
+    second = start_dialogue(page, shared)
+    expect(page.locator("#recording")).to_be_hidden()
+    expect(second.get_by_label("from")).to_have_value("1.5")
     seconds = soundfile.info(shared / "recording.wav").duration
     expect(second.locator(".note")).to_contain_text(f", {seconds:.1f} s")
     page.get_by_role("button", name="Add a part").click()
     third = page.get_by_role("group", name="Part 3")
     expect(third.get_by_label("from")).to_have_value(f"{1.5 + seconds:g}")
     third.get_by_role("button", name="Remove").click()
+    expect(third).to_have_count(0)
+
+
+def test_a_dialogue_of_parts(visit, page_server, shared):
+    page = visit(page_server)
+    second = start_dialogue(page, shared)
     page.get_by_text("Settings").click()
     for name, value in {"diffusion_steps": "1", "audio_guide_scale": "1"}.items():
         page.fill(f"#{name}", value)
@@ -350,14 +358,10 @@ def test_a_dialogue_of_parts(visit, page_server, shared):
     page.get_by_text("Two speakers").click()
     expect(page.locator("#in-use")).to_have_text("dialogue, boxes")
     generate(page)
-    page.get_by_role("button", name="Copy as curl").click()
-    expect(page.locator("#copied")).to_have_text("The command is copied.")
-    command = page.evaluate("() => navigator.clipboard.readText()")
+    command = copied(page, "curl", "command")
     assert "--form 'segments.0=sample:recording'" in command
     assert "--form 'segments.1=@recording.wav'" in command
-    page.get_by_role("button", name="Copy as YAML").click()
-    expect(page.locator("#copied")).to_have_text("The request is copied.")
-    request = yaml.safe_load(page.evaluate("() => navigator.clipboard.readText()"))
+    request = yaml.safe_load(copied(page, "YAML", "request"))
     parts = [(part["speaker"], part["start"], part["end"]) for part in request["segments"]]
     assert parts == [(1, 0, 1.5), (2, 1.5, 1.9)]
     assert request["audio_mix"] == "timeline"
@@ -391,9 +395,7 @@ def test_masks_take_the_place_of_boxes(visit, page_server, tmp_path):
     page.locator("#max_frames").press("Tab")
     expect(page.locator("#plan")).to_contain_text("5 frames")
     generate(page)
-    page.get_by_role("button", name="Copy as curl").click()
-    expect(page.locator("#copied")).to_have_text("The command is copied.")
-    command = page.evaluate("() => navigator.clipboard.readText()")
+    command = copied(page, "curl", "command")
     assert re.findall("speaker_masks=@(.*)'", command) == ["two.png", "one.png"]
     assert "speaker_boxes" not in command
     page.get_by_role("button", name="Remove").click()
