@@ -94,7 +94,7 @@ def _summary(scores: benchmarks.Scores) -> str:
     clips = {score.clip for found in scores.values() for score in found}
     people = {score.identity for found in scores.values() for score in found}
     return (
-        f"{len(systems)} systems, {len(clips)} clips of {len(people)} people. "
+        f"Systems: {', '.join(systems) or 'none'}. Clips: {len(clips)}, of {len(people)} people. "
         f"Scored with talkinghead_lab {__version__}."
     )
 
