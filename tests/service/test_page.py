@@ -88,18 +88,18 @@ def page_server(launch):
     return launch(gated=True)
 
 
+def fill_settings(page: Page, **settings: str) -> None:
+    """Settings for the fastest video, and others."""
+    page.get_by_text("Settings").click()
+    for name, value in {"diffusion_steps": "1", "audio_guide_scale": "1", **settings}.items():
+        page.fill(f"#{name}", value)
+
+
 def choose(page: Page, shared: Path, **settings: str) -> None:
     """Choose a portrait, a recording and settings, and wait for the plan."""
     page.set_input_files("#image", shared / "portrait.png")
     page.set_input_files("#audio", shared / "recording.wav")
-    page.get_by_text("Settings").click()
-    for name, value in {
-        "diffusion_steps": "1",
-        "text_guide_scale": "1",
-        "audio_guide_scale": "1",
-        **settings,
-    }.items():
-        page.fill(f"#{name}", value)
+    fill_settings(page, text_guide_scale="1", **settings)
     page.locator("#prompt").press("Tab")
     expect(page.locator("#plan")).to_contain_text("32 × 32 pixels, 0.5 s, 12 frames")
 
@@ -294,9 +294,7 @@ def test_a_dialogue_of_two_recordings(visit, page_server):
     page.get_by_role("button", name="Use the second sample").click()
     expect(page.locator("#second-note")).to_have_text("The sample that comes with the service")
     page.select_option("#audio_mix", "add")
-    page.get_by_text("Settings").click()
-    for name, value in {"max_frames": "5", "diffusion_steps": "1", "audio_guide_scale": "1"}.items():
-        page.fill(f"#{name}", value)
+    fill_settings(page, max_frames="5")
     page.locator("#max_frames").press("Tab")
     expect(page.locator("#plan")).to_contain_text("32 × 32 pixels, 12.4 s, 5 frames")
     generate(page)
@@ -345,9 +343,7 @@ def test_a_part_of_a_dialogue_starts_where_the_last_one_ends(visit, page_server,
 def test_a_dialogue_of_parts(visit, page_server, shared):
     page = visit(page_server)
     second = start_dialogue(page, shared)
-    page.get_by_text("Settings").click()
-    for name, value in {"diffusion_steps": "1", "audio_guide_scale": "1"}.items():
-        page.fill(f"#{name}", value)
+    fill_settings(page)
     second.get_by_label("to").fill("1")
     page.locator("#diffusion_steps").press("Tab")
     expect(page.locator("#error")).to_contain_text("“Dialogue”, number 2")
@@ -389,9 +385,7 @@ def test_masks_take_the_place_of_boxes(visit, page_server, tmp_path):
     assert tinted["right"][green] > plain["right"][green]
     page.get_by_role("button", name="Swap").click()
     expect(page.locator("#masks-note")).to_have_text(re.compile("two.png, .*; one.png, "))
-    page.get_by_text("Settings").click()
-    for name, value in {"max_frames": "5", "diffusion_steps": "1", "audio_guide_scale": "1"}.items():
-        page.fill(f"#{name}", value)
+    fill_settings(page, max_frames="5")
     page.locator("#max_frames").press("Tab")
     expect(page.locator("#plan")).to_contain_text("5 frames")
     generate(page)

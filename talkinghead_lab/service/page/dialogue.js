@@ -32,16 +32,16 @@ export class Dialogue {
     row.querySelector('.remove').addEventListener('click', () => {
       this.parts.splice(this.parts.indexOf(part), 1);
       this.arrange();
-      this.onChange();
     });
     this.parts.push(part);
     this.arrange();
   }
 
-  /** Show the parts with their numbers. */
+  /** Show the parts with their numbers, after one has come or gone. */
   arrange() {
     this.list.replaceChildren(...this.parts.map(({ row }) => row));
     this.parts.forEach(({ row }, number) => (row.querySelector('legend').textContent = `Part ${number + 1}`));
+    this.onChange();
   }
 
   addTo(form) {

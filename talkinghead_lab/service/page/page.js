@@ -341,10 +341,7 @@ $('request').addEventListener('submit', generate);
 $('preset').addEventListener('change', usePreset);
 for (const name of SETTINGS) $(name).addEventListener('change', replan);
 $('audio_mix').addEventListener('change', showTiming);
-$('add-part').addEventListener('click', () => {
-  dialogue.add();
-  replan();
-});
+$('add-part').addEventListener('click', () => dialogue.add());
 $('two').addEventListener('toggle', showPicture);
 $('second-remove').addEventListener('click', () => second.remove());
 $('masks-swap').addEventListener('click', () => masks.use(masks.files.toReversed()));
