@@ -137,7 +137,7 @@ class AttentionKernel:
 
 
 # Exact kernels and those in eight bits each come fastest first, as measured on an H100, which runs them all
-# (docs/performance.md). Elsewhere only `sdpa`, `sage` and `triton` run.
+# (docs/performance-forward-pass.md). Elsewhere only `sdpa`, `sage` and `triton` run.
 KERNELS: dict[str, AttentionKernel] = {
     "flash3": AttentionKernel(_flash3, exact=True),
     "sdpa": AttentionKernel(_sdpa, exact=True, optional=False),

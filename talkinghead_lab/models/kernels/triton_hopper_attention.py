@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-# The fastest on an H100: docs/performance.md.
+# The fastest on an H100: docs/performance-kernels.md.
 GROUPS, ROWS, KEYS, STAGES = 3, 64, 128, 2
 # Registers of a thread: 160 in each group (the first gets the rest), 24 in the copying warp.
 REGISTERS, COPYING_REGISTERS = 160, 24
