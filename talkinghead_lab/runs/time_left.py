@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # By how much an estimate may exceed an earlier one.
 LARGEST_RISE = 1.2
 # Seconds of decoding a chunk over those of one forward pass of the transformer: 6.2 to 6.7 for the bundled
-# model on two CPU cores, 0.5 to 0.8 for the released one on an H100 (docs/performance-forward-pass.md). Rather
-# too much, so that the estimate falls when decoding turns out faster.
+# model on two CPU cores, 0.5 to 0.8 for the released one on an H100 (docs/performance-forward-pass.md).
+# Rather too much, so that the estimate falls when decoding turns out faster.
 DECODE_PASSES = {"embedded": 7.0, "released": 1.0}
 KNOWN_SHARE = 0.25  # of decoding or measuring, after which its own pace counts
 FRAMES_AT_ONCE = 8  # of a decoded piece, at most
