@@ -31,7 +31,7 @@ from talkinghead_lab.measures.measure import Measure
 from talkinghead_lab.media import audio, video
 from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.models.judges.presenters import presenter_appearance
-from talkinghead_lab.runs.worker import Failure, Worker
+from talkinghead_lab.workers.worker import Failure, Worker
 
 PROTOCOL = 7  # a change of anything that moves a value raises it
 LONGEST_GAP = 0.1  # of the clip's frames

@@ -27,10 +27,10 @@ from talkinghead_lab.media.video import write_video
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.record import video_of
-from talkinghead_lab.runs.worker import Job, Task
 from talkinghead_lab.sweeps.definition import Cell
-from talkinghead_lab.sweeps.processes import ThisMachine
-from talkinghead_lab.sweeps.ray_cluster import run_on_ray
+from talkinghead_lab.workers.ray_cluster import run_on_ray
+from talkinghead_lab.workers.this_machine import ThisMachine
+from talkinghead_lab.workers.worker import Job, Task
 
 REENCODED = "-reencoded"
 REAL, WRONG = "real", "real-wrong-recordings"  # the bounds: what any table has

@@ -21,11 +21,11 @@ from talkinghead_lab.pipeline.request import NETWORK_FIELDS
 from talkinghead_lab.runs.folder import RECORD, read_record
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.runs.record import video_of
-from talkinghead_lab.runs.worker import Job
 from talkinghead_lab.sweeps import two_stage
 from talkinghead_lab.sweeps.definition import Cell, Sweep
-from talkinghead_lab.sweeps.processes import ThisMachine
-from talkinghead_lab.sweeps.ray_cluster import run_on_ray
+from talkinghead_lab.workers.ray_cluster import run_on_ray
+from talkinghead_lab.workers.this_machine import ThisMachine
+from talkinghead_lab.workers.worker import Job
 
 BEGUN, NOT_BEGUN = "unfinished: the same sweep resumes it", "not begun: the same sweep runs it"
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from talkinghead_lab.pipeline.request import read_inputs, resolve
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.jobs import GenerationJob
 from talkinghead_lab.runs.time_left import in_words
-from talkinghead_lab.runs.worker import Worker
+from talkinghead_lab.workers.worker import Worker
 
 
 @dataclass(eq=False, kw_only=True)

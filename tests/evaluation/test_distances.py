@@ -13,7 +13,7 @@ from talkinghead_lab.evaluation.statistics import FrameSets
 from talkinghead_lab.evaluation.systems import REAL, WRONG
 from talkinghead_lab.evaluation.table import benchmark_table, to_frame, to_markdown
 from talkinghead_lab.measures.given_weights import GIVEN_WEIGHTS, I3D, INCEPTION
-from talkinghead_lab.runs.worker import Worker
+from talkinghead_lab.workers.worker import Worker
 from tests.evaluation.faults import clips, drawn, frozen, scored
 from tests.measures.given import give
 from tests.models.judges.test_inception import seeded_inception

@@ -14,8 +14,8 @@ from talkinghead_lab.evaluation import systems
 from talkinghead_lab.evaluation.scoring import ScoreTask, score_tasks
 from talkinghead_lab.evaluation.systems import REAL, WRONG, Benchmark
 from talkinghead_lab.evaluation.table import benchmark_table, write_table
-from talkinghead_lab.runs.worker import Worker
-from talkinghead_lab.sweeps.processes import ThisMachine
+from talkinghead_lab.workers.this_machine import ThisMachine
+from talkinghead_lab.workers.worker import Worker
 from tests.evaluation.faults import clips, drawn_early
 
 REQUEST = {

@@ -17,9 +17,9 @@ from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import load_settings
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.jobs import GROWING
-from talkinghead_lab.runs.worker import Job, Worker
 from talkinghead_lab.weights.formats import network_file
 from talkinghead_lab.weights.formats.containers import open_file
+from talkinghead_lab.workers.worker import Job, Worker
 
 
 def sha256(path) -> str:

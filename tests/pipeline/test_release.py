@@ -9,7 +9,7 @@ from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.pipeline import pipeline as pipeline_module
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.runs.generate import generate
-from talkinghead_lab.runs.worker import Worker
+from talkinghead_lab.workers.worker import Worker
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import csv
 import errno
 import json
 import os
-import pickle
 import shlex
 import signal
 import subprocess
@@ -17,15 +16,15 @@ import psutil
 import pytest
 
 from talkinghead_lab.__main__ import main
-from talkinghead_lab.errors import FolderLocked, InvalidRequest, NoSpaceLeft
+from talkinghead_lab.errors import NoSpaceLeft
 from talkinghead_lab.foundation import snapshot
 from talkinghead_lab.foundation.files import locked
 from talkinghead_lab.media import video
 from talkinghead_lab.runs import generate
 from talkinghead_lab.runs.folder import RunFolder
-from talkinghead_lab.runs.worker import Failure, Job
 from talkinghead_lab.sweeps.definition import Sweep
 from talkinghead_lab.sweeps.sweep import results, run_sweep
+from talkinghead_lab.workers.worker import Failure, Job
 
 
 @pytest.fixture
@@ -239,18 +238,6 @@ def test_a_full_disk_ends_all_workers_and_leaves_their_cells_unfinished(sections
     assert main(["sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]) == 0
 
 
-def test_a_run_of_a_cluster_replaces_an_interrupted_one_that_nobody_writes(sections, tmp_path):
-    job = jobs(Sweep.from_sections(sections), tmp_path)[0]
-    (job.run_dir / "chunks").mkdir(parents=True)
-    (job.run_dir / "chunks" / "00000.mp4").write_bytes(b"of an interrupted call")
-    files = {"run.json": b"{}", "video.mp4": b"video"}
-    with locked(job.run_dir), pytest.raises(FolderLocked):
-        job.collect(files)
-    assert (job.run_dir / "chunks" / "00000.mp4").exists()
-    job.collect(files)
-    assert {path.name: path.read_bytes() for path in job.run_dir.iterdir()} == files
-
-
 def test_a_finished_record_wins_over_an_error_file(sections, tmp_path):
     sweep = Sweep.from_sections(sections | {"seeds": [1]})
     (job,) = jobs(sweep, tmp_path)
@@ -259,16 +246,3 @@ def test_a_finished_record_wins_over_an_error_file(sections, tmp_path):
     assert results(sweep, tmp_path)["state"].to_list() == ["finished"]
     assert run_sweep(sweep, tmp_path, show_progress=False)["state"].to_list() == ["finished"]
     assert not job.failure.exists()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        NoSpaceLeft("no space left", received="/a", remedy="Free some."),
-        FolderLocked("the folder is being written"),
-        InvalidRequest("out of range", received=3, allowed="1 or 2", field="speakers"),
-    ],
-)
-def test_errors_arrive_unchanged_from_another_process(error):
-    arrived = pickle.loads(pickle.dumps(error))
-    assert (type(arrived), str(arrived), vars(arrived)) == (type(error), str(error), vars(error))

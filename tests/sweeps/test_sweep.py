@@ -18,10 +18,9 @@ from talkinghead_lab.errors import InvalidRequest, OutputError
 from talkinghead_lab.foundation import digests
 from talkinghead_lab.foundation.files import locked
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.runs.worker import Failure, Job, Worker
-from talkinghead_lab.sweeps import processes
 from talkinghead_lab.sweeps.definition import Sweep
 from talkinghead_lab.sweeps.sweep import results, run_sweep
+from talkinghead_lab.workers.worker import Failure, Job, Worker
 
 FAST = {"loras": [{"path": "sample:fast-lora"}], "text_guide_scale": 1.0, "audio_guide_scale": 1.0}
 
@@ -201,18 +200,6 @@ def kill_a_worker_at_work(folder) -> None:
             if "spawn_main" in " ".join(child.cmdline()):
                 child.kill()
                 return
-
-
-@pytest.mark.parametrize(
-    ("visible", "devices"),
-    [("4,6", ["4", "6", "4"]), (None, ["0", "1", "0"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b", "GPU-a"])],
-)
-def test_each_worker_has_a_gpu_of_its_own(monkeypatch, visible, devices):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [processes.visible_device(number) for number in range(3)] == devices
 
 
 def cells_begun(folder) -> list[Path]:

@@ -10,12 +10,13 @@ from scipy import stats
 
 from talkinghead_lab.__main__ import main
 from talkinghead_lab.errors import InvalidRequest, MediaError
-from talkinghead_lab.sweeps import definition, processes
+from talkinghead_lab.sweeps import definition
 from talkinghead_lab.sweeps.definition import FEWEST_SEEDS, Sweep, Target
 from talkinghead_lab.sweeps.plan import plan_sweep
 from talkinghead_lab.sweeps.statistics import FirstStage, by_seed, compared, paired_differences
 from talkinghead_lab.sweeps.sweep import results, run_sweep
 from talkinghead_lab.sweeps.two_stage import allocated, seeds_of_each
+from talkinghead_lab.workers.this_machine import ThisMachine
 
 PUBLISHED = Path(__file__).parents[2] / "outputs" / "published"
 SWEEPS = 2000
@@ -178,7 +179,7 @@ def test_a_sweep_adds_seeds_stops_and_resumes(few, tmp_path, monkeypatch, caplog
     first = run_sweep(Sweep.from_sections(few), tmp_path, show_progress=False)
     sweep = adaptive(few, 3, first)
     assert seeds_of_each(sweep, first) == {(1.0,): 7, (3.0,): 7}
-    before = processes.ThisMachine.run
+    before = ThisMachine.run
 
     def interrupted(machine, jobs, on_done):
         assert len(jobs) == 6, "the runs of the first stage are those of the sweep without a target"
@@ -186,7 +187,7 @@ def test_a_sweep_adds_seeds_stops_and_resumes(few, tmp_path, monkeypatch, caplog
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(processes.ThisMachine, "run", interrupted)
+        patch.setattr(ThisMachine, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_sweep(sweep, tmp_path, show_progress=False)
     partial = polars.read_csv(tmp_path / "results.csv")

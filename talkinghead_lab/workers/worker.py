@@ -1,4 +1,4 @@
-"""Runs jobs one after another with networks that stay loaded."""
+"""Runs tasks one after another with networks that stay loaded."""
 
 import gc
 import json

@@ -9,8 +9,8 @@ import pytest
 
 from talkinghead_lab.errors import MissingExtra, NoSpaceLeft
 from talkinghead_lab.sweeps.definition import Sweep
-from talkinghead_lab.sweeps.ray_cluster import run_on_ray
 from talkinghead_lab.sweeps.sweep import run_sweep
+from talkinghead_lab.workers.ray_cluster import run_on_ray
 
 
 def kill_a_worker_at_work(killed: list[int]) -> None:

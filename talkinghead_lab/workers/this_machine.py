@@ -1,4 +1,4 @@
-"""Runs the tasks of a sweep or a benchmark on this machine: in this process, or in one process per GPU.
+"""Runs tasks on this machine: in this process, or in one process per GPU.
 
 The pools of `concurrent.futures` and `pebble` fail every waiting job, without an exit status, if a worker
 dies before it took one. Here a dead worker fails its own job only, and its replacement gets the same GPU.
@@ -18,8 +18,8 @@ import torch
 
 from talkinghead_lab.errors import FolderLocked, OutputError
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs.worker import Failure, Task, Worker
-from talkinghead_lab.sweeps.worker_process import PARENT_SIGNALS, serve
+from talkinghead_lab.workers.main_loop import PARENT_SIGNALS, serve
+from talkinghead_lab.workers.worker import Failure, Task, Worker
 
 logger = logging.getLogger(__name__)
 

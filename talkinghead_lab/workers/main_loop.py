@@ -37,7 +37,7 @@ def serve(connection: Connection, gpu: str | None, workers: int) -> None:
     from tqdm import tqdm
 
     from talkinghead_lab.params import GenerationParams
-    from talkinghead_lab.runs.worker import Worker
+    from talkinghead_lab.workers.worker import Worker
 
     tqdm.set_lock(threading.RLock())  # a killed process would leak the semaphore of the default lock
     if gpu is None:

@@ -1,4 +1,4 @@
-"""Runs the tasks of a sweep or a benchmark on a Ray cluster, one worker per GPU.
+"""Runs tasks on a Ray cluster, one worker per GPU.
 
 Results return over the network.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from talkinghead_lab.errors import FolderLocked, MissingExtra, OutputError
-from talkinghead_lab.runs.worker import Failure, Task, Worker
-from talkinghead_lab.sweeps.processes import leave_unfinished
+from talkinghead_lab.workers.this_machine import leave_unfinished
+from talkinghead_lab.workers.worker import Failure, Task, Worker
 
 ATTEMPTS_PER_TASK = 3  # Ray restarts a dead worker and its task
 
