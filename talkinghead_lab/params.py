@@ -48,11 +48,11 @@ class GenerationParams(BaseModel):
     )
     audio_start: float = Field(0.0, ge=0, le=7200, description="seconds to skip at the start of `audio_path`")
     image_path: types.Pictures = Field(
-        description="portrait image, or a driving video to dub; a list of start (in seconds) and file: a new "
-        "shot from each start on"
+        description="portrait image, or a driving video to dub; a list of start (in seconds) and file begins "
+        "a new shot at each start"
     )
     continue_video: types.MediaPath | None = Field(
-        None, description="video to go on from: the first chunk repeats its last motion_frame frames"
+        None, description="video to go on from: its last frames are the overlap of the first chunk"
     )
     background: str = Field(
         "white",
@@ -61,7 +61,7 @@ class GenerationParams(BaseModel):
     prompt: types.Prompts = Field(
         "",
         description="description of the scene and of how the person moves; a list of start (in seconds) and "
-        "text: another from the first chunk after each start on",
+        "text changes it at the first chunk border from each start on",
     )
     negative_prompt: str = Field(
         RELEASED_NEGATIVE_PROMPT, max_length=2000, description="description of what to avoid"
@@ -77,24 +77,24 @@ class GenerationParams(BaseModel):
     )
     crop: Literal["center", "top", "face", "none"] = Field(
         "center",
-        description="part of the picture in the frame: the centre, the top, around the face; none: all of it",
+        description="part of the picture to keep: its centre, its top, around the face; none: all of it",
     )
     pad: str | None = Field(
         None,
-        description="with crop none, what fills the frame's rest: edge, blur, #rrggbb or a CSS colour name",
+        description="with crop none, what fills the rest: edge, blur, #rrggbb or a CSS colour name",
     )
     max_frames: int | None = Field(
         None,
         ge=1,
         le=1_000_000,
-        description="most video frames to generate (25 per second); unset: length of the audio",
+        description="largest number of video frames (25 per second); unset: length of the recording",
     )
     seed: types.Seed | Literal["random"] = Field(
         42, description="seed of all noise; random: a run draws one and records it"
     )
 
     sampler: Literal["euler", "unipc", "dpm++2m", "lcm"] = Field(
-        "euler", description="solver; euler: as released; the others need the extra samplers"
+        "euler", description="solver; euler is the released one; the others need the extra samplers"
     )
     diffusion_steps: int = Field(40, ge=1, le=1000, description="sampling steps per chunk")
     text_guide_scale: types.GuidanceScales = Field(
@@ -109,14 +109,14 @@ class GenerationParams(BaseModel):
     )
     guidance_interval: types.Interval | None = Field(
         None,
-        description="[from, to] as shares of the steps: guided steps; the others take one forward pass; "
-        "unset: all are guided",
+        description="[from, to] as shares of the steps: only these are guided, the others take one forward "
+        "pass; unset: all are guided",
     )
     cfg_zero_star: bool = Field(
-        False, description="CFG-Zero*: guidance against the projection of the pass without the condition"
+        False, description="CFG-Zero*: scale passes without a condition by their projection on that with it"
     )
     zero_init_steps: int = Field(
-        0, ge=0, le=999, description="CFG-Zero*: first steps that move nothing and take no forward pass"
+        0, ge=0, le=999, description="CFG-Zero*: first steps that change nothing and take no forward pass"
     )
     sample_shift: float | None = Field(
         None,
@@ -126,17 +126,17 @@ class GenerationParams(BaseModel):
     )
     sigmas: types.Sigmas | None = Field(
         None,
-        description="noise levels of the steps, for distilled LoRAs, without the last, 0; they replace "
-        "sample_shift; unset: shifted",
+        description="noise levels of the steps, for distilled LoRAs, without the final 0; they replace "
+        "sample_shift; unset: from sample_shift",
     )
     denoise_strength: float = Field(
-        1.0, ge=0.01, le=1, description="how much noise a driving video is restyled from; 1.0: only noise"
+        1.0, ge=0.01, le=1, description="below 1.0, restyle a driving video: sample from its noised frames"
     )
-    scene_cuts: bool = Field(False, description="a new shot at each cut of a driving video; extra scenes")
-    lips_only: bool = Field(False, description="keep a driving video; only its lower face is sampled anew")
-    lips_border: int = Field(6, ge=1, le=256, description="lips_only: pixels of the blend around the face")
+    scene_cuts: bool = Field(False, description="new shot at each cut of a driving video; extra scenes")
+    lips_only: bool = Field(False, description="keep a driving video and generate only the lower face anew")
+    lips_border: int = Field(6, ge=1, le=256, description="lips_only: width of the blend in pixels")
     lips_mask: types.MediaPath | None = Field(
-        None, description="lips_only: picture or video, white where to sample anew; unset: the lower face"
+        None, description="lips_only: picture or video, white where to generate anew; unset: the lower face"
     )
     chunk_frames: types.WholeChunk = Field(81, ge=5, le=1001, description="frames sampled together, 4n + 1")
     motion_frame: types.WholeChunk = Field(
@@ -149,7 +149,7 @@ class GenerationParams(BaseModel):
         1.0, ge=0, le=1, description="strength of colour matching; 0: none, 1: full"
     )
     seam_frames: int = Field(
-        0, ge=0, le=40, description="frames over which each seam is blended; 0: no blending, as released"
+        0, ge=0, le=40, description="frames over which each seam between chunks is blended; 0: none"
     )
     use_apg: bool = Field(False, description="adaptive projected guidance (APG)")
     apg_momentum: float = Field(-0.75, ge=-1, le=1, description="APG: momentum of the averaged updates")
@@ -160,12 +160,12 @@ class GenerationParams(BaseModel):
         None,
         gt=0,
         le=1e6,
-        description="step cache: skip forward passes while the change is below this; unset: off",
+        description="step cache: skip forward passes while the result changes less than this; unset: off",
     )
     step_cache: Literal["released", "first_block"] = Field(
         "released",
-        description="the change is released: estimated from the timesteps; first_block: of the first block's "
-        "update, measured in each step, as a share of it",
+        description="how the step cache finds the change; released: estimates it from the timesteps; "
+        "first_block: measures it on the first block's update, as a share of it",
     )
     max_consecutive_skips: int | None = Field(
         None, ge=1, le=999, description="step cache: most steps skipped in a row; unset: any number"
@@ -221,8 +221,8 @@ class GenerationParams(BaseModel):
     speech_encoder: types.WeightPath = Field(None, description="weight file of wav2vec2; unset: searched")
     precision: Literal["auto", "fp32", "bf16", "fp8", "int8"] = Field(
         "auto",
-        description="auto: bf16 on GPU, fp32 on CPU, and fp8 matmuls of weights that are stored in fp8; "
-        "bf16, fp32: no fp8 matmuls; int8: quantise weights; fp8: weights and matmuls",
+        description="auto: bf16 on a GPU, fp32 on a CPU, fp8 matmuls for weights that are stored in fp8; "
+        "bf16, fp32: no fp8 matmuls; int8: quantise weights; fp8: quantise weights and matmuls",
     )
     attention: Literal[
         "auto", "eight_bit", "sdpa", "flash3", "triton_hopper", "flash3_fp8", "sage", "triton"
