@@ -1,24 +1,14 @@
 """Which fields of a request contradict each other."""
 
-from typing import TYPE_CHECKING
-
 from talkinghead_lab.foundation.field_errors import Contradiction
 from talkinghead_lab.foundation.latent_grid import largest_size
+from talkinghead_lab.request_fields import RELEASED_ONLY, RequestFields
 from talkinghead_lab.sampling.config import guided_steps
 
-if TYPE_CHECKING:
-    from talkinghead_lab.params import GenerationParams
-
-# Fields that name weights; the bundled model has its own.
-WEIGHT_FOLDERS = ("ckpt_dir", "wav2vec_dir", "infinitetalk_dir")
-WEIGHT_FILES = ("transformer", "adapter", "vae", "text_encoder", "image_encoder", "speech_encoder")
-RELEASED_ONLY = ("weights", *WEIGHT_FILES)
-# Fields that name one media file each, or none.
-MEDIA_FIELDS = ("image_path", "audio_path", "second_audio_path", "continue_video", "lips_mask")
 SEVERAL_PEOPLE = ("second_audio_path", "speaker_boxes", "speaker_masks", "segments")  # each may tell of two
 
 
-def check_agreement(request: "GenerationParams") -> None:
+def check_agreement(request: RequestFields) -> None:
     """Check fields against each other, each of which is valid by itself.
 
     Raises:
@@ -28,7 +18,7 @@ def check_agreement(request: "GenerationParams") -> None:
         check(request)
 
 
-def _frames(request: "GenerationParams") -> None:
+def _frames(request: RequestFields) -> None:
     if request.forced_size:
         width, height = request.forced_size
         largest = largest_size(width, height, request.chunk_frames)
@@ -43,14 +33,14 @@ def _frames(request: "GenerationParams") -> None:
         raise Contradiction(f"motion_frame {request.motion_frame} {limit}", "motion_frame")
 
 
-def _weights(request: "GenerationParams") -> None:
+def _weights(request: RequestFields) -> None:
     named = [name for name in RELEASED_ONLY if getattr(request, name)]
     if request.checkpoint == "embedded" and named:
         message = f"{named[0]} names weights, but checkpoint is embedded: the bundled model has its own"
         raise Contradiction(message, "checkpoint")
 
 
-def _speakers(request: "GenerationParams") -> None:
+def _speakers(request: RequestFields) -> None:
     if request.speaker_boxes and request.speaker_masks:
         raise Contradiction(
             "speaker_boxes and speaker_masks both draw the speakers: use one", "speaker_masks"
@@ -61,7 +51,7 @@ def _speakers(request: "GenerationParams") -> None:
         raise Contradiction(message, "speaker_boxes")
 
 
-def _sound(request: "GenerationParams") -> None:
+def _sound(request: RequestFields) -> None:
     if request.segments:
         if request.audio_mix != "timeline":
             raise Contradiction("segments require audio_mix: timeline", "audio_mix")
@@ -80,7 +70,7 @@ def _sound(request: "GenerationParams") -> None:
         raise Contradiction(message, "speaker_loudness")
 
 
-def _picture(request: "GenerationParams") -> None:
+def _picture(request: RequestFields) -> None:
     if request.lips_only and request.speakers > 1 and not request.lips_mask:
         several = next(name for name in SEVERAL_PEOPLE if getattr(request, name))
         message = f"lips_only follows one face, and {several} is set: leave one out, or give lips_mask"
@@ -102,7 +92,7 @@ def _picture(request: "GenerationParams") -> None:
         raise Contradiction("crop face follows one face; for several people, choose another crop", "crop")
 
 
-def _guidance(request: "GenerationParams") -> None:
+def _guidance(request: RequestFields) -> None:
     steps = request.diffusion_steps
     for name in ("text_guide_scale", "audio_guide_scale"):
         scale = getattr(request, name)
@@ -124,7 +114,7 @@ def _guidance(request: "GenerationParams") -> None:
         raise Contradiction(message, "zero_init_steps")
 
 
-def _loras(request: "GenerationParams") -> None:
+def _loras(request: RequestFields) -> None:
     for lora in request.loras:
         if isinstance(lora.scale, tuple) and len(lora.scale) > request.diffusion_steps:
             message = (
@@ -134,7 +124,7 @@ def _loras(request: "GenerationParams") -> None:
             raise Contradiction(message, "loras")
 
 
-def _step_cache(request: "GenerationParams") -> None:
+def _step_cache(request: RequestFields) -> None:
     if request.step_cache_threshold is None:
         for name, given in {
             "step_cache: first_block": request.step_cache == "first_block",
@@ -155,7 +145,7 @@ def _step_cache(request: "GenerationParams") -> None:
         raise Contradiction(message, "step_cache_threshold")
 
 
-def _solver(request: "GenerationParams") -> None:
+def _solver(request: RequestFields) -> None:
     steps = request.diffusion_steps
     if request.sigmas and len(request.sigmas) != steps:
         message = f"diffusion_steps is {steps}, but sigmas has {len(request.sigmas)} levels: leave it out"

@@ -17,7 +17,8 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
-from talkinghead_lab.params import GenerationParams, read_yaml
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.request_text import read_yaml
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

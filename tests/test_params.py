@@ -14,8 +14,9 @@ from talkinghead_lab.defaults import EMBEDDED, RELEASED_SHIFT
 from talkinghead_lab.errors import InvalidRequest, MediaError
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media.frame_size import RELEASED_SIZES
-from talkinghead_lab.params import GenerationParams, read_yaml
+from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import sampling_config
+from talkinghead_lab.request_text import read_yaml
 
 PARAMETER_FILES = sorted((Path(__file__).parent.parent / "params").glob("[!s]*.yaml"))
 MEDIA = {"audio_path": "sample:recording", "image_path": "sample:portrait"}

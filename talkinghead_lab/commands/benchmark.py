@@ -108,7 +108,7 @@ def run_methods(options: argparse.Namespace) -> int:
     """Generate and score; print the folder; return 1 if a video failed, else 0."""
     from talkinghead_lab.evaluation.drawn import open_manifest
     from talkinghead_lab.evaluation.systems import Benchmark
-    from talkinghead_lab.params import read_yaml
+    from talkinghead_lab.request_text import read_yaml
 
     manifest = open_manifest(options.manifest, options.clips)
     benchmark = Benchmark(manifest, options.out, workers=options.workers, ray_address=options.ray)

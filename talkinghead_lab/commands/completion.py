@@ -58,7 +58,7 @@ def _words(kind: Any) -> list[str]:
 
 
 def _is_path(name: str) -> bool:
-    from talkinghead_lab.agreement import RELEASED_ONLY
+    from talkinghead_lab.request_fields import RELEASED_ONLY
 
     return name.endswith(("_path", "_dir")) or name in RELEASED_ONLY
 

@@ -9,8 +9,8 @@ from typing import Any
 import polars
 from pydantic import BaseModel
 
-from talkinghead_lab.agreement import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FILES, WEIGHT_FOLDERS
 from talkinghead_lab.measures.measure import KINDS
+from talkinghead_lab.request_fields import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FILES, WEIGHT_FOLDERS
 
 # Every field of the request and every measure, as it appears within a sentence.
 NAMES = {

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.devices import GIB, compute_type, decode_type, pick_device
 from talkinghead_lab.foundation.digests import FileState
@@ -29,6 +28,7 @@ from talkinghead_lab.pipeline.lips_only import check_mask
 from talkinghead_lab.pipeline.portrait import frame_picture
 from talkinghead_lab.pipeline.scenes import split_at_cuts
 from talkinghead_lab.pipeline.shots import check_needs_no_video, later_shots, unused_parts
+from talkinghead_lab.request_fields import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.sampling.chunks import Chunk, plan_chunks
 from talkinghead_lab.sampling.config import ProjectionConfig, SamplingConfig, StepCacheConfig
 from talkinghead_lab.sampling.guidance import planned_passes

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from talkinghead_lab.agreement import MEDIA_FIELDS
 from talkinghead_lab.errors import MediaError
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, local_file
 from talkinghead_lab.foundation.snapshot import READ_ONLY, Snapshot, open_beneath
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.request_fields import MEDIA_FIELDS
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.settings import ServiceSettings
 

@@ -10,11 +10,11 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
-from talkinghead_lab.agreement import MEDIA_FIELDS
 from talkinghead_lab.errors import MediaError, TalkingHeadError
 from talkinghead_lab.foundation.paths import SAMPLE_PREFIX, local_file
 from talkinghead_lab.foundation.presets import presets as known_presets
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.request_fields import MEDIA_FIELDS
 from talkinghead_lab.service.problems import Problem
 from talkinghead_lab.service.schemas import problem_responses
 from talkinghead_lab.service.session import COOKIE, session_value

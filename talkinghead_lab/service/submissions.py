@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from talkinghead_lab.agreement import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.foundation.digests import sha256_of_file
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.request_fields import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.service.inputs import MASKS, SUFFIX
 from talkinghead_lab.service.jobs import QueuedJob
 from talkinghead_lab.service.problems import Problem

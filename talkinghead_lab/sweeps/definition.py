@@ -32,7 +32,8 @@ from talkinghead_lab.foundation.parameter_text import read_mapping, typed
 from talkinghead_lab.foundation.presets import parameter_file
 from talkinghead_lab.foundation.schema import versioned
 from talkinghead_lab.measures.measure import KINDS
-from talkinghead_lab.params import GenerationParams, read_yaml, typed_value
+from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.request_text import read_yaml, typed_value
 from talkinghead_lab.runs.origin import InputDigests
 from talkinghead_lab.sweeps.statistics import PAIRED_BY
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import ipywidgets as widgets
 from pydantic.fields import FieldInfo
 
-from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.figures.labels import title, with_titles
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_LATENT
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.request_fields import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.widgets.media_picker import MediaPicker
 
 # Fields missing here are added to the last group, so that the panel never lacks a new field.

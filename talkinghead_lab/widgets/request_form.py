@@ -6,11 +6,11 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from talkinghead_lab.agreement import RELEASED_ONLY
 from talkinghead_lab.errors import InvalidRequest, TalkingHeadError
 from talkinghead_lab.figures.labels import title
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.people import propose_boxes
+from talkinghead_lab.request_fields import RELEASED_ONLY
 from talkinghead_lab.widgets.box_editor import BoxEditor
 from talkinghead_lab.widgets.fields import SHOWN_WITH, Control, OnChange, grouped_fields
 from talkinghead_lab.widgets.frame_preview import FramePreview

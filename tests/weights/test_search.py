@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FILES
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.request import checkpoint_files
+from talkinghead_lab.request_fields import RELEASED_ONLY, WEIGHT_FILES
 from talkinghead_lab.weights import checkpoints
 from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.locating import CheckpointFiles, locate, weight_files

@@ -5,10 +5,10 @@ import math
 import ipywidgets as widgets
 import pytest
 
-from talkinghead_lab.agreement import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.foundation.field_types import Lora
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.people import propose_boxes
+from talkinghead_lab.request_fields import RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.widgets.fields import Control, bounds, grouped_fields
 from talkinghead_lab.widgets.request_form import RequestForm
 
