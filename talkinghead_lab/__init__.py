@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from talkinghead_lab.params import GenerationParams
-    from talkinghead_lab.runs.generate import GenerationResult, generate
+    from talkinghead_lab.runs.generate import generate
+    from talkinghead_lab.runs.result import GenerationResult
 
 __version__ = "0.1.0"
 __all__ = ["GenerationParams", "GenerationResult", "__version__", "generate"]
 
 _HOME = {
     "GenerationParams": "talkinghead_lab.params",
-    "GenerationResult": "talkinghead_lab.runs.generate",
+    "GenerationResult": "talkinghead_lab.runs.result",
     "generate": "talkinghead_lab.runs.generate",
 }
 

@@ -30,8 +30,8 @@ from talkinghead_lab.media.timeline import lay_out
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import FramedPicture, frame_picture
 from talkinghead_lab.pipeline.request import chunks_of
-from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.history import growing_video
+from talkinghead_lab.runs.result import GenerationResult
 
 INK = "#1f2933"  # on white
 AXES_INK = "#6e7681"  # read on light and on dark pages: figures have no background of their own

@@ -5,22 +5,19 @@ be played as it grows. The video, the contact sheet and finally `run.json` appea
 the run is finished and `chunks/` is removed.
 """
 
-import html
 import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from talkinghead_lab.errors import OutputError, Stopped
 from talkinghead_lab.foundation import digests, environment
 from talkinghead_lab.foundation.files import atomic_path
-from talkinghead_lab.foundation.html_media import data_url, video_html
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
 from talkinghead_lab.measures.cartoon_faces import mouth_truth
 from talkinghead_lab.measures.cost import cost
@@ -38,11 +35,11 @@ from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
 from talkinghead_lab.request_text import VIDEO_METADATA_KEY
 from talkinghead_lab.runs.chunk_files import ArrivingChunk, ChunkFiles
 from talkinghead_lab.runs.chunk_writer import ChunkWriter
-from talkinghead_lab.runs.folder import RunFolder, read_record, with_drawn_seed
+from talkinghead_lab.runs.folder import RunFolder, with_drawn_seed
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests, seen_files
 from talkinghead_lab.runs.progress_bar import ProgressBar
-from talkinghead_lab.runs.record import read_own_file, size_of_own_file, video_of
+from talkinghead_lab.runs.result import GenerationResult
 from talkinghead_lab.runs.stage_clock import StageClock
 from talkinghead_lab.runs.time_left import TimeLeft, Work
 from talkinghead_lab.sampling.chunks import Chunk, seams
@@ -51,65 +48,9 @@ from talkinghead_lab.sampling.guidance import planned_passes
 LOG = logging.getLogger(__name__)
 
 CONTACT_SHEET_FRAMES = 12
-LARGEST_INLINE_VIDEO = 50_000_000  # bytes; beyond it a notebook shows the contact sheet alone
-
 
 OnProgress = Callable[[Progress], bool | None]
 OnGrowth = Callable[[Path], None]
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """A finished video. In a notebook it displays itself."""
-
-    video_path: Path
-    duration_seconds: float
-    resolution: str
-    frame_count: int
-    metadata: dict[str, str] = field(repr=False)
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder of the run."""
-        return self.video_path.parent
-
-    @property
-    def contact_sheet_path(self) -> Path:
-        """Path of the contact sheet."""
-        return self.run_dir / "contact_sheet.png"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as the shell and the HTTP interface return them."""
-        return asdict(self) | {"video_path": str(self.video_path)}
-
-    @classmethod
-    def from_run(cls, run_dir: str | Path) -> "GenerationResult":
-        """Read the result of a finished run.
-
-        Raises:
-            OutputError: the folder holds no finished run.
-        """
-        run_dir = Path(run_dir)
-        record = read_record(run_dir)
-        known = {each.name: record["result"][each.name] for each in fields(cls)}
-        return cls(**(known | {"video_path": video_of(run_dir, record)}))
-
-    def _repr_html_(self) -> str:
-        """The video in a notebook, embedded; the contact sheet, if the video is too large."""
-        caption = f"{self.video_path.name} · {self.resolution} · {self.duration_seconds:.2f} s"
-        try:
-            shown = self._player()
-        except OutputError as error:
-            shown = f"<p>{html.escape(str(error))}</p>"
-        return f"<figure>{shown}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-    def _player(self) -> str:
-        wide = self.resolution.partition("x")[0]
-        width = min(640, max(320, int(wide) if wide.isdecimal() else 0))
-        if size_of_own_file(self.video_path) > LARGEST_INLINE_VIDEO:
-            sheet = data_url(read_own_file(self.contact_sheet_path), "image/png")
-            return f'<img width="{width}" src="{sheet}">'
-        return video_html(read_own_file(self.video_path), f'controls width="{width}"')
 
 
 def generate(
@@ -170,20 +111,9 @@ def generate(
         time_left.plan(_work(resolved, start.finished))
         if show_progress:
             ending.enter_context(ProgressBar(time_left))
-        conditions = pipeline.encode(inputs, resolved, clock, encoder_cache)
-        generator = ChunkGenerator(pipeline, conditions, resolved, clock, encoder_cache)
-        with GrowingVideo(run.growing_video, inputs.soundtrack, resolved.frames) as growing:
-            for chunk in resolved.chunks[: start.finished]:
-                growing.append(run.chunks.picture(chunk))
-            on_saved = partial(on_growth, run.path) if on_growth else lambda: None
-            with ChunkWriter(run.chunks, growing, on_saved) as writer:
-                _make_chunks(writer, generator, start, on_progress, time_left)
-            growing.finish()
-        if growing.first_written and not start.finished:
-            clock.record_first_frame(growing.first_written)
-        del generator, conditions  # memory for the image encoder, which judges the video
-        path = _join_chunks(run, resolved, inputs, clock)
-        return _finish(run, resolved, inputs, pipeline, clock, time_left, origin(), path, start.finished)
+        generation = _Generation(run, inputs, resolved, pipeline, clock, time_left, start)
+        generation.make_chunks(encoder_cache, on_progress, on_growth)
+        return generation.finish(origin())
 
 
 @dataclass(frozen=True)
@@ -210,28 +140,112 @@ class ResumePoint:
         return cls(finished, previous, files.fp16_overflowed, seen_files)
 
 
-def _make_chunks(
-    writer: ChunkWriter,
-    generator: ChunkGenerator,
-    start: ResumePoint,
-    on_progress: OnProgress | None,
-    time_left: TimeLeft,
-) -> None:
-    """Generate and save chunks; each starts from the last frames of the previous one, held in memory."""
-    chunks, steps = generator.resolved.chunks, generator.resolved.sampling.steps
-    overlap, previous = generator.resolved.request.motion_frame, start.last_frames
-    generator.fp16_overflowed = start.fp16_overflowed
-    for chunk in chunks[start.finished :]:
-        on_step = _StepReport(chunk, len(chunks), steps, time_left, on_progress, writer)
-        started = time.perf_counter()
-        with writer.open(chunk) as saving:
-            on_frames = partial(_add_frames, saving, time_left)
-            generated = generator.generate(chunk, previous, on_step=on_step, on_frames=on_frames)
-            generator.networks.check_files()
-            saving.finish(generated, time.perf_counter() - started)
-        time_left.end_chunk()
-        previous = generated.frames[:, -overlap:].clone()
-        del generated, saving, on_frames
+@dataclass(frozen=True)
+class _Generation:
+    """A run under way: what it is made from and with, what measures it, and where it goes on."""
+
+    run: RunFolder
+    inputs: Inputs
+    resolved: Resolved
+    pipeline: Pipeline
+    clock: StageClock
+    time_left: TimeLeft
+    start: ResumePoint
+
+    def make_chunks(
+        self, encoder_cache: EncodingStore, on_progress: OnProgress | None, on_growth: OnGrowth | None
+    ) -> None:
+        """Generate and save the missing chunks. Their conditions are freed before the video is judged."""
+        conditions = self.pipeline.encode(self.inputs, self.resolved, self.clock, encoder_cache)
+        generator = ChunkGenerator(self.pipeline, conditions, self.resolved, self.clock, encoder_cache)
+        generator.fp16_overflowed = self.start.fp16_overflowed
+        on_saved = partial(on_growth, self.run.path) if on_growth else lambda: None
+        with GrowingVideo(self.run.growing_video, self.inputs.soundtrack, self.resolved.frames) as growing:
+            for chunk in self.resolved.chunks[: self.start.finished]:
+                growing.append(self.run.chunks.picture(chunk))
+            with ChunkWriter(self.run.chunks, growing, on_saved) as writer:
+                self._make_missing(generator, writer, on_progress)
+            growing.finish()
+        if growing.first_written and not self.start.finished:
+            self.clock.record_first_frame(growing.first_written)
+
+    def _make_missing(
+        self, generator: ChunkGenerator, writer: ChunkWriter, on_progress: OnProgress | None
+    ) -> None:
+        """Generate each missing chunk from the last frames of the previous one, held in memory."""
+        chunks, steps = self.resolved.chunks, self.resolved.sampling.steps
+        overlap, previous = self.resolved.request.motion_frame, self.start.last_frames
+        for chunk in chunks[self.start.finished :]:
+            on_step = _StepReport(chunk, len(chunks), steps, self.time_left, on_progress, writer)
+            started = time.perf_counter()
+            with writer.open(chunk) as saving:
+                on_frames = partial(_add_frames, saving, self.time_left)
+                generated = generator.generate(chunk, previous, on_step=on_step, on_frames=on_frames)
+                self.pipeline.check_files()
+                saving.finish(generated, time.perf_counter() - started)
+            self.time_left.end_chunk()
+            previous = generated.frames[:, -overlap:].clone()
+            del generated, saving, on_frames  # frees the chunk's frames
+
+    def finish(self, origin: InputDigests) -> GenerationResult:
+        """Join the chunks, judge the video, then write the contact sheet and, last, the record.
+
+        Raises:
+            OutputError: the video is not as long as planned.
+        """
+        run, resolved, clock = self.run, self.resolved, self.clock
+        path = self._join_chunks()
+        result = GenerationResult(
+            video_path=path,
+            duration_seconds=resolved.frames / FRAMES_PER_SECOND,
+            resolution="{}x{}".format(*resolved.frame_size),
+            frame_count=resolved.frames,
+            metadata=_metadata(run),
+        )
+        judgement = self._judge(path, origin)
+        _check_length(judgement, result)
+        with atomic_path(result.contact_sheet_path, overwrite=True) as temporary:
+            video.contact_sheet(judgement.snapshots).save(temporary)
+        chunk_records = run.chunks.records(resolved.chunks)
+        seconds = sum(chunk["seconds"] for chunk in chunk_records)
+        measures = judgement.measures + cost(clock.stages, seconds, result.frame_count, clock.first_frame)
+        run.write_record(
+            {
+                "result": result.to_json() | {"video_path": path.name},
+                "request": resolved.request.model_dump(mode="json"),
+                "resolved": resolved.to_json(),
+                "kernels": self.pipeline.dit.kernels(),
+                "inputs": origin.media,
+                "weights": origin.weights,
+                "loras": origin.loras,
+                "video_sha256": digests.sha256_of_file(path),
+                "environment": environment.describe(),
+                "chunks_of_earlier_calls": self.start.finished,  # `stages` does not include these
+                "time_to_first_frame": clock.first_frame,
+                "stages": clock.stages,
+                "timeline": clock.timeline,
+                "measures": [asdict(measure) for measure in measures],
+                "checks": judgement.checks,
+                "chunks": chunk_records,
+            }
+        )
+        run.clear_chunks()
+        return result
+
+    def _join_chunks(self) -> Path:
+        """Join the chunks under the sound track."""
+        with self.clock("mux"):
+            pictures, path = self.run.chunks.pictures(self.resolved.chunks), self.run.new_video_path()
+            request = {VIDEO_METADATA_KEY: self.resolved.request.to_yaml(versioned=True)}
+            video.join_videos(path, pictures, self.inputs.soundtrack, request)
+        return path
+
+    def _judge(self, path: Path, origin: InputDigests) -> Judgement:
+        with self.clock("measure"):
+            subject = _subject(self.resolved, self.inputs, origin, self.run.chunks.luma_changes())
+            return judge_video(
+                path, subject, self.pipeline.image_features, CONTACT_SHEET_FRAMES, self.time_left.measured
+            )
 
 
 def _add_frames(saving: ArrivingChunk, time_left: TimeLeft, frames: Tensor) -> None:
@@ -251,73 +265,6 @@ def _work(resolved: Resolved, finished: int) -> Work:
         checkpoint=resolved.request.checkpoint,
         cached=sampling.step_cache is not None,
     )
-
-
-def _join_chunks(run: RunFolder, resolved: Resolved, inputs: Inputs, clock: StageClock) -> Path:
-    """Join the chunks under the sound track."""
-    with clock("mux"):
-        pictures, path = run.chunks.pictures(resolved.chunks), run.new_video_path()
-        request = {VIDEO_METADATA_KEY: resolved.request.to_yaml(versioned=True)}
-        video.join_videos(path, pictures, inputs.soundtrack, request)
-    return path
-
-
-def _finish(
-    run: RunFolder,
-    resolved: Resolved,
-    inputs: Inputs,
-    pipeline: Pipeline,
-    clock: StageClock,
-    time_left: TimeLeft,
-    origin: InputDigests,
-    path: Path,
-    made_earlier: int,
-) -> GenerationResult:
-    """Judge the video, then write the contact sheet and, last, the record.
-
-    Raises:
-        OutputError: the video is not as long as planned.
-    """
-    result = GenerationResult(
-        video_path=path,
-        duration_seconds=resolved.frames / FRAMES_PER_SECOND,
-        resolution="{}x{}".format(*resolved.frame_size),
-        frame_count=resolved.frames,
-        metadata=_metadata(run),
-    )
-    with clock("measure"):
-        subject = _subject(resolved, inputs, origin, run.chunks.luma_changes())
-        judgement = judge_video(
-            path, subject, pipeline.image_features, CONTACT_SHEET_FRAMES, time_left.measured
-        )
-    _check_length(judgement, result)
-    with atomic_path(result.contact_sheet_path, overwrite=True) as temporary:
-        video.contact_sheet(judgement.snapshots).save(temporary)
-    chunk_records = run.chunks.records(resolved.chunks)
-    seconds = sum(chunk["seconds"] for chunk in chunk_records)
-    measures = judgement.measures + cost(clock.stages, seconds, result.frame_count, clock.first_frame)
-    run.write_record(
-        {
-            "result": result.to_json() | {"video_path": path.name},
-            "request": resolved.request.model_dump(mode="json"),
-            "resolved": resolved.to_json(),
-            "kernels": pipeline.dit.kernels(),
-            "inputs": origin.media,
-            "weights": origin.weights,
-            "loras": origin.loras,
-            "video_sha256": digests.sha256_of_file(path),
-            "environment": environment.describe(),
-            "chunks_of_earlier_calls": made_earlier,  # `stages` does not include these
-            "time_to_first_frame": clock.first_frame,
-            "stages": clock.stages,
-            "timeline": clock.timeline,
-            "measures": [asdict(measure) for measure in measures],
-            "checks": judgement.checks,
-            "chunks": chunk_records,
-        }
-    )
-    run.clear_chunks()
-    return result
 
 
 def _check_length(judgement: Judgement, result: GenerationResult) -> None:

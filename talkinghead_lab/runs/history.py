@@ -16,8 +16,8 @@ from talkinghead_lab.media.growing_video import plain_copy
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import CHUNK_FILE, CHUNKS, RECORD, REQUEST, read_record
-from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.jobs import GROWING
+from talkinghead_lab.runs.result import GenerationResult
 from talkinghead_lab.sampling.config import Scale
 
 LARGEST_PREVIEW = 10_000_000  # bytes of a video that is shown while a run is under way

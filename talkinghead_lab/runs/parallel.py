@@ -24,8 +24,9 @@ from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import read_inputs, resolve
 from talkinghead_lab.runs.folder import with_drawn_seed
-from talkinghead_lab.runs.generate import GenerationResult, ResumePoint, generate
+from talkinghead_lab.runs.generate import ResumePoint, generate
 from talkinghead_lab.runs.origin import seen_files
+from talkinghead_lab.runs.result import GenerationResult
 
 # The first process saves chunks and judges the video while the others wait. If a process fails, torchrun ends
 # all, so no shorter time is needed.

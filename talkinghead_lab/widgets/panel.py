@@ -15,8 +15,8 @@ from talkinghead_lab.figures.comparison import Comparison
 from talkinghead_lab.figures.labels import with_titles
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.history import PastRun, parts_in
+from talkinghead_lab.runs.result import GenerationResult
 from talkinghead_lab.widgets.gallery import Gallery
 from talkinghead_lab.widgets.jobs import GenerationThread, PanelJob, status_html
 from talkinghead_lab.widgets.parameter_files import free_name, presets, save_request

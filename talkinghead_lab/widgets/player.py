@@ -7,9 +7,9 @@ import anywidget
 import traitlets
 
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs.generate import LARGEST_INLINE_VIDEO
 from talkinghead_lab.runs.history import PastRun, chunks, growing_video, in_a_line
 from talkinghead_lab.runs.record import read_own_file, size_of_own_file
+from talkinghead_lab.runs.result import LARGEST_INLINE_VIDEO
 
 FOLDER = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from talkinghead_lab.figures import runs
 from talkinghead_lab.media.growing_video import GrowingVideo
 from talkinghead_lab.media.video import probe, write_video
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.runs.result import GenerationResult
 
 WIDTH, HEIGHT, FRAMES = 48, 32, 50
 

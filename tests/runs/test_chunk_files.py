@@ -13,8 +13,8 @@ from talkinghead_lab.errors import OutputError, Stopped
 from talkinghead_lab.media import video
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.runs.folder import RunFolder
-from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.origin import InputDigests
+from talkinghead_lab.runs.result import GenerationResult
 from talkinghead_lab.sampling.chunks import plan_chunks
 
 FINISHED = 4  # chunks of 5

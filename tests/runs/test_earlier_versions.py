@@ -13,8 +13,9 @@ from talkinghead_lab.media import video
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.request_text import VIDEO_METADATA_KEY
 from talkinghead_lab.runs.folder import read_record
-from talkinghead_lab.runs.generate import GenerationResult, generate
+from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.history import find_runs
+from talkinghead_lab.runs.result import GenerationResult
 from talkinghead_lab.runs.verify import verify
 from talkinghead_lab.sweeps.definition import Sweep
 

@@ -22,9 +22,9 @@ from talkinghead_lab.media import video
 from talkinghead_lab.pipeline.pipeline import Pipeline
 from talkinghead_lab.pipeline.request import read_inputs
 from talkinghead_lab.runs.folder import read_record
-from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests
+from talkinghead_lab.runs.result import GenerationResult
 from tests.pipeline.start import resolved_for, start
 from tests.runs.processes import forking
 

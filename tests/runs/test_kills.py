@@ -13,7 +13,7 @@ import pytest
 
 from talkinghead_lab import GenerationParams, generate
 from talkinghead_lab.__main__ import main
-from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.runs.result import GenerationResult
 from tests.runs.processes import forking
 
 

@@ -13,8 +13,8 @@ from talkinghead_lab.figures.run_list import RunList
 from talkinghead_lab.figures.runs import table
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.folder import read_record
-from talkinghead_lab.runs.generate import GenerationResult
 from talkinghead_lab.runs.history import find_runs, parts_in
+from talkinghead_lab.runs.result import GenerationResult
 from talkinghead_lab.runs.verify import verify
 from talkinghead_lab.widgets.gallery import Gallery, card_html
 
@@ -137,7 +137,7 @@ def assert_bad_entry_without_video(run: Path) -> None:
 
 
 def test_a_contact_sheet_that_is_a_link_is_not_shown(run, monkeypatch):
-    monkeypatch.setattr("talkinghead_lab.runs.generate.LARGEST_INLINE_VIDEO", 10)
+    monkeypatch.setattr("talkinghead_lab.runs.result.LARGEST_INLINE_VIDEO", 10)
     (run / "contact_sheet.png").symlink_to(run.parents[1] / "secret.mp4")
     assert "base64" not in GenerationResult.from_run(run)._repr_html_()
 

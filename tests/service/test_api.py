@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from talkinghead_lab import GenerationParams, __version__, generate
 from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.media import video
-from talkinghead_lab.runs.generate import GenerationResult
+from talkinghead_lab.runs.result import GenerationResult
 from talkinghead_lab.weights.locating import EMBEDDED_WEIGHTS
 from tests.service.conftest import ENDLESS, ask_and_leave
 
