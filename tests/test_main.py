@@ -11,9 +11,14 @@ from pathlib import Path
 import pytest
 
 from talkinghead_lab.__main__ import main
+from talkinghead_lab.bench import command as bench
+from talkinghead_lab.bench import lips_only
 from talkinghead_lab.commands.parser import parse
 from talkinghead_lab.media import video
 from talkinghead_lab.params import GenerationParams
+from talkinghead_lab.profiling import command as profiling
+from talkinghead_lab.training import command as training
+from talkinghead_lab.training import presenters, readers, samples
 
 
 def test_ctrl_c_keeps_finished_chunks_and_the_run_resumes(request_for, tmp_path):
@@ -103,9 +108,23 @@ def test_plan_says_what_a_bare_request_gets(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["generate", "embedded", "--run", ""], ["verify", ""], ["runs", "list", ""]]
+    ("program", "arguments"),
+    [
+        (main, ["generate", "embedded", "--run", ""]),
+        (main, ["verify", ""]),
+        (main, ["runs", "list", ""]),
+        (bench.main, ["--table", ""]),
+        (lips_only.main, [""]),
+        (profiling.main, [""]),
+        (training.main, ["train", ""]),
+        (training.main, ["evaluate", "--weights", ""]),
+        (presenters.main, ["--output", ""]),
+        (readers.main, ["--output", ""]),
+        (samples.main, [""]),
+    ],
 )
-def test_an_empty_path_is_not_the_working_directory(arguments, capsys):
+def test_an_empty_path_is_not_the_working_directory(program, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
     with pytest.raises(SystemExit, match="2"):
-        main(arguments)
+        program()
     assert "a path is needed" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Measure how fast this machine runs the networks, and how close that is to its roofline."""
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from talkinghead_lab.bench.sizes import SIZES, Size
 from talkinghead_lab.bench.table import markdown, read_rows
 from talkinghead_lab.bench.two_speakers import measure_two_speakers
 from talkinghead_lab.bench.videos import measure_videos
+from talkinghead_lab.foundation.command_line import CommandParser
 
 PARTS: dict[str, Callable[[Size, torch.device, Results], None]] = {
     "products": measure_matmuls,
@@ -55,7 +55,7 @@ FAILURES = (RuntimeError, ImportError, OSError, ProcessException)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the requested parts; a part that fails is reported and the rest still run."""
     names = [*PARTS, *FROM_FILES]
-    parser = argparse.ArgumentParser(prog="python -m talkinghead_lab.bench", description=__doc__)
+    parser = CommandParser(prog="python -m talkinghead_lab.bench", description=__doc__)
     parser.add_argument(
         "--only", nargs="+", choices=names, default=names, help="parts to measure; default: all"
     )

@@ -3,7 +3,6 @@
 Make the clips with `python -m talkinghead_lab benchmark manifest drawn FOLDER --identities 16 --seconds 6`.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from talkinghead_lab.evaluation.drawn import open_manifest
 from talkinghead_lab.evaluation.manifest import Clip
+from talkinghead_lab.foundation.command_line import CommandParser
 from talkinghead_lab.measures.frames import LumaChanges, seam_jump
 from talkinghead_lab.measures.lips import lip_correlation
 from talkinghead_lab.media.inputs import CopiedVideo
@@ -84,7 +84,7 @@ def _jump(frames: Tensor, numbers: Sequence[int]) -> float | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a JSON line a clip, then the mean and the worst of each measure."""
-    parser = argparse.ArgumentParser(prog="python -m talkinghead_lab.bench.lips_only", description=__doc__)
+    parser = CommandParser(prog="python -m talkinghead_lab.bench.lips_only", description=__doc__)
     parser.add_argument("manifest", type=Path, help="of drawn clips")
     parser.add_argument("--whole", action="store_true", help="dub without lips_only, for comparison")
     options = parser.parse_args(arguments)

@@ -3,32 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from talkinghead_lab import __version__
 from talkinghead_lab.commands import benchmark, generation, notebooks, people, runs, sweeps, weights
 from talkinghead_lab.commands.completion import complete_if_requested
 from talkinghead_lab.commands.overrides import protected
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refuses an empty path, as of a variable that is not set: Python takes it for the working directory."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.register("type", Path, _path)
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("a path is needed, not an empty text")
-    return Path(text)
+from talkinghead_lab.foundation.command_line import CommandParser
 
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of all commands; what it parses has `run`, the function to call."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m talkinghead_lab",
         description="Generate, verify, plan and sweep audio-driven talking-head videos from a shell.",
     )

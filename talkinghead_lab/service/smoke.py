@@ -11,6 +11,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from talkinghead_lab.foundation.command_line import CommandParser
 from talkinghead_lab.service.settings import PORT
 
 RESULT_FIELDS = ["video_path", "duration_seconds", "resolution", "frame_count", "metadata"]
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m talkinghead_lab.service.smoke", description=__doc__)
+    parser = CommandParser(prog="python -m talkinghead_lab.service.smoke", description=__doc__)
     parser.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('PORT') or PORT}")
     parser.add_argument("--audio", required=True, help="path of the recording on the service's machine")
     parser.add_argument("--image", required=True, help="path of the portrait on the service's machine")

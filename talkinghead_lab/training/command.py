@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from talkinghead_lab.foundation.command_line import CommandParser
 from talkinghead_lab.foundation.paths import SAMPLES_FOLDER
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.evaluate import as_text, evaluate_checkpoint
@@ -25,7 +26,7 @@ from talkinghead_lab.weights.writing import write_checkpoint
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m talkinghead_lab.training",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -3,13 +3,13 @@
 python -m talkinghead_lab.training.presenters --people 3000
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
+from talkinghead_lab.foundation.command_line import CommandParser
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.models.judges.face_reader import face_features
 from talkinghead_lab.models.judges.presenters import (
@@ -46,7 +46,7 @@ def principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     """Write mean and components, and print how many unseen presenters they take for something else."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--people", type=int, default=3_000, help="training presenters in random motion")
     parser.add_argument("--output", type=Path, default=FEATURES_FILE, help="file of mean and components")
     chosen = parser.parse_args()

@@ -3,7 +3,6 @@
 python -m talkinghead_lab.training.readers --people 20000 --batch 256 --device cuda
 """
 
-import argparse
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from talkinghead_lab.foundation.command_line import CommandParser
 from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 from talkinghead_lab.models.judges import face_reader
 from talkinghead_lab.training.avatar import POSE_LIMITS, Motion, render, sample_identity
@@ -121,7 +121,7 @@ def save(reader: face_reader.FaceReader, path: Path) -> None:
 
 def main() -> None:
     """Train the reader and write its weights."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--people", type=int, default=3_000, help="training presenters, 20 frames each")
     parser.add_argument("--steps", type=int, default=6_000, help="optimiser steps")
     parser.add_argument("--batch", type=int, default=64, help="frames per step")

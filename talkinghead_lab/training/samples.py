@@ -5,7 +5,6 @@
 Presenters and voices are from the test split, which the bundled model was not trained on.
 """
 
-import argparse
 import hashlib
 import json
 from dataclasses import replace
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from talkinghead_lab.foundation.command_line import CommandParser
 from talkinghead_lab.training.avatar import Motion, render
 from talkinghead_lab.training.identity import FIRST_TEST_IDENTITY, Identity, rgb, sample_identity
 from talkinghead_lab.training.motion import Performance, perform
@@ -105,7 +105,7 @@ def _to_uint8(pixels: Tensor) -> Tensor:
 
 def main() -> None:
     """Write the samples into the folder named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the package's `embedded` folder")
     write_samples(parser.parse_args().folder)
 
