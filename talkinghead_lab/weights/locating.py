@@ -13,7 +13,6 @@ tensor shapes do not show (head counts, latent statistics).
 """
 
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,10 +21,10 @@ from pathlib import Path
 from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 from talkinghead_lab.weights import search
-from talkinghead_lab.weights.formats.json_files import read_json
 from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.formats.network_file import network_content
 from talkinghead_lab.weights.formats.quanto import quanto_map
+from talkinghead_lab.weights.formats.shards import shards_of, with_shards
 
 EMBEDDED_WEIGHTS = EMBEDDED_FOLDER / "weights"
 TRANSFORMER = "diffusion_pytorch_model"
@@ -229,9 +228,15 @@ def _roles(paths: tuple[Path, ...]) -> tuple[str, ...]:
 
 
 def _named_file(role: str, path: Path) -> tuple[Path, ...]:
+    if path.is_dir():
+        raise CheckpointError(
+            f"`{role}` names a folder, not a file",
+            received=str(path),
+            remedy="Name the weight file, the first of its shards or their index; `weights` names a folder.",
+        )
     if not path.is_file():
         raise CheckpointError(f"`{role}` names no file", received=str(path), remedy="Check the path.")
-    return search.with_shards(path)
+    return with_shards(path)
 
 
 def _folder(name: str, folders: Mapping[str, Path]) -> Path:
@@ -269,40 +274,11 @@ def _adapter_file(path: Path, speakers: int) -> Path:
 def _shards(folder: Path, stem: str) -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        files = sorted({folder / name for name in _shard_names(index)})
-    else:
-        files = sorted(folder.glob(f"{stem}*.safetensors"))
+        return shards_of(index)
+    files = {each for path in folder.glob(f"{stem}*.safetensors") for each in with_shards(path)}
     if not files:
         raise CheckpointError("no transformer weights", received=str(folder), allowed=f"{stem}*.safetensors")
-    _check_shards_complete(files)
-    return files
-
-
-def _shard_names(index: Path) -> set[str]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError("the index of the shards has no `weight_map`", received=str(index))
-    for name in names.values():
-        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
-            raise CheckpointError(
-                f"the index {index} names no file of its folder",
-                received=repr(name)[:80],
-                allowed="names of files beside it",
-            )
-    return set(names.values())
-
-
-def _check_shards_complete(files: list[Path]) -> None:
-    counts = [re.search(r"-(\d+)-of-(\d+)\.", file.name) for file in files]
-    if counts[0]:
-        present, total = {int(c[1]) for c in counts if c}, int(counts[0][2])
-        missing = sorted(set(range(1, total + 1)) - present)
-        if missing:
-            raise CheckpointError(
-                f"shards {missing} of {total} are missing",
-                received=str(files[0].parent),
-                remedy="Download them.",
-            )
+    return sorted(files)
 
 
 def weight_files(files: CheckpointFiles) -> dict[str, Path]:

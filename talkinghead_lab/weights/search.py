@@ -13,9 +13,9 @@ from talkinghead_lab.weights.formats.names.hints import doubt
 from talkinghead_lab.weights.formats.names.lookalikes import WANTED
 from talkinghead_lab.weights.formats.names.recognition import ROLES
 from talkinghead_lab.weights.formats.network_file import NetworkContent, network_content
+from talkinghead_lab.weights.formats.shards import with_shards
 
 SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"}
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 # Released adapters for one and for two speakers have equal headers; only their paths tell them apart.
 SPEAKERS = {1: re.compile("single", re.IGNORECASE), 2: re.compile("multi(?!talk)", re.IGNORECASE)}
 # The tokenizer of umT5, which the package holds, and the rows of its embedding in the released file.
@@ -59,12 +59,16 @@ def candidates(folder: Path, progress: Progress = iter) -> list[Candidate]:
             received=str(folder),
             remedy="Name the folder that holds the weight files; `transformer`, `vae`, … name single files.",
         )
-    found = {}
+    found, broken = {}, []
     for path in sorted(_files(folder, SUFFIXES)):
-        paths = with_shards(path)
+        try:
+            paths = with_shards(path)
+        except CheckpointError as problem:
+            broken.append(Candidate((path,), None, problem))
+            continue
         # `Path.resolve` raises on links that lead to themselves.
         found[tuple(map(os.path.realpath, paths))] = paths
-    return [candidate(paths) for paths in progress([*found.values()])]
+    return [*map(candidate, progress([*found.values()])), *broken]
 
 
 def has_weights(path: Path) -> bool:
@@ -92,17 +96,7 @@ def _files(folder: Path, suffixes: set[str]) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in names if Path(name).suffix in suffixes)
-
-
-def with_shards(path: Path) -> tuple[Path, ...]:
-    """A file, or all shards that lie beside it and belong to it."""
-    match = SHARD.fullmatch(path.name)
-    if match is None:
-        return (path,)
-    numbers = range(1, int(match["total"]) + 1)
-    names = [f"{match['stem']}-{n:05}-of-{match['total']}{match['suffix']}" for n in numbers]
-    return tuple(path.with_name(name) for name in names)
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in suffixes)
 
 
 def chosen(

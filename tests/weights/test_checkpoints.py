@@ -74,9 +74,9 @@ def test_a_config_that_contradicts_the_tensors_is_an_error(files):
         load(files)
 
 
-def test_missing_shard_is_numbered(files):
+def test_a_missing_shard_is_named(files):
     next(files.wan.glob("*-00002-of-00002.safetensors")).unlink()
-    with pytest.raises(CheckpointError, match=r"shards \[2\] of 2"):
+    with pytest.raises(CheckpointError, match=r"1 of 2 shards missing: diffusion_pytorch_model-00002"):
         load(files)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -211,6 +212,84 @@ def test_an_old_network_loads_from_its_old_file(checkpoint, folder):
     assert checkpoints.load_vae(files, torch.float32, "cpu").config.z_dim > 0
     os.truncate(path.with_suffix(".pth"), 5000)
     assert "damaged or truncated" in refusal(folder, "video autoencoder")
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def write_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"a": RunsCode()}))
+
+
+def write_script(path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(path))
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript archive", "ignore:.*torch.jit.s")
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_pickle,
+        write_script,
+        lambda path: torch.save({"a": RunsCode()}, path),
+        lambda path: torch.save({"a": RunsCode()}, path, _use_new_zipfile_serialization=False),
+        lambda path: torch.save(nn.Linear(2, 2), path),
+    ],
+)
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write(Path("weights.pth"))
+    with pytest.raises(CheckpointError, match=r"more than tensors and was not opened.*weights\.pth"):
+        read_tensors(Path("weights.pth"))
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (bytes(5000), "starts like no safetensors, PyTorch or GGUF file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n",
+            "only a pointer of Git LFS",
+        ),
+        (b"<!DOCTYPE html>\n<html><title>404</title></html>", "holds text: '<!DOCTYPE html>"),
+        (b'{"error": "gated repository"}', 'holds text: \'{"error"'),
+        (torch.save, "one of PyTorch, not of safetensors.*Rename it to weights.pth"),
+    ],
+)
+def test_what_stands_in_place_of_a_file_is_named(tmp_path, content, said):
+    path = tmp_path / "weights.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content({"a": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=said):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".SAFETENSORS", ".pth", ".ckpt", ".bin", ""])
+def test_the_first_bytes_tell_safetensors(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    save_file({"a": torch.arange(3.0)}, path)
+    assert read_tensors(path)["a"].tolist() == [0, 1, 2]
+
+
+def test_an_unfinished_download_is_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    path.with_name("weights.safetensors.aria2").write_bytes(b"\0")
+    with pytest.raises(CheckpointError, match="download of the weight file is not finished"):
+        read_tensors(path)
+
+
+def test_a_link_that_leads_nowhere_names_its_target(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.symlink_to("../../blobs/0123")
+    with pytest.raises(CheckpointError, match=r"leads nowhere.*weights\.safetensors → \.\./\.\./blobs/0123"):
+        read_tensors(path)
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.complex64])

@@ -111,8 +111,56 @@ def test_shards_are_one_file(models):
     whole.unlink()
     shards = files_of(models).of_role("transformer")
     assert [path.name for path in shards] == ["t-00001-of-00002.safetensors", "t-00002-of-00002.safetensors"]
-    shards[0].unlink()
-    with pytest.raises(CheckpointError, match="transformer"):
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match=r"1 of 2 shards missing: t-00002-of-00002\.safetensors"):
+        files_of(models)
+
+
+def write_indexed(whole: Path) -> Path:
+    """Split a transformer as LightX2V does: a file for each block, one for the rest, and an index."""
+    tensors, files = load_file(whole), {}
+    for name in tensors:
+        block = name.split(".")[1] if name.startswith("blocks.") else None
+        files[name] = "non_block.safetensors" if block is None else f"block_{block}.safetensors"
+    for file in set(files.values()):
+        save_file({n: tensors[n] for n in tensors if files[n] == file}, whole.with_name(file))
+    index = whole.with_name("diffusion_pytorch_model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    whole.unlink()
+    return index
+
+
+def test_an_index_tells_shards_of_any_name(models):
+    index = write_indexed(models / PLACES["transformer"])
+    shards = files_of(models).of_role("transformer")
+    assert {path.stem for path in shards} >= {"block_0", "block_1", "non_block"}
+    assert checkpoints.load_dit(files_of(models), torch.float32, "cpu").config.num_layers > 1
+    assert files_of(models, transformer=index).of_role("transformer") == shards
+    (models / "diffusion_models" / "block_1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"1 of \d+ shards missing: block_1\.safetensors"):
+        files_of(models)
+
+
+def test_a_damaged_index_is_no_problem_of_other_files(models):
+    index = models / "vae" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text("{")
+    assert files_of(models).of_role("vae") == (models / PLACES["vae"],)
+    shutil.copy(models / PLACES["transformer"], index.with_name("diffusion_pytorch_model-1.safetensors"))
+    (models / PLACES["transformer"]).unlink()
+    with pytest.raises(
+        CheckpointError, match=r"diffusion_pytorch_model-1\.safetensors: cannot be read as JSON"
+    ):
+        files_of(models)
+
+
+def test_a_tensor_in_two_shards_is_refused(models):
+    whole = models / PLACES["transformer"]
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    for number, part in enumerate((names[:51], names[50:]), start=1):
+        save_file({n: tensors[n] for n in part}, whole.with_name(f"t-0000{number}-of-00002.safetensors"))
+    whole.unlink()
+    with pytest.raises(CheckpointError, match=f"two shards hold `{names[50]}`"):
         files_of(models)
 
 
@@ -141,7 +189,7 @@ def test_single_files_need_no_folder(models):
     request = GenerationParams(audio_path="a", image_path="b", **fields)
     assert request.checkpoint == "released"
     assert checkpoint_files(request).tokenizer == models / "text_encoders" / "google" / "umt5-xxl"
-    with pytest.raises(CheckpointError, match="`vae` names no file"):
+    with pytest.raises(CheckpointError, match="`vae` names a folder, not a file"):
         checkpoint_files(request.replace(vae=str(models)))
 
 

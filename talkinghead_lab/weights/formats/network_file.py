@@ -8,10 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from talkinghead_lab.errors import CheckpointError
 from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.models.quantized.linear import QuantizedLinear
 from talkinghead_lab.weights.formats.containers import Stored, WeightFile, open_file
 from talkinghead_lab.weights.formats.names.recognition import ROLES, recognised
+from talkinghead_lab.weights.formats.shards import check_all_there
 from talkinghead_lab.weights.formats.stored_types import combined
 
 
@@ -50,12 +52,25 @@ def read_network(*paths: Path) -> NetworkFile:
     """
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
+    check_all_there(paths)
     for file in map(open_file, paths):
+        _check_disjoint(tensors, file, paths)
         tensors |= file.tensors
         metadata |= file.metadata
     # A weight and its scale may lie in two shards.
     found = recognised(combined(WeightFile(paths[0], tensors, metadata)), paths[0])
     return NetworkFile(paths, found.roles, found.layout, found.tensors, metadata)
+
+
+def _check_disjoint(tensors: Mapping[str, Stored], file: WeightFile, paths: tuple[Path, ...]) -> None:
+    if twice := sorted(tensors.keys() & file.tensors.keys()):
+        raise CheckpointError(
+            f"two shards hold `{twice[0]}`" + (f" and {len(twice) - 1} more tensors" if twice[1:] else ""),
+            received=f"{file.path.name} and one of {', '.join(p.name for p in paths if p != file.path)}"[
+                :300
+            ],
+            remedy="Keep the shards of one set only in the folder.",
+        )
 
 
 @dataclass(frozen=True)
