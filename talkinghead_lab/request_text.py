@@ -51,6 +51,7 @@ def read_yaml(path: str | Path, *, sweep: bool = False) -> dict[str, Any]:
     fields = {
         name: typed_value(name, value) if name in RequestFields.model_fields else value
         for name, value in fields.items()
+        if value is not None  # `null` in JSON: left out
     }
     if isinstance(fields.get("base"), dict):  # of a sweep
         return fields | {"base": defaults.completed(fields["base"], version)}

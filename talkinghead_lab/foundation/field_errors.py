@@ -1,9 +1,10 @@
 """Errors of a request's fields: which field, what it received, what it takes."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from talkinghead_lab.errors import InvalidRequest, nearest_name
@@ -24,21 +25,62 @@ class Contradiction(ValueError):
 
 
 def first_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> InvalidRequest:
-    """Convert pydantic's first error into ours: field, received value, allowed values."""
+    """Convert one of pydantic's errors into ours: field, received value, allowed values.
+
+    Of the first field that is not valid, the innermost error tells most. The others are about lists that lost
+    their wrong entries, or about what another alternative of a union would take, as text in place of a list.
+    A name that is not known explains why another is missing.
+    """
     found = error.errors(include_url=False)
-    finding = found[0]
-    if isinstance(finding["input"], list | tuple):  # not what another alternative of a union would take
-        finding = next((each for each in found[1:] if each["loc"][:1] == finding["loc"][:1]), finding)
-    place = [str(part) for part in finding["loc"] if not str(part).startswith(OF_UNIONS)]
-    name = ".".join(place) or "request"
-    if finding["type"] == "missing":
-        return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=name.partition(".")[0])
+    of_field = [each for each in found if each["loc"][:1] == found[0]["loc"][:1]]
+    finding = max(of_field, key=_telling)
     if not finding["loc"]:  # fields that contradict each other
         error_of_fields: Contradiction = finding["ctx"]["error"]
         return InvalidRequest(str(error_of_fields), field=error_of_fields.field)
+    place = _place(finding["loc"])
+    name = ".".join(place)
+    entries = _entry_names(fields[place[0]].annotation) if place[0] in fields else []
+    if finding["type"] == "missing" and not place[-1].isdecimal():
+        return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=place[0])
+    if finding["type"] == "extra_forbidden":
+        remedy = nearest_name(place[-1], entries)
+        return InvalidRequest("unknown entry", received=name, remedy=remedy, field=place[0])
+    if finding["type"] == "missing":
+        name = ".".join(place[:-1])
     remedy = "Give text: in quotes, or with papermill by `-r`." if finding["type"] == "string_type" else None
-    allowed = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return not_valid(name, finding["input"], allowed, fields, remedy)
+    return not_valid(name, finding["input"], _allowed(finding, entries), fields, remedy)
+
+
+def _telling(finding: Mapping[str, Any]) -> tuple[int, bool, bool]:
+    """How much an error tells; of equal ones, the first counts."""
+    is_list = isinstance(finding["input"], list | tuple)
+    of_list = is_list and finding["type"] not in ("string_type", "int_type", "float_type")
+    return len(_place(finding["loc"])), finding["type"] == "extra_forbidden", of_list
+
+
+def _place(location: Iterable[int | str]) -> list[str]:
+    return [str(part) for part in location if not str(part).startswith(OF_UNIONS)]
+
+
+def _allowed(finding: Mapping[str, Any], entries: Collection[str]) -> str:
+    """What a value may be, in the words of parameter files."""
+    limits = finding.get("ctx", {})
+    words = {
+        "tuple_type": "a list",
+        "model_type": f"a mapping of {', '.join(entries)}",
+        "too_short": f"at least {limits.get('min_length')} in the list",
+        "too_long": f"at most {limits.get('max_length')} in the list",
+        "missing": f"at least {finding['loc'][-1] + 1} in the list" if finding["type"] == "missing" else "",
+    }
+    said: str = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return words.get(finding["type"], said)
+
+
+def _entry_names(annotation: object) -> list[str]:
+    """The names in the mappings that a field lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return list(annotation.model_fields)
+    return [name for part in get_args(annotation) for name in _entry_names(part)]
 
 
 def unknown_parameter(name: str, known: Iterable[str]) -> InvalidRequest:

@@ -71,18 +71,18 @@ def parse(text: str) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Read JSON as mappings, lists and texts; numbers and constants keep their spelling."""
+    """Read JSON as mappings, lists and texts; numbers and truth values keep their spelling, null is None."""
     try:
         return _texts(
             json.loads(
                 text,
-                object_pairs_hook=_unrepeated,
+                object_pairs_hook=unrepeated,
                 parse_int=Plain,
                 parse_float=Plain,
                 parse_constant=Plain,
             )
         )
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"not valid JSON ({error})") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -202,20 +202,25 @@ def _number(kind: type, text: str) -> float:
 
 
 def _texts(value: Any) -> Any:
-    """JSON's constants as they are written."""
-    if value is None or isinstance(value, bool):
+    """JSON's truth values as they are written; `null` is no text."""
+    if isinstance(value, bool):
         return Plain(json.dumps(value))
     if isinstance(value, list):
         return [_texts(part) for part in value]
     return {name: _texts(part) for name, part in value.items()} if isinstance(value, dict) else value
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `object_pairs_hook`.
+
+    Raises:
+        ValueError: a key is repeated: one of its values would be lost.
+    """
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"not valid JSON (the key {repeated!r} is repeated)")
+        raise ValueError(f"the key {repeated!r} is repeated")
     return fields
 
 

@@ -30,11 +30,11 @@ def split(fields: Mapping[str, Any], unwritten: int = SCHEMA_VERSION) -> tuple[i
     version = fields.get(FIELD, unwritten)
     if isinstance(version, str) and version.isdecimal():  # from a parameter file
         version = int(version)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
         raise InvalidRequest(
             "the file has an unknown version",
             received=f"{FIELD} {version}",
-            allowed=f"up to {SCHEMA_VERSION}",
-            remedy="Update talkinghead_lab.",
+            allowed=f"1 to {SCHEMA_VERSION}",
+            remedy="Update talkinghead_lab, or check the file if no version wrote this.",
         )
     return version, {name: value for name, value in fields.items() if name != FIELD}

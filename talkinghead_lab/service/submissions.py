@@ -15,6 +15,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from talkinghead_lab.foundation.digests import sha256_of_file
+from talkinghead_lab.foundation.parameter_text import unrepeated
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.request_fields import MEDIA_FIELDS, RELEASED_ONLY, WEIGHT_FOLDERS
 from talkinghead_lab.service.inputs import MASKS, SUFFIX
@@ -129,9 +130,9 @@ async def read_submission(request: Request, uploads: Path) -> Submission:
 
 def _read_json(body: bytes) -> dict[str, Any]:
     try:
-        given = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Problem(400, "The body is not valid JSON.") from None
+        given = json.loads(body, object_pairs_hook=unrepeated)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, f"The body is not valid JSON ({str(error)[:100]}).") from None
     if not isinstance(given, dict):
         raise Problem(422, "The body must be a JSON object with fields of the request.")
     return given
@@ -181,7 +182,7 @@ def _store(part: UploadFile, target: Path) -> None:
 def _parsed(name: str, text: str) -> Any:
     """A list in a form."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError):
         raise Problem(422, f"`{name}`: JSON is needed, such as {LISTS[name]}.") from None
 

@@ -95,7 +95,7 @@ def test_the_field_decides_what_plain_text_means(tmp_path, field, text, value):
         ("use_apg", "1", "true or false"),
         ("use_apg", "maybe", "true or false"),
         ("loras", "[{path: a, scale: 1_0}]", "valid number"),
-        ("loras", "a.safetensors", "tuple"),
+        ("loras", "a.safetensors", "a list"),
         ("loras", "[{path: a", "YAML"),
         ("speaker_boxes", "[[0, 0, 1, 1], [1, 0, 2, 0x10]]", "valid integer"),
     ],
@@ -168,6 +168,12 @@ def test_yaml_joins_characters_that_are_escaped_in_two_parts(tmp_path):
 def test_a_file_that_cannot_be_understood_is_refused(tmp_path, name, content, expected):
     with pytest.raises(InvalidRequest, match=expected):
         read(tmp_path, content, name)
+
+
+@pytest.mark.parametrize("field", ["prompt", "seed", "loras", "max_frames", "frame_size"])
+def test_null_in_json_leaves_a_field_out_as_over_http(tmp_path, field):
+    content = {"image_path": "sample:portrait", "audio_path": "sample:recording"}
+    assert read(tmp_path, json.dumps({**content, field: None}), "a.json") == GenerationParams(**content)
 
 
 def test_merge_keys_work(tmp_path):

@@ -36,10 +36,16 @@ def test_a_run_without_a_version_is_listed(tmp_path):
     assert run.params.diffusion_steps == 4
 
 
-def test_files_of_a_later_version_are_refused(tmp_path):
-    (tmp_path / "request.yaml").write_text("schema_version: 3\n" + (OLD / "request.yaml").read_text())
-    with pytest.raises(InvalidRequest, match=r"schema_version 3; allowed: up to 2\. Update"):
+@pytest.mark.parametrize("version", ["3", "0", "-1", "x", "1.5", "true"])
+def test_files_of_a_version_that_is_not_known_are_refused(tmp_path, version):
+    (tmp_path / "request.yaml").write_text(
+        f"schema_version: {version}\n" + (OLD / "request.yaml").read_text()
+    )
+    with pytest.raises(InvalidRequest, match=rf"schema_version {version}; allowed: 1 to 2\. Update"):
         GenerationParams.from_yaml(tmp_path / "request.yaml")
+
+
+def test_a_record_of_a_later_version_is_refused(tmp_path):
     record = json.loads((OLD / "run.json").read_text()) | {"schema_version": 3}
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(InvalidRequest, match="unknown version"):
