@@ -43,8 +43,8 @@ def first_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> Inva
     if finding["type"] == "missing" and not place[-1].isdecimal():
         return InvalidRequest(f"`{name}` is missing", remedy=f"Set `{name}`.", field=place[0])
     if finding["type"] == "extra_forbidden":
-        remedy = nearest_name(place[-1], entries)
-        return InvalidRequest("unknown entry", received=name, remedy=remedy, field=place[0])
+        nearest = nearest_name(place[-1], entries)
+        return InvalidRequest("unknown entry", received=name, remedy=nearest, field=place[0])
     if finding["type"] == "missing":
         name = ".".join(place[:-1])
     remedy = "Give text: in quotes, or with papermill by `-r`." if finding["type"] == "string_type" else None
