@@ -14,7 +14,7 @@ from talkinghead_lab.figures.text_table import text_table
 from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.measures.measure import KINDS
 from talkinghead_lab.runs.comparison import differing_fields
-from talkinghead_lab.runs.folder import REQUEST
+from talkinghead_lab.runs.folder import RECORD, REQUEST
 from talkinghead_lab.runs.history import PastRun, chunks, find_runs, moment
 
 MAIN_MEASURES = (
@@ -38,7 +38,7 @@ class RunList:
 
     Args:
         runs: in the order of the rows.
-        hidden: folders that hold a request which cannot be read.
+        hidden: folders of runs whose request cannot be read.
     """
 
     def __init__(self, runs: Sequence[PastRun], hidden: Sequence[Path] = ()) -> None:
@@ -165,7 +165,8 @@ def list_runs(folder: str | Path = "outputs") -> RunList:
         raise NoFinishedRun("no such folder", received=str(folder), remedy="Name a folder that holds runs.")
     runs = find_runs(path)
     known = {run.folder for run in runs}
-    hidden = sorted(request.parent for request in path.glob(f"*/{REQUEST}") if request.parent not in known)
+    folders = {file.parent for name in (REQUEST, RECORD) for file in path.glob(f"*/{name}")}
+    hidden = sorted(folders - known)
     if not runs and not hidden:
         for part, kind in ((REQUEST, "one run"), ("sweep.yaml", "a sweep")):
             if (path / part).is_file():

@@ -19,7 +19,7 @@ from talkinghead_lab.foundation.paths import project_folder
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.chunk_files import ChunkFiles
 from talkinghead_lab.runs.jobs import GROWING, INPUTS
-from talkinghead_lab.runs.record import check_form, damaged
+from talkinghead_lab.runs.record import check_form, damaged, video_of
 
 RECORD, REQUEST, CHUNKS = "run.json", "request.yaml", "chunks"
 CHUNK_FILE = re.compile(r"\d{5,}\.(mp4|safetensors)")
@@ -122,9 +122,7 @@ class RunFolder:
         _remove_partial_files(self.path)
         if request.is_file():
             try:
-                # Neither a memory budget nor the choice of the device identifies a video.
-                free = {name: getattr(self.params, name) for name in ("vram_budget_gib", "device")}
-                same = GenerationParams.from_yaml(request, **free) == self.params
+                same = _same_video(GenerationParams.from_yaml(request), self.params)
             except InvalidRequest:
                 same = False
             if not same:
@@ -147,6 +145,17 @@ class RunFolder:
             )
         with atomic_path(request) as temporary:
             temporary.write_text(self.params.to_yaml(versioned=True), encoding="utf-8")
+
+    def check_record(self) -> None:
+        """Check that a finished run is that of the request, and its video as it was recorded.
+
+        Raises:
+            OutputError: one of them was exchanged or damaged.
+        """
+        record = read_record(self.path)
+        check_is_of(record, self.params, self.path)
+        if digests.sha256_of_file(video_of(self.path, record)) != record["video_sha256"]:
+            raise damaged(self.path / RECORD, "the video has changed since")
 
     def write_record(self, content: dict[str, Any]) -> None:
         """Write `run.json`, which finishes the run."""
@@ -173,6 +182,25 @@ class RunFolder:
                 if CHUNK_FILE.fullmatch(path.name) or path == self.growing_video:
                     path.unlink()
             self.chunk_folder.rmdir()
+
+
+def _same_video(one: GenerationParams, other: GenerationParams) -> bool:
+    """Whether requests are of one video; neither a memory budget nor the device identifies it."""
+    return one.replace(vram_budget_gib=other.vram_budget_gib, device=other.device) == other
+
+
+def check_is_of(record: dict[str, Any], params: GenerationParams, run_dir: Path) -> None:
+    """Check that a record is that of a request.
+
+    Raises:
+        OutputError: one of the two files was exchanged.
+    """
+    try:
+        same = _same_video(GenerationParams(**record["request"]), params)
+    except InvalidRequest as error:
+        raise damaged(run_dir / RECORD, f"its request: {error}") from None
+    if not same:
+        raise damaged(run_dir / RECORD, f"it is of another request than {REQUEST}")
 
 
 def with_drawn_seed(params: GenerationParams, run_dir: str | Path | None) -> GenerationParams:

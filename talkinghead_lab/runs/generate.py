@@ -82,7 +82,8 @@ def generate(
 
     Raises:
         InvalidRequest, MediaError, CheckpointError: something in the request cannot be used, or changed.
-        OutputError: nothing can be written, the folder belongs to another request, or another call writes it.
+        OutputError: nothing can be written, the folder belongs to another request, another call writes it, or
+            a finished video was changed.
         OutOfMemory: the device or the budget is too small. The device is left clean, finished chunks stay.
         Stopped: `on_progress` returned False; finished chunks stay.
     """
@@ -95,6 +96,7 @@ def generate(
     opened = RunFolder.open(params, run_dir, resolved.frame_size, lambda: origin().digest)
     with opened as run, ExitStack() as ending:
         if run.finished:
+            run.check_record()
             if pipeline is not None:
                 pipeline.dit.group.broadcast(None)  # the other processes have nothing to do
             return GenerationResult.from_run(run.path)

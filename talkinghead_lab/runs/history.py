@@ -15,7 +15,7 @@ from talkinghead_lab.media import video
 from talkinghead_lab.media.growing_video import plain_copy
 from talkinghead_lab.media.reference import open_reference
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.runs.folder import CHUNK_FILE, CHUNKS, RECORD, REQUEST, read_record
+from talkinghead_lab.runs.folder import CHUNK_FILE, CHUNKS, RECORD, REQUEST, check_is_of, read_record
 from talkinghead_lab.runs.jobs import GROWING
 from talkinghead_lab.runs.result import GenerationResult
 from talkinghead_lab.sampling.config import Scale
@@ -133,7 +133,8 @@ def run_in(folder: Path) -> PastRun:
         return PastRun(folder, params, begun, finished=False)
     run = PastRun(folder, params, begun, finished=True)
     try:
-        _ = run.result, run.record
+        _ = run.result
+        check_is_of(run.record, params, folder)
     except TalkingHeadError as error:
         return PastRun(folder, params, begun, finished=False, problem=str(error))
     return run

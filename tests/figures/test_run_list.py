@@ -45,6 +45,13 @@ def test_every_run_has_a_row(folder):
     assert "<i>" not in found._repr_html_()
 
 
+def test_a_run_that_lost_its_request_is_mentioned(folder):
+    (folder / "three" / "request.yaml").unlink()
+    found = list_runs(folder)
+    assert "three" not in found.names
+    assert "Left out: three, whose request cannot be read." in str(found)
+
+
 def test_rows_are_sorted(folder):
     found = list_runs(folder)
     assert found.sorted("lip_correlation").names[:2] == ["two", "one"]

@@ -109,6 +109,25 @@ def test_a_record_with_another_field_is_a_bad_entry(run, field):
     assert_bad_entry(run)
 
 
+def test_a_request_that_was_exchanged_is_told(run):
+    request = run / "request.yaml"
+    request.write_text(request.read_text() + "seed: 43\n")
+    (entry,) = find_runs(run.parent)
+    assert (entry.params.seed, entry.state) == (43, "damaged")
+    assert "it is of another request than request.yaml" in entry.problem
+    with pytest.raises(OutputError, match="it is of another request than"):
+        generate(entry.params, run)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda video: os.truncate(video, 500), lambda video: video.write_bytes(b"x")]
+)
+def test_a_finished_video_that_was_changed_is_not_given_as_the_result(run, damage):
+    damage(next(run.glob("*.mp4")))
+    with pytest.raises(OutputError, match=r"the video has changed since.*run\.json"):
+        generate(GenerationParams.from_yaml(run / "request.yaml"), run)
+
+
 @pytest.mark.parametrize("case", ["gone", "empty", "a link", "a folder", "a pipe"])
 def test_a_video_that_is_not_a_file_of_the_run_is_not_shown(run, case):
     result = GenerationResult.from_run(run)
