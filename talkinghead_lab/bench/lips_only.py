@@ -1,4 +1,4 @@
-"""Measure `lips_only`: what stays of drawn driving videos that speak another clip's recording.
+"""Measure `lips_only`: how much of drawn driving videos stays when they speak another clip's recording.
 
 Make the clips with `python -m talkinghead_lab benchmark manifest drawn FOLDER --identities 16 --seconds 6`.
 """
@@ -85,8 +85,10 @@ def _jump(frames: Tensor, numbers: Sequence[int]) -> float | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a JSON line a clip, then the mean and the worst of each measure."""
     parser = CommandParser(prog="python -m talkinghead_lab.bench.lips_only", description=__doc__)
-    parser.add_argument("manifest", type=Path, help="of drawn clips")
-    parser.add_argument("--whole", action="store_true", help="dub without lips_only, for comparison")
+    parser.add_argument("manifest", type=Path, help="YAML file of drawn clips")
+    parser.add_argument(
+        "--whole", action="store_true", help="generate the whole frame instead, for comparison"
+    )
     options = parser.parse_args(arguments)
     manifest = open_manifest(options.manifest)
     clips, rows, pipeline = {clip.id: clip for clip in manifest.clips}, [], None

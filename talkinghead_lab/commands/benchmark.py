@@ -11,7 +11,9 @@ from talkinghead_lab.commands.sweeps import add_workers
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser."""
-    benchmark = commands.add_parser("benchmark", help="score systems on a list of clips, print a table")
+    benchmark = commands.add_parser(
+        "benchmark", help="score systems on a list of clips, and compare them in a table"
+    )
     actions = benchmark.add_subparsers(required=True, metavar="ACTION")
     _add_manifest(actions)
     command = actions.add_parser("run", help="generate the videos of a request for every clip and score them")
@@ -43,7 +45,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--base", help="system whose worst and best clips are shown; unset: the first by name"
     )
-    command.add_argument("--measure", help="by which clips are worst and best; unset: one of lips and sound")
+    command.add_argument("--measure", help="measure that ranks the clips; unset: one of lips and sound")
     command.add_argument("--against", help="measure beside it in the scatter plot; unset: identity")
     command.set_defaults(run=run_report)
 
@@ -52,7 +54,7 @@ def _add_clips(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", type=Path, help="YAML file of the clips")
     command.add_argument(
         "--clips", type=Path, metavar="FOLDER",
-        help="what paths in the manifest are relative to, or where its clips are drawn; unset: as it says",
+        help="folder of the clips, or folder to draw them into; unset: as the manifest says",
     )  # fmt: skip
 
 
@@ -65,11 +67,11 @@ def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command = actions.add_parser("manifest", help="list the clips of a folder, or draw presenters into it")
     command.add_argument(
         "kind", choices=("folder", "hdtf", "celebv-hq", "emtd", "drawn"),
-        help="a folder of videos, one of a dataset, whose names tell the person, or drawn presenters",
+        help="folder: any videos; drawn: cartoon presenters to draw; others: a dataset, whose names tell the person",
     )  # fmt: skip
     command.add_argument("folder", type=Path, help="folder of the videos")
     command.add_argument("--out", type=Path, required=True, help="the YAML file to write")
-    command.add_argument("--name", help="of the benchmark; unset: the folder's")
+    command.add_argument("--name", help="name of the benchmark; unset: the folder's")
     command.add_argument("--seconds", type=float, default=4.0, help="length of every clip (4)")
     command.add_argument(
         "--identity",
@@ -78,7 +80,9 @@ def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     command.add_argument("--identities", type=int, default=40, help="drawn: number of presenters (40)")
     command.add_argument("--clips-each", type=int, default=1, help="drawn: clips of each presenter (1)")
-    command.add_argument("--seed", type=int, default=1, help="drawn: of sentences, voices and motion (1)")
+    command.add_argument(
+        "--seed", type=int, default=1, help="drawn: seed of sentences, voices and motion (1)"
+    )
     command.set_defaults(run=run_manifest)
 
 

@@ -12,16 +12,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the commands to the parser."""
     runs = commands.add_parser("runs", help="list and compare runs, or export them to MLflow")
     group = runs.add_subparsers(required=True, metavar="ACTION")
-    command = group.add_parser("list", help="a table of runs, newest first")
-    command.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="default: outputs")
+    command = group.add_parser("list", help="print a table of runs, newest first")
+    command.add_argument(
+        "folder", nargs="?", type=Path, default=Path("outputs"), help="folder of runs; default: outputs"
+    )
     command.add_argument(
         "--sort", metavar="COLUMN",
-        help="run, begun, state, frames, seconds, a field of the request or a measure, the best one first",
+        help="run, begun, state, frames, seconds, a field of the request, or a measure (best run first)",
     )  # fmt: skip
-    command.add_argument("--reverse", action="store_true", help="in the opposite order")
+    command.add_argument("--reverse", action="store_true", help="reverse the order")
     command.add_argument("--json", action="store_true", help="print the runs as one JSON object")
     command.set_defaults(run=run_list)
-    command = group.add_parser("compare", help="settings that differ, measures, and a video side by side")
+    command = group.add_parser(
+        "compare", help="compare runs in a table of settings and measures, and in a video side by side"
+    )
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     command.add_argument("--video", type=Path, metavar="OUT.mp4", help="write all videos side by side")
     command.add_argument(

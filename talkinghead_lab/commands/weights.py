@@ -19,7 +19,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "folder",
         nargs="?",
-        help="folder with weight files; unset: what WEIGHTS_DIR or CKPT_DIR and others name",
+        help="folder with weight files; unset: those that WEIGHTS_DIR, or CKPT_DIR and others, name",
     )
     command.add_argument("--speakers", type=int, choices=(1, 2), default=1, help="number of speakers")
     add_overrides(command, "name a file, as `transformer`, or set `device` or `precision`, as in a request")
@@ -29,7 +29,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("folder", type=Path, help="target folder")
     command.add_argument(
         "--variant", default="official", choices=("official", "fp8", "gguf-q8", "gguf-q4"),
-        help="the set of files: about 103, 31, 37 or 23 GB",
+        help="set of files: about 103, 31, 37 or 23 GB",
     )  # fmt: skip
     command.add_argument("--yes", action="store_true", help="download without asking")
     command.set_defaults(run=run_fetch)
@@ -40,7 +40,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--precision", choices=("bf16", "fp8"), required=True,
         help="bf16; or the linear layers of blocks in fp8, as `precision: fp8` runs them",
     )  # fmt: skip
-    command.add_argument("--speakers", type=int, choices=(1, 2), default=1, help="whose adapter to merge")
+    command.add_argument(
+        "--speakers", type=int, choices=(1, 2), default=1, help="number of speakers of the adapter to merge"
+    )
     add_overrides(command, "name a file, as `transformer`, or LoRAs, as in a request")
     command.set_defaults(run=run_convert)
 

@@ -49,10 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = CommandParser(prog="python -m talkinghead_lab.service.smoke", description=__doc__)
-    parser.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('PORT') or PORT}")
+    parser.add_argument(
+        "--url", default=f"http://127.0.0.1:{os.environ.get('PORT') or PORT}", help="address of the service"
+    )
     parser.add_argument("--audio", required=True, help="path of the recording on the service's machine")
     parser.add_argument("--image", required=True, help="path of the portrait on the service's machine")
-    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--prompt", required=True, help="description of the scene")
     parser.add_argument("--steps", type=int, help="diffusion_steps; unset: the service's default")
     parser.add_argument("--wait", type=float, default=60, help="seconds to wait until the service is healthy")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds to wait for the video")
