@@ -67,7 +67,7 @@ def _add_manifest(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command = actions.add_parser("manifest", help="list the clips of a folder, or draw presenters into it")
     command.add_argument(
         "kind", choices=("folder", "hdtf", "celebv-hq", "emtd", "drawn"),
-        help="folder: any videos; drawn: cartoon presenters to draw; others: a dataset, whose names tell the person",
+        help="folder: any videos; drawn: presenters to draw; else a dataset, whose names tell the person",
     )  # fmt: skip
     command.add_argument("folder", type=Path, help="folder of the videos")
     command.add_argument("--out", type=Path, required=True, help="the YAML file to write")

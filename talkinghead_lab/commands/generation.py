@@ -27,7 +27,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.set_defaults(run=run_verify)
     command = commands.add_parser(
         "plan",
-        help="predict the memory that a request needs (exit status 1 if it does not fit), or what a sweep will show",
+        help="predict the memory of a request (exit status 1 if it does not fit), or what a sweep will show",
     )
     add_parameter_file(command, "params", sweeps=False)
     add_overrides(command, "override a parameter")
@@ -35,7 +35,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--runs",
         type=Path,
         metavar="FOLDER",
-        help="folder of a finished sweep, from whose runs to predict which differences a planned sweep will show",
+        help="folder of a finished sweep, from which to predict what the planned one will show",
     )
     command.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     command.set_defaults(run=run_plan)
