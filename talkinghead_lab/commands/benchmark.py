@@ -111,9 +111,10 @@ def run_manifest(options: argparse.Namespace) -> None:
 def run_methods(options: argparse.Namespace) -> int:
     """Generate and score; print the folder; return 1 if a video failed, else 0."""
     from talkinghead_lab.evaluation.drawn import open_manifest
-    from talkinghead_lab.evaluation.systems import Benchmark
+    from talkinghead_lab.evaluation.systems import Benchmark, check_names
     from talkinghead_lab.request_text import read_yaml
 
+    check_names([method.stem for method in options.method])
     manifest = open_manifest(options.manifest, options.clips)
     benchmark = Benchmark(manifest, options.out, workers=options.workers, ray_address=options.ray)
     scores = [

@@ -55,6 +55,11 @@ class Clip(BaseModel):
     )
 
     @property
+    def end(self) -> float:
+        """Where the span ends, in seconds."""
+        return self.start + self.seconds
+
+    @property
     def frames(self) -> int:
         """Frames of the span, at 25 per second."""
         return max(1, round(self.seconds * FRAMES_PER_SECOND))
@@ -105,9 +110,11 @@ class Manifest(BaseModel):
     def _clips_are_known(self) -> Self:
         if (self.maker is None) != (len(self.clips) >= 2) or (self.maker and self.clips):
             raise Contradiction("a manifest has two clips or more, or a `maker` and no clips", "clips")
-        identities = {clip.id: clip.identity for clip in self.clips}
-        if len(identities) < len(self.clips):
-            raise Contradiction("two clips have the same id", "clips")
+        identities: dict[str, str] = {}
+        for clip in self.clips:
+            if clip.id in identities:
+                raise Contradiction(f"two clips have the id {clip.id}; one is {clip.video}", "clips")
+            identities[clip.id] = clip.identity
         for clip in self.clips:
             if clip.other not in identities or clip.other == clip.id:
                 raise Contradiction(
@@ -126,7 +133,7 @@ class Manifest(BaseModel):
         Raises:
             InvalidRequest: the file or a field is not valid.
         """
-        manifest = cls(**read_mapping(path))
+        manifest = cls(**read_mapping(path, "the manifest"))
         folder = path.resolve().parent / (folder.resolve() if folder else manifest.folder or "")
         clips = [
             clip.model_copy(
@@ -175,10 +182,10 @@ class Manifest(BaseModel):
         return self.model_copy(update={"name": name, "clips": tuple(clips)})
 
     def check(self) -> None:
-        """Compare every file with its digest.
+        """Compare every file with its digest, and every span with the pictures and the sound of its file.
 
         Raises:
-            MediaError: a file is missing or differs; all of them are named.
+            MediaError: a file is missing, differs or has less than its span; all of them are named.
         """
         wrong = [f"{clip.id}: {problem}" for clip in self.clips if (problem := _problem(clip))]
         if wrong:
@@ -186,6 +193,14 @@ class Manifest(BaseModel):
                 "clips of the benchmark are missing or differ from the manifest",
                 received="; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""),
                 remedy="Get these files again. A benchmark of other files is another benchmark.",
+            )
+        short = [f"{clip.id}: {lack}" for clip in self.clips if (lack := _lack(clip.video, clip.end))]
+        if short:
+            raise MediaError(
+                "clips of the benchmark end before their spans",
+                received="; ".join(short[:10]) + (f"; and {len(short) - 10} more" if len(short) > 10 else ""),
+                remedy="Change `start` or `seconds` of these clips, or leave them out: on them, no system can be "
+                "scored.",
             )
 
 
@@ -219,12 +234,10 @@ def from_folder(
     found = []
     videos = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     for path in sorted(path for path in videos if not path.name.startswith(".")):
-        facts = probe(path)
-        if min(facts.duration_seconds, facts.audio_seconds) < seconds - 1 / FRAMES_PER_SECOND:
+        if lack := _lack(path, seconds):
             raise MediaError(
                 "a clip is too short",
-                received=f"{path}: {facts.duration_seconds:.2f} s of pictures, {facts.audio_seconds:.2f} s "
-                "of sound",
+                received=lack,
                 allowed=f"{seconds:g} s or more",
                 remedy="Choose fewer seconds, or move the file out of the folder.",
             )
@@ -270,6 +283,14 @@ def _others(identities: list[str]) -> Iterator[int]:
     for number, identity in enumerate(identities):
         further = ((number + count // 2 + step) % count for step in range(count))
         yield next(other for other in further if identities[other] != identity)
+
+
+def _lack(path: Path, seconds: float) -> str | None:
+    """What a video has, if pictures or sound end before a time."""
+    facts = probe(path)
+    if min(facts.duration_seconds, facts.audio_seconds) >= seconds - 1 / FRAMES_PER_SECOND:
+        return None
+    return f"{path}: {facts.duration_seconds:.2f} s of pictures, {facts.audio_seconds:.2f} s of sound"
 
 
 def _problem(clip: Clip) -> str | None:

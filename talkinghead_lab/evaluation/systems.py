@@ -81,7 +81,7 @@ class Benchmark:
 
         Raises:
             InvalidRequest: `name` is not a file name, or that of a bound.
-            MediaError: the folder has a video of no clip.
+            MediaError: the folder has a video of no clip, or two of one.
         """
         files = _videos_in(videos)
         if not files.keys() & {clip.id for clip in self.manifest.clips}:
@@ -173,22 +173,54 @@ class Benchmark:
                 machine.end()
 
     def _system(self, name: str, bound: bool = False) -> Path:
-        if not re.fullmatch(r"[\w.-]+", name) or (name in (REAL, WRONG) and not bound):
-            raise InvalidRequest(
-                "not a name for a system",
-                received=name,
-                allowed=f"letters, digits, dot, dash and underscore; not {REAL} or {WRONG}",
-            )
+        if not bound:
+            check_names([name])
         folder = self.folder / "systems" / name
         with output_errors("the folder of the system cannot be created", folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Check the names of systems before any of them is generated.
+
+    Raises:
+        InvalidRequest: one is no file name, or that of a bound, or two are equal.
+    """
+    for number, name in enumerate(names):
+        if not re.fullmatch(r"[\w.-]+", name) or name in (REAL, WRONG, ".", ".."):
+            raise InvalidRequest(
+                "not a name for a system",
+                received=name,
+                allowed=f"letters, digits, dot, dash and underscore; not {REAL} or {WRONG}",
+            )
+        if name in names[:number]:
+            raise InvalidRequest(
+                "two systems have one name",
+                received=name,
+                remedy="A system is named after its parameter file: give one of the files another name.",
+            )
+
+
 def _videos_in(folder: Path) -> dict[str, Path]:
-    """The videos in a folder, by the name of their clip."""
+    """The videos in a folder, by the name of their clip.
+
+    Raises:
+        MediaError: two of them have one name, and which one counts is not known.
+    """
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {path.stem: path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            continue
+        if path.stem in found:
+            raise MediaError(
+                "two videos are of one clip",
+                received=f"{found[path.stem].name} and {path.name} in {folder}",
+                remedy="Keep one of them in the folder.",
+            )
+        found[path.stem] = path
+    return found
 
 
 def _encode_again(source: Path, copy: Path, frames: int) -> None:

@@ -88,8 +88,12 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
+def read_mapping(path: str | Path, what: str = "the parameter file") -> dict[str, Any]:
     """Read a YAML or JSON file that contains one mapping of names to values, as texts.
+
+    Args:
+        path: of the file.
+        what: what errors call it.
 
     Raises:
         InvalidRequest: it cannot be read, or contains something else.
@@ -99,19 +103,21 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidRequest(
-            "the parameter file cannot be read: it is not text",
+            f"{what} cannot be read: it is not text",
             received=str(path),
             allowed="YAML or JSON",
             remedy="Of a video made by this package, `GenerationParams.from_video` reads the request.",
         ) from None
     except OSError as error:
-        raise InvalidRequest(f"the parameter file cannot be read ({error})", received=str(path)) from None
+        raise InvalidRequest(f"{what} cannot be read ({error})", received=str(path)) from None
     try:
         fields = parse_json(text) if path.suffix.lower() == ".json" else parse(text)
     except ValueError as error:
-        raise InvalidRequest(f"the parameter file is {error}", received=str(path)) from None
+        raise InvalidRequest(f"{what} is {error}", received=str(path)) from None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
-        raise InvalidRequest("the parameter file is not a mapping of names to values", received=str(path))
+        raise InvalidRequest(
+            f"{what} is not a mapping of names to values", received=str(path), allowed="YAML or JSON"
+        )
     return {str(name): value for name, value in fields.items()}
 
 

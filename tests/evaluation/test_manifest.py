@@ -208,12 +208,40 @@ def test_missing_and_different_clips_are_all_named(folder):
         manifest.check()
 
 
+def test_names_that_give_one_id_are_told(folder):
+    shutil.copy(folder / "Cleo.mp4", folder / "Cleo.mov")
+    with pytest.raises(InvalidRequest, match=r"two clips have the id Cleo; one is .*clips/Cleo\.m"):
+        from_folder(folder, "ours", 0.5)
+
+
+@pytest.mark.parametrize("change", [{"start": 0.4}, {"seconds": 9.0}, {"start": 5.0}])
+def test_a_span_beyond_its_file_is_no_failure_of_a_system(folder, change):
+    manifest = from_folder(folder, "ours", 0.5)
+    first, *others = manifest.clips
+    manifest = manifest.model_copy(update={"clips": (first.model_copy(update=change), *others)})
+    with pytest.raises(MediaError, match=r"end before their spans: received Cleo: .*0\.52 s of pictures"):
+        manifest.check()
+
+
+def test_a_clip_without_sound_is_no_failure_of_a_system(folder):
+    write_video(folder / "Silent.mp4", [np.zeros((13, 32, 32, 3), np.uint8)], None, 13, {})
+    with pytest.raises(MediaError, match=r"Silent\.mp4: 0\.52 s of pictures, 0\.00 s of sound"):
+        from_folder(folder, "ours", 0.5)
+
+
+@pytest.mark.parametrize("text", ["id,video\na,b\n", '{"id": "a"}\n{"id": "b"}\n', "- a\n", ""])
+def test_a_manifest_of_another_form_is_called_one(tmp_path, text):
+    (tmp_path / "clips.csv").write_text(text)
+    with pytest.raises(InvalidRequest, match=r"(?s)the manifest is not .*clips\.csv"):
+        Manifest.from_yaml(tmp_path / "clips.csv")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"other": "nobody"}, "`other` of the clip Cleo must be another clip, received 'nobody'"),
         ({"other": "Cleo"}, "must be another clip"),
-        ({"id": "RD_Bob7_000"}, "two clips have the same id"),
+        ({"id": "RD_Bob7_000"}, r"two clips have the id RD_Bob7_000; one is clips/RD_Bob7_000\.mp4"),
         ({"id": "../x"}, "clips.0.id"),
         ({"seconds": 0}, "clips.0.seconds"),
         ({"sha256": "abc"}, "clips.0.sha256"),

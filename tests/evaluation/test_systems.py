@@ -145,15 +145,39 @@ def test_another_manifest_does_not_get_the_folder(folder, manifest, rows):
 
 def test_names_and_folders_that_do_not_fit(folder, manifest, rows, tmp_path):
     benchmark = Benchmark(manifest, folder / "out", False)
-    for name in ("../x", REAL, ""):
+    for name in ("../x", REAL, "", ".."):
         with pytest.raises(InvalidRequest, match="not a name for a system"):
             benchmark.score(name, folder / "clips")
+    for name in ("clip0.mp4", "clip0.mov"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(MediaError, match=r"two videos are of one clip: received clip0\.mov and clip0\.mp4"):
+        benchmark.score("twice", tmp_path)
+    for name in ("clip0.mp4", "clip0.mov"):
+        (tmp_path / name).unlink()
     with pytest.raises(MediaError, match="no video in the folder has a clip's name"):
         benchmark.score("empty", tmp_path)
     with pytest.raises(InvalidRequest, match="no such system"):
         benchmark_table(folder / "out", "a-cop")
     with pytest.raises(OutputError, match="has no scores"):
         benchmark_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("a.yaml", "b/a.yaml"), "two systems have one name: received a"),
+        (("a.yaml", "b c.yaml"), "received b c"),
+    ],
+)
+def test_names_of_methods_are_checked_before_any_is_generated(
+    folder, manifest, tmp_path, capsys, files, message
+):
+    methods = [part for file in files for part in ("--method", str(tmp_path / file))]
+    out = tmp_path / "out"
+    command = ["benchmark", "run", str(folder / "clips" / "clips.yaml"), *methods, "--out", str(out)]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_latex_and_data(failing, tmp_path):
