@@ -199,8 +199,8 @@ class Manifest(BaseModel):
             raise MediaError(
                 "clips of the benchmark end before their spans",
                 received="; ".join(short[:10]) + (f"; and {len(short) - 10} more" if len(short) > 10 else ""),
-                remedy="Change `start` or `seconds` of these clips, or leave them out: on them, no system can be "
-                "scored.",
+                remedy="Change `start` or `seconds` of these clips, or leave them out: no system has a score "
+                "there.",
             )
 
 

@@ -17,7 +17,7 @@ measure: lip_correlation                   # of which the precision is
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from talkinghead_lab.sweeps.statistics import PAIRED_BY
 REPLICATED = {"seeds": "seed", "portraits": "image_path", "recordings": "audio_path"}  # section: field
 TARGET = ("precision", "max_runs", "measure")
 SECTIONS = ("base", "axes", *REPLICATED, *TARGET)
+# Columns of the table of results besides axes and measures.
+COLUMNS = ("cell", "state", "error", "not_taken", "video_path")
 MAX_CELLS = 100_000
 FEWEST_SEEDS = 40  # with 24, intervals of differences as skewed as the published ones cover in 90 %
 
@@ -176,6 +178,9 @@ class Sweep:
             "audio_path": self.recordings or (self.base.get("audio_path"),),
         }
         self._check_fields_are_set_once(replicates)
+        lists = {name: axis for name, axis in self.axes.items() if not isinstance(axis, dict)}
+        for name, values in (lists | {name: getattr(self, name) for name in REPLICATED}).items():
+            _check_distinct(name, values)
         count = int(
             np.prod([len(values) for values in (*self.axes.values(), *replicates.values())], dtype=float)
         )
@@ -194,12 +199,14 @@ class Sweep:
         ]  # fmt: skip
 
     def _check_fields_are_set_once(self, replicates: Mapping[str, object]) -> None:
+        taken = ("", *GenerationParams.model_fields, *PAIRED_BY, *COLUMNS, *KINDS)
         for name, axis in self.axes.items():
-            if isinstance(axis, dict) and name in (*GenerationParams.model_fields, *PAIRED_BY):
+            if isinstance(axis, dict) and name in taken:
                 raise InvalidRequest(
                     "an axis that sets several fields has a name of its own",
-                    received=name,
-                    remedy="Choose a name that is not a parameter, for example `model`.",
+                    received=repr(name),
+                    remedy="Choose a name that is no parameter, measure or column of the table, for example "
+                    "`model`.",
                 )
         fields = [_fields(name, axis) for name, axis in self.axes.items()]
         repeated = set[str]().union(*fields) & replicates.keys()
@@ -272,10 +279,34 @@ def _range(name: str, values: Any) -> tuple[int | float, ...] | None:
             all(isinstance(number, int | float) for number in (first, last, step))
             and step > 0 <= last - first
         ):
-            count = int((last - first) / step + 1e-9) + 1
+            count = int(min((last - first) / step, MAX_CELLS) + 1e-9) + 1
+            if count > MAX_CELLS:
+                raise InvalidRequest(
+                    f"the range of `{name}` has too many values",
+                    received=values,
+                    allowed=f"up to {MAX_CELLS}",
+                )
             integers = all(isinstance(number, int) for number in (first, step))
             return tuple(first + k * step if integers else round(first + k * step, 10) for k in range(count))
     return None
+
+
+def _check_distinct(name: str, values: Iterable[Any]) -> None:
+    """Refuse a value that is listed twice: one run would count as two independent ones.
+
+    Raises:
+        InvalidRequest: it names the value.
+    """
+    seen = set()
+    for value in values:
+        key = value if isinstance(value, str | int | float | None) else json.dumps(value, sort_keys=True)
+        if key in seen:
+            raise InvalidRequest(
+                f"`{name}` lists a value twice",
+                received=value,
+                remedy="List it once: an equal run tells nothing new.",
+            )
+        seen.add(key)
 
 
 def _target(sections: Mapping[str, Any], seeds: int, runs: int) -> Target | None:

@@ -115,6 +115,17 @@ def test_ranges_include_their_end_without_rounding_errors(sections):
         ({"axes": {"loras": {"fast": FAST}}}, "has a name of its own"),
         ({"axes": {"model": {"fast": FAST}, "text_guide_scale": [1]}}, "two axes set the same field"),
         ({"axes": {"model": {}}}, "is not valid"),
+        *(
+            ({"axes": {name: {"fast": FAST}}}, "has a name of its own")
+            for name in ("", "cell", "state", "error")
+        ),
+        ({"axes": {"lip_correlation": {"fast": FAST}}}, "has a name of its own"),
+        ({"axes": {"text_guide_scale": [1, 3, 1.0]}}, "`text_guide_scale` lists a value twice: received 1.0"),
+        ({"axes": {"loras": [[], FAST["loras"], FAST["loras"]]}}, "`loras` lists a value twice"),
+        ({"seeds": [1, 2, 1]}, "`seeds` lists a value twice: received 1"),
+        ({"portraits": ["sample:portrait"] * 2}, "`portraits` lists a value twice"),
+        ({"seeds": {"from": 0, "to": 10**12, "step": 1}}, "too many values.*allowed: up to 100000"),
+        ({"axes": {"text_guide_scale": {"from": 0, "to": 30, "step": 1e-9}}}, "too many values"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(sections, change, message):
