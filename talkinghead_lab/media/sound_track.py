@@ -28,6 +28,14 @@ GAP_TOLERANCE, START_TOLERANCE = 1 / FRAMES_PER_SECOND, 0.001
 RESTART = 1.0
 # In formats whose clock may be set anew, a larger step ahead is that, too: FFmpeg's `dts_delta_threshold`.
 LONGEST_STEP = 10.0
+# Tracks beside the speech that belongs to the picture.
+SECONDARY = (
+    Disposition.comment
+    | Disposition.karaoke
+    | Disposition.visual_impaired
+    | Disposition.clean_effects
+    | Disposition.descriptions
+)
 
 
 def decode(
@@ -77,11 +85,11 @@ def choose(container: InputContainer, path: Path, number: int | None = None) -> 
     Args:
         container: the open file.
         path: its name, for messages.
-        number: counts from 1. None: the track that is flagged as default; of several, or none, the one with
-            the most channels, then the first, as FFmpeg chooses.
+        number: counts from 1. None: the track that is flagged as default; of several, or none, one without a
+            flag such as commentary, then the one with the most channels, then the first.
 
     Raises:
-        MediaError: there is no sound track, or none of this number.
+        MediaError: there is no sound track, none of this number, or FFmpeg has no decoder for it.
     """
     streams = container.streams.audio
     if not streams:
@@ -89,13 +97,20 @@ def choose(container: InputContainer, path: Path, number: int | None = None) -> 
     for stream in streams:
         _use_plain_layout(stream)
     if number is None:
-        return max(streams, key=_rank)
+        number = 1 + streams.index(max(streams, key=_rank))
     if number > len(streams):
         raise MediaError(
             "the file has no such sound track",
             received=f"{path}, track {number}",
             allowed=", ".join(f"{i} ({_described(stream)})" for i, stream in enumerate(streams, start=1)),
             remedy="Set audio_track to one of these.",
+        )
+    if streams[number - 1].codec_context is None:
+        raise MediaError(
+            "the recording's codec is unknown",
+            received=f"{path}, track {number}",
+            allowed="what FFmpeg decodes, such as AAC, MP3, Opus, FLAC or PCM",
+            remedy="Convert it to wav with the program that made it.",
         )
     return streams[number - 1]
 
@@ -132,7 +147,7 @@ class Timeline:
         flags = container.format.flags
         self._clock_restarts = bool(flags & cast(int, Flags.ts_discont.value))
         self._counted = not self._clock_restarts and bool(flags & cast(int, Flags.generic_index.value))
-        self._others = _start_of_others(container, stream)
+        self._first = _start_of_streams(container)
         self._origin: float | None = None  # timestamp of time 0
         self._waiting: tuple[AudioFrame, bool] | None = None
         self._lost = False
@@ -178,7 +193,7 @@ class Timeline:
         seconds = float(self.seconds)
         if self._origin is None and step >= 0:
             first = time - seconds
-            self._origin = first if self._others is None else min(first, self._others)
+            self._origin = first if self._first is None else min(first, self._first)
             tolerance = START_TOLERANCE
         if self._origin is None:
             return
@@ -222,12 +237,12 @@ def _decode_packets(container: InputContainer, stream: AudioStream, timeline: Ti
         )
 
 
-def _start_of_others(container: InputContainer, chosen: AudioStream) -> float | None:
-    """The first timestamp of all other streams of sound and pictures."""
+def _start_of_streams(container: InputContainer) -> float | None:
+    """The first timestamp of all streams of sound and pictures."""
     starts = []
     for stream in (*container.streams.audio, *container.streams.video):
         cover = stream.disposition & Disposition.attached_pic
-        if stream is not chosen and not cover and stream.start_time is not None and stream.time_base:
+        if not cover and stream.start_time is not None and stream.time_base:
             start = float(stream.start_time * stream.time_base)
             # Sound before 0 is the delay of its encoder, which decoders drop.
             starts.append(max(start, 0.0) if isinstance(stream, AudioStream) else start)
@@ -247,7 +262,7 @@ def _use_plain_layout(stream: AudioStream) -> None:
     layout = context.layout  # only once: the list is freed with it
     count, name = layout.nb_channels, layout.name
     counted = f"{count} channels"
-    if name == counted and count <= 8:
+    if name == counted and 1 <= count <= 8:
         context.layout = f"{count}c"
     elif name.startswith(counted):
         context.layout = counted
@@ -255,10 +270,10 @@ def _use_plain_layout(stream: AudioStream) -> None:
         context.layout = name  # a list in the usual order has the usual name
 
 
-def _rank(stream: AudioStream) -> tuple[bool, bool, int]:
+def _rank(stream: AudioStream) -> tuple[bool, bool, bool, int]:
     context = stream.codec_context  # None: FFmpeg has no decoder
-    channels = context.channels if context else 0
-    return channels > 0, bool(stream.disposition & Disposition.default), channels
+    channels, flags = context.channels if context else 0, stream.disposition
+    return channels > 0, bool(flags & Disposition.default), not flags & SECONDARY, channels
 
 
 def _described(stream: AudioStream) -> str:

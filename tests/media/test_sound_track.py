@@ -37,13 +37,13 @@ def bursts(seconds, rate=RATE, seed=0):
     return (levels * generator.normal(size=len(levels))).clip(-0.9, 0.9).astype(np.float32)
 
 
-def written(path, tracks, codec="aac", rate=RATE, edit=None, picture=False, default=None):
+def written(path, tracks, codec="aac", rate=RATE, edit=None, picture=False, flags=None):
     """Write sound tracks [channels, samples].
 
     Args:
         edit: changes (packet, its seconds), and drops it by returning False.
         picture: adds a second of video that starts at 0.
-        default: number of the track that is flagged as default; None: as the container has it.
+        flags: the disposition of each track; None: as the container has it.
     """
     with av.open(str(path), "w") as container:
         if picture:
@@ -53,8 +53,8 @@ def written(path, tracks, codec="aac", rate=RATE, edit=None, picture=False, defa
         sounds = [container.add_stream(codec, rate=rate, layout=LAYOUTS[len(wave)]) for wave in tracks]
         for number, sound in enumerate(sounds):
             sound.metadata["language"], sound.metadata["title"] = LANGUAGES[number]
-            if default is not None:
-                sound.disposition = Disposition.default if number == default else Disposition(0)
+            if flags is not None:
+                sound.disposition = flags[number]
         if picture:
             for number in range(25):
                 frame = av.VideoFrame(32, 32, "yuv420p")
@@ -257,7 +257,7 @@ def test_every_link_of_a_chained_ogg_file_is_read(tmp_path, channels, rate):
 @pytest.mark.parametrize("name", ["a.mka", "a.mp4"])
 def test_the_default_track_is_read(tmp_path, name):
     waves = [bursts(1.0, seed=seed)[None] for seed in range(3)]
-    path = written(tmp_path / name, waves, default=1)
+    path = written(tmp_path / name, waves, flags=[Disposition(0), Disposition.default, Disposition(0)])
     chosen = [read_soundtrack(path, track) for track in (None, 1, 2, 3)]
     assert np.array_equal(chosen[0], chosen[2])
     for heard, wave in zip(chosen[1:], waves, strict=True):
@@ -350,8 +350,31 @@ def test_a_track_without_a_decoder_is_not_chosen(tmp_path):
     content = written(tmp_path / "a.mka", waves).read_bytes()
     (tmp_path / "a.mka").write_bytes(content.replace(b"A_AAC", b"A_XYZ", 1))
     assert read_soundtrack(tmp_path / "a.mka").shape[0] == 1
-    with pytest.raises(MediaError, match=r"a\.mka"):
+    with pytest.raises(MediaError, match=r"codec is unknown: received .*a\.mka, track 1; allowed: .*AAC"):
         read_soundtrack(tmp_path / "a.mka", 1)
+
+
+@pytest.mark.parametrize("flag", ["comment", "visual_impaired"])
+def test_speech_is_preferred_to_what_goes_with_it(tmp_path, flag):
+    waves = [np.stack([bursts(1.0, seed=seed)] * (2 - seed)) for seed in range(2)]
+    path = written(tmp_path / "a.mka", waves, flags=[Disposition[flag], Disposition(0)])
+    assert np.array_equal(read_soundtrack(path), read_soundtrack(path, 2))
+
+
+def test_sound_that_the_decoder_drops_at_the_start_is_silence(tmp_path):
+    """FFmpeg's WMA decoder drops two frames; the timestamps of the packets say when they were."""
+    wave = bursts(2.0)
+    heard = read_soundtrack(written(tmp_path / "a.wma", [wave[None]], "wmav2"))[0]
+    assert len(heard) > len(wave)
+    assert 0 <= lag(heard, wave) <= 2048, "the encoder's delay"
+
+
+@pytest.mark.parametrize("size", [5_000, 300_000])
+def test_garbage_behind_a_transport_stream_is_skipped(tmp_path, size):
+    path = written(tmp_path / "a.ts", [bursts(1.0)[None]])
+    whole = read_soundtrack(path)
+    path.write_bytes(path.read_bytes() + np.random.default_rng(2).bytes(size))
+    assert np.array_equal(read_soundtrack(path), whole)
 
 
 LAYOUTS_OF_FFMPEG = (
