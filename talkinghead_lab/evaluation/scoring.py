@@ -21,10 +21,11 @@ from torch import Tensor
 
 from talkinghead_lab.errors import OutputError, TalkingHeadError
 from talkinghead_lab.evaluation.manifest import Clip, Manifest, mouth_truth, reference_picture
-from talkinghead_lab.evaluation.set_features import Features, FeatureTaker, write_features
+from talkinghead_lab.evaluation.set_features import Features, FeatureTaker, drawn_features, write_features
 from talkinghead_lab.foundation.digests import combined, known_sha256
 from talkinghead_lab.foundation.files import atomic_path, output_errors
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
+from talkinghead_lab.measures.cartoon_faces import MouthReader
 from talkinghead_lab.measures.given_weights import given_digests
 from talkinghead_lab.measures.judge import Heard, Subject, judge_frames
 from talkinghead_lab.measures.measure import Measure
@@ -33,7 +34,7 @@ from talkinghead_lab.media.reference import DrivingVideo
 from talkinghead_lab.models.judges.presenters import presenter_appearance
 from talkinghead_lab.workers.worker import Failure, Worker
 
-PROTOCOL = 7  # a change of anything that moves a value raises it
+PROTOCOL = 8  # a change of anything that moves a value raises it
 LONGEST_GAP = 0.1  # of the clip's frames
 # Of the measures of a run, those that compare systems; the others are about one run.
 COMPARED = (
@@ -260,12 +261,14 @@ def score_clip(clip: Clip, heard: Sequence[Clip], path: Path, cartoon: bool) -> 
         return [Score.failed(clip, f"no file {path.name}")] * len(heard)
     try:
         is_real = path == clip.video
-        frames = FeatureTaker(clip.frames, cartoon)
+        frames = FeatureTaker(clip.frames)
+        mouths = MouthReader() if cartoon else None
         shown = DrivingVideo(path).frames(clip.start if is_real else 0.0, clip.frames)
         judged = judge_frames(
             frames.watch(np.array(picture) for picture in shown),
-            _subject(clip, cartoon),
+            _subject(clip),
             [_heard(each, clip.seconds) for each in heard],
+            mouths,
             presenter_features if cartoon else None,
             path if _is_whole(path, clip, is_real) else None,
         )
@@ -274,17 +277,17 @@ def score_clip(clip: Clip, heard: Sequence[Clip], path: Path, cartoon: bool) -> 
     if frames.count < (1 - LONGEST_GAP) * clip.frames:
         return [Score.failed(clip, f"too short: {frames.count} of {clip.frames} frames")] * len(heard)
     compared = [{each.name: each for each in measures if each.name in COMPARED} for measures in judged]
-    features = frames.features()
+    drawn = drawn_features(mouths.components(), clip.frames) if mouths else {}
+    features = frames.features() | drawn
     return [Score(clip.id, clip.identity, measures, None, given_digests(), features) for measures in compared]
 
 
-def _subject(clip: Clip, cartoon: bool) -> Subject:
+def _subject(clip: Clip) -> Subject:
     return Subject(
         portrait=reference_picture(clip),
         speech=np.zeros(0, np.float32),  # only checks of a finished run look at it
         frame_count=clip.frames,
         seconds=clip.seconds,
-        cartoon=cartoon,
     )
 
 

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,10 +19,9 @@ from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.measures.given_weights import I3D, INCEPTION, GivenWeights
 from talkinghead_lab.measures.measure import Kind
-from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.video import Frames, evenly_spaced_numbers
 from talkinghead_lab.models.judges import inception
-from talkinghead_lab.models.judges.presenters import COMPONENTS, presenter_components
+from talkinghead_lab.models.judges.presenters import COMPONENTS
 from talkinghead_lab.weights.formats.containers import read_tensors
 from talkinghead_lab.weights.reading import load_strict
 
@@ -79,53 +78,39 @@ DISTANCES: dict[str, Kind] = {
 
 
 class FeatureTaker:
-    """Takes the features of a clip while others look at its frames; it keeps one window of frames at most.
+    """Takes the features of a clip for which there are weights while others look at its frames.
+
+    It keeps one window of frames at most.
 
     Args:
         frames: length of the clip.
-        cartoon: whether the presenters are those of the bundled model.
     """
 
-    def __init__(self, frames: int, cartoon: bool) -> None:
+    def __init__(self, frames: int) -> None:
         self.count = 0
         self._sampled = set(evenly_spaced_numbers(frames, SAMPLED_FRAMES))
         self._starts = window_starts(frames)
         self._window: list[Frames] = []
-        self._of_frames, self._of_windows = (
-            {
-                kind.name: network
-                for kind, network in networks.items()
-                if (cartoon if kind.weights is None else kind.weights.digest())
-            }
-            for networks in (
-                {PRESENTERS: presenter_features, FRAMES: inception_features},
-                {MOTION: motion_features, CLIPS: i3d_features},
-            )
-        )
-        self._found: dict[str, list[Features]] = {name: [] for name in (*self._of_frames, *self._of_windows)}
+        self._of_frames: list[Features] | None = [] if INCEPTION.digest() else None
+        self._of_windows: list[Features] | None = [] if I3D.digest() else None
 
     def watch(self, frames: Iterable[Frames]) -> Iterator[Frames]:
         """Hand the frames on, uint8 [H, W, 3] each."""
         for pixels in frames:
-            if self.count in self._sampled:
-                for name, network in self._of_frames.items():
-                    self._found[name].append(network(pixels))
-            if self._window or self.count in self._starts:
+            if self._of_frames is not None and self.count in self._sampled:
+                self._of_frames.append(inception_features(pixels))
+            if self._of_windows is not None and (self._window or self.count in self._starts):
                 self._window.append(pixels)
-            if len(self._window) == WINDOW_FRAMES:
-                for name, of_window in self._of_windows.items():
-                    self._found[name].append(of_window(np.stack(self._window)))
-                self._window = []
+                if len(self._window) == WINDOW_FRAMES:
+                    self._of_windows.append(i3d_features(np.stack(self._window)))
+                    self._window = []
             self.count += 1
             yield pixels
 
     def features(self) -> dict[str, Features]:
         """[samples, channels] of every kind that can be taken, by its name."""
-        channels = {kind.name: kind.channels for kind in FEATURE_KINDS}
-        return {
-            name: np.stack(rows) if rows else np.zeros((0, channels[name]), np.float32)
-            for name, rows in self._found.items()
-        }
+        taken = ((FRAMES, self._of_frames), (CLIPS, self._of_windows))
+        return {kind.name: _stacked(kind, rows) for kind, rows in taken if rows is not None}
 
 
 def window_starts(frames: int) -> list[int]:
@@ -134,31 +119,35 @@ def window_starts(frames: int) -> list[int]:
     return [round(number * (frames - WINDOW_FRAMES) / max(1, count - 1)) for number in range(count)]
 
 
-def presenter_features(pixels: Frames) -> Features:
-    """Along the presenters' principal components [32], of a frame uint8 [H, W, 3]."""
-    found: Features = _components(pixels[None])[0]
-    return found
+def drawn_features(components: Features, frames: int) -> dict[str, Features]:
+    """[samples, channels] of the kinds for cartoon presenters, by name.
+
+    Args:
+        components: of all frames, [F, 32], as `MouthReader` gives them.
+        frames: length of the clip; the video may be shorter.
+    """
+    sampled = [number for number in evenly_spaced_numbers(frames, SAMPLED_FRAMES) if number < len(components)]
+    windows = [components[start : start + WINDOW_FRAMES] for start in window_starts(frames)]
+    moving = [motion_features(window) for window in windows if len(window) == WINDOW_FRAMES]
+    return {PRESENTERS.name: components[sampled], MOTION.name: _stacked(MOTION, moving)}
 
 
-def motion_features(window: Frames) -> Features:
+def _stacked(kind: FeatureKind, rows: Sequence[Features]) -> Features:
+    return np.stack(rows) if rows else np.zeros((0, kind.channels), np.float32)
+
+
+def motion_features(window: Features) -> Features:
     """How a window's principal components move, [48], whatever they are.
 
     The standard deviations over time of the first components, of their change from frame to frame, and of the
     change of that.
 
     Args:
-        window: uint8 [F, H, W, 3].
+        window: components of consecutive frames, [F, 32].
     """
-    path = _components(window)[:, :MOTION_COMPONENTS].astype(np.float64)
+    path = window[:, :MOTION_COMPONENTS].astype(np.float64)
     spread = [np.diff(path, order, axis=0).std(0) for order in range(3)]
     found: Features = np.concatenate(spread).astype(np.float32)
-    return found
-
-
-def _components(frames: Frames) -> Features:
-    with torch.inference_mode():
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        found: Features = presenter_components(to_unit_range(pixels)).numpy()
     return found
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from talkinghead_lab.foundation.paths import EMBEDDED_FOLDER
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.video import Frames
-from talkinghead_lab.models.judges.face_reader import READINGS, read_faces
+from talkinghead_lab.models.judges.face_reader import READINGS, face_features, readings_of
+from talkinghead_lab.models.judges.presenters import COMPONENTS, presenter_components
 
 FRAMES_AT_ONCE = 16  # one by one, the small network takes half as long again
 
@@ -25,10 +26,11 @@ def mouth_truth(recording_sha256: str) -> NDArray[np.float64] | None:
 
 
 class MouthReader:
-    """Reads the cartoon presenter's mouth and head in each frame of a video."""
+    """Reads the cartoon presenter's mouth, head and looks in each frame of a video, from one forward pass."""
 
     def __init__(self) -> None:
         self._read: list[Tensor] = []
+        self._components: list[Tensor] = []
         self._waiting: list[Frames] = []
 
     def add(self, pixels: Frames) -> None:
@@ -45,6 +47,12 @@ class MouthReader:
         """Turn, nod and tilt of the head in all frames, [F, 3], in degrees."""
         return self._readings()[:, 1:4]
 
+    def components(self) -> NDArray[np.float32]:
+        """Where all frames lie along the presenters' principal components, [F, 32]."""
+        self._read_waiting()
+        found: NDArray[np.float32] = torch.cat([torch.zeros(0, COMPONENTS), *self._components]).numpy()
+        return found
+
     def _readings(self) -> NDArray[np.float64]:
         self._read_waiting()
         return torch.cat([torch.zeros(0, len(READINGS)), *self._read]).double().numpy()
@@ -52,5 +60,7 @@ class MouthReader:
     def _read_waiting(self) -> None:
         if self._waiting:
             frames = torch.from_numpy(np.stack(self._waiting)).permute(0, 3, 1, 2)
-            self._read.append(read_faces(to_unit_range(frames)))
+            features = face_features(to_unit_range(frames))
+            self._read.append(readings_of(features))
+            self._components.append(presenter_components(features))
             self._waiting.clear()

@@ -122,7 +122,8 @@ def judge_video(
         MediaError: the video is damaged.
     """
     facts = video.probe(path)
-    viewing = _Viewing(path, subject, facts.frame_count, snapshots)
+    mouths = MouthReader() if subject.cartoon and subject.speakers == 1 else None
+    viewing = _Viewing(path, subject, facts.frame_count, snapshots, mouths)
 
     def add(pixels: video.Frames) -> None:
         viewing.add(pixels)
@@ -151,6 +152,7 @@ def judge_frames(
     frames: Iterable[video.Frames],
     subject: Subject,
     heard: Sequence[Heard],
+    mouths: MouthReader | None,
     features: Features | None = None,
     path: Path | None = None,
 ) -> list[list[Measure]]:
@@ -160,10 +162,12 @@ def judge_frames(
         frames: uint8 [H, W, 3] each, 25 per second.
         subject: what the span should be.
         heard: the recordings that lips and sound are measured with, one after another.
+        mouths: a new reader of cartoon presenters, which has seen all frames afterwards; None: the people
+            are photographed.
         features: an image encoder, as for `judge_video`.
         path: the file, if the frames are all of its frames; SyncNet's scores decode it again.
     """
-    viewing = _Viewing(path, subject, subject.frame_count, 0)
+    viewing = _Viewing(path, subject, subject.frame_count, 0, mouths)
     for pixels in frames:
         viewing.add(pixels)
     seen = _seen_measures(subject, viewing, features)
@@ -201,10 +205,16 @@ def _seen_measures(subject: Subject, viewing: "_Viewing", features: Features | N
 class _Viewing:
     """Everything that looks at the frames while they are decoded."""
 
-    def __init__(self, path: str | Path | None, subject: Subject, frame_count: int, snapshots: int):
-        self.path = path
+    def __init__(
+        self,
+        path: str | Path | None,
+        subject: Subject,
+        frame_count: int,
+        snapshots: int,
+        mouths: MouthReader | None,
+    ) -> None:
+        self.path, self.mouths = path, mouths
         self.statistics, self.meter = FrameStatistics(), StillnessMeter()
-        self.mouths = MouthReader() if subject.cartoon and subject.speakers == 1 else None
         self.tracker: FaceTracker | None = None
         self.no_faces = "there are two people, and the readers follow one"
         self.finder: FaceFinder | None = None

@@ -3,7 +3,7 @@
 Code points are those of ITU-T H.273, which libav uses. BT.709 video counts as sRGB, as in players.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -46,15 +46,20 @@ def to_rgb(frame: VideoFrame, background: str = "white") -> NDArray[np.uint8]:
     """
     frame.colorspace = _matrix(frame)
     if is_srgb(frame.color_primaries, frame.color_trc):
-        colors = cast(NDArray[np.uint8], frame.to_ndarray(format="rgb24"))
+        colors = _pixels(frame, "rgb24")
     else:
-        codes = cast(NDArray[np.uint16], frame.to_ndarray(format="rgb48le"))
+        codes = _pixels(frame, "rgb48le")
         colors = to_srgb(codes, frame.color_primaries, frame.color_trc)
     if not _has_alpha(frame):
         return colors
-    alpha = Image.fromarray(np.ascontiguousarray(frame.to_ndarray(format="rgba")[..., 3]))
+    alpha = Image.fromarray(np.ascontiguousarray(_pixels(frame, "rgba")[..., 3]))
     behind = Image.new("RGB", alpha.size, background)
     return np.array(Image.composite(Image.fromarray(colors), behind, alpha))
+
+
+def _pixels(frame: VideoFrame, layout: str) -> NDArray[Any]:
+    """[H, W, C]; with a thread for each core, libav would start and end them for every frame."""
+    return cast(NDArray[Any], frame.to_ndarray(format=layout, threads=1))
 
 
 def _matrix(frame: VideoFrame) -> int:

@@ -6,13 +6,21 @@ import torch
 from scipy.linalg import sqrtm
 
 from talkinghead_lab.errors import CheckpointError, OutputError
-from talkinghead_lab.evaluation import distances, set_features
+from talkinghead_lab.evaluation import distances, scoring, set_features
+from talkinghead_lab.evaluation.manifest import mouth_truth
 from talkinghead_lab.evaluation.scoring import Score, score_tasks
 from talkinghead_lab.evaluation.set_features import CLIPS, FRAMES, MOTION, FeatureKind, write_features
 from talkinghead_lab.evaluation.statistics import FrameSets
 from talkinghead_lab.evaluation.systems import REAL, WRONG
 from talkinghead_lab.evaluation.table import benchmark_table, to_frame, to_markdown
+from talkinghead_lab.measures import judge, lips
+from talkinghead_lab.measures.cartoon_faces import FRAMES_AT_ONCE, MouthReader
 from talkinghead_lab.measures.given_weights import GIVEN_WEIGHTS, I3D, INCEPTION
+from talkinghead_lab.media.pixels import to_unit_range
+from talkinghead_lab.media.reference import DrivingVideo
+from talkinghead_lab.media.video import evenly_spaced_numbers
+from talkinghead_lab.models.judges import face_reader
+from talkinghead_lab.models.judges.presenters import presenter_components
 from talkinghead_lab.workers.worker import Worker
 from tests.evaluation.faults import clips, drawn, frozen, scored
 from tests.measures.given import give
@@ -172,11 +180,43 @@ def test_a_window_is_resized_as_a_whole_to_values_of_one():
     assert given[0, 1:].unique().tolist() == [-1.0]
 
 
+def components(frames):
+    """Where frames uint8 [F, H, W, 3] lie along the presenters' principal components."""
+    reader = MouthReader()
+    for pixels in frames:
+        reader.add(pixels)
+    return reader.components()
+
+
+def test_one_reading_of_each_frame_serves_mouths_and_distances(tmp_path, monkeypatch):
+    """The results are those of one pass for each, to the bit."""
+    clip = clips(tmp_path / "clips", 2, 33).clips[0]
+    pixels = np.stack([np.array(picture) for picture in DrivingVideo(clip.video).frames(0, 33)])
+    batches = to_unit_range(torch.from_numpy(pixels).permute(0, 3, 1, 2)).split(FRAMES_AT_ONCE)
+    opening = torch.cat([face_reader.read_faces(batch)[:, 0] for batch in batches]).double().clamp(0, 1)
+    lying = torch.cat([presenter_components(face_reader.face_features(batch)) for batch in batches]).numpy()
+
+    read = []
+    counter = face_reader._reader().features.register_forward_hook(lambda *call: read.append(len(call[2])))
+    (score,) = scoring.score_clip(clip, [clip], clip.video, cartoon=True)
+    counter.remove()
+    portrait_and_frames = 1 + judge.FRAMES_FOR_IDENTITY  # of which `identity` takes features of its own
+    assert sum(read) == 33 + portrait_and_frames
+    truth = mouth_truth(clip)
+    assert score.measures["lip_error"] == lips.lip_error(opening.numpy(), truth)
+    assert score.measures["lip_correlation"] == lips.lip_correlation(opening.numpy(), truth)
+    sampled = evenly_spaced_numbers(33, set_features.SAMPLED_FRAMES)
+    assert np.array_equal(score.features["presenters"], lying[sampled])
+    moving = [set_features.motion_features(lying[start : start + 16]) for start in (0, 17)]
+    assert np.array_equal(score.features["motion"], np.stack(moving))
+
+
 def test_motion_is_told_from_none_and_from_jumps_whoever_moves():
     shown = drawn(0, 0, 16)
-    shown_by_another = set_features.motion_features(drawn(2, 0, 16))
+    shown_by_another = set_features.motion_features(components(drawn(2, 0, 16)))
     shuffled = shown[np.random.default_rng(0).permutation(16)]
-    moving, still, jumping = map(set_features.motion_features, (shown, frozen(0, 16), shuffled))
+    shown_ones = (shown, frozen(0, 16), shuffled)
+    moving, still, jumping = (set_features.motion_features(components(frames)) for frames in shown_ones)
     assert not still.any()
     apart = np.linalg.norm(moving - shown_by_another)
     assert np.linalg.norm(moving) > 2 * apart
@@ -197,12 +237,8 @@ def test_drawn_kvd_sees_how_people_move_and_not_who_moves():
     }
 
     def features(videos):
-        starts = set_features.window_starts(frames)
         return [
-            np.stack([set_features.motion_features(each[start : start + 16]) for start in starts]).astype(
-                float
-            )
-            for each in videos
+            set_features.drawn_features(components(each), frames)["motion"].astype(float) for each in videos
         ]
 
     far = {
@@ -229,4 +265,3 @@ def test_a_damaged_file_of_features_is_told(tmp_path):
     with pytest.raises(OutputError, match=r"cannot be read.*clip.safetensors"):
         set_features.stored_features(tmp_path, "clip", MOTION)
     assert set_features.stored_features(tmp_path, "none", MOTION) is None
-    assert MOTION.name in set_features.FeatureTaker(20, cartoon=True).features()

@@ -62,7 +62,11 @@ class FaceReader(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """[F, 3, 128, 128] in [−1, 1] → [F, 7] in the units of READINGS."""
-        raw = self.readout(self.features(frames))
+        return self.readings(self.features(frames))
+
+    def readings(self, features: Tensor) -> Tensor:
+        """Outputs of `features`, [F, 16, 8, 8] or flat → [F, 7] in the units of READINGS."""
+        raw = self.readout(features)
         return raw * raw.new_tensor(READING_SCALES) + raw.new_tensor(READING_CENTRES)
 
 
@@ -94,6 +98,12 @@ def face_features(frames: Tensor, frames_at_once: int = 64) -> Tensor:
     features = _reader().to(frames.device).features
     parts = frames.float().split(frames_at_once)
     return torch.cat([features(reader_input(part)).flatten(1) for part in parts])
+
+
+@torch.no_grad()
+def readings_of(features: Tensor) -> Tensor:
+    """READINGS of each frame from its `face_features`, [F, 1024] → [F, 7], on their device."""
+    return _reader().to(features.device).readings(features)
 
 
 def reader_input(frames: Tensor) -> Tensor:

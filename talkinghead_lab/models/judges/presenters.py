@@ -29,14 +29,13 @@ def presenter_difference(frames: Tensor) -> Tensor:
     return unexplained(face_features(frames), mean, components)
 
 
-def presenter_components(frames: Tensor) -> Tensor:
-    """Where each frame's features lie along the presenters' principal components, [F, 32], from the mean.
+def presenter_components(features: Tensor) -> Tensor:
+    """Where `face_features` lie along the presenters' principal components, from the mean.
 
-    Args:
-        frames: as for `presenter_difference`.
+    [F, 1024] → [F, 32].
     """
     mean, components = _variation()
-    return (face_features(frames) - mean) @ components.T
+    return (features - mean) @ components.T
 
 
 def presenter_appearance(frames: Tensor) -> Tensor:
