@@ -26,7 +26,7 @@ def mouth_truth(recording_sha256: str) -> NDArray[np.float64] | None:
 
 
 class MouthReader:
-    """Reads the cartoon presenter's mouth, head and looks in each frame of a video, from one forward pass."""
+    """Reads the cartoon presenter's mouth, head and looks from one forward pass for each frame of a video."""
 
     def __init__(self) -> None:
         self._read: list[Tensor] = []
