@@ -85,14 +85,19 @@ def test_a_sweep_is_not_offered_where_a_request_is_needed(completed):
     assert "embedded" not in completed("talkinghead_lab sweep ")
 
 
-def test_the_tab_key_of_an_interactive_bash_completes_a_preset(tmp_path):
+def interactive(command: str, folder: Path, settings: str) -> pexpect.spawn:
+    """A shell in which completion is registered."""
     shell = pexpect.spawn(
-        "bash", ["--norc", "-i"], cwd=str(tmp_path), env=environment() | {"TERM": "dumb"}, encoding="utf-8",
-        timeout=60,
-    )  # fmt: skip
-    shell.sendline("PS1='ready> '; bind 'set enable-bracketed-paste off'")
+        command, cwd=str(folder), env=environment() | {"TERM": "dumb"}, encoding="utf-8", timeout=60
+    )
+    shell.sendline(f"PS1='ready> '; {settings}")
     shell.sendline(REGISTRATION + "; echo registered-$((1 + 1))")
     shell.expect("registered-2")
+    return shell
+
+
+def test_the_tab_key_of_an_interactive_bash_completes_a_preset(tmp_path):
+    shell = interactive("bash --norc -i", tmp_path, "bind 'set enable-bracketed-paste off'")
     shell.send("echo talkinghead_lab; talkinghead_lab plan infinitetalk-7\t")
     shell.expect(re.escape("infinitetalk-720 "))
     shell.close(force=True)
@@ -112,13 +117,8 @@ def test_fish_is_offered_presets_and_fields(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
 def test_the_tab_key_of_an_interactive_zsh_completes_fields_and_samples(tmp_path):
-    shell = pexpect.spawn(
-        "zsh", ["-f", "-i"], cwd=str(tmp_path), env=environment() | {"TERM": "dumb"}, encoding="utf-8",
-        timeout=60,
-    )  # fmt: skip
-    shell.sendline("PS1='ready> '; unsetopt zle_bracketed_paste; autoload -U compinit && compinit -D")
-    shell.sendline(REGISTRATION + "; echo registered-$((1 + 1))")
-    shell.expect("registered-2")
+    settings = "unsetopt zle_bracketed_paste; autoload -U compinit && compinit -D"
+    shell = interactive("zsh -f -i", tmp_path, settings)
     shell.send("talkinghead_lab plan embedded -p diffu\t")
     shell.expect("diffusion_steps")
     shell.sendcontrol("u")
