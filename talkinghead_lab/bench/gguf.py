@@ -46,12 +46,6 @@ class HeldLinear(QuantizedLinear):
     """A linear layer that holds bf16 and multiplies in the type of its input."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        out, width = self.weight.shape
-        return out, width
-
-    @property
     def stored_as(self) -> str:
         """bf16."""
         return "bf16"

@@ -25,7 +25,8 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.lips_only import keep
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.sampling.chunks import seams
 
 MEASURES = ("outside_psnr", "lip_correlation", "own_correlation", "seam_jump", "seam_jump_of_the_video")

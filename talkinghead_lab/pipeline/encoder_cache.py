@@ -20,11 +20,11 @@ from torch import Tensor
 
 from talkinghead_lab.errors import OutputError
 from talkinghead_lab.foundation import digests, paths
+from talkinghead_lab.foundation.devices import GIB
 from talkinghead_lab.foundation.digests import FileState
 from talkinghead_lab.foundation.files import atomic_path
 from talkinghead_lab.weights.locating import TRANSFORMER
 
-GIB = 2**30
 # Part of every key: raise it when an encoder computes something else from the same inputs and weights.
 ENCODERS_VERSION = 2
 Tensors = tuple[Tensor, ...]

@@ -28,7 +28,8 @@ from talkinghead_lab.offload.streamed_blocks import stream
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.plan import needed_memory, planned
-from talkinghead_lab.pipeline.request import Resolved, load_settings, memory_budget, read_inputs, resolve
+from talkinghead_lab.pipeline.request import Resolved, load_settings, memory_budget, resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.pipeline.stages import Stage, no_stage
 from talkinghead_lab.weights.checkpoints import NETWORKS, load_network, load_tokenizer
 from talkinghead_lab.weights.load_settings import LoadSettings

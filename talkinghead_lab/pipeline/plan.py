@@ -21,7 +21,8 @@ from talkinghead_lab.offload.requirements import (
     requirements,
 )
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve, settings_without_weights
+from talkinghead_lab.pipeline.request import Resolved, resolve, settings_without_weights
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.sampling.step_cache import kept_tensors
 from talkinghead_lab.weights.checkpoints import NETWORKS, load_network
 from talkinghead_lab.weights.load_settings import LoadSettings

@@ -20,7 +20,8 @@ from talkinghead_lab.foundation import environment
 from talkinghead_lab.foundation.devices import pick_device
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.plan import planned
-from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.runs.folder import RECORD, read_record
 
 SCHEMA = {

@@ -31,7 +31,8 @@ from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.people import people_in_frame
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
+from talkinghead_lab.pipeline.request import Resolved, resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.request_text import VIDEO_METADATA_KEY
 from talkinghead_lab.runs.chunk_files import ArrivingChunk, ChunkFiles
 from talkinghead_lab.runs.chunk_writer import ChunkWriter

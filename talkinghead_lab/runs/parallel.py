@@ -22,7 +22,8 @@ from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.runs.folder import with_drawn_seed
 from talkinghead_lab.runs.generate import ResumePoint, generate
 from talkinghead_lab.runs.origin import seen_files

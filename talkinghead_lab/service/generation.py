@@ -75,7 +75,8 @@ class Generator:
         """
         _import_libraries()
         from talkinghead_lab.pipeline.people import boxes_of_people
-        from talkinghead_lab.pipeline.request import read_inputs, resolve
+        from talkinghead_lab.pipeline.request import resolve
+        from talkinghead_lab.pipeline.request_media import read_inputs
 
         with self._copies(job_id) as copy:
             inputs = read_inputs(params, copy, call=self._call, limits=self._limits)
@@ -112,7 +113,8 @@ class Generator:
             Problem: an input was replaced since it was accepted, and must not be read now.
         """
         _import_libraries()
-        from talkinghead_lab.pipeline.request import read_inputs, resolve
+        from talkinghead_lab.pipeline.request import resolve
+        from talkinghead_lab.pipeline.request_media import read_inputs
         from talkinghead_lab.runs.folder import read_record
         from talkinghead_lab.runs.generate import generate
 

@@ -11,7 +11,8 @@ from typing import Self
 from talkinghead_lab.errors import Stopped, TalkingHeadError
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
-from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.jobs import GenerationJob
 from talkinghead_lab.runs.time_left import in_words

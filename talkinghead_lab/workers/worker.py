@@ -16,7 +16,8 @@ from talkinghead_lab.foundation.files import LOCK, atomic_path, is_no_space, loc
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.encoder_cache import EncoderCache
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.request import load_settings, read_inputs
+from talkinghead_lab.pipeline.request import load_settings
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.runs.folder import RECORD
 from talkinghead_lab.runs.generate import generate
 

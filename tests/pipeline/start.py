@@ -5,7 +5,8 @@ from typing import Any
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.chunk_generator import ChunkGenerator
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.request import Resolved, read_inputs, resolve
+from talkinghead_lab.pipeline.request import Resolved, resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 
 
 def start(request: GenerationParams, pipeline: Pipeline | None = None, **options: Any) -> ChunkGenerator:

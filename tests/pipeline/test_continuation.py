@@ -12,7 +12,8 @@ from talkinghead_lab.errors import InvalidRequest, Stopped
 from talkinghead_lab.media import video
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.params import GenerationParams
-from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.runs.generate import generate
 from talkinghead_lab.runs.verify import verify
 from tests.pipeline.start import start

@@ -15,7 +15,8 @@ from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import people
 from talkinghead_lab.pipeline.people import people_in_frame, propose_boxes
 from talkinghead_lab.pipeline.portrait import frame_picture
-from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.training.avatar import Motion, render, sample_identity
 from talkinghead_lab.widgets.request_form import RequestForm
 

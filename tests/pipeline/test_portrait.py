@@ -15,7 +15,8 @@ from talkinghead_lab.measures.photographed_faces import Faces
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline import portrait
 from talkinghead_lab.pipeline.portrait import frame_picture
-from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 
 PHOTOGRAPH = f"{get_data_path()}/sample_data/grace_hopper.jpg"
 

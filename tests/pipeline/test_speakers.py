@@ -14,7 +14,8 @@ from talkinghead_lab.errors import InvalidRequest, Stopped
 from talkinghead_lab.figures.runs import portrait_and_waveform
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.pipeline.portrait import frame_picture
-from talkinghead_lab.pipeline.request import read_inputs, resolve
+from talkinghead_lab.pipeline.request import resolve
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.runs.verify import verify
 from tests.pipeline.start import start
 

@@ -20,7 +20,7 @@ from talkinghead_lab.foundation.digests import sha256_of_file
 from talkinghead_lab.foundation.schema import SCHEMA_VERSION
 from talkinghead_lab.media import video
 from talkinghead_lab.pipeline.pipeline import Pipeline
-from talkinghead_lab.pipeline.request import read_inputs
+from talkinghead_lab.pipeline.request_media import read_inputs
 from talkinghead_lab.runs.folder import read_record
 from talkinghead_lab.runs.jobs import Progress
 from talkinghead_lab.runs.origin import InputDigests

@@ -25,12 +25,6 @@ class RowQuantizedLinear(QuantizedLinear):
         self.uses_fp8_matmul = self.full_precision = False
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        out, width = self.weight.shape
-        return out, width
-
-    @property
     def stored_as(self) -> str:
         """`int8`, `fp8` or `fp8 (e5m2)`."""
         return NAMES[self.weight.dtype]
