@@ -156,7 +156,7 @@ def test_times_begin_at_0_and_rise(request_for, starts):
     ("field", "value", "named"),
     [
         ("image_path", [{"start": 0, "file": ""}], "image_path.0.file"),
-        ("image_path", [{"start": 0, "path": "a.png"}], "image_path.0"),
+        ("image_path", [{"start": 0, "path": "a.png"}], "image_path.0.path"),
         ("image_path", [], "image_path"),
         ("prompt", [{"start": "soon", "text": "a"}], "prompt"),
         ("prompt", [{"start": 0, "text": 2001 * "a"}], "prompt.0.text"),
@@ -166,7 +166,7 @@ def test_times_begin_at_0_and_rise(request_for, starts):
     ],
 )
 def test_errors_name_the_entry(request_for, field, value, named):
-    with pytest.raises(InvalidRequest, match=f"`{named}") as caught:
+    with pytest.raises(InvalidRequest, match=rf"\b{named}\b") as caught:
         request_for(**{field: value})
     assert caught.value.field == field
 
