@@ -1,5 +1,6 @@
 """Notebooks run headless from any folder, reject unknown parameters, and agree with parameter files."""
 
+import ast
 import base64
 import json
 import os
@@ -79,6 +80,20 @@ def request_of_generate(parameters: dict[str, object]) -> GenerationParams:
 def test_papermill_knows_every_parameter_of_a_preset(preset, notebook):
     """It warns of those that the parameter cell does not have, although the notebook reads them."""
     assert read_yaml(preset).keys() <= inspect_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb")).keys()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_of_the_package_is_there(notebook):
+    cells = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    statements = [node for cell in cells for node in ast.walk(ast.parse(cell))]
+    own = [
+        each
+        for each in statements
+        if isinstance(each, ast.ImportFrom) and "talkinghead" in (each.module or "")
+    ]
+    assert own
+    for each in own:
+        exec(ast.unparse(each), {})
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
