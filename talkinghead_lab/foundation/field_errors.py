@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from talkinghead_lab.errors import InvalidRequest, nearest_name
 
 # pydantic names the alternative of a union behind its field
-OF_UNIONS = ("constrained-", "function-", "tuple[", "literal[")
+OF_UNIONS = ("constrained-", "function-", "tuple[", "list[", "literal[")
 
 # Names of other programs for a frame that the video should end with, without `_path` and the like.
 LAST_FRAME = re.compile(r"(end|last|tail|final)_?(image|frame|img|picture)")
@@ -37,7 +37,7 @@ def first_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> Inva
     if not finding["loc"]:  # fields that contradict each other
         error_of_fields: Contradiction = finding["ctx"]["error"]
         return InvalidRequest(str(error_of_fields), field=error_of_fields.field)
-    place = _place(finding["loc"])
+    place = place_of(finding["loc"])
     name = ".".join(place)
     entries = _entry_names(fields[place[0]].annotation) if place[0] in fields else []
     if finding["type"] == "missing" and not place[-1].isdecimal():
@@ -55,10 +55,11 @@ def _telling(finding: Mapping[str, Any]) -> tuple[int, bool, bool]:
     """How much an error tells; of equal ones, the first counts."""
     is_list = isinstance(finding["input"], list | tuple)
     of_list = is_list and finding["type"] not in ("string_type", "int_type", "float_type")
-    return len(_place(finding["loc"])), finding["type"] == "extra_forbidden", of_list
+    return len(place_of(finding["loc"])), finding["type"] == "extra_forbidden", of_list
 
 
-def _place(location: Iterable[int | str]) -> list[str]:
+def place_of(location: Iterable[int | str]) -> list[str]:
+    """Where a value stands, without pydantic's names for the alternatives of a union."""
     return [str(part) for part in location if not str(part).startswith(OF_UNIONS)]
 
 

@@ -15,6 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from talkinghead_lab import __version__
 from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.foundation.field_errors import place_of
 from talkinghead_lab.service.generation import gpu_available
 from talkinghead_lab.service.middleware import GuardMiddleware, RequestMiddleware
 from talkinghead_lab.service.origins import LOOPBACK, OriginMiddleware
@@ -25,8 +26,9 @@ from talkinghead_lab.service.schemas import Health, JobView, VideoAnswer, VideoR
 from talkinghead_lab.service.server import max_connections
 from talkinghead_lab.service.serving import Service
 from talkinghead_lab.service.settings import ServiceSettings
-from talkinghead_lab.service.streaming import video_response
+from talkinghead_lab.service.streaming import finished_video, video_response
 from talkinghead_lab.service.submission_routes import add_submissions, describe_bodies
+from talkinghead_lab.service.submissions import read_json
 
 SPARE_CONNECTIONS = 8  # for health checks, when all others are in use
 STOP_SECONDS = 20.0  # time for the running job to stop at shutdown
@@ -107,7 +109,7 @@ def _invalid(error: RequestValidationError) -> Problem:
         return Problem(400, "The body is not valid JSON.")
     details = []
     for finding in findings[:MAX_FINDINGS]:
-        name = ".".join(str(part)[:40] for part in finding["loc"][1:]) or "body"
+        name = ".".join(part[:40] for part in place_of(finding["loc"][1:])) or "body"
         details.append(f"`{name}`: {finding['msg'].removeprefix('Value error, ')}")
     return Problem(422, without_paths("; ".join(details) + "."))
 
@@ -130,6 +132,7 @@ def _add_generation(router: APIRouter, service: Service) -> None:
             str | None, Header(description="`respond-async`: respond immediately with a job")
         ] = None,
     ) -> Response:
+        read_json(await request.body())  # FastAPI takes the last of repeated keys
         job = await service.submit(body.model_dump(exclude_unset=True))
         headers = {"X-Job-Id": job.id}
         if prefer and "respond-async" in prefer:
@@ -220,14 +223,15 @@ def _add_files(router: APIRouter, service: Service) -> None:
     @router.get(
         "/api/videos/{job_id}/{name}",
         response_class=FileResponse,
-        responses=problem_responses(404, 422) | {200: {"content": {"video/mp4": {}}}},
+        responses=problem_responses(404, 422)
+        | {200: {"content": {"video/mp4": {}}}, 304: {"description": "the client has the file already"}},
         summary="The file of a finished video",
     )
-    async def video(job_id: str, name: str) -> FileResponse:
+    async def video(job_id: str, name: str, request: Request) -> Response:
         path = service.generator.output.video(job_id, name)
         if path is None:
             raise Problem(404, "No such video.")
-        return FileResponse(path, media_type="video/mp4")
+        return finished_video(path, request)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:

@@ -2,12 +2,13 @@
 
 import math
 from copy import copy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from talkinghead_lab.defaults import EMBEDDED
+from talkinghead_lab.foundation.field_types import GuidanceScale
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.runs.jobs import State
 from talkinghead_lab.service.jobs import JobQueue, QueuedJob
@@ -17,6 +18,8 @@ REQUEST_FIELDS = (
     *("audio_path", "image_path", "prompt", "resolution", "seed", "diffusion_steps"),
     *("text_guide_scale", "audio_guide_scale", "motion_frame", "use_color_correction"),
 )
+# A strict model takes a list of JSON for a list only.
+SCALES = GuidanceScale | Annotated[list[GuidanceScale], Field(min_length=1, max_length=1000)]
 MAX_PATH_LENGTH = 4096  # PATH_MAX on Linux
 EXAMPLE: dict[str, Any] = {
     "audio_path": "/data/shared/recording.wav",
@@ -54,7 +57,7 @@ def _request_field(name: str) -> tuple[Any, FieldInfo]:
     field = copy(known)
     if name in EMBEDDED:
         field.description = f"{known.description}; default of the bundled model: {EMBEDDED[name]}"
-    return known.annotation, field
+    return SCALES if name.endswith("_guide_scale") else known.annotation, field
 
 
 VideoRequest: type[BaseModel] = create_model(

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Send
 
 from talkinghead_lab.service.jobs import QueuedJob
@@ -38,7 +39,22 @@ async def video_response(job: QueuedJob, output: OutputFolder, request: Request)
     path = output.video(job.id, Path(job.result["video_path"]).name)
     if path is None:
         raise Problem(404, "The video of this job was removed.")
-    return FileResponse(path, media_type=MEDIA_TYPE)
+    return finished_video(path, request)
+
+
+def finished_video(path: Path, request: Request) -> Response:
+    """The file of a video, with ranges; 304 for a client that has it already.
+
+    Raises:
+        Problem: it was removed meanwhile.
+    """
+    try:
+        response = FileResponse(path, media_type=MEDIA_TYPE, stat_result=path.stat())
+    except OSError:
+        raise Problem(404, "The video of this job was removed.") from None
+    if StaticFiles().is_not_modified(response.headers, request.headers):
+        return NotModifiedResponse(response.headers)
+    return response
 
 
 def _open_if_begun(path: Path) -> BinaryIO | None:

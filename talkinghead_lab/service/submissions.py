@@ -109,7 +109,7 @@ async def read_submission(request: Request, uploads: Path) -> Submission:
     if kind == FORM:
         given = await _read_form(request, uploads, digest)
     elif kind == "application/json":
-        given = _read_json(await request.body())
+        given = read_json(await request.body())
     else:
         raise Problem(415, f"The body must be application/json or {FORM}.")
     callback = given.pop(CALLBACK, None)
@@ -128,7 +128,12 @@ async def read_submission(request: Request, uploads: Path) -> Submission:
     return Submission(fields, callback or None, digest.hexdigest())
 
 
-def _read_json(body: bytes) -> dict[str, Any]:
+def read_json(body: bytes) -> dict[str, Any]:
+    """The fields in a body of JSON.
+
+    Raises:
+        Problem: 400 it is not JSON or repeats a key, 422 it is no object.
+    """
     try:
         given = json.loads(body, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError) as error:

@@ -96,6 +96,13 @@ def test_the_bundled_model_serves_if_no_released_weights_are_set(launch, shared)
     assert server.job(name)["warnings"] == [warning]
 
 
+def test_a_guidance_scale_may_be_a_schedule(server):
+    answer = server.generate(diffusion_steps=2, text_guide_scale=[3, 1], audio_guide_scale=[2.5])
+    assert answer.status_code == 200, answer.text
+    request = GenerationParams.from_yaml(Path(answer.json()["video_path"]).with_name("request.yaml"))
+    assert (request.text_guide_scale, request.audio_guide_scale) == ((3.0, 1.0), (2.5,))
+
+
 def test_the_model_stays_loaded_for_the_next_request(server):
     server.generate()
     assert server.health()["model_loaded"] is True

@@ -228,6 +228,18 @@ def test_head_is_answered_as_get_without_a_body(server, video):
     assert server.client.head(GENERATE).status_code == 405
 
 
+def test_a_client_that_has_the_video_does_not_get_it_again(server, video):
+    job = server.client.get("/api/jobs").json()[-1]["id"]
+    for path in (video, f"/api/jobs/{job}/video"):
+        whole = server.client.get(path)
+        for name, value in (("If-None-Match", "ETag"), ("If-Modified-Since", "Last-Modified")):
+            known = server.client.get(path, headers={name: whole.headers[value]})
+            assert (known.status_code, known.content) == (304, b"")
+            assert known.headers["ETag"] == whole.headers["ETag"]
+        other = server.client.get(path, headers={"If-None-Match": '"other"'})
+        assert (other.status_code, other.content) == (200, whole.content)
+
+
 def test_options_and_405_name_all_methods(server, video):
     job = server.client.get("/api/jobs").json()[-1]["id"]
     expected = {

@@ -242,8 +242,12 @@ def test_uploads_have_limits(server, files):
     assert "cannot be a file" in server.client.post("/api/jobs", files=other).json()["detail"]
     assert server.client.post("/api/jobs", content=b"image_path=x").status_code == 415
     assert server.client.post("/api/jobs", content=b"[]", headers=JSON).status_code == 422
-    twice = server.client.post("/api/jobs", content=b'{"seed": 1, "seed": 2}', headers=JSON)
-    assert (twice.status_code, "the key 'seed' is repeated" in twice.text) == (400, True)
+    for path in ("/api/jobs", "/api/plan", "/api/generate-video"):
+        body = json.dumps(server.request(seed=1))[:-1] + ', "seed": 2}'
+        twice = server.client.post(path, content=body, headers=JSON)
+        assert (twice.status_code, "the key 'seed' is repeated" in twice.text) == (400, True)
+    listed = server.generate(text_guide_scale=[1, 99])
+    assert "`text_guide_scale.1`: Input should be less than or equal to 30" in listed.json()["detail"]
     assert server.client.post("/api/jobs", content=b"{", headers=JSON).status_code == 400
     uploads = server.client.post("/api/generate-video", files=large)
     assert uploads.status_code == 413, "only these paths take files"
