@@ -107,7 +107,7 @@ def make(pipeline: Pipeline, params: GenerationParams, clock: StageClock, folder
         growing.finish()
     if growing.first_written:
         clock.record_first_frame(growing.first_written)
-    video.join_videos(folder / "video.mp4", files.pictures(resolved.chunks), inputs.soundtrack, {})
+    video.join_videos(folder / "video.mp4", files.silent_videos(resolved.chunks), inputs.soundtrack, {})
     return steps
 
 

@@ -116,19 +116,19 @@ class ChunkGenerator:
         stage: Stage = no_stage,
         cache: EncodingStore = no_cache,
     ):
-        self.networks, self.conditions, self.resolved = pipeline, conditions, resolved
+        self.pipeline, self.conditions, self.resolved = pipeline, conditions, resolved
         self.stage, self.cache = stage, cache
         self.width, self.height = conditions.frame_size
         self.plan = pipeline.requirements(resolved)
         self.shots = (Shot(conditions.reference, resolved.framing), *conditions.later)
         self._begin_shot(self.shots[0])
         # Keys and values of all blocks take much memory: within a budget they are recomputed at every step.
-        # So they are where they depend on a step's strengths of LoRAs.
+        # They are also recomputed where the strengths of LoRAs change from step to step.
         self.precompute = pipeline.budget is None and not resolved.sampling.lora_scales
         self.texts: dict[bool, CrossAttentionContext] = {}
-        self.prompt = 0  # the number of that whose context `texts` holds
-        # For the rest of the run; a run that is resumed sets it from its last chunk, so that both give the
-        # same frames.
+        self.prompt = 0  # number of the prompt whose context `texts` holds
+        # Holds for the rest of the run. A resumed run takes it over from its last finished chunk, so that it
+        # makes the same frames as a run in one go.
         self.fp16_overflowed = False
         self.picture: EncodedPicture | None = None
 
@@ -158,13 +158,13 @@ class ChunkGenerator:
             with torch.inference_mode():
                 return handle_out_of_memory(
                     lambda: self._generate(chunk, previous, noise, on_step, on_frames),
-                    self.networks.device,
+                    self.pipeline.device,
                     lambda: self.plan,
-                    self.networks.budget,
+                    self.pipeline.budget,
                 )
         except OutOfMemory:
             self.texts, self.picture = {}, None
-            empty_cache(self.networks.device)
+            empty_cache(self.pipeline.device)
             raise
 
     def _generate(
@@ -175,7 +175,7 @@ class ChunkGenerator:
         on_step: Callable[[int], None],
         on_frames: Callable[[Tensor], None],
     ) -> GeneratedChunk:
-        networks, request = self.networks, self.resolved.request
+        pipeline, request = self.pipeline, self.resolved.request
         grid = LatentGrid(chunk.frames, self.height, self.width)
         previous = previous if chunk.index else self.conditions.continued
         shot = [each for each in self.shots if each.start <= chunk.first_new][-1]
@@ -187,8 +187,8 @@ class ChunkGenerator:
         motion = self.picture.motion
         if chunk.repeated:
             assert previous is not None, "chunks with overlap frames need the previous frames"
-            with self.stage("vae_encode"), networks.use(networks.vae):
-                motion = networks.vae.encode(previous[None, :, -chunk.repeated :].to(networks.device))
+            with self.stage("vae_encode"), pipeline.use(pipeline.vae):
+                motion = pipeline.vae.encode(previous[None, :, -chunk.repeated :].to(pipeline.device))
         config = self.resolved.sampling
         video = self._source_frames(chunk) if request.lips_only or config.strength < 1 else None
         source = None if video is None else self._encode_source(video)
@@ -196,20 +196,22 @@ class ChunkGenerator:
         if request.lips_only and video is not None:
             kept = keep(video, request.lips_border, self._lips_mask(chunk))
         generator = noise_generator(request.drawn_seed, chunk.index)
-        drawn = torch.randn(grid.latent_shape(networks.vae.config.z_dim), generator=generator)
+        drawn = torch.randn(grid.latent_shape(pipeline.vae.config.z_dim), generator=generator)
         noise = drawn if noise is None else noise
-        with self.stage("sampling"), networks.use(networks.dit, self.plan.needs["sampling"]):
-            start, passes = noise[None].to(networks.device), PassCount()
+        with self.stage("sampling"), pipeline.use(pipeline.dit, self.plan.needs["sampling"]):
+            start, passes = noise[None].to(pipeline.device), PassCount()
             kept_latent = None
             if kept is not None and source is not None:
-                sampled = kept.latent_mask(networks.vae.config.pixels_per_latent).to(networks.device)
+                sampled = kept.latent_mask(pipeline.vae.config.pixels_per_latent).to(pipeline.device)
                 kept_latent = KeptLatent(source, start, sampled)
-            fixed = self._chunk_conditions(chunk, grid, motion, kept_latent)
+            conditions = self._chunk_conditions(chunk, grid, motion, kept_latent)
             if source is not None and config.strength < 1:
                 start = noised(source, start, config)
-            again = partial(self._embed_again, chunk, grid, motion, kept_latent)
-            latent = sample_chunk(networks.dit, start, fixed, config, on_step, passes, generator, again)
-            del fixed
+            embed_again = partial(self._embed_again, chunk, grid, motion, kept_latent)
+            latent = sample_chunk(
+                pipeline.dit, start, conditions, config, on_step, passes, generator, embed_again
+            )
+            del conditions
         finish = self._finishing(chunk, previous, kept)
         frames, decode_type = self._decode(latent, finish, _NewFrames(chunk, on_frames))
         latent = latent[0].cpu()
@@ -217,10 +219,10 @@ class ChunkGenerator:
 
     def _finishing(self, chunk: Chunk, previous: Tensor | None, kept: KeptFrames | None) -> Finish:
         """What is done to each decoded piece: colours, then the seam, then what stays of the video."""
-        over = self.resolved.request.seam_frames
+        blend_frames = self.resolved.request.seam_frames
         blend = None
-        if previous is not None and chunk.repeated and over:
-            blend = SeamBlend(previous[:, -1:].to(self.networks.device), chunk.repeated, over)
+        if previous is not None and chunk.repeated and blend_frames:
+            blend = SeamBlend(previous[:, -1:].to(self.pipeline.device), chunk.repeated, blend_frames)
 
         def finish(piece: Tensor, start: int) -> Tensor:
             piece = self._match_colors(piece, start, kept)
@@ -233,13 +235,13 @@ class ChunkGenerator:
         self, latent: Tensor, finish: Finish, on_frames: Callable[[Tensor], None]
     ) -> tuple[Tensor, torch.dtype]:
         """Decode a latent; once fp16 has overflowed, in fp32 without another attempt."""
-        vae = self.networks.vae
+        vae = self.pipeline.vae
         if self.fp16_overflowed:
             # Before the weights move to the device: within a budget, those in host memory are what stays.
             with torch.inference_mode(False):
                 vae.set_decoder_dtype(torch.float32)
         first = vae.decode_type
-        with self.stage("decode"), self.networks.use(vae):
+        with self.stage("decode"), self.pipeline.use(vae):
             frames = decode_chunk(vae, latent, finish, on_frames)
             used = vae.decode_type
         self.fp16_overflowed |= used != first
@@ -260,7 +262,7 @@ class ChunkGenerator:
     def _begin_shot(self, shot: Shot) -> None:
         """Compute what the chunks of a shot share."""
         self.shot = shot
-        self.colors = to_unit_range(self._fit(shot.start / FRAMES_PER_SECOND)).to(self.networks.device)
+        self.colors = to_unit_range(self._fit(shot.start / FRAMES_PER_SECOND)).to(self.pipeline.device)
         self.regions = self._speaker_regions()
 
     def _fit(self, seconds: float) -> Tensor:
@@ -272,25 +274,25 @@ class ChunkGenerator:
         regions = self.conditions.masks or self.resolved.request.speaker_boxes
         size, frame = self.shot.reference.size, self.conditions.frame_size
         masks = speaker_masks(size, regions, frame, self.shot.framing)
-        return speaker_regions(masks, self.networks.dit.config.patch_size).to(self.networks.device)
+        return speaker_regions(masks, self.pipeline.dit.config.patch_size).to(self.pipeline.device)
 
     def _encode_picture(self, pixels: Tensor, frames: int) -> EncodedPicture:
         known = self.picture
         if known is not None and known.frames >= frames and torch.equal(known.pixels, pixels):
             return known
-        networks = self.networks
-        picture = to_unit_range(pixels)[None].to(networks.device)
+        pipeline = self.pipeline
+        picture = to_unit_range(pixels)[None].to(pipeline.device)
         with self.stage("image"):
-            key = [picture, dtype_name(networks.image_encoder)]
-            (features,) = self.cache("image", key, lambda: (networks.image_features(picture),))
-            with networks.use(networks.dit):
-                features = features.to(networks.device)
-                context = networks.dit.image_context(features, self.precompute)
-        with self.stage("vae_encode"), networks.use(networks.vae):
-            key = [picture, frames, dtype_name(networks.vae)]
-            encode = networks.vae.encode_first_frame_then_zeros
+            key = [picture, dtype_name(pipeline.image_encoder)]
+            (features,) = self.cache("image", key, lambda: (pipeline.image_features(picture),))
+            with pipeline.use(pipeline.dit):
+                features = features.to(pipeline.device)
+                context = pipeline.dit.image_context(features, self.precompute)
+        with self.stage("vae_encode"), pipeline.use(pipeline.vae):
+            key = [picture, frames, dtype_name(pipeline.vae)]
+            encode = pipeline.vae.encode_first_frame_then_zeros
             (encoded,) = self.cache("portrait", key, lambda: (encode(picture, frames),))
-            encoded = encoded.to(networks.device)
+            encoded = encoded.to(pipeline.device)
         # One channel per video frame of a latent frame; 1 where the frame is given.
         mask = encoded.new_zeros(1, FRAMES_PER_LATENT, *encoded.shape[2:])
         mask[:, :, 0] = 1
@@ -302,7 +304,7 @@ class ChunkGenerator:
         self, chunk: Chunk, grid: LatentGrid, motion: Tensor, kept: KeptLatent | None
     ) -> ChunkConditions:
         assert self.picture is not None
-        context = self.networks.dit.image_context(self.picture.features, self.precompute)
+        context = self.pipeline.dit.image_context(self.picture.features, self.precompute)
         self.texts, self.picture = {}, replace(self.picture, context=context)
         return self._chunk_conditions(chunk, grid, motion, kept)
 
@@ -319,16 +321,16 @@ class ChunkGenerator:
 
     def _encode_source(self, frames: Tensor) -> Tensor:
         """The latent of frames uint8 [F, 3, H, W], [1, C, T, h, w]."""
-        networks, frames = self.networks, to_unit_range(frames)
-        with self.stage("vae_encode"), networks.use(networks.vae):
+        pipeline, frames = self.pipeline, to_unit_range(frames)
+        with self.stage("vae_encode"), pipeline.use(pipeline.vae):
             # From host memory: the autoencoder moves one frame after another to its device.
-            return networks.vae.encode(frames.transpose(0, 1)[None]).to(networks.device)
+            return pipeline.vae.encode(frames.transpose(0, 1)[None]).to(pipeline.device)
 
     def _chunk_conditions(
         self, chunk: Chunk, grid: LatentGrid, motion: Tensor, kept: KeptLatent | None
     ) -> ChunkConditions:
         assert self.picture is not None
-        dit, device, keep = self.networks.dit, self.networks.device, self.precompute
+        dit, device, keep = self.pipeline.dit, self.pipeline.device, self.precompute
         if not self.texts:
             prompts = (self.conditions.prompt, *self.conditions.later_prompts)
             texts = {True: prompts[self.prompt], False: self.conditions.negative_prompt}

@@ -35,7 +35,7 @@ from talkinghead_lab.weights.checkpoints import NETWORKS, load_network, load_tok
 from talkinghead_lab.weights.load_settings import LoadSettings
 from talkinghead_lab.weights.transformer import load_transformer
 
-TEXTS_AT_ONCE = 2  # which the plan of memory counts with
+TEXTS_AT_ONCE = 2  # the memory plan assumes as many
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,8 @@ class ChunkFiles:
 
     Args:
         folder: where the files are; it exists.
-        made_from: gives the digest of the request, the weights and the media; asked for when a chunk is
-            saved or checked, not before, because it may still be computed.
+        made_from: gives the digest of the request, the weights and the media. It is called only when a chunk
+            is saved or checked, because it may have to wait for that digest.
         overlap: frames shared with the next chunk.
     """
 
@@ -129,7 +129,7 @@ class ChunkFiles:
         chunk, frames_digest, changes = arriving.chunk, hashlib.sha256(), LumaChanges(self._last_frame)
         self._remove(chunk)
         frames = _examined(arriving.frames(), frames_digest, changes)
-        video.write_video(self.picture(chunk), frames, None, chunk.new, {}, growing.add)
+        video.write_video(self.silent_video(chunk), frames, None, chunk.new, {}, growing.add)
         growing.end_chunk()
         generated, seconds = arriving.generated.result()
         delivered = generated.frames[:, : chunk.repeated + chunk.new]
@@ -137,7 +137,7 @@ class ChunkFiles:
         facts = {
             "frames_sha256": frames_digest.hexdigest(),
             "latent_sha256": hashlib.sha256(generated.latent.numpy().data).hexdigest(),
-            "video_sha256": digests.sha256_of_file(self.picture(chunk)),
+            "video_sha256": digests.sha256_of_file(self.silent_video(chunk)),
             "last_frames_sha256": _digest(last_frames),
             "seconds": f"{seconds:.3f}",
             "decode_type": str(generated.decode_type).removeprefix("torch."),
@@ -148,7 +148,7 @@ class ChunkFiles:
             **self._place(chunk),
         }
         content = save({FRAMES: last_frames}, facts | {FACTS_DIGEST: digests.combined([facts])})
-        with atomic_path(self._rest(chunk.index)) as temporary:
+        with atomic_path(self._facts_file(chunk.index)) as temporary:
             temporary.write_bytes(content)
         self._facts.append(facts)
         self._last_frame = _last(last_frames)
@@ -161,7 +161,7 @@ class ChunkFiles:
         """
         if not chunk.repeated or not chunk.index:  # the first goes on from another video, if from any
             return None
-        found = _read(self._rest(chunk.index - 1))
+        found = _read(self._facts_file(chunk.index - 1))
         if found is None:
             raise self._changed(chunk.index - 1)
         return found[1]
@@ -177,16 +177,16 @@ class ChunkFiles:
             return None
         return [change for facts in self._facts for change in json.loads(facts[LUMA_CHANGES])]
 
-    def pictures(self, chunks: Sequence[Chunk]) -> list[Path]:
+    def silent_videos(self, chunks: Sequence[Chunk]) -> list[Path]:
         """Paths of the finished chunks' silent videos.
 
         Raises:
             OutputError: one was changed since it was saved.
         """
         for chunk, facts in zip(chunks, self._facts, strict=True):
-            if not _has_digest(self.picture(chunk), facts["video_sha256"]):
+            if not _has_digest(self.silent_video(chunk), facts["video_sha256"]):
                 raise self._changed(chunk.index)
-        return [self.picture(chunk) for chunk in chunks]
+        return [self.silent_video(chunk) for chunk in chunks]
 
     def records(self, chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
         """Position, digests, seconds, and since later versions decode type and forward passes, of each."""
@@ -198,11 +198,11 @@ class ChunkFiles:
             for chunk, facts in zip(chunks, self._facts, strict=True)
         ]
 
-    def picture(self, chunk: Chunk) -> Path:
+    def silent_video(self, chunk: Chunk) -> Path:
         """Path of a chunk's silent video."""
         return self.folder / f"{chunk.index:05d}.mp4"
 
-    def _rest(self, index: int) -> Path:
+    def _facts_file(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
 
     def _place(self, chunk: Chunk) -> dict[str, str]:
@@ -212,23 +212,20 @@ class ChunkFiles:
 
     def _checked(self, chunk: Chunk) -> Facts | None:
         """The facts of a chunk whose files fit them; otherwise None."""
-        found = _read(self._rest(chunk.index))
+        found = _read(self._facts_file(chunk.index))
         if found is None:
             return None
         facts, last_frames = found
         in_place = facts.items() >= self._place(chunk).items()
         whole = in_place and facts["last_frames_sha256"] == _digest(last_frames)
-        if not whole or not _has_digest(self.picture(chunk), facts["video_sha256"]):
+        if not whole or not _has_digest(self.silent_video(chunk), facts["video_sha256"]):
             return None
         self._last_frame = _last(last_frames)
         return facts
 
     def _remove(self, chunk: Chunk) -> None:
-        for path in (
-            self._rest(chunk.index),
-            self.picture(chunk),
-        ):  # without its facts, a video does not count
-            remove_file(path)
+        remove_file(self._facts_file(chunk.index))  # first: without its facts, a video does not count
+        remove_file(self.silent_video(chunk))
 
     def _changed(self, index: int) -> OutputError:
         return OutputError(

@@ -165,7 +165,7 @@ class _Generation:
         on_saved = partial(on_growth, self.run.path) if on_growth else lambda: None
         with GrowingVideo(self.run.growing_video, self.inputs.soundtrack, self.resolved.frames) as growing:
             for chunk in self.resolved.chunks[: self.start.finished]:
-                growing.append(self.run.chunks.picture(chunk))
+                growing.append(self.run.chunks.silent_video(chunk))
             with ChunkWriter(self.run.chunks, growing, on_saved) as writer:
                 self._make_missing(generator, writer, on_progress)
             growing.finish()
@@ -238,7 +238,7 @@ class _Generation:
     def _join_chunks(self) -> Path:
         """Join the chunks under the sound track."""
         with self.clock("mux"):
-            pictures, path = self.run.chunks.pictures(self.resolved.chunks), self.run.new_video_path()
+            pictures, path = self.run.chunks.silent_videos(self.resolved.chunks), self.run.new_video_path()
             request = {VIDEO_METADATA_KEY: self.resolved.request.to_yaml(versioned=True)}
             video.join_videos(path, pictures, self.inputs.soundtrack, request)
         return path

@@ -20,7 +20,7 @@ from talkinghead_lab.models.kernels.attention import Rotation
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import Branch, Guidance, branches_at
 from talkinghead_lab.sampling.schedule import TRAINED_TIMESTEPS, schedule_of
-from talkinghead_lab.sampling.solvers import solver
+from talkinghead_lab.sampling.solvers import solver_of
 from talkinghead_lab.sampling.step_cache import PassCache, step_cache_of
 
 
@@ -187,7 +187,7 @@ def sample_chunk(
         on_step: called with the number of finished steps; an exception that it raises ends the sampling.
         passes: counts the forward passes.
         generator: draws the noise that solvers add on their way.
-        embed_again: makes the conditions again with the LoRA strengths of a step.
+        embed_again: makes the conditions again once the LoRA strengths of a step are set.
     """
     passes = passes or PassCount()
     schedule = schedule_of(config).to(noise.device)
@@ -195,10 +195,10 @@ def sample_chunk(
     cache = step_cache_of(config, times.blocks, model.group)
     guidance, branches = Guidance(config), [branches_at(config, step) for step in range(config.steps)]
     caches: dict[Branch, PassCache] = {branch: cache.new_pass() for branch in dict.fromkeys(chain(*branches))}
-    # A process that computed a pass alone has its residual alone. Where the passes change from step to step,
-    # another process could need it, and would wait for ever for the one that need not compute.
+    # Only the process that computed a whole pass has its residual. Where the passes change from step to step,
+    # another process may have to compute that pass later, and would wait forever for those that skip it.
     spread = config.step_cache is None or len(set(branches)) == 1
-    path = solver(config.sampler, schedule, generator, config.zero_init_steps)
+    solver = solver_of(config.sampler, schedule, generator, config.zero_init_steps)
     latent, motion_latents = noise.clone(), conditions.motion.shape[2]
     levels = (schedule / TRAINED_TIMESTEPS).tolist()
     if conditions.kept is not None:
@@ -212,10 +212,10 @@ def sample_chunk(
                 conditions = conditions if embed_again is None else embed_again()
             cache.begin(step)
             step_passes = _Step(model, conditions, of_step, latent, times.at(step), spread)
-            latent = path.move(latent, guidance.combine(step_passes.velocities(), step), step)
+            latent = solver.move(latent, guidance.combine(step_passes.velocities(), step), step)
             passes.computed += step_passes.computed(cache.skip)
             passes.skipped += len(of_step) - step_passes.computed(cache.skip)
-        if not cache.skip:  # residuals of passes that this step has not would be of an older one
+        if not cache.skip:  # a pass that this step leaves out must not reuse the residual of an older step
             for branch in caches.keys() - of_step.keys():
                 caches[branch].residual = None
         if conditions.kept is not None:

@@ -77,7 +77,7 @@ def check_solver(name: str) -> None:
         raise MissingExtra(f"the sampler {name} needs the extra `samplers`", remedy=remedy)
 
 
-def solver(
+def solver_of(
     name: str, schedule: Tensor, generator: torch.Generator | None = None, first_step: int = 0
 ) -> Solver:
     """Make the solver of a chunk; arguments as for `DiffusersSolver`.

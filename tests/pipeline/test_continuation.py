@@ -66,7 +66,7 @@ def test_the_first_chunk_goes_on_as_a_run_does_from_chunk_to_chunk(request_for):
     assert (second.start, second.repeated, second.new) == (-1, 5, 4)
     overlap = to_unit_range(read_inputs(generator.resolved.request).continued).transpose(0, 1)
     assert torch.equal(generator.conditions.continued, overlap)
-    channels = generator.networks.vae.config.z_dim
+    channels = generator.pipeline.vae.config.z_dim
     noise = torch.randn(channels, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     (voice,) = generator.conditions.audio
     generator.conditions = replace(generator.conditions, audio=(torch.full_like(voice, 0.5),))

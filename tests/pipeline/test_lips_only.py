@@ -51,7 +51,7 @@ def test_outside_of_the_border_every_chunk_is_the_video(request_for, sampler, si
 
 def test_the_video_is_kept_in_the_latent_too(request_for):
     generator = start(request_for(image_path=DRIVING, lips_only=True, diffusion_steps=2))
-    chunk, vae = generator.resolved.chunks[0], generator.networks.vae
+    chunk, vae = generator.resolved.chunks[0], generator.pipeline.vae
     latent = generator.generate(chunk).latent
     frames = driving_frames(chunk.seconds, chunk.frames, (generator.width, generator.height))
     source = vae.encode(to_unit_range(frames).transpose(0, 1)[None])[0]

@@ -19,7 +19,7 @@ DRIVING = "sample:driving"
 def distances(request) -> list[float]:
     """Of each chunk's latent after its overlap to that of the driving video at the same time."""
     generator, previous, found = start(request), None, []
-    video, vae = DrivingVideo(SAMPLES_FOLDER / "driving.mp4"), generator.networks.vae
+    video, vae = DrivingVideo(SAMPLES_FOLDER / "driving.mp4"), generator.pipeline.vae
     for chunk in generator.resolved.chunks:
         made = generator.generate(chunk, previous)
         size = generator.width, generator.height

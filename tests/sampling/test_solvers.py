@@ -20,7 +20,7 @@ from talkinghead_lab.sampling.schedule import (
     schedule_of,
     timesteps,
 )
-from talkinghead_lab.sampling.solvers import DiffusersSolver, Euler, check_solver, solver
+from talkinghead_lab.sampling.solvers import DiffusersSolver, Euler, check_solver, solver_of
 from tests.sampling.test_chunk_sampling import sampled
 
 MEDIA = {"audio_path": "a.wav", "image_path": "b.png"}
@@ -47,7 +47,7 @@ def error_of(name: str, steps: int) -> float:
     """How far a solver ends from the truth where that is known: data with a normal distribution."""
     schedule = torch.cat([torch.linspace(1, 0.05, steps), torch.zeros(1)]) * TRAINED_TIMESTEPS
     latent = noise = torch.linspace(-2, 2, 9).view(1, 1, 1, 3, 3)
-    path = solver(name, schedule)
+    path = solver_of(name, schedule)
     for step, time in enumerate(schedule[:-1]):
         level = time / TRAINED_TIMESTEPS
         variance = (1 - level) ** 2 * SPREAD**2 + level**2
@@ -71,7 +71,7 @@ def test_the_noise_of_lcm_follows_from_the_chunk(monkeypatch):
         generator = noise_generator(seed, index)
         torch.randn(3, generator=generator)
         torch.manual_seed(torch.seed())  # the process's own generator has no part in it
-        return solver("lcm", schedule, generator).move(latent, latent * 0.1, 0)
+        return solver_of("lcm", schedule, generator).move(latent, latent * 0.1, 0)
 
     assert torch.equal(moved(1, 2), moved(1, 2))
     assert not torch.equal(moved(1, 2), moved(1, 3))
@@ -141,7 +141,7 @@ def test_without_diffusers_the_extra_is_named_and_euler_serves(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"unipc needs the extra `samplers`.*talkinghead_lab\[samplers\]"):
         check_solver("unipc")
-    assert isinstance(solver("euler", timesteps(2, 3.0)), Euler)
+    assert isinstance(solver_of("euler", timesteps(2, 3.0)), Euler)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "unipc"])
