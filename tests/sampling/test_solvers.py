@@ -37,7 +37,7 @@ def test_euler_through_diffusers_gives_the_released_numbers(monkeypatch):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
         return DiffusersSolver(scheduler, schedule, None, first_step)
 
-    monkeypatch.setattr(chunk_sampling, "solver", through_diffusers)
+    monkeypatch.setattr(chunk_sampling, "solver_of", through_diffusers)
     theirs, _ = sampled(GUIDED)
     assert taken == ["euler"]
     assert (ours - theirs).abs().max() < 1e-6 * ours.abs().max()
