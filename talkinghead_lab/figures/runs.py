@@ -139,7 +139,7 @@ def frames_with_sound(result: GenerationResult, frames: int = 9) -> NotebookFigu
         above, below = _stacked_axes(figure, (strip_inches, 1.2))
         _draw_strip(above, pictures, duration)
         above.set_title(f"{result.frame_count} frames, {result.resolution} pixels, {duration:.2f} s")
-        _draw_loudness(below, to_mono(audio.read_soundtrack(result.video_path)))
+        _draw_loudness(below, to_mono(audio.read_soundtrack(result.video_path), audio.SOUNDTRACK_RATE))
         below.vlines(
             seconds, 0, 1, transform=below.get_xaxis_transform(), color=AXES_INK, alpha=0.6, linewidth=0.8
         )
@@ -187,7 +187,7 @@ def _voices(params: GenerationParams) -> list[NDArray[np.float32]]:
             for sound, speaker in zip(sounds, speakers, strict=True)
         ]
         _, track, _ = lay_out(heard, params.audio_mix, params.segments or (), params.speaker_loudness or ())
-        found.append(to_mono(track))
+        found.append(to_mono(track, audio.SOUNDTRACK_RATE))
     return found
 
 

@@ -47,7 +47,9 @@ def mouth_follows_sound(openings: Openings, soundtrack: audio.Wave) -> Measure:
     who find the two correlated in filmed speech. Loudness says nothing about the shape of a mouth, so this
     detects lips that do not follow the sound; it does not rank good ones.
     """
-    value = correlation_with_loudness(openings, to_mono(soundtrack), audio.SOUNDTRACK_RATE)
+    value = correlation_with_loudness(
+        openings, to_mono(soundtrack, audio.SOUNDTRACK_RATE), audio.SOUNDTRACK_RATE
+    )
     reason = "the mouth does not move, or the loudness does not change" if value is None else None
     return Measure.of("mouth_follows_sound", value, reason)
 
@@ -58,7 +60,7 @@ def silent_lip_motion(openings: Openings, soundtrack: audio.Wave) -> Measure:
     Silent are frames 30 dB below the loudest one, at least 0.2 s away from others. After THEval's stability
     of silent lips (arXiv 2511.04520), which takes another reader of lips. Unit: opening, as its reader's.
     """
-    silent = silent_frames(to_mono(soundtrack), audio.SOUNDTRACK_RATE, len(openings))
+    silent = silent_frames(to_mono(soundtrack, audio.SOUNDTRACK_RATE), audio.SOUNDTRACK_RATE, len(openings))
     changes = np.abs(np.diff(openings))[silent[1:] & silent[:-1]]
     value = float(changes.mean()) if len(changes) else None
     return Measure.of("silent_lip_motion", value, "the sound has no silence" if value is None else None)

@@ -169,7 +169,7 @@ def _crop(pixels: video.Frames, half: float, x: float, y: float) -> Tensor:
 
 def sound_cepstrum(soundtrack: audio.Wave) -> Tensor:
     """Compute MFCCs [13, columns], 100 columns per second, of the sound as 16-bit mono at 16 kHz."""
-    wave = soxr.resample(to_mono(soundtrack), audio.SOUNDTRACK_RATE, audio.SAMPLE_RATE)
+    wave = soxr.resample(to_mono(soundtrack, audio.SOUNDTRACK_RATE), audio.SOUNDTRACK_RATE, audio.SAMPLE_RATE)
     samples: NDArray[np.int16] = (wave * 32768).round().clip(-32768, 32767).astype(np.int16)
     try:
         import python_speech_features

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -25,8 +26,12 @@ HIGHEST_RATE = 6_000_000
 # Full scale is 1. Floating-point files hold larger samples; sums and squares of these stay finite.
 LARGEST_SAMPLE = 1e12
 # Share of the energy which the mean of unrelated channels has. A mean with less is one of channels in
-# opposite phase: two equally loud ones whose correlation is below −0.75.
+# opposite phase: two equally loud ones whose correlation is below −0.75. Bands of speech are judged one by
+# one, since a low hum or noise may be in phase where the voice is not; quiet bands do not count.
 CANCELLATION = 0.25
+BANDS = (100, 500, 1500, 4000)  # Hz: the pitch and its harmonics, vowels, consonants
+QUIET_BAND = 0.01  # share of the energy of all bands
+BLOCK = 1 << 16  # samples that are analysed at a time
 
 LONGEST_GAP = 1  # second of silence inside a part
 
@@ -72,7 +77,7 @@ class ResampledTrack:
                     allowed=f"samples up to {LARGEST_SAMPLE:g} times full scale",
                     remedy="Export it again, for example as 16-bit wav.",
                 )
-            block = self._mixed(np.ascontiguousarray(samples.T))
+            block = self._mixed(np.ascontiguousarray(samples.T), rate)
             gap = self._parts[-1].gap(start, rate, len(block)) if self._parts else None
             if gap is None:
                 self._parts.append(_Part(start, rate, len(block), self.rate))
@@ -108,7 +113,7 @@ class ResampledTrack:
         count = layout.nb_channels
         return "stereo" if count > 2 and layout.name != f"{count} channels" else None
 
-    def _mixed(self, block: Wave) -> Wave:
+    def _mixed(self, block: Wave, rate: int) -> Wave:
         return block if len(block) <= 2 else np.stack([block.mean(axis=0)] * 2)
 
 
@@ -123,42 +128,54 @@ class MonoTrack(ResampledTrack):
     def __init__(self, rate: int, chosen: Mapping[int, int] | None = None) -> None:
         super().__init__(rate)
         self._chosen = chosen or {}
-        self._energies: dict[int, NDArray[np.float64]] = {}  # of each channel and of their mean
+        self._energies: dict[int, NDArray[np.float64]] = {}  # by band, of each channel and of their mean
 
     @property
     def loudest(self) -> dict[int, int]:
         """The loudest channel by number of channels, where the channels cancel each other in their mean."""
         return {
-            channels: int(energies[:-1].argmax())
-            for channels, energies in self._energies.items()
-            if _cancel(energies[:-1], energies[-1])
+            channels: _loudest(energies) for channels, energies in self._energies.items() if _cancel(energies)
         }
 
     def _layout(self, layout: AudioLayout) -> str | None:
         return None
 
-    def _mixed(self, block: Wave) -> Wave:
+    def _mixed(self, block: Wave, rate: int) -> Wave:
         if len(block) in self._chosen:
             channel = self._chosen[len(block)]
             return block[channel : channel + 1]
         mean: Wave = block.mean(axis=0, keepdims=True)
-        energies = np.append(_energies(block), _energies(mean))
-        self._energies[len(block)] = self._energies.get(len(block), 0.0) + energies
+        if len(block) > 1:
+            self._energies[len(block)] = self._energies.get(len(block), 0.0) + _energies(block, mean, rate)
         return mean
 
 
-def to_mono(wave: Wave) -> Wave:
+def to_mono(wave: Wave, rate: int) -> Wave:
     """Mix [channels, samples] to [samples]: the mean, or the loudest channel if they cancel each other."""
-    mean, energies = cast(Wave, wave.mean(axis=0)), _energies(wave)
-    return cast(Wave, wave[energies.argmax()]) if _cancel(energies, _energies(mean[None])[0]) else mean
+    mean: Wave = wave.mean(axis=0, keepdims=True)
+    energies = _energies(wave, mean, rate)
+    return cast(Wave, wave[_loudest(energies)] if _cancel(energies) else mean[0])
 
 
-def _energies(wave: Wave) -> NDArray[np.float64]:
-    return np.array([np.dot(channel, channel) for channel in wave], np.float64)
+def _energies(wave: Wave, mean: Wave, rate: int) -> NDArray[np.float64]:
+    """Energies of each channel, and in the last column of their mean, [BANDS - 1, channels + 1]."""
+    total = np.zeros((len(BANDS) - 1, len(wave) + 1))
+    for start in range(0, wave.shape[1], BLOCK):
+        block = np.concatenate([part[:, start : start + BLOCK] for part in (wave, mean)])
+        power = np.abs(np.fft.rfft(block)) ** 2
+        edges = [round(edge * block.shape[1] / rate) for edge in BANDS]
+        total += [power[:, low:high].sum(axis=1) for low, high in pairwise(edges)]
+    return total
 
 
-def _cancel(energies: NDArray[np.float64], mean: float) -> bool:
-    return bool(mean < CANCELLATION * energies.sum() / len(energies) ** 2)
+def _loudest(energies: NDArray[np.float64]) -> int:
+    return int(energies[:, :-1].sum(axis=0).argmax())
+
+
+def _cancel(energies: NDArray[np.float64]) -> bool:
+    channels, mean = energies[:, :-1].sum(axis=1), energies[:, -1]
+    lost = mean < CANCELLATION * channels / (energies.shape[1] - 1) ** 2
+    return bool((lost & (channels > QUIET_BAND * channels.sum())).any())
 
 
 class _Part:

@@ -307,6 +307,25 @@ def test_channels_in_opposite_phase_are_heard(tmp_path, channels, opposite):
     assert np.corrcoef(heard, one)[0, 1] > 0.999
 
 
+@pytest.mark.parametrize("common", ["hum", "offset", "sibilants"])
+def test_a_voice_in_opposite_phase_is_heard_whatever_is_in_phase(tmp_path, common):
+    """Of white noise, the whole band of vowels is in opposite phase."""
+    seconds, voice = np.arange(2 * RATE) / RATE, bursts(2.0)
+    if common == "sibilants":
+        spectrum = np.fft.rfft(voice)
+        frequencies = np.fft.rfftfreq(len(voice), 1 / RATE)
+        vowels = (frequencies > 500) & (frequencies < 1500)
+        opposite = 0.99 * np.fft.irfft(np.where(vowels, -spectrum, spectrum))
+    else:
+        shared = 0.2 if common == "offset" else 0.3 * np.sin(2 * np.pi * 50 * seconds)
+        voice, opposite = voice + shared, shared - 0.8 * voice
+    sound = np.stack([voice, opposite], axis=1)
+    soundfile.write(tmp_path / "a.wav", sound, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "one.wav", voice, RATE, subtype="FLOAT")
+    heard, one = (read_recording(tmp_path / name).speech for name in ("a.wav", "one.wav"))
+    assert np.corrcoef(heard, one)[0, 1] > 0.999
+
+
 @pytest.mark.parametrize(("left", "right"), [(1, 0), (0, 1), (1, 1), (1, 0.1), (1, -0.3)])
 def test_channels_that_do_not_cancel_are_averaged(tmp_path, left, right):
     voice = bursts(1.0, SAMPLE_RATE)
