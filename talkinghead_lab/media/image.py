@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis"}  # still pictures in HEVC, ISO/IEC 23008-12
-HEAD = 4096  # bytes read to recognise a format and its colours
+HEAD = 1 << 18  # bytes read to recognise a format and its colours, which may follow a profile
 # Formats that are recognised but not read, by their first bytes.
 UNREAD_FORMATS = {
     b"\xff\x0a": "JPEG XL",
@@ -88,6 +88,8 @@ def _opened(path: Path) -> Image.Image:
             picture = Image.open(path, formats=PICTURE_FORMATS)
         if points := code_points(start, picture.format):
             picture.info[CODE_POINTS] = points
+            if picture.format == "PNG":  # cICP precedes all other chunks: third edition, 4.3
+                picture.info.pop("icc_profile", None)
         return picture
     try:
         from pillow_heif import HeifImageFile

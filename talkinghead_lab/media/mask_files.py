@@ -21,6 +21,7 @@ COLORS = {
     "cyan": (False, True, True),
 }
 FIELD = "speaker_masks"
+ON = 128  # half of the range
 
 
 def read_masks(paths: Sequence[str | Path], max_pixels: int = MAX_PIXELS) -> tuple[Mask, ...]:
@@ -73,9 +74,22 @@ def check_masks(masks: Sequence[Mask], size: tuple[int, int], voices: int) -> No
 
 
 def _channels(path: str | Path, max_pixels: int) -> NDArray[np.bool_]:
-    """Which channels of a picture are on, [H, W, 3]."""
-    picture = read_portrait(path, "black", max_pixels, warn=lambda warning: None)
-    return np.asarray(picture) >= 128
+    """Which channels of a picture are on, [H, W, 3].
+
+    Raises:
+        MediaError: it is no picture, or has an unusable size.
+        InvalidRequest: none is on.
+    """
+    picture = np.asarray(read_portrait(path, "black", max_pixels, warn=lambda warning: None))
+    if picture.max() < ON:
+        raise InvalidRequest(
+            "a mask is empty: no pixel is white or coloured",
+            received=f"{path}, no value above {picture.max()} of 255",
+            allowed=f"white where the speaker is, {ON} to 255",
+            remedy="Draw the speaker bright and opaque; numbers 0 and 1 must become 0 and 255.",
+            field=FIELD,
+        )
+    return picture >= ON
 
 
 def _is_colored(channels: NDArray[np.bool_]) -> Mask:
@@ -95,15 +109,7 @@ def _only_white(path: str, channels: NDArray[np.bool_]) -> Mask:
             remedy="For a colour per speaker, give one file.",
             field=FIELD,
         )
-    mask = _white(channels)
-    if not mask.any():
-        raise InvalidRequest(
-            "a mask is empty: no pixel is white",
-            received=path,
-            allowed="white where the speaker is",
-            field=FIELD,
-        )
-    return mask
+    return _white(channels)
 
 
 def _by_color(path: str, channels: NDArray[np.bool_]) -> tuple[Mask, ...]:

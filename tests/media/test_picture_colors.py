@@ -258,8 +258,12 @@ def test_a_heic_picture_in_hdr_or_a_wide_gamut_is_converted(tmp_path, portrait, 
 def test_a_png_picture_in_hdr_is_converted(tmp_path):
     signal = np.uint8([118, 118, 118])
     expected = to_srgb(signal[None, None].astype(np.uint16) * 257, 9, 18)[0, 0]
-    path = write_png(tmp_path / "a.png", 32 * signal.tobytes(), 8, 2, chunk(b"cICP", bytes((9, 18, 0, 1))))
-    assert (pixels(path)[5, 5] == expected).all()
+    points = chunk(b"cICP", bytes((9, 18, 0, 1)))
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(rgb_profile("gamma 1.8")))
+    long_text = chunk(b"tEXt", b"a\0" + 20_000 * b"b")
+    for chunks in ((points,), (points, profile), (profile, long_text, points)):
+        path = write_png(tmp_path / "a.png", 32 * signal.tobytes(), 8, 2, *chunks)
+        assert (pixels(path)[5, 5] == expected).all()
     assert np.abs(expected - 118.0).min() > 10
 
 
