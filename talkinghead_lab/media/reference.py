@@ -30,6 +30,7 @@ from talkinghead_lab.media.packets import demux
 # Demuxers that render text files and unknown bytes as video.
 TEXT_ART_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
 IMAGES = re.compile(r"image2|\w+_pipe")  # demuxers of still images
+ONLY_THIS_FILE = {"protocol_whitelist": "file"}  # a playlist may name further sources
 DOLBY_VISION = {"dvh1", "dvhe", "dav1", "dva1", "dvav"}  # codec tags
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -213,8 +214,26 @@ def open_reference(
             return video
         return Portrait(video.frame_at(0.0), ("The video has a single frame: it is used as a picture.",))
     warnings: list[str] = []
-    portrait = read_portrait(path, background, max_pixels, warnings.append)
+    try:
+        portrait = read_portrait(path, background, max_pixels, warnings.append)
+    except MediaError as error:
+        if is_picture(path) or not _has_sound(path):
+            raise
+        raise MediaError(
+            "the file holds sound, but no picture that can be shown",
+            received=str(path),
+            allowed="a picture, or a video to dub",
+            remedy="A recording belongs into audio_path; a video whose codec is unknown is converted to mp4.",
+        ) from error
     return Portrait(portrait, tuple(warnings))
+
+
+def _has_sound(path: str | Path) -> bool:
+    try:
+        with av.open(str(path), "r", options=ONLY_THIS_FILE, metadata_errors="replace") as container:
+            return bool(container.streams.audio)
+    except (av.error.FFmpegError, ValueError):
+        return False
 
 
 def _count_to_two(path: str | Path) -> int:
@@ -240,9 +259,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         MediaError: there is none, or decoding fails while the file is open.
     """
     try:
-        # A playlist may name further sources; only this file is opened.
-        options = {"protocol_whitelist": "file"}
-        with av.open(str(path), "r", options=options, metadata_errors="replace") as container:
+        with av.open(str(path), "r", options=ONLY_THIS_FILE, metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream) or container.format.name in TEXT_ART_FORMATS:
                 raise _unreadable(path, "no video stream")

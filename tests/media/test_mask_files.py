@@ -83,7 +83,10 @@ def test_all_but_the_first_region_are_one_silent_party():
     ("drawing", "message"),
     [
         ({"boxes": [(0, 0, 100, 100), (90, 90, 200, 200)]}, r"speakers 1 and 2 overlap: received 100 shared"),
-        ({"boxes": [(0, 0, 100, 100), (300, 300, 400, 400)]}, r"a mask is empty: no pixel is white.*-1\.png, no value above 0 of"),
+        (
+            {"boxes": [(0, 0, 100, 100), (300, 300, 400, 400)]},
+            r"a mask is empty: no pixel is white.*-1\.png, no value above 0 of",
+        ),
         ({"boxes": [(0, 0, 9, 9)], "colors": ["black"]}, "a mask is empty"),
         ({"colors": ["red", "white"]}, "has white pixels, too: received .*column 170, row 10"),
         ({"colors": ["red", "blue"]}, "the colour of speaker 2, green, is missing"),
