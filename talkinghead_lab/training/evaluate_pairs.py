@@ -14,9 +14,7 @@ from talkinghead_lab.training.avatar import Motion
 from talkinghead_lab.training.data import VIDEO_FRAMES
 from talkinghead_lab.training.dataset import ClipMaker
 from talkinghead_lab.training.evaluate import (
-    EvaluationCases,
     Table,
-    VideoSampler,
     interval,
     readings,
     unseen_clips,
@@ -26,6 +24,7 @@ from talkinghead_lab.training.networks import FRAME_SIZE
 from talkinghead_lab.training.pairs import Pair, draw_pair, render_pairs
 from talkinghead_lab.training.scores import LARGEST_LAG, correlations_at_lags, seam_jumps
 from talkinghead_lab.training.train_vae import from_bytes
+from talkinghead_lab.training.video_sampler import EvaluationCases, VideoSampler
 from talkinghead_lab.weights import locating
 from talkinghead_lab.weights.lora import merge_lora
 

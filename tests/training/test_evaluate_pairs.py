@@ -7,10 +7,10 @@ from talkinghead_lab.foundation.paths import local_file
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.avatar import Motion, render
 from talkinghead_lab.training.dataset import ClipMaker
-from talkinghead_lab.training.evaluate import EvaluationCases
 from talkinghead_lab.training.evaluate_pairs import PairEvaluation, pair_cases
 from talkinghead_lab.training.schedule import step_generator
 from talkinghead_lab.training.train_vae import to_bytes
+from talkinghead_lab.training.video_sampler import EvaluationCases
 from tests.training.test_pairs import monologue
 
 FRAMES, CHUNK = 20, 13
