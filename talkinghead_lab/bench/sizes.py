@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from talkinghead_lab.foundation.latent_grid import LatentGrid
+from talkinghead_lab.models.dit.conditions import speaker_regions
 from talkinghead_lab.models.dit.config import DiTConfig
-from talkinghead_lab.models.dit.model import DiT, speaker_regions
+from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.encoders.image import ImageEncoderConfig
 from talkinghead_lab.models.encoders.speech import SpeechEncoderConfig
 from talkinghead_lab.models.encoders.text import TextEncoderConfig

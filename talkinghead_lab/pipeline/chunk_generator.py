@@ -14,7 +14,7 @@ from talkinghead_lab.media.colors import match_colors
 from talkinghead_lab.media.inputs import Shot
 from talkinghead_lab.media.pixels import to_unit_range
 from talkinghead_lab.media.speaker_masks import speaker_masks
-from talkinghead_lab.models.dit.model import CrossAttentionContext, speaker_regions
+from talkinghead_lab.models.dit.conditions import CrossAttentionContext, speaker_regions
 from talkinghead_lab.offload.residency import handle_out_of_memory
 from talkinghead_lab.pipeline.encoder_cache import EncodingStore, no_cache
 from talkinghead_lab.pipeline.lips_only import KeptFrames, keep, masked

@@ -9,13 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from talkinghead_lab.models.dit.model import (
-    AudioContext,
-    CrossAttentionContext,
-    DiT,
-    FirstBlockShortcut,
-    TimeEmbedding,
-)
+from talkinghead_lab.models.dit.conditions import AudioContext, CrossAttentionContext, TimeEmbedding
+from talkinghead_lab.models.dit.model import DiT, FirstBlockShortcut
 from talkinghead_lab.models.kernels.attention import Rotation
 from talkinghead_lab.sampling.config import SamplingConfig
 from talkinghead_lab.sampling.guidance import Branch, Guidance, branches_at

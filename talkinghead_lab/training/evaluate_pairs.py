@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from talkinghead_lab.media.speaker_masks import speaker_masks
-from talkinghead_lab.models.dit.model import speaker_regions
+from talkinghead_lab.models.dit.conditions import speaker_regions
 from talkinghead_lab.models.judges.face_reader import mouth_opening
 from talkinghead_lab.params import GenerationParams
 from talkinghead_lab.training.avatar import Motion

@@ -12,7 +12,8 @@ from talkinghead_lab.bench.peers.reference import VARIABLE
 from talkinghead_lab.bench.rows import Results
 from talkinghead_lab.bench.sizes import SIZES
 from talkinghead_lab.errors import InvalidRequest
-from talkinghead_lab.models.dit.model import DiT, speaker_regions
+from talkinghead_lab.models.dit.conditions import speaker_regions
+from talkinghead_lab.models.dit.model import DiT
 
 CPU, TINY = torch.device("cpu"), SIZES["tiny"]
 

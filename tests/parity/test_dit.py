@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from talkinghead_lab.models.dit.conditions import speaker_regions
 from talkinghead_lab.models.dit.config import DiTConfig
-from talkinghead_lab.models.dit.model import DiT, speaker_regions
+from talkinghead_lab.models.dit.model import DiT
 from tests.parity import golden
 
 OUTPUTS, CASE = golden.load("dit")

@@ -6,7 +6,6 @@ Submodules have the names of the released tensors. Shapes use the symbols of `la
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +16,14 @@ from torch.fx import GraphModule
 
 from talkinghead_lab.foundation.process_wide import process_wide
 from talkinghead_lab.models.dit.audio_adapter import AudioProjection
-from talkinghead_lab.models.dit.blocks import Block, Head, KeysValues, attend_shared, linear_float32
+from talkinghead_lab.models.dit.blocks import Block, Head, attend_shared, linear_float32
+from talkinghead_lab.models.dit.conditions import (
+    AudioContext,
+    CrossAttentionContext,
+    ImageProjection,
+    TimeEmbedding,
+    sinusoid,
+)
 from talkinghead_lab.models.dit.config import DiTConfig
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
 from talkinghead_lab.models.kernels.attention import (
@@ -41,41 +47,6 @@ TRITON_HEAD_WIDTH = 128
 BLOCK_KERNELS = ("fused_layers", "fused_fp8_layers", "text_image", "two_speakers")
 
 
-@dataclass
-class CrossAttentionContext:
-    """Tokens that the blocks attend to.
-
-    Args:
-        tokens: [B, N, D], of a prompt or a portrait.
-        keys_values: precomputed keys and values of each block.
-        distinct_tokens: int32 [B], number of prompt tokens plus one token of padding; all later tokens equal
-            that one.
-    """
-
-    tokens: Tensor
-    keys_values: list[KeysValues] | None = None
-    distinct_tokens: Tensor | None = None
-
-
-@dataclass
-class AudioContext(CrossAttentionContext):
-    """Audio tokens [B, T, P·A, audio width] of P speakers."""
-
-    speakers: int = 1
-
-
-@dataclass
-class TimeEmbedding:
-    """Embedded timesteps for the head, [B, D], and the blocks, [B, 6, D]; float32."""
-
-    head: Tensor
-    blocks: Tensor
-
-    def at(self, entry: int) -> "TimeEmbedding":
-        """One entry of the batch."""
-        return TimeEmbedding(self.head[entry : entry + 1], self.blocks[entry : entry + 1])
-
-
 class FirstBlockShortcut(Protocol):
     """May replace all blocks after the first one; see `run_blocks`."""
 
@@ -84,31 +55,6 @@ class FirstBlockShortcut(Protocol):
 
     def after_all(self, tokens: Tensor) -> None:
         """Called with what comes out of all blocks where they ran."""
-
-
-class ImageProjection(nn.Module):
-    """Maps image-encoder features to the transformer's width."""
-
-    def __init__(self, image_dim: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            nn.LayerNorm(image_dim),
-            nn.Linear(image_dim, image_dim),
-            nn.GELU(),
-            nn.Linear(image_dim, dim),
-            nn.LayerNorm(dim),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, N, image width] → [B, N, D]."""
-        return self.proj(features)
-
-
-def sinusoid(timesteps: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding as in DDPM, [B] → [B, width]: cosines, then sines."""
-    half = torch.arange(width // 2, dtype=torch.float64, device=timesteps.device)
-    angles = torch.outer(timesteps.double(), 10_000 ** (-half / (width // 2)))
-    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
 def inductor_without_tf32_hint(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -390,11 +336,3 @@ class DiT(nn.Module):
             regions,
         )
         return self.unpatchify(tokens, time, latent.shape)
-
-
-def speaker_regions(masks: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
-    """Speaker masks [3, h, w] at latent resolution → speaker regions [3, S] at token resolution."""
-    rows, columns = masks.shape[-2] // patch_size[1], masks.shape[-1] // patch_size[2]
-    return (
-        (F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0] > 0).float().flatten(1)
-    )
