@@ -122,10 +122,14 @@ class RunFolder:
         _remove_partial_files(self.path)
         if request.is_file():
             try:
-                same = _same_video(GenerationParams.from_yaml(request), self.params)
-            except InvalidRequest:
-                same = False
-            if not same:
+                found = GenerationParams.from_yaml(request)
+            except InvalidRequest as error:
+                raise OutputError(
+                    f"the request of the run cannot be read: {error.problem}",
+                    received=str(request),
+                    remedy="Restore it from a copy, or choose another folder.",
+                ) from None
+            if not _same_video(found, self.params):
                 raise OutputError(
                     "the folder holds a run of another request",
                     received=str(self.path),

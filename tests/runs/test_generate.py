@@ -275,6 +275,14 @@ def test_another_request_does_not_get_the_folder(run, request_for):
         run(request_for(max_frames=5, seed=7))
 
 
+@pytest.mark.parametrize("content", [b"", b"audio_path: a\nmoti", b"\xff\xfe\0", b"seed: 1\nseed: 2"])
+def test_a_folder_whose_request_is_damaged_is_not_called_that_of_another(run, request_for, tmp_path, content):
+    (tmp_path / "request.yaml").write_bytes(content)
+    with pytest.raises(OutputError, match=r"(?s)request of the run cannot be read.*Restore it from a copy"):
+        run(request_for(), run_dir=tmp_path)
+    assert (tmp_path / "request.yaml").read_bytes() == content
+
+
 def test_a_run_that_another_process_makes_is_left_to_it(run, request_for, tmp_path):
     params = request_for()
     other = forking().Process(target=generate_slowly, args=(params, tmp_path / "run"))
