@@ -78,7 +78,7 @@ def random_dit(config: DiTConfig, device: torch.device, dtype: torch.dtype) -> D
 def random_vae(config: VAEConfig, device: torch.device) -> VAE:
     """A random float32 autoencoder."""
     with torch.device(device):
-        return VAE(config).eval().requires_grad_(False)
+        return VAE(config).eval().requires_grad_(False).use_kernels(device)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Match the colours of a video to a reference image."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,8 +58,8 @@ def _statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
 def lab_from_rgb(rgb: Tensor) -> Tensor:
     """Convert sRGB in [0, 1] to CIE Lab, channels first (CIE 15; sRGB curve of IEC 61966-2-1)."""
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = torch.einsum("xc,c...->x...", rgb.new_tensor(XYZ_FROM_RGB), linear)
-    ratio = xyz / rgb.new_tensor(WHITE_XYZ).view(3, *[1] * (rgb.ndim - 1))
+    xyz = torch.einsum("xc,c...->x...", _constant(XYZ_FROM_RGB, rgb), linear)
+    ratio = xyz / _constant(WHITE_XYZ, rgb).view(3, *[1] * (rgb.ndim - 1))
     x, y, z = torch.where(ratio > 0.008856, ratio ** (1 / 3), 7.787 * ratio + 16 / 116)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -68,8 +70,13 @@ def _rgb_from_lab(lab: Tensor) -> Tensor:
     y = (lightness + 16) / 116
     root = torch.stack([green_red / 500 + y, y, (y - blue_yellow / 200).clamp(min=0)])
     ratio = torch.where(root > 0.2068966, root**3, (root - 16 / 116) / 7.787)
-    xyz = ratio * lab.new_tensor(WHITE_XYZ).view(3, *[1] * (lab.ndim - 1))
-    rgb_from_xyz = torch.linalg.inv(torch.tensor(XYZ_FROM_RGB, dtype=torch.float64)).to(xyz)
-    linear = torch.einsum("cx,x...->c...", rgb_from_xyz, xyz)
+    xyz = ratio * _constant(WHITE_XYZ, lab).view(3, *[1] * (lab.ndim - 1))
+    rgb_from_xyz = torch.linalg.inv(torch.tensor(XYZ_FROM_RGB, dtype=torch.float64))
+    linear = torch.einsum("cx,x...->c...", rgb_from_xyz.to(xyz, non_blocking=True), xyz)
     curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear > 0.0031308, curved, linear * 12.92).clamp(0, 1)
+
+
+def _constant(values: Sequence[float] | Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Values in the type and on the device of a tensor; without waiting for the work that it has to do."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)

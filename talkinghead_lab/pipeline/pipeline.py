@@ -5,7 +5,7 @@ import traceback
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from talkinghead_lab.models.dit.model import DiT
 from talkinghead_lab.models.encoders.image import ImageEncoder
 from talkinghead_lab.models.encoders.speech import SpeechEncoder
 from talkinghead_lab.models.encoders.text import TextEncoder, Tokenizer
+from talkinghead_lab.models.vae.model import KERNELS as VAE_KERNELS
 from talkinghead_lab.models.vae.model import VAE
 from talkinghead_lab.offload.requirements import STREAMED_BLOCKS, Requirements, StageMemory
 from talkinghead_lab.offload.residency import free_weights, handle_out_of_memory, within_budget
@@ -140,9 +141,10 @@ class Pipeline:
             # It runs once per request: page-locking its memory would take longer than the slower copies.
             blocks = STREAMED_BLOCKS["text encoder"]
             stream(others["text encoder"], blocks, settings.device, page_locked=False)
+        vae = cast(VAE, others["video autoencoder"])
         return cls(
             dit=dit,
-            vae=cast(VAE, others["video autoencoder"]).set_decoder_dtype(settings.decode),
+            vae=vae.set_decoder_dtype(settings.decode).use_kernels(settings.device),
             image_encoder=cast(ImageEncoder, others["image encoder"]),
             text_encoder=cast(TextEncoder | None, others.get("text encoder")),
             tokenizer=load_tokenizer(settings.files, dit.config.text_len) if encodes else None,
@@ -199,6 +201,12 @@ class Pipeline:
             with torch.inference_mode(False):
                 self.vae.set_decoder_dtype(self.loaded_as.decode)
         return replace(self, budget=resolved.budget)
+
+    def kernels(self) -> dict[str, Any]:
+        """The kernels that run, for the record; see `DiT.kernels`."""
+        kernels, status = self.dit.kernels(), self.vae.kernel_status
+        optional = kernels["optional"] | {VAE_KERNELS: str(status)}
+        return kernels | {"fused_vae_blocks": status.passed, "optional": optional}
 
     def requirements(self, resolved: Resolved) -> Requirements:
         """Compute the memory that a request needs with these networks."""

@@ -217,7 +217,7 @@ class _Generation:
                 "result": result.to_json() | {"video_path": path.name},
                 "request": resolved.request.model_dump(mode="json"),
                 "resolved": resolved.to_json(),
-                "kernels": self.pipeline.dit.kernels(),
+                "kernels": self.pipeline.kernels(),
                 "inputs": origin.media,
                 "weights": origin.weights,
                 "loras": origin.loras,

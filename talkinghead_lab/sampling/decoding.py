@@ -41,11 +41,11 @@ def decode_chunk(
     count, pixels = 1 + vae.config.frames_per_latent * (latents - 1), vae.config.pixels_per_latent
     frames, done = torch.empty(3, count, height * pixels, width * pixels), 0
     while done < count:
-        for start, piece in _pieces(vae, latent, finish):
+        for start, piece, is_finite in _pieces(vae, latent, finish):
             end = start + piece.shape[1]
             if end <= done:
                 continue
-            if not piece.isfinite().all():
+            if not is_finite:
                 _handle_overflow(vae)
                 break
             frames[:, start:end] = piece
@@ -66,11 +66,11 @@ def _handle_overflow(vae: VAE) -> None:
         vae.set_decoder_dtype(torch.float32)
 
 
-def _pieces(vae: VAE, latent: Tensor, finish: Finish) -> Iterator[tuple[int, Tensor]]:
-    """Pieces on the CPU, each with the number of its first frame."""
+def _pieces(vae: VAE, latent: Tensor, finish: Finish) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Pieces on the CPU, each with the number of its first frame and whether it is finite."""
     start = 0
-    for piece in _copied_to_host(_finished(vae, latent, finish)):
-        yield start, piece
+    for piece, is_finite in _copied_to_host(_finished(vae, latent, finish)):
+        yield start, piece, is_finite
         start += piece.shape[1]
 
 
@@ -81,20 +81,25 @@ def _finished(vae: VAE, latent: Tensor, finish: Finish) -> Iterator[Tensor]:
         start += piece.shape[1]
 
 
-def _copied_to_host(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Copy pieces to the CPU while the next one is computed, so that the device never waits for the host."""
-    sent = deque[tuple[Tensor, Any]]()
+def _copied_to_host(pieces: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Copy pieces to the CPU while the next one is computed, so that the device never waits for the host.
+
+    Yields:
+        A piece, and whether all of it is finite: the device finds out in a fraction of the host's time.
+    """
+    sent = deque[tuple[Tensor, Tensor, Any]]()
     for piece in pieces:
         runtime = torch.get_device_module(piece.device)
         arrived = runtime.Event()
-        # A non-blocking copy goes to page-locked memory, which PyTorch's allocator reuses.
-        sent.append((piece.to("cpu", non_blocking=True), arrived))
+        # Non-blocking copies go to page-locked memory, which PyTorch's allocator reuses.
+        copies = (x.to("cpu", non_blocking=True) for x in (piece, piece.isfinite().all()))
+        sent.append((*copies, arrived))
         arrived.record(runtime.current_stream(piece.device))
         if len(sent) > 1:
             yield _wait_for(*sent.popleft())
     yield from starmap(_wait_for, sent)
 
 
-def _wait_for(piece: Tensor, arrived: Any) -> Tensor:
+def _wait_for(piece: Tensor, is_finite: Tensor, arrived: Any) -> tuple[Tensor, Tensor]:
     arrived.synchronize()
-    return piece
+    return piece, is_finite

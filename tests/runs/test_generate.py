@@ -97,8 +97,11 @@ def test_record(run, request_for):
     }  # fmt: skip
     assert record["kernels"] == {
         "self_attention": "sdpa", "cross_attention": "sdpa", "fused_layers": False, "fp8_matmuls": 0,
-        "fused_fp8_layers": False, "processes": 1, "exchange": None,
-        "optional": {"flash3": "not available: needs a GPU of compute capability 9.0 or higher"},
+        "fused_fp8_layers": False, "processes": 1, "exchange": None, "fused_vae_blocks": False,
+        "optional": {
+            "flash3": "not available: needs a GPU of compute capability 9.0 or higher",
+            "vae_blocks": "not available: needs a GPU of compute capability 8.0 or higher",
+        },
     }  # fmt: skip
     assert record["checks"]["frame_count"] == {"passed": True, "measured": 25}
     assert {"read", "text", "audio", "image", "vae_encode", "sampling", "decode", "mux"} <= set(

@@ -79,6 +79,7 @@ OPTIONAL_KERNELS: dict[str, OptionalKernel] = {
     "fused_layers": OptionalKernel((8, 0), TRITON),
     "fused_fp8_layers": OptionalKernel((8, 9), TRITON),
     "dequantize": OptionalKernel((8, 0), TRITON),
+    "vae_blocks": OptionalKernel((8, 0), TRITON),
 }
 
 

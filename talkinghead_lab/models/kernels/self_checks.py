@@ -23,6 +23,7 @@ from talkinghead_lab.models.kernels.two_speakers import region_attention, rotate
 Comparison = tuple[str, float, float]
 Check = Callable[[torch.device], Iterator[Comparison]]
 HEAD_WIDTH, WIDTH, FEED_FORWARD_WIDTH = 128, 5120, 13_824
+VAE_WIDTHS = (96, 192, 384)
 # No multiples of a tile.
 TOKENS, ROWS = 333, 30
 DTYPE = torch.bfloat16  # what the network computes in
@@ -127,6 +128,22 @@ def dequantize(device: torch.device) -> Iterator[Comparison]:
         yield name, float(not found.equal(expected)), 0.0
 
 
+def vae_blocks(device: torch.device) -> Iterator[Comparison]:
+    """Bias, norm, activation, window and shortcut of the video autoencoder: in fp16, as it decodes."""
+    from talkinghead_lab.models.kernels import triton_frames
+
+    for width in VAE_WIDTHS:
+        frame, older, newer, shortcut = _normal(device, 4, 2, 3, TOKENS, width).half()
+        bias, gamma = _normal(device, 2, width).half()
+        expected = F.silu(F.rms_norm((frame.float() + bias.float()), [width], gamma.float(), EPS))
+        activated, window = triton_frames.activated_window(frame, bias, gamma, EPS, older, newer)
+        yield f"activation of {width} channels", _error(activated, expected), 0.001
+        frames = torch.cat([older.float(), newer.float(), expected], dim=-1)
+        yield f"window of {width} channels", _error(window, frames), 0.001
+        expected = frame.float() + bias.float() + shortcut.float()
+        yield f"sum of {width} channels", _error(triton_frames.add_(frame, bias, shortcut), expected), 0.001
+
+
 CHECKS: dict[str, Check] = {
     "flash3": attention_check("flash3", 0.01),
     # The errors that `quantized_attention` states, and a quarter more for other inputs.
@@ -139,6 +156,7 @@ CHECKS: dict[str, Check] = {
     "fused_layers": fused_layers,
     "fused_fp8_layers": fused_fp8_layers,
     "dequantize": dequantize,
+    "vae_blocks": vae_blocks,
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from talkinghead_lab.errors import CheckpointError, InvalidRequest
 from talkinghead_lab.models.dit.sequence_parallel import SequenceParallelGroup
+from talkinghead_lab.models.kernels.optional_kernels import Status, kernels_of
 from talkinghead_lab.models.released_names import Shapes, count_blocks, shape_of
 from talkinghead_lab.models.vae.concurrent_frames import LARGEST_FRAME, decode_concurrently
 from talkinghead_lab.models.vae.frame_by_frame import FrameStream, depth_first
@@ -32,6 +33,7 @@ from talkinghead_lab.models.vae.layers import (
 from talkinghead_lab.models.vae.shared_decoding import decode_together
 
 RELEASED_FILE = "Wan2.1_VAE.pth"
+KERNELS = "vae_blocks"  # in `optional_kernels`
 
 # Mean and standard deviation of the 16 channels of the released latents (Wan 2.1, `WanVAE`).
 RELEASED_LATENT_MEAN = (
@@ -215,11 +217,21 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
         # With several processes, all must decode the same latents.
         self.group = SequenceParallelGroup()
+        self.kernel_status = Status("not available", "not asked for")
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> "VAE":
         """Convert only the weights that decode; returns this autoencoder."""
         self.conv2.to(dtype)
         self.decoder.to(dtype)
+        return self
+
+    def use_kernels(self, device: torch.device) -> "VAE":
+        """Fuse the residual blocks where the kernels passed their self-check; returns this autoencoder."""
+        kernels = kernels_of(device)
+        runs, self.kernel_status = kernels.runs(KERNELS), kernels.status(KERNELS)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock | Head):
+                module.has_triton_kernels = runs
         return self
 
     @property

@@ -16,7 +16,7 @@ def decode_together(
 ) -> Iterator[Tensor]:
     """Run the decoder's layers on single latent frames; all processes of the group call this together.
 
-    The first process runs the layers up to the last upsampling, which take half of the time at the released
+    The first process runs the layers before the last upsampling, which take half of the time at the released
     sizes, while the second runs the others on the previous latent frame. Each layer computes what it would
     in one process, so the results are the same in every bit. More processes only receive them: what a layer
     computes of one frame is not split, nor could it be without other roundings.
@@ -30,20 +30,19 @@ def decode_together(
     Yields:
         The frames of each piece, [B, 3, f, H, W].
     """
-    split = 1 + max(i for i, layer in enumerate(layers) if isinstance(layer, Upsample))
+    upsamples = [layer for layer in layers if isinstance(layer, Upsample)]
+    split = list(layers).index(upsamples[-1])
     first, last = layers[:split], layers[split:]
-    upsamples = [layer for layer in first if isinstance(layer, Upsample)]
-    channels = cast(nn.Conv2d, upsamples[-1].resample["1"]).out_channels
-    doublings = sum(layer.time_conv is not None for layer in upsamples)
+    channels = cast(nn.Conv2d, upsamples[-1].resample["1"]).in_channels
     half_way = pieces[0].new_empty(0)
     for step in range(len(pieces) + 1):
         if group.rank == 1 and step > 0:
             made = [depth_first(last, frame, state) for frame in half_way.split(1, dim=2)]
             frames = torch.cat(made, dim=2)
         else:
-            frames = _empty(pieces[0], 3, 2**doublings if step > 1 else 1, 2 ** len(upsamples))
+            frames = _empty(pieces[0], 3, upsamples, very_first=step == 1)
         if step < len(pieces):
-            half_way = _empty(pieces[0], channels, 2**doublings if step > 0 else 1, 2 ** len(upsamples))
+            half_way = _empty(pieces[0], channels, upsamples[:-1], very_first=step == 0)
             if group.rank == 0:
                 half_way = depth_first(first, pieces[step], state)
             half_way = _broadcast(half_way, 0, group)
@@ -51,9 +50,11 @@ def decode_together(
             yield _broadcast(frames, 1, group)
 
 
-def _empty(piece: Tensor, channels: int, frames: int, scale: int) -> Tensor:
-    """A tensor of other channels, frames and resolution, with the channels last in memory."""
+def _empty(piece: Tensor, channels: int, upsamples: Sequence[Upsample], very_first: bool) -> Tensor:
+    """A tensor for the output of upsampling a latent frame, with the channels last in memory."""
     batch, _, _, height, width = piece.shape
+    frames = 1 if very_first else 2 ** sum(layer.time_conv is not None for layer in upsamples)
+    scale = 2 ** len(upsamples)
     return piece.new_empty(batch, frames, height * scale, width * scale, channels).movedim(-1, 1)
 
 

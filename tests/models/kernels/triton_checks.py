@@ -58,7 +58,14 @@ CHECKS = {
     "triton": int8_attention,
     **{
         name: self_checks.CHECKS[name]
-        for name in ("text_image", "fused_layers", "fused_fp8_layers", "two_speakers", "dequantize")
+        for name in (
+            "text_image",
+            "fused_layers",
+            "fused_fp8_layers",
+            "two_speakers",
+            "dequantize",
+            "vae_blocks",
+        )
     },
 }
 # Too much for the interpreter.
