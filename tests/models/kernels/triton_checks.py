@@ -3,12 +3,16 @@
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from talkinghead_lab.models.kernels import quantized_attention, self_checks
 from talkinghead_lab.models.kernels.fp8 import FP8
 from talkinghead_lab.models.kernels.self_checks import Comparison
+from talkinghead_lab.models.vae.layers import CausalConv3d, Head, ResidualBlock
+from talkinghead_lab.models.vae.model import VAE
+from talkinghead_lab.weights.released_sizes import RELEASED_VAE
 
 
 def int8_attention(device: torch.device) -> Iterator[Comparison]:
@@ -47,6 +51,25 @@ def hopper_attention(device: torch.device) -> Iterator[Comparison]:
         out,
     )
     yield "compiled", 0.0, 0.0
+
+
+def vae_blocks(device: torch.device) -> Iterator[Comparison]:
+    """The self-check, and a network whose blocks hand biases and past frames on."""
+    yield from self_checks.vae_blocks(device)
+    config = replace(RELEASED_VAE, dim=16, stage_dims=(16, 16, 32, 32), num_res_blocks=1)
+    torch.manual_seed(0)
+    vae, latent = VAE(config).eval().requires_grad_(False), torch.randn(1, config.z_dim, 3, 2, 3)
+    for tensor in vae.parameters():
+        tensor.data += 0.1 * torch.randn_like(tensor)
+    plain = vae.decode(latent)
+    for module in vae.modules():
+        if isinstance(module, ResidualBlock | Head):
+            module.has_triton_kernels = True
+        if isinstance(module, CausalConv3d):
+            module.stacked_fill_registers = False  # only CPUs do so
+    for pieces in (1, 3):
+        error = float((vae.decode(latent, pieces) - plain).norm() / plain.norm())
+        yield f"decoding, {pieces} at once", error, 1e-5
 
 
 def _inputs(device: torch.device) -> torch.Tensor:
