@@ -175,7 +175,7 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Change]:
     """List media, weights, LoRAs, settings, kernels and environment that differ."""
     changes = {}
     for part in ("resolved", "kernels", "inputs", "weights", "environment"):
-        before, after = then.get(part, {}), now[part]
+        before, after = _named(then.get(part, {})), _named(now[part])
         names = before.keys() | after.keys()
         if part not in ("inputs", "weights"):  # earlier versions recorded fewer
             names = before.keys() & after.keys()
@@ -185,6 +185,11 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Change]:
     if then["loras"] != now["loras"]:
         changes["loras"] = (then["loras"], now["loras"])
     return changes
+
+
+def _named(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a record with its optional kernels by name: earlier versions had fewer."""
+    return {name: value for name, value in part.items() if name != "optional"} | part.get("optional", {})
 
 
 def _words(value: object) -> str:

@@ -130,7 +130,7 @@ def test_what_differs_is_named_in_words(finished, pipeline):
     def differ(record) -> None:
         record["resolved"].update(attention="flash3", compiled=True, decode_type="float16")
         record["resolved"].pop("storage_type")  # as in an earlier version
-        record["kernels"].update(self_attention="flash3", processes=2)
+        record["kernels"].update(self_attention="flash3", processes=2, optional={"flash3": "passed: error 0"})
         record["inputs"].update(audio_path="a" * 64)
         record["environment"].update(gpu="NVIDIA H100", torch_threads=64)
         record["weights"] = {"wan/other.safetensors": "c" * 64}
@@ -139,6 +139,8 @@ def test_what_differs_is_named_in_words(finished, pipeline):
     change_record(finished.run_dir, differ)
     found = verify(finished.run_dir, pipeline=pipeline, show_progress=False)
     assert found.changed["kernels.self_attention"] == ("flash3", "sdpa")
+    assert found.changed["kernels.flash3"][0] == "passed: error 0"
+    assert "kernels.vae_blocks" not in found.changed, "an earlier version did not record it"
     assert found.changed["loras"] == ([other], [])
     lines = str(found).splitlines()
     for line in (
