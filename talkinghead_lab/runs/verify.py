@@ -189,7 +189,8 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Change]:
 
 def _named(part: dict[str, Any]) -> dict[str, Any]:
     """A part of a record with its optional kernels by name: earlier versions had fewer."""
-    return {name: value for name, value in part.items() if name != "optional"} | part.get("optional", {})
+    own = {name: value for name, value in part.items() if name != "optional"}
+    return {**own, **part.get("optional", {})}
 
 
 def _words(value: object) -> str:
