@@ -193,7 +193,7 @@ LAYOUTS: dict[str, dict[str, Callable[[Networks], Tensors]]] = {
 }
 # Prefixes that each role is found under.
 PREFIXES = {
-    "transformer": ("model.diffusion_model.", "diffusion_model.", "model.", "module."),
+    "transformer": ("model.diffusion_model.", "diffusion_model.", "model.", "module.", "pipe.dit."),
     "adapter": ("model.diffusion_model.", "diffusion_model.", "model.", "module."),
     "vae": ("model.", "vae.", "first_stage_model."),
     "text_encoder": ("text_encoder.", "text_encoders.umt5xxl.transformer.", "umt5xxl.transformer."),

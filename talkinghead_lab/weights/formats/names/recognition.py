@@ -32,7 +32,7 @@ OTHER_SHARD = {
 }
 # What programs put in front of all names of a network, one or more of them.
 PREFIX = re.compile(
-    r"^(?:(?:model|module|diffusion_model|transformer|_orig_mod|first_stage_model|vae|wav2vec2|text_encoder"
+    r"^(?:(?:model|module|diffusion_model|transformer|pipe|dit|_orig_mod|first_stage_model|vae|wav2vec2|text_encoder"
     r"|text_encoders|cond_stage_model|umt5xxl|image_encoder|clip_vision|audio_encoder)\.)+"
 )
 # Bytes of a SentencePiece model inside ComfyUI's text encoders; the package holds this tokenizer.
