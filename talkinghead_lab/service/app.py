@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from talkinghead_lab import __version__
-from talkinghead_lab.errors import TalkingHeadError
+from talkinghead_lab.errors import TalkingHeadError, nearest_name
 from talkinghead_lab.foundation.field_errors import place_of
 from talkinghead_lab.service.generation import gpu_available
 from talkinghead_lab.service.middleware import GuardMiddleware, RequestMiddleware
@@ -110,7 +110,10 @@ def _invalid(error: RequestValidationError) -> Problem:
     details = []
     for finding in findings[:MAX_FINDINGS]:
         name = ".".join(part[:40] for part in place_of(finding["loc"][1:])) or "body"
-        details.append(f"`{name}`: {finding['msg'].removeprefix('Value error, ')}")
+        told = finding["msg"].removeprefix("Value error, ")
+        if finding["type"] == "extra_forbidden" and len(finding["loc"]) == 2:  # of the body itself
+            told = "unknown field. " + nearest_name(name, VideoRequest.model_fields).rstrip(".")
+        details.append(f"`{name}`: {told}")
     return Problem(422, without_paths("; ".join(details) + "."))
 
 

@@ -194,6 +194,13 @@ def test_calls(target, name):
     assert_rejected(target, target.client.request(method, path), status)
 
 
+def test_an_unknown_field_is_told_from_the_nearest_known_one(target):
+    body = with_fields(difusion_steps=4)
+    response = target.client.post("/api/generate-video", content=body, headers=JSON)
+    assert_rejected(target, response, 422)
+    assert "Did you mean `diffusion_steps`?" in response.json()["detail"]
+
+
 def test_a_body_of_another_content_type_is_rejected(target):
     response = target.client.post(
         "/api/generate-video", content=with_fields(), headers={"Content-Type": "text/xml"}
