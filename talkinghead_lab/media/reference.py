@@ -26,6 +26,7 @@ from talkinghead_lab.media.deinterlacing import progressive
 from talkinghead_lab.media.frame_colors import UNSPECIFIED, to_rgb
 from talkinghead_lab.media.image import MAX_PIXELS, check_size, is_picture, read_portrait
 from talkinghead_lab.media.packets import demux
+from talkinghead_lab.media.sound_track import stream_starts
 
 # Demuxers that render text files and unknown bytes as video.
 TEXT_ART_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
@@ -75,6 +76,9 @@ class Portrait:
 class DrivingVideo:
     """A video of any frame rate, indexed by time; the file is open only during a read.
 
+    Time starts with the first picture, or with the file's sound if that starts earlier, as for `Timeline`.
+    Before the first picture, that one is shown.
+
     Args:
         path: the video.
         background: what is seen behind transparent pixels; a colour that Pillow's ImageColor knows.
@@ -92,7 +96,8 @@ class DrivingVideo:
             first = next(timed_frames(container, stream), None)
             if first is None:
                 raise _unreadable(self.path, "no frames")
-            self._start, frame = first
+            time, frame = first
+            self._start = min([time, *stream_starts(container.streams.audio)])
             if stream.codec_context.codec_tag in DOLBY_VISION and frame.color_trc == UNSPECIFIED:
                 raise _unreadable(self.path, "Dolby Vision without a base layer, such as profile 5")
             self._size = self._upright(frame, stream).size
@@ -103,7 +108,7 @@ class DrivingVideo:
         return self._size
 
     def frame_at(self, seconds: float) -> Image.Image:
-        """The frame shown `seconds` after the first one; after the end, the last one.
+        """The frame shown at a time; after the end, the last one.
 
         Raises:
             MediaError: the file cannot be decoded any more.
@@ -116,7 +121,7 @@ class DrivingVideo:
         return picture
 
     def last_time(self) -> float:
-        """When the last frame is first shown, in seconds after the first one.
+        """When the last frame is first shown, in seconds.
 
         Raises:
             MediaError: the file cannot be decoded any more.
@@ -154,10 +159,11 @@ class DrivingVideo:
                 if seek and shown is None and time > target:  # the index is missing or wrong
                     yield from self._frames(start, count, seek=False)
                     return
-                while shown is not None and self._time(start, number, count) < time:
-                    yield shown
+                picture = self._upright(frame, stream)
+                while self._time(start, number, count) < time:
+                    yield shown or picture
                     number += 1
-                shown = self._upright(frame, stream)
+                shown = picture
                 end = time + float(1 / (stream.average_rate or FRAMES_PER_SECOND))
             while shown is not None and self._time(start, number, count) < end:
                 yield shown
@@ -173,7 +179,7 @@ class DrivingVideo:
         with open_video(self.path) as (container, stream):
             if seek:
                 _seek(container, stream, target)
-            frame = _last_until(target, timed_frames(container, stream))
+            frame = _last_until(target, timed_frames(container, stream), or_first=not seek)
             return self._upright(frame, stream) if frame else None
 
     def _upright(self, frame: VideoFrame, stream: VideoStream) -> Image.Image:
@@ -296,11 +302,13 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[f
                 yield time, frame
 
 
-def _last_until(target: float, frames: Iterable[tuple[float, VideoFrame]]) -> VideoFrame | None:
+def _last_until(
+    target: float, frames: Iterable[tuple[float, VideoFrame]], or_first: bool
+) -> VideoFrame | None:
     shown = None
     for time, frame in frames:
         if time > target:
-            break
+            return shown or (frame if or_first else None)
         shown = frame
     return shown
 

@@ -1,6 +1,6 @@
 """Choose a sound track of a file and decode it in step with its timestamps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -11,6 +11,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.format import Flags
 from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from talkinghead_lab.errors import MediaError, MediaTooLarge
 from talkinghead_lab.foundation.latent_grid import FRAMES_PER_SECOND
@@ -147,7 +148,7 @@ class Timeline:
         flags = container.format.flags
         self._clock_restarts = bool(flags & cast(int, Flags.ts_discont.value))
         self._counted = not self._clock_restarts and bool(flags & cast(int, Flags.generic_index.value))
-        self._first = _start_of_streams(container)
+        self._first = min(stream_starts((*container.streams.audio, *container.streams.video)), default=None)
         self._origin: float | None = None  # timestamp of time 0
         self._waiting: tuple[AudioFrame, bool] | None = None
         self._lost = False
@@ -237,16 +238,16 @@ def _decode_packets(container: InputContainer, stream: AudioStream, timeline: Ti
         )
 
 
-def _start_of_streams(container: InputContainer) -> float | None:
-    """The first timestamp of all streams of sound and pictures."""
+def stream_starts(streams: Iterable[AudioStream | VideoStream]) -> list[float]:
+    """The first timestamps, in seconds of the file, of streams that have any; cover art has none."""
     starts = []
-    for stream in (*container.streams.audio, *container.streams.video):
+    for stream in streams:
         cover = stream.disposition & Disposition.attached_pic
         if not cover and stream.start_time is not None and stream.time_base:
             start = float(stream.start_time * stream.time_base)
             # Sound before 0 is the delay of its encoder, which decoders drop.
             starts.append(max(start, 0.0) if isinstance(stream, AudioStream) else start)
-    return min(starts, default=None)
+    return starts
 
 
 def _use_plain_layout(stream: AudioStream) -> None:

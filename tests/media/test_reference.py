@@ -24,18 +24,31 @@ NEARLY_LOSSLESS = {
 }
 
 
-def write_numbered(path, count=20, rate=Fraction(25), codec="libx264", times=None, gop=5):
-    """Write a video whose frame n has grey level STEP · n; `times` in milliseconds make the rate variable."""
+def write_numbered(
+    path, count=20, rate=Fraction(25), codec="libx264", times=None, gop=5, silence=0.0, delay=0
+):
+    """Write a video whose frame n has grey level STEP · n; `times` in milliseconds make the rate variable.
+
+    `silence`: seconds of a sound track; `delay`: frames by which the picture starts later.
+    """
     with av.open(str(path), "w") as container:
+        if silence:
+            sound = container.add_stream("mp2", rate=48_000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, round(48_000 * silence)), np.int16), format="s16", layout="mono"
+            )
+            frame.sample_rate = 48_000
         stream = container.add_stream(codec, rate=rate, options={"g": str(gop)} | NEARLY_LOSSLESS[codec])
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
+        if silence:
+            container.mux([*sound.encode(frame), *sound.encode(None)])
         for number in range(count):
             frame = av.VideoFrame.from_ndarray(
                 np.full((HEIGHT, WIDTH, 3), STEP * number, np.uint8), format="rgb24"
             )
-            frame.pts = times[number] if times else number
+            frame.pts = times[number] if times else number + delay
             frame.time_base = Fraction(1, 1000) if times else 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -100,6 +113,17 @@ def test_time_counts_from_the_first_frame(tmp_path):
     assert any(3.32 + n / 25 < (3320 + 40 * n) / 1000 for n in range(20)), "no sum is rounded down"
     video = DrivingVideo(write_numbered(tmp_path / "a.mkv", times=times))
     assert [number_at(video, n / 25) for n in range(20)] == list(range(20))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_time_counts_from_the_sound_if_that_starts_earlier(tmp_path, name):
+    """As the sound track's time does, so that both stay together."""
+    video = DrivingVideo(write_numbered(tmp_path / name, silence=1.0, delay=5))
+    expected = [0] * 5 + list(range(20))
+    assert [number_at(video, n / 25 + 0.02) for n in range(25)] == expected
+    frames = [round(np.asarray(frame).mean() / STEP) for frame in video.frames(0.02, 25)]
+    assert frames == expected
+    assert video.last_time() == pytest.approx(0.96, abs=0.02)
 
 
 def test_a_damaged_packet_is_skipped(tmp_path):
