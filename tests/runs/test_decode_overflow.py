@@ -18,16 +18,16 @@ F16, F32 = torch.float16, torch.float32
 def decoded(monkeypatch):
     """Decode in fp16 on a CPU, where the second chunk overflows; lists the types of all decodes."""
     types, latents = [], []
-    plain = decoding._pieces
+    plain = decoding._finished
 
     def pieces(vae, latent, finish):
         types.append(vae.decode_type)
         latents.append(latent.clone())
         overflows = len(latents) > 1 and torch.equal(latent, latents[1]) and vae.decode_type == F16
-        for start, piece in plain(vae, latent, finish):
-            yield start, piece * torch.inf if overflows and start else piece
+        for number, piece in enumerate(plain(vae, latent, finish)):
+            yield piece * torch.inf if overflows and number else piece
 
-    monkeypatch.setattr(decoding, "_pieces", pieces)
+    monkeypatch.setattr(decoding, "_finished", pieces)
     monkeypatch.setattr(request_module, "decode_type", lambda compute, device: F16)
     return types
 
