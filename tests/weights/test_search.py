@@ -102,13 +102,18 @@ def test_adapters_are_told_apart_by_their_paths(models):
         files_of(models)
 
 
-def test_shards_are_one_file(models):
-    whole = models / PLACES["transformer"]
+def write_two_shards(whole: Path, first_ends: int = 50) -> list[str]:
+    """Split a file at its 51st tensor; the first shard may hold more. Returns the tensors' names, sorted."""
     tensors = load_file(whole)
     names = sorted(tensors)
-    for number, part in enumerate((names[:50], names[50:]), start=1):
+    for number, part in enumerate((names[:first_ends], names[50:]), start=1):
         save_file({n: tensors[n] for n in part}, whole.with_name(f"t-0000{number}-of-00002.safetensors"))
     whole.unlink()
+    return names
+
+
+def test_shards_are_one_file(models):
+    write_two_shards(models / PLACES["transformer"])
     shards = files_of(models).of_role("transformer")
     assert [path.name for path in shards] == ["t-00001-of-00002.safetensors", "t-00002-of-00002.safetensors"]
     shards[1].unlink()
@@ -154,12 +159,7 @@ def test_a_damaged_index_is_no_problem_of_other_files(models):
 
 
 def test_a_tensor_in_two_shards_is_refused(models):
-    whole = models / PLACES["transformer"]
-    tensors = load_file(whole)
-    names = sorted(tensors)
-    for number, part in enumerate((names[:51], names[50:]), start=1):
-        save_file({n: tensors[n] for n in part}, whole.with_name(f"t-0000{number}-of-00002.safetensors"))
-    whole.unlink()
+    names = write_two_shards(models / PLACES["transformer"], first_ends=51)
     with pytest.raises(CheckpointError, match=f"two shards hold `{names[50]}`"):
         files_of(models)
 
